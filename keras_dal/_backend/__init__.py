@@ -1,0 +1,1 @@
+"""What differs between the Keras backends, one module each."""
