@@ -1,1 +1,13 @@
-"""What differs between the Keras backends, one module each."""
+"""The few lines that differ between the Keras backends, one module each with the same functions."""
+
+import importlib
+
+import keras
+
+_module = importlib.import_module(f"keras_dal._backend.{keras.backend.backend()}")
+
+END_OF_DATA = _module.END_OF_DATA
+is_chief = _module.is_chief
+statistics_dtype = _module.statistics_dtype
+training_scope = _module.training_scope
+without_gradients = _module.without_gradients
