@@ -43,17 +43,11 @@ class GatedDense(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         if not (isinstance(units, (int, np.integer)) and units > 0):
-            raise ValueError(
-                f"units must be a positive integer. Received: units={units!r}"
-            )
+            raise ValueError(f"units must be a positive integer. Received: units={units!r}")
         if gates not in _GATES:
-            raise ValueError(
-                f"gates must be one of {_GATES}. Received: gates={gates!r}"
-            )
+            raise ValueError(f"gates must be one of {_GATES}. Received: gates={gates!r}")
         if not sharpness > 0:
-            raise ValueError(
-                f"sharpness must be positive. Received: sharpness={sharpness!r}"
-            )
+            raise ValueError(f"sharpness must be positive. Received: sharpness={sharpness!r}")
         self.units, self.gates, self.sharpness, self.seed = (
             int(units),
             gates,
@@ -71,14 +65,8 @@ class GatedDense(keras.layers.Layer):
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
         )
-        self.bias = self.add_weight(
-            name="bias", shape=(self.units,), initializer="zeros"
-        )
-        gaussian = (
-            keras.initializers.RandomNormal(stddev=m**-0.5, seed=self.seed)
-            if random
-            else "zeros"
-        )
+        self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
+        gaussian = keras.initializers.RandomNormal(stddev=m**-0.5, seed=self.seed) if random else "zeros"
         self.gate_kernel = self._fixed("gate_kernel", (m, self.units), gaussian)
         self.gate_bias = self._fixed("gate_bias", (self.units,), "zeros")
         self.mean = self._fixed("mean", (m,), "zeros")
@@ -86,17 +74,13 @@ class GatedDense(keras.layers.Layer):
         self.frozen = self._fixed("frozen", (), "ones" if random else "zeros")
 
     def _fixed(self, name, shape, initializer):
-        return self.add_weight(
-            name=name, shape=shape, initializer=initializer, trainable=False
-        )
+        return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=False)
 
     def call(self, inputs):
         u = (inputs - self.mean) / self.scale
         linear = ops.matmul(u, self.kernel) + self.bias
         gate = ops.matmul(u, self.gate_kernel) + self.gate_bias
-        if (
-            self.gates == "learned"
-        ):  # a weight decides, not a Python flag, so that a compiled function follows it
+        if self.gates == "learned":  # a weight decides, not a Python flag, so that a compiled function follows it
             gate = ops.where(self.frozen > 0.5, gate, linear)
         return linear * ops.sigmoid(self.sharpness * gate)
 
@@ -120,11 +104,7 @@ class GatedDense(keras.layers.Layer):
         if self.gates_frozen:
             return
         gates = np.concatenate([_numpy(self.kernel), _numpy(self.bias)[None]])
-        gates += (
-            noise
-            * gates.std()
-            * np.random.default_rng(seed).standard_normal(gates.shape)
-        )
+        gates += noise * gates.std() * np.random.default_rng(seed).standard_normal(gates.shape)
         self.gate_kernel.assign(gates[:-1])
         self.gate_bias.assign(gates[-1])
         self.frozen.assign(1.0)
@@ -143,38 +123,31 @@ class GatedDense(keras.layers.Layer):
         if not self.built:
             self.build(features.shape)
         mean, scale = features.mean(axis=0), features.std(axis=0)
-        scale[scale <= 1e-6 * scale.max()] = (
-            1.0  # a feature that never moves stays at zero, as in Normalization
-        )
+        scale[scale <= 1e-6 * scale.max()] = 1.0  # a feature that never moves stays at zero, as in Normalization
         self.mean.assign(mean)
         self.scale.assign(scale)
         if self.gates == "random":
-            through = np.random.default_rng(self.seed).integers(
-                len(features), size=self.units
-            )
+            through = np.random.default_rng(self.seed).integers(len(features), size=self.units)
             u = (features[through] - mean) / scale
             self.gate_bias.assign(-np.einsum("hm,mh->h", u, _numpy(self.gate_kernel)))
 
-    def head(self, output_kernel, use_bias):
-        """Return the `heads.GatedHead` of this layer with its gates as they are now, under a linear layer.
+    def linear_head(self, output_layer):
+        """Return the head that this layer and a `Dense` layer after it make, with the gates as they are now.
 
-        Args:
-            output_kernel: V, shape `(H, C)`.
-            use_bias: whether the linear layer adds a bias.
+        Returns:
+            A `heads.GatedHead`, and the variables it is linear in, in the order of its shapes.
         """
-        gates = (
-            (self.gate_kernel, self.gate_bias)
-            if self.gates_frozen
-            else (self.kernel, self.bias)
+        bias = (output_layer.bias,) if output_layer.use_bias else ()
+        return self._head(output_layer.kernel, output_layer.use_bias), (
+            self.kernel,
+            self.bias,
+            *bias,
         )
-        return heads.GatedHead(
-            _numpy(self.mean),
-            _numpy(self.scale),
-            *map(_numpy, gates),
-            self.sharpness,
-            output_kernel,
-            use_bias,
-        )
+
+    def _head(self, output_kernel, use_bias):
+        gates = (self.gate_kernel, self.gate_bias) if self.gates_frozen else (self.kernel, self.bias)
+        fixed = map(_numpy, (self.mean, self.scale, *gates))
+        return heads.GatedHead(*fixed, self.sharpness, _numpy(output_kernel), use_bias)
 
     def get_config(self):
         return {
@@ -193,7 +166,7 @@ class GatedBranch(keras.layers.Layer):
     """`activation(dense(z) + gated(z) V)`: a linear head with gated units beside it, at first exactly that head.
 
     V is Gaussian and fixed, the kernel of the gated units is zero at the start, and with fixed gates the logits are
-    linear in `linear_parameters`.
+    linear in the parameters of `linear_head`.
 
     Args:
         dense: the `keras.layers.Dense` head, or its configuration; its activation is applied after the sum.
@@ -203,17 +176,13 @@ class GatedBranch(keras.layers.Layer):
         seed: integer for V and the random gates.
     """
 
-    def __init__(
-        self, dense, units, gates="random", sharpness=10.0, seed=None, **kwargs
-    ):
+    def __init__(self, dense, units, gates="random", sharpness=10.0, seed=None, **kwargs):
         if isinstance(dense, dict):
             dense = keras.saving.deserialize_keras_object(dense)
         super().__init__(**{"dtype": dense.dtype_policy, **kwargs})
         self._config = {"dense": keras.saving.serialize_keras_object(dense)}
         self.activation = dense.activation
-        self.dense = keras.layers.Dense.from_config(
-            {**dense.get_config(), "activation": "linear"}
-        )
+        self.dense = keras.layers.Dense.from_config({**dense.get_config(), "activation": "linear"})
         self.gated = GatedDense(
             units,
             gates,
@@ -244,9 +213,7 @@ class GatedBranch(keras.layers.Layer):
         )
 
     def call(self, inputs):
-        return self.activation(
-            self.dense(inputs) + ops.matmul(self.gated(inputs), self.output_kernel)
-        )
+        return self.activation(self.dense(inputs) + ops.matmul(self.gated(inputs), self.output_kernel))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.dense.units)
@@ -255,23 +222,20 @@ class GatedBranch(keras.layers.Layer):
         """Adapt the gated units to the training features, as `GatedDense.adapt` does."""
         self.gated.adapt(features)
 
-    @property
-    def linear_parameters(self):
-        """The variables the logits are linear in, in the order of `head().shapes`."""
-        dense = (
-            (self.dense.kernel, self.dense.bias)
-            if self.dense.use_bias
-            else (self.dense.kernel,)
-        )
-        return (self.gated.kernel, self.gated.bias, *dense)
+    def freeze_gates(self, noise=0.0, seed=None):
+        """Fix learned gates, as `GatedDense.freeze_gates` does."""
+        self.gated.freeze_gates(noise, seed)
 
-    def head(self):
-        """Return the `heads.SumHead` of the branch and the dense head, gates as they are now."""
-        gated = self.gated.head(_numpy(self.output_kernel), use_bias=False)
-        dense = heads.DenseHead(
-            self.dense.kernel.shape[0], self.dense.units, self.dense.use_bias
-        )
-        return heads.SumHead([gated, dense])
+    def linear_head(self):
+        """Return the sum of the branch and the dense head, with the gates as they are now.
+
+        Returns:
+            A `heads.SumHead`, and the variables it is linear in, in the order of its shapes.
+        """
+        dense, bias = self.dense, (self.dense.bias,) if self.dense.use_bias else ()
+        gated = self.gated._head(self.output_kernel, use_bias=False)
+        head = heads.SumHead([gated, heads.DenseHead(*dense.kernel.shape, dense.use_bias)])
+        return head, (self.gated.kernel, self.gated.bias, dense.kernel, *bias)
 
     def get_config(self):
         return {**super().get_config(), **self._config}

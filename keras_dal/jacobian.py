@@ -1,0 +1,199 @@
+"""The Jacobian J_S of a head on cached features: its column space, least-squares solutions and spectral norm.
+
+Rows are what the loss sees: scaled by the square roots of the sample weights and, for softmax, with the mean over the
+outputs removed, because a constant per sample changes neither the loss nor a prediction. Plain NumPy and SciPy.
+"""
+
+import numpy as np
+from scipy import linalg
+from scipy.sparse.linalg import LinearOperator, lsqr
+
+from keras_dal import heads
+
+_ITERATIONS = 1000
+_SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
+
+
+def jacobian(head, features, weights=None, centered=False, max_bytes=2**28):
+    """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
+
+    Args:
+        head: a `heads.Head` with P parameters and C outputs.
+        features: float64 array of shape `(n, m)`.
+        weights: positive sample weights `(n,)`; ones by default.
+        centered: whether constants per row are removed (softmax).
+        max_bytes: largest matrix to factorize; beyond it the result is iterative.
+
+    Returns:
+        A `Jacobian`.
+    """
+    kind = KroneckerJacobian
+    if not isinstance(head, heads.DenseHead):
+        size = 8 * len(features) * head.num_outputs * head.num_parameters
+        kind = DenseJacobian if size <= max_bytes else IterativeJacobian
+    return kind(head, features, np.ones(len(features)) if weights is None else weights, centered)
+
+
+class Jacobian:
+    """J_S, of shape `(nC, P)`.
+
+    Attributes:
+        rank: numerical rank, None where it was not decided.
+        full_rank: the rank at which every labelling is aligned, nC, or n(C - 1) with constants removed.
+        tolerance: singular values up to it count as zero, None where none was computed.
+        sigma_max: largest singular value, or an upper bound of it.
+        method: how rank and sigma_max were obtained.
+    """
+
+    rank: int | None = None
+    tolerance: float | None = None
+    sigma_max: float
+    method: str
+
+    def __init__(self, head, features, weights, centered):
+        self.head, self.features, self.centered = head, features, centered
+        self.roots = np.sqrt(weights)[:, None]
+        self.shape = (len(features) * head.num_outputs, head.num_parameters)
+        self.full_rank = len(features) * (head.num_outputs - centered)
+
+    def seen(self, rows):
+        """Return rows `(n, C)` as the loss sees them: without constants for softmax."""
+        return rows - rows.mean(axis=1, keepdims=True) if self.centered else rows
+
+    def logits(self, theta):
+        """Return the head's logits `(n, C)` in float64."""
+        return self.head.logits(self.features, theta)
+
+    def solve(self, targets):
+        """Return a theta `(P,)` that minimizes the weighted `||J theta - targets||`, of least norm where exact."""
+        raise NotImplementedError
+
+    def refined(self, targets):
+        """Return `solve(targets)` after one step of iterative refinement, which removes most of its rounding."""
+        theta = self.solve(targets)
+        return theta + self.solve(targets - self.logits(theta))
+
+
+class _FactorizedJacobian(Jacobian):
+    """With `size` orthonormal vectors that span the weighted columns, and two maps that are transposes of each other."""
+
+    left: np.ndarray
+    right: np.ndarray
+    values: np.ndarray
+    copies = 1  # of every basis vector, one for each output
+
+    def _factorize(self, matrix, method):
+        left, values, right = linalg.svd(matrix, full_matrices=False, lapack_driver="gesdd", check_finite=False)
+        self.tolerance = max(self.shape) * np.finfo(np.float64).eps * values[0]
+        kept = int(np.sum(values > self.tolerance))
+        self.left, self.values, self.right = left[:, :kept], values[:kept], right[:kept]
+        self.size, self.sigma_max = kept * self.copies, values[0] * _SAFETY
+        self.rank = self.size - kept * (self.copies > 1) * self.centered
+        self.method = f"{method}, singular values above {self.tolerance:.1e}"
+
+    def combine(self, coefficients):
+        """Return the logits `(n, C)`, up to constants per row for softmax, of basis coefficients `(r,)`."""
+        raise NotImplementedError
+
+    def correlate(self, cotangent):
+        """Return the transpose of `combine` applied to a cotangent `(n, C)`, shape `(r,)`."""
+        raise NotImplementedError
+
+    def theta(self, coefficients):
+        """Return the theta `(P,)` with these logits."""
+        raise NotImplementedError
+
+    def solve(self, targets):
+        return self.theta(self.correlate(targets * self.roots**2))
+
+
+class KroneckerJacobian(_FactorizedJacobian):
+    """`[Z, 1] kron I_C` of a plain head: one small factorization serves all outputs."""
+
+    def __init__(self, head, features, weights, centered):
+        super().__init__(head, features, weights, centered)
+        matrix = np.column_stack([features, np.ones(len(features))]) if head.use_bias else features
+        self.copies = head.num_outputs
+        self._factorize(matrix * self.roots, "SVD of the features")
+
+    def combine(self, coefficients):
+        return self.seen(self.left @ coefficients.reshape(-1, self.head.num_outputs)) / self.roots
+
+    def correlate(self, cotangent):
+        return (self.left.T @ self.seen(cotangent / self.roots)).ravel()
+
+    def theta(self, coefficients):
+        rows = coefficients.reshape(-1, self.head.num_outputs) / self.values[:, None]
+        return (self.right.T @ rows).ravel()
+
+
+class DenseJacobian(_FactorizedJacobian):
+    """The matrix itself, for heads whose outputs share no small factor."""
+
+    def __init__(self, head, features, weights, centered):
+        super().__init__(head, features, weights, centered)
+        units = np.eye(head.num_outputs) - centered / head.num_outputs
+        rows = [head.adjoint(z[None], unit[None]) for z in features for unit in units]
+        self._factorize(
+            np.repeat(self.roots, head.num_outputs, axis=0) * np.array(rows),
+            "SVD of J_S",
+        )
+
+    def combine(self, coefficients):
+        return (self.left @ coefficients).reshape(-1, self.head.num_outputs) / self.roots
+
+    def correlate(self, cotangent):
+        return self.left.T @ (cotangent / self.roots).ravel()
+
+    def theta(self, coefficients):
+        return self.right.T @ (coefficients / self.values)
+
+
+class IterativeJacobian(Jacobian):
+    """Products only: LSQR gives a solution whose residual bounds the alignment from below; no rank is decided."""
+
+    def __init__(self, head, features, weights, centered):
+        super().__init__(head, features, weights, centered)
+        self.sigma_max = spectral_norm_bound(head, features, weights, centered)
+        self.method = f"LSQR, at most {_ITERATIONS} iterations"
+
+    def solve(self, targets):
+        def matvec(theta):
+            return (self.seen(self.logits(theta.ravel())) * self.roots).ravel()
+
+        def rmatvec(cotangent):
+            return self.head.adjoint(self.features, self.seen(cotangent.reshape(targets.shape) * self.roots))
+
+        operator = LinearOperator(self.shape, matvec=matvec, rmatvec=rmatvec, dtype=np.float64)
+        right = (self.seen(targets) * self.roots).ravel()
+        return lsqr(operator, right, atol=1e-12, btol=1e-6, conlim=0, iter_lim=_ITERATIONS)[0]
+
+    def refined(self, targets):
+        return self.solve(targets)
+
+
+def spectral_norm_bound(head, features, weights, centered=False):
+    """Return an upper bound of sigma_max(J_S), exact for a plain head, from matrices of order m + 1 and H only.
+
+    For gated units `J J'` is the entrywise product of the Gram matrices of `(u_i, 1)` and of `V_j * g_i`. By Schur's
+    product theorem `sigma_max(A o B) <= max_i A_ii sigma_max(B)` for positive semidefinite A and B; scaled to
+    `A_ii = 1` this leaves the largest eigenvalue of `(V V') o (G' D G)`, of order H, with `D_ii = |u_i|^2 + 1`.
+    Iterative estimates of sigma_max are lower bounds and would not do.
+    """
+    if isinstance(head, heads.SumHead):
+        return np.sqrt(sum(spectral_norm_bound(part, features, weights, centered) ** 2 for part in head.parts))
+    if isinstance(head, heads.DenseHead):
+        columns = np.column_stack([features, np.ones(len(features))]) if head.use_bias else features
+        return _root_of_largest_eigenvalue(columns.T @ (columns * weights[:, None]))
+    if not isinstance(head, heads.GatedHead):
+        raise ValueError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
+    output = head.output_kernel - head.output_kernel.mean(axis=1, keepdims=True) * centered
+    gates = head.gates(features)
+    squares = weights * (1.0 + np.sum(head.standardize(features) ** 2, axis=1))
+    largest = _root_of_largest_eigenvalue((output @ output.T) * (gates.T @ (gates * squares[:, None])))
+    return np.hypot(largest, np.sqrt(weights.sum()) * _SAFETY * head.use_bias)
+
+
+def _root_of_largest_eigenvalue(gram):
+    last = len(gram) - 1
+    return np.sqrt(linalg.eigvalsh(gram, subset_by_index=(last, last))[0]) * _SAFETY
