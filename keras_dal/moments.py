@@ -2,12 +2,11 @@
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_dal import _backend
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
-
-NUM_PROBES = 64  # samples on which the change of the feature kernel is measured
+from keras_dal.probes import NUM_PROBES
 
 
 class StepMoments(keras.metrics.Metric):
@@ -20,22 +19,24 @@ class StepMoments(keras.metrics.Metric):
         num_features: m, the width of the features Z.
         num_outputs: C, the width of the targets Y.
         loss: the `keras_dal.losses.Loss` that says what the targets are.
-        input_shape: shape of one input, or None where it is not known; then no inputs are kept.
+        input_specs: what the model's inputs look like, a structure of KerasTensors, or None where that is not known;
+            then no inputs are kept.
     """
 
-    def __init__(self, num_features, num_outputs, loss, input_shape=None):
+    def __init__(self, num_features, num_outputs, loss, input_specs=None):
         super().__init__(name="keras_dal_moments", dtype=_backend.statistics_dtype())
-        self.num_outputs = num_outputs
-        self.loss = loss
+        self.num_features, self.num_outputs, self.loss = num_features, num_outputs, loss
         size = num_features + 1 + num_outputs
         self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
-        self.probes = None
-        if input_shape is not None:
-            shape = (NUM_PROBES, *input_shape)
-            once = {"dtype": "float32", "aggregation": "only_first_replica"}
-            self.probes = self.add_variable(shape, "zeros", name="probes", **once)
-            self.probed = self.add_variable((), "zeros", name="probed", **once)
+        known = input_specs is not None and all(None not in part.shape[1:] for part in tree.flatten(input_specs))
+        self.probes = tree.map_structure(self._add_probe, input_specs) if known else None
+        self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
+
+    def _add_probe(self, spec):
+        return self.add_variable(
+            (NUM_PROBES, *spec.shape[1:]), "zeros", dtype="float32", aggregation="only_first_replica", name="probe"
+        )
 
     def update_state(self, x, y, features, sample_weight=None):
         """Adds one batch.
@@ -54,7 +55,8 @@ class StepMoments(keras.metrics.Metric):
         self.sums.assign_add(ops.matmul(ops.transpose(rows), weight * rows))
         self.count.assign_add(ops.sum(ops.cast(weight > 0, self.dtype)))
         if self.probes is not None:
-            self._keep(ops.cast(x, "float32"))
+            tree.map_structure(self._keep, self.probes, x)
+            self.probed.assign(ops.ones((), dtype="float32"))
 
     def _targets(self, y):
         y = ops.cast(y, self.dtype)
@@ -65,14 +67,14 @@ class StepMoments(keras.metrics.Metric):
         y = ops.reshape(y, (-1, self.num_outputs))
         return 2 * y - 1 if isinstance(self.loss, SigmoidCrossEntropy) else y
 
-    def _keep(self, x):
+    def _keep(self, probe, x):
         index = ops.minimum(ops.arange(NUM_PROBES), ops.shape(x)[0] - 1)  # a small batch repeats its last sample
-        self.probes.assign(ops.where(self.probed == 0, ops.take(x, index, axis=0), self.probes))
-        self.probed.assign(ops.ones_like(self.probed))
+        first = ops.take(ops.cast(x, probe.dtype), index, axis=0)
+        probe.assign(ops.where(self.probed.value == 0, first, probe.value))
 
     def reset_state(self):
-        self.sums.assign(ops.zeros_like(self.sums))
-        self.count.assign(ops.zeros_like(self.count))
+        self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
+        self.count.assign(ops.zeros((), dtype=self.dtype))
 
     def result(self):
         return {}
@@ -83,3 +85,7 @@ class StepMoments(keras.metrics.Metric):
             np.asarray(ops.convert_to_numpy(self.sums), np.float64),
             round(float(ops.convert_to_numpy(self.count))),
         )
+
+    def samples(self):
+        """Return the inputs kept, as the model takes them, or None."""
+        return None if self.probes is None else tree.map_structure(ops.convert_to_numpy, self.probes)

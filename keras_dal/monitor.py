@@ -1,0 +1,142 @@
+"""AlignmentMonitor: measures the alignment condition in `fit`, and drives the switch of `Wrap`."""
+
+import warnings
+
+import keras
+import numpy as np
+
+from keras_dal import _backend
+from keras_dal.alignment import alignment, alignment_from_moments
+from keras_dal.losses import resolve_loss
+from keras_dal.moments import StepMoments
+from keras_dal.probes import KernelChange, first_samples
+from keras_dal.schedule import SwitchSchedule
+from keras_dal.step import StepHooks
+from keras_dal.structure import find_structure, input_specs
+from keras_dal.wrap import find_wrap
+
+
+class AlignmentMonitor(keras.callbacks.Callback):
+    """Measures how far the labels are in the column space of the Jacobian, each epoch, and switches `Wrap`.
+
+    Every epoch it adds to `logs`: `alignment` in [0, 1], `alignment_rank`, `phase` (0 while exploring, 1 after the
+    switch) and `kernel_change`, the relative change of the feature kernel since the start of this `fit`. Callbacks that
+    read them (CSVLogger, EarlyStopping, TensorBoard) come after it in the list.
+
+    Without data it measures what flows through `fit`, with no second pass: the features are then those of the training
+    step, of a model that still changes while they are summed up, and an estimate. After the switch they no longer
+    change. With data it measures exactly, in inference mode. With a plain optimizer it only measures.
+
+    Args:
+        data: `(x, y)`, `(x, y, sample_weight)` or a dataset of such batches, measured at the end of every epoch; None
+            for what flows through `fit`.
+        verbose: whether to say in a few lines what was found and frozen at the switch.
+
+    Raises:
+        ValueError: when training begins, for a model without a linear head or a loss outside the theory.
+    """
+
+    def __init__(self, data=None, verbose=True):
+        super().__init__()
+        self.data = data
+        self.verbose = verbose
+        self._wrap = None
+
+    @property
+    def phase(self):
+        """`"explore"` or `"exploit"`; always `"explore"` with a plain optimizer."""
+        return self._wrap.phase if self._wrap is not None else "explore"
+
+    def on_train_begin(self, logs=None):
+        model = self.model
+        self._wrap = find_wrap(model.optimizer)
+        self._structure = find_structure(model, parameters=self._wrap.exploit if self._wrap else "head")
+        self._loss = resolve_loss(model.loss, self._structure.activation)
+        self._schedule = SwitchSchedule(self._wrap.explore if self._wrap else None, self.params["epochs"])
+        self._moments = None
+        if self.data is None:
+            self._moments = self._make_moments(model)
+        driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
+        self._hooks = StepHooks(model, self._structure.output_layer, self._moments, driven)
+        self._kernel_change = None
+        self._samples = None
+        self._report = None
+        self._installed_phase = None
+
+    def _make_moments(self, model):
+        width = self._structure.output_layer.input_spec.axes[-1]
+        with _backend.training_scope(model):
+            return StepMoments(width, self._structure.num_outputs, self._loss, input_specs(model))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        model = self.model
+        if self._kernel_change is None:  # here, not earlier: other callbacks restore weights in on_train_begin
+            self._kernel_change = KernelChange(model, self._structure.output_layer)
+        if self._wrap is not None:
+            self._wrap.synchronize()
+            if self.phase == "explore" and self._schedule.is_due(epoch):
+                self._switch(model, epoch)
+            elif self.phase == "exploit" and self._wrap.exploit_learning_rate == "auto" and self._report is not None:
+                self._wrap.learning_rate = self._step_size()  # now of constant features: exact
+        if self.phase != self._installed_phase:
+            self._hooks.install(self._structure.linear_parameters if self.phase == "exploit" else None)
+            self._installed_phase = self.phase
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._hooks.arm()
+
+    def on_epoch_end(self, epoch, logs=None):
+        measured = self._measure(self.model)
+        self._schedule.observe(measured.get("alignment", np.nan))
+        if logs is not None:
+            logs.update(measured, phase=float(self.phase == "exploit"))
+
+    def on_train_end(self, logs=None):
+        self._hooks.remove()
+
+    def _measure(self, model):
+        if self._moments is None:
+            self._report = alignment(model, *(self.data if isinstance(self.data, tuple) else (self.data,)))
+            samples = self._samples = first_samples(self.data) if self._samples is None else self._samples
+        else:
+            sums, count = self._moments.read()
+            if count == 0:
+                warnings.warn(
+                    "Nothing was measured: the model's train_step does not call compute_loss. Give the monitor its "
+                    f"own data, AlignmentMonitor(data=(x, y)). Received: model {model.name!r}",
+                    stacklevel=2,
+                )
+                return {}
+            self._report = alignment_from_moments(sums, count, self._structure, self._loss)
+            samples = self._moments.samples()
+        measured = {"alignment": self._report.alignment, "alignment_rank": self._report.rank}
+        if samples is not None:
+            measured["kernel_change"] = self._kernel_change.measure(samples)
+        return measured
+
+    def _switch(self, model, epoch):
+        auto = self._wrap.exploit_learning_rate == "auto"
+        self._structure = self._wrap.switch(model, learning_rate=self._step_size() if auto else None)
+        if self.verbose and _backend.is_chief():
+            print(self._message(model, epoch), flush=True)
+
+    def _message(self, model, epoch):
+        trained = self._structure.linear_parameters
+        frozen = [v for v in model.trainable_variables if not any(v is other for other in trained)]
+        measured = "not measured yet" if self._report is None else self._report.summary()
+        penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
+        return "\n".join([
+            f"keras_dal: exploitation begins at epoch {epoch + 1} of {self.params['epochs']}",
+            f"  labels in the column space of the head: {measured}",
+            f"  trained:   {_listed(trained)}",
+            f"  frozen:    {len(frozen)} variables with {_size(frozen):,} parameters, batch statistics and dropout too",
+            f"  minimized: {' plus '.join([self._loss.name, *penalties])}, convex in what is trained",
+        ])
+
+
+def _size(variables):
+    return sum(int(np.prod(variable.shape)) for variable in variables)
+
+
+def _listed(variables):
+    return f"{', '.join(v.path for v in variables)} ({_size(variables):,} parameters)"
