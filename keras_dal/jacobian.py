@@ -38,6 +38,7 @@ class Jacobian:
     """J_S, of shape `(nC, P)`.
 
     Attributes:
+        factorized: whether the column space is known, not only products with J_S.
         rank: numerical rank, None where it was not decided.
         full_rank: the rank at which every labelling is aligned, nC, or n(C - 1) with constants removed.
         tolerance: singular values up to it count as zero, None where none was computed.
@@ -45,6 +46,7 @@ class Jacobian:
         method: how rank and sigma_max were obtained.
     """
 
+    factorized = True
     rank: int | None = None
     tolerance: float | None = None
     sigma_max: float
@@ -152,6 +154,8 @@ class DenseJacobian(_FactorizedJacobian):
 class IterativeJacobian(Jacobian):
     """Products only: LSQR gives a solution whose residual bounds the alignment from below; no rank is decided."""
 
+    factorized = False
+
     def __init__(self, head, features, weights, centered):
         super().__init__(head, features, weights, centered)
         self.sigma_max = spectral_norm_bound(head, features, weights, centered)
@@ -186,7 +190,7 @@ def spectral_norm_bound(head, features, weights, centered=False):
         columns = np.column_stack([features, np.ones(len(features))]) if head.use_bias else features
         return _root_of_largest_eigenvalue(columns.T @ (columns * weights[:, None]))
     if not isinstance(head, heads.GatedHead):
-        raise ValueError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
+        raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
     output = head.output_kernel - head.output_kernel.mean(axis=1, keepdims=True) * centered
     gates = head.gates(features)
     squares = weights * (1.0 + np.sum(head.standardize(features) ** 2, axis=1))

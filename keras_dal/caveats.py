@@ -1,0 +1,38 @@
+"""What a certificate does not speak about, in sentences."""
+
+import keras
+
+ALWAYS = (
+    "features other than these: whatever comes before the head must stay frozen, in inference mode",
+    "minibatches, momentum, Adam and other steps: the bound is for full-batch gradient descent with step 1 / beta",
+    "arithmetic below float64: the numbers are those of the head in float64 on the features as the model gave them",
+)
+RANK = "the rank is a decision about rounding: singular values up to the tolerance count as zero"
+_NOISE = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+)
+
+
+def of_training(structure, penalty):
+    """Yield what this model does in training and the certificate does not speak about."""
+    layers = list(structure.model._flatten_layers(include_self=False))
+    noisy = [layer.name for layer in layers if isinstance(layer, _NOISE)]
+    if noisy:
+        yield f"dropout or noise left on while theta_S is trained: {', '.join(noisy)}"
+    augmenting = [layer.name for layer in layers if type(layer).__name__.startswith("Random")]
+    if augmenting:
+        yield f"randomly augmented inputs, in the model ({', '.join(augmenting)}) or before it"
+    moving = [layer.name for layer in structure.gated_layers if not layer.gates_frozen]
+    if moving:
+        yield f"gates that still move with their kernel ({', '.join(moving)}): they count as frozen as they are now"
+    if penalty is None:
+        yield "the rate: a penalty or constraint on theta_S is not an L2 regularizer"
+    optimizer = getattr(structure.model, "optimizer", None)
+    if getattr(getattr(optimizer, "inner_optimizer", optimizer), "weight_decay", None):
+        yield "the optimizer's weight decay, which is not part of the objective"

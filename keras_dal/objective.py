@@ -1,0 +1,84 @@
+"""What is minimized over theta_S: a mean loss plus an L2 penalty, and its values at points to compare with."""
+
+import keras
+import numpy as np
+
+_SCALES = np.geomspace(1e-2, 1e3, 81)
+
+
+class Objective:
+    """`F(theta) = sum_i w_i l(f_i(theta), y_i) / n + sum_k penalty_k theta_k^2`.
+
+    Args:
+        jacobian: a `Jacobian`, for the logits.
+        loss: a `losses.Loss`.
+        targets: Y_l, shape `(n, C)`.
+        weights: sample weights, shape `(n,)`.
+        penalty: L2 factors, a number or an array `(P,)`.
+    """
+
+    def __init__(self, jacobian, loss, targets, weights, penalty=0.0):
+        self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
+        self.penalty = penalty
+
+    def loss_of(self, logits):
+        return float(np.mean(self.weights * self.loss.values(logits, self.targets)))
+
+    def penalty_of(self, theta):
+        return float(np.sum(self.penalty * theta**2))
+
+    def smallest_margin(self, logits):
+        margins = self.loss.margins(logits, self.targets)
+        return None if margins is None else float(np.min(margins))
+
+    def smoothness(self):
+        """Return an upper bound of the objective's second derivative in any direction of unit length."""
+        curvature = self.loss.curvature(self.targets.shape[1])
+        return float(curvature * self.jacobian.sigma_max**2 / len(self.targets) + 2 * np.max(self.penalty))
+
+    def comparisons(self, theta, witnesses):
+        """Return pairs (objective at w, squared distance of w from theta) for points w on rays and segments.
+
+        The points lie on the rays from 0 and from theta along every witness, and on the lines from theta to it. Kept
+        are those that no other point beats in both numbers.
+        """
+        start, pairs = self.jacobian.logits(theta), [(self.loss_of(self.jacobian.logits(theta)), 0.0)]
+        pairs[0] = (pairs[0][0] + self.penalty_of(theta), 0.0)
+        for witness in witnesses:
+            logits = self.jacobian.logits(witness)
+            scale = 1.0 / margin if (margin := self.smallest_margin(logits)) and margin > 0 else 1.0
+            pairs += self._along(theta, 0.0 * theta, 0.0 * start, scale * witness, scale * logits)
+            pairs += self._along(theta, theta, start, scale * witness, scale * logits)
+            pairs += self._along(theta, theta, start, witness - theta, logits - start)
+        return _undominated(pairs)
+
+    def _along(self, theta, base, base_logits, direction, logits):
+        for s in _SCALES:
+            point = base + s * direction
+            value = self.loss_of(base_logits + s * logits) + self.penalty_of(point)
+            if np.isfinite(value):
+                yield value, float(np.sum((point - theta) ** 2))
+
+
+def l2_factors(variables):
+    """Return the L2 factor of every entry of Keras variables, flat, or None where the penalty is not L2.
+
+    Raises nothing: a penalty that has no curvature bound leaves a model trainable, only without a rate.
+    """
+    factors = []
+    for variable in variables:
+        regularizer = variable.regularizer
+        squares = isinstance(regularizer, (keras.regularizers.L2, keras.regularizers.L1L2))
+        if (regularizer is not None and not squares) or getattr(regularizer, "l1", 0.0) or variable.constraint:
+            return None
+        factors.append(np.full(int(np.prod(variable.shape)), float(getattr(regularizer, "l2", 0.0))))
+    return np.concatenate(factors)
+
+
+def _undominated(pairs):
+    kept, least = [], np.inf
+    for value, far in sorted(pairs, key=lambda pair: (pair[1], pair[0])):
+        if value < least:
+            kept.append((value, far))
+            least = value
+    return tuple(kept)
