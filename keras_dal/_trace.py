@@ -28,6 +28,7 @@ def tap(layer):
 class _Call(NamedTuple):
     layer: Any
     inputs: Any
+    outputs: Any
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def _recorded(layers, record):
         @functools.wraps(call)
         def recording_call(*args, **kwargs):
             outputs = call(*args, **kwargs)
-            record(_Call(layer, args[0] if args else next(iter(kwargs.values()), None)))
+            record(_Call(layer, args[0] if args else next(iter(kwargs.values()), None), outputs))
             return outputs
 
         return recording_call
@@ -47,6 +48,14 @@ def _recorded(layers, record):
         for layer in layers:
             stack.enter_context(replaced(layer, "call", recording(layer, layer.call)))
         yield
+
+
+def logits(model, layer, x):
+    """Return the outputs of a model's last linear layer before its activation, as a tensor, eager or traced."""
+    calls = []
+    with replaced(layer, "activation", keras.activations.linear), _recorded([layer], calls.append):
+        model(x, training=False)
+    return calls[-1].outputs
 
 
 def evaluate(model, layer, x):
@@ -66,6 +75,7 @@ def sample_inputs(model, x):
     if x is not None:
         if not all(np.shape(part)[:1] and np.shape(part)[0] for part in tree.flatten(x)):
             raise ValueError(f"Pass at least one sample input. Received: x of shape {tree.map_structure(np.shape, x)}")
+        _check_shapes(model, x)
         return tree.map_structure(lambda part: part[:_SAMPLES], x)
     inputs = input_specs(model)
     if inputs is None or any(None in part.shape[1:] for part in tree.flatten(inputs)):
@@ -82,6 +92,17 @@ def sample_inputs(model, x):
         return generator.standard_normal(shape).astype("float32")
 
     return tree.map_structure(random, inputs)
+
+
+def _check_shapes(model, x):
+    specs = tree.flatten(input_specs(model)) if input_specs(model) is not None else []
+    for spec, part in zip(specs, tree.flatten(x), strict=False):
+        sizes = zip(spec.shape[1:], part.shape[1:], strict=False)
+        if len(spec.shape) == len(part.shape) and any(size not in (None, given) for size, given in sizes):
+            raise ValueError(
+                f"The model takes inputs of shape {spec.shape}, with None for any size. Received: x of shape "
+                f"{tuple(part.shape)}"
+            )
 
 
 def input_specs(model):

@@ -72,8 +72,12 @@ def probes(form, evaluate):
     with restored(form.model.variables):
         features, outputs = evaluate()
         tolerance = _TOLERANCES[str(features.dtype)]
-        if not np.isfinite(features).all() or not np.any(features):
-            yield _probe(form, features, outputs, tolerance, "its inputs are all zero or not finite on the samples")
+        if not np.isfinite(features).all() or not features.any():
+            raise ValueError(
+                "The features must be finite and not all zero: look for NaN in the inputs and in the model's weights, or "
+                f"pass other samples. Received: {np.sum(~np.isfinite(features))} values that are not finite among "
+                f"{features.size} inputs of layer {form.layer.name!r}"
+            )
         a, b = (_of_unit_logits(form.head(), features, generator) for _ in range(2))
         for theta in (np.zeros_like(a), a, b, a + b):
             form.assign(theta)

@@ -47,6 +47,11 @@ class Structure:
     num_outputs: int
 
     @property
+    def use_bias(self):
+        """Whether the logits have a bias among the linear parameters."""
+        return bool(getattr(self.output_layer, "dense", self.output_layer).use_bias)
+
+    @property
     def input_shape(self):
         """Shape of one input of the model, or None where it is not known or there are several inputs."""
         inputs = input_specs(self.model)

@@ -7,7 +7,10 @@ import keras
 _module = importlib.import_module(f"keras_dal._backend.{keras.backend.backend()}")
 
 END_OF_DATA = _module.END_OF_DATA
+compiled = _module.compiled
 is_chief = _module.is_chief
+jvp = _module.jvp
 statistics_dtype = _module.statistics_dtype
 training_scope = _module.training_scope
 without_gradients = _module.without_gradients
+vjp = _module.vjp

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import torch
 
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
@@ -34,3 +35,40 @@ def is_chief():
     """Return whether this process is the one that speaks."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not distributed or torch.distributed.get_rank() == 0
+
+
+def _stateless(function, variables):
+    """Return `(values, x) -> function(x)` with the variables replaced by values."""
+
+    def call(values, x):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(x)
+
+    return call
+
+
+def compiled(function, variables):
+    """Return a function of one batch of inputs; it reads these variables anew at every call."""
+    return torch.no_grad()(function)
+
+
+def jvp(function, variables):
+    """Return `(x, tangents) -> J v` for a function of inputs that reads variables."""
+    call = _stateless(function, variables)
+
+    def product(x, tangents):
+        values = [variable.value.detach() for variable in variables]
+        return torch.func.jvp(lambda v: call(v, x), (values,), (tangents,))[1]
+
+    return product
+
+
+def vjp(function, variables):
+    """Return `(x, cotangent) -> J' u` for a function of inputs that reads variables."""
+    call = _stateless(function, variables)
+
+    def product(x, cotangent):
+        values = [variable.value.detach() for variable in variables]
+        return torch.func.vjp(lambda v: call(v, x), values)[1](cotangent)[0]
+
+    return product

@@ -1,0 +1,191 @@
+r"""Projection of labels on the columns of features, from a streamed QR factorization or from moments. NumPy only.
+
+With J = [Z, 1] kron I_C the alignment is the R^2 of the least-squares regression of the labels on the features: one
+factorization of [Z, 1 | Y] serves all outputs. Ranks are decided on columns scaled to norm one, because rounding is
+relative to each feature and scaling columns leaves their span alone.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy import linalg
+from scipy.linalg import lapack
+
+_GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
+_BLOCK_RATIO = 8  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """Least-squares regression of labels on features, at a numerical rank.
+
+    Attributes:
+        coefficients: shape `(k, C)`, k = m + 1 with a bias, the bias last.
+        residual: squared norm of what is left of each column of the labels, `(C,)`.
+        total: squared norm of each column of the centred labels, `(C,)`.
+        rank: number of singular values above `tolerance` times the largest.
+        tolerance: relative.
+        singular_values: of the features (and the column of ones) with columns of norm one, descending.
+        sigma_max: largest singular value of the features (and the column of ones) as they are.
+    """
+
+    coefficients: np.ndarray
+    residual: np.ndarray
+    total: np.ndarray
+    rank: int
+    tolerance: float
+    singular_values: np.ndarray
+    sigma_max: float
+
+    @property
+    def residual_share(self):
+        total = self.total.sum()
+        return float(self.residual.sum() / total) if total > 0 else 0.0
+
+    @property
+    def residual_share_per_class(self):
+        return np.divide(self.residual, self.total, out=np.zeros_like(self.total), where=self.total > 0)
+
+
+class StreamedQR:
+    """The triangle of a QR factorization of `[Z, 1 | Y]`, one block of rows after another, in float64 (TSQR).
+
+    Args:
+        num_features: m, the columns of Z.
+        num_outputs: C, the columns of Y.
+        use_bias: whether there is a column of ones.
+
+    Source: Demmel, Grigori, Hoemmen and Langou, "Communication-optimal parallel and sequential QR and LU
+    factorizations", 2012 (the sequential variant).
+    """
+
+    def __init__(self, num_features, num_outputs, use_bias):
+        self.num_columns = num_features + use_bias
+        self.use_bias = use_bias
+        self.num_rows = 0
+        width = self.num_columns + num_outputs
+        self._rows = np.zeros((max(_BLOCK_RATIO * width, 1024) + width, width), order="F")
+        self._filled = 0
+
+    def update(self, features, targets, weights=None):
+        """Add rows: features `(k, m)`, targets `(k, C)`, and weights `(k,)` that are not negative, or None."""
+        m = features.shape[1]
+        start = 0
+        while start < len(features):
+            stop = start + min(len(features) - start, len(self._rows) - self._filled)
+            block = self._rows[self._filled : self._filled + stop - start]
+            block[:, :m] = features[start:stop]
+            block[:, m : self.num_columns] = 1.0
+            block[:, self.num_columns :] = targets[start:stop]
+            if weights is not None:
+                block *= np.sqrt(weights[start:stop, None])
+            self._filled += stop - start
+            start = stop
+            if self._filled == len(self._rows):
+                self._factorize()
+        self.num_rows += len(features)
+
+    def _factorize(self):
+        height, width = self._rows.shape
+        self._rows[self._filled :] = 0.0
+        work, _ = lapack.dgeqrf_lwork(height, width)
+        lapack.dgeqrf(self._rows, lwork=int(work), overwrite_a=True)  # in place: the buffer is in column order
+        self._filled = width
+        self._rows[:width] = np.triu(self._rows[:width])
+
+    def project(self, precision):
+        """Return the `Projection` of the labels, for features of this floating-point spacing at one."""
+        self._factorize()
+        triangle = self._rows[: self._filled]
+        k = self.num_columns
+        columns, labels = triangle[:, :k], triangle[:, k:]
+        scale = _nonzero(np.linalg.norm(columns, axis=0))
+        left, values, right = linalg.svd(columns / scale, full_matrices=False, check_finite=False)
+        tolerance = rank_tolerance(self.num_rows, k, precision)
+        rank = int(np.sum(values > tolerance * values[0]))
+        seen = left[:, :rank].T @ labels
+        residual = np.sum((labels - left[:, :rank] @ seen) ** 2, axis=0)
+        coefficients = (right[:rank].T / values[:rank]) @ seen / scale[:, None]
+        total = np.sum(labels**2, axis=0)
+        if self.use_bias:  # the column of ones in these coordinates: what it explains is not counted
+            ones = columns[:, -1]
+            total = np.sum((labels - np.outer(ones, ones @ labels) / (ones @ ones)) ** 2, axis=0)
+        sigma_max = float(linalg.norm(columns, 2))
+        return Projection(coefficients, residual, _settled(total, labels), rank, tolerance, values, sigma_max)
+
+
+def rank_tolerance(num_rows, num_columns, precision):
+    """Return the size, relative to the largest, up to which a singular value may be rounding.
+
+    Rounding the entries of a matrix with columns of norm one moves its singular values by at most
+    `precision / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds.
+    """
+    shorter, longer = sorted((num_rows, num_columns))
+    return precision * np.sqrt(shorter) + np.finfo(np.float64).eps * longer
+
+
+def project_moments(moments, num_outputs, use_bias, precision):
+    """Return the `Projection` of the labels from sums alone.
+
+    A Gram matrix squares the condition number: only singular values above the square root of the rounding count.
+
+    Args:
+        moments: `[Z, 1, Y]' W [Z, 1, Y]`, float64 of shape `(m + 1 + C, m + 1 + C)`.
+        num_outputs: C.
+        use_bias: whether the column of ones belongs to the head.
+        precision: spacing at one of the numbers that were summed up.
+    """
+    moments = np.asarray(moments, np.float64)
+    y = slice(len(moments) - num_outputs, None)
+    one = len(moments) - num_outputs - 1
+    k = one + use_bias
+    gram, cross, labels = moments[:k, :k], moments[:k, y], np.diag(moments[y, y])
+    scale = _nonzero(np.sqrt(np.diag(gram)))
+    squares, vectors = linalg.eigh(gram / np.outer(scale, scale))
+    values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
+    tolerance = float(np.sqrt(_GRAM_SAFETY * k * max(precision, np.finfo(np.float64).eps)))
+    rank = int(np.sum(values > tolerance * values[0]))
+    seen = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
+    total = labels - moments[one, y] ** 2 / moments[one, one] * use_bias
+    return Projection(
+        coefficients=vectors[:, :rank] @ (seen / values[:rank, None]) / scale[:, None],
+        residual=np.clip(labels - np.sum(seen**2, axis=0), 0.0, total),
+        total=np.where(total > k * precision * labels, total, 0.0),
+        rank=rank,
+        tolerance=tolerance,
+        singular_values=values,
+        sigma_max=float(np.sqrt(linalg.eigvalsh(gram, subset_by_index=(k - 1, k - 1))[0])),
+    )
+
+
+def kernel_change(features_now, features_start):
+    r"""Return the relative change \( \|Z_t Z_t^\top - Z_0 Z_0^\top\|_F / \|Z_0 Z_0^\top\|_F \) from m x m matrices.
+
+    With D = Z_t - Z_0 and S = Z_t + Z_0 the difference is (D S' + S D') / 2, so that small changes do not cancel.
+
+    Args:
+        features_now: Z_t, shape `(k, m)`.
+        features_start: Z_0, shape `(k, m)`.
+    """
+    now, start = np.asarray(features_now, np.float64), np.asarray(features_start, np.float64)
+    if now.shape != start.shape:
+        raise ValueError(
+            "The features must be those of the same samples and layer. "
+            f"Received: features of shapes {now.shape} and {start.shape}"
+        )
+    difference, total = now - start, now + start
+    mixed = total.T @ difference
+    square = (np.sum((difference.T @ difference) * (total.T @ total)) + np.sum(mixed * mixed.T)) / 2
+    before = linalg.norm(start.T @ start)
+    if before == 0:
+        return 0.0 if not difference.any() else np.inf
+    return float(np.sqrt(max(square, 0.0)) / before)
+
+
+def _nonzero(scale):
+    return np.where(scale > 0, scale, 1.0)
+
+
+def _settled(total, labels):
+    """Return centred squares with what is only rounding set to zero: the labels of a class without variation."""
+    return np.where(total > np.finfo(np.float64).eps * np.sum(labels**2, axis=0), total, 0.0)
