@@ -189,6 +189,8 @@ def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", 
         None if parts[0] is None else np.concatenate([np.asarray(part, np.float64) for part in parts])
         for parts in zip(*batches, strict=True)
     )
+    if labels is None:
+        raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     penalty = l2_factors(structure.linear_parameters)
     certificate = certify_head(
         structure.head(),

@@ -222,10 +222,6 @@ class GatedBranch(keras.layers.Layer):
         """Adapt the gated units to the training features, as `GatedDense.adapt` does."""
         self.gated.adapt(features)
 
-    def freeze_gates(self, noise=0.0, seed=None):
-        """Fix learned gates, as `GatedDense.freeze_gates` does."""
-        self.gated.freeze_gates(noise, seed)
-
     def linear_head(self):
         """Return the sum of the branch and the dense head, with the gates as they are now.
 

@@ -1,0 +1,141 @@
+"""Giving a model a gated head, sized so that the labels of its training samples are in the column space."""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_dal._trace import evaluate, sample_inputs
+from keras_dal.copying import copy_with_replacement
+from keras_dal.features import feature_batches
+from keras_dal.gated import GatedBranch, GatedDense
+from keras_dal.losses import resolve_loss
+from keras_dal.structure import find_structure
+
+_PLACES = ("beside", "before")
+
+
+def add_gated_head(
+    model,
+    x=None,
+    *,
+    num_samples=None,
+    place="beside",
+    gates="random",
+    sharpness=10.0,
+    oversample=1.25,
+    loss=None,
+    seed=None,
+    batch_size=256,
+    verbose=True,
+):
+    """Return a copy of a model with a gated head that can reach every labelling of the training samples.
+
+    Beside the head, the new units add nothing at first: the copy computes what the model does. Before the head, as in
+    the paper, the gated units and the last layer start anew. The number of units is
+    `H = max(ceil(oversample n C' / (m + 1)), C')`, with `C' = C - 1` for softmax and C otherwise: as many parameters
+    as labels, and as many units as free outputs, since the rows of one sample span at most H directions.
+
+    Args:
+        model: a built Keras model that `find_structure` understands; it is left as it is.
+        x: training inputs, or a dataset, to which the units are adapted in one pass.
+        num_samples: n, where x is not given, or not all of it; the units are then adapted to what is given.
+        place: `"beside"` or `"before"` the last layer.
+        gates: `"random"` or `"learned"`, as in `GatedDense`.
+        sharpness: as in `GatedDense`.
+        oversample: parameters over labels, at least 1; close to 1 the Jacobian is badly conditioned.
+        loss: as for `model.compile`; the compiled one by default. It decides only whether softmax saves one output.
+        seed: integer for the random numbers.
+        batch_size: samples per evaluation of the features.
+        verbose: whether to print what was added.
+
+    Returns:
+        A model of the same kind, compiled as the model was. A subclassed one is rebuilt with a plain head by
+        `load_model`, so save its weights instead.
+
+    Raises:
+        ValueError: a model without a linear head, or with a gated one, or bad arguments.
+    """
+    _check(x, num_samples, place, oversample)
+    samples = x if hasattr(x, "shape") or isinstance(x, (list, tuple, dict)) else None
+    structure = find_structure(model, samples)
+    head = structure.layer
+    if structure.gated_layers:
+        raise ValueError(f"The model has a gated head already. Received: layer {head.name!r} ({type(head).__name__})")
+    features = None
+    if x is not None:
+        features = np.concatenate([batch[0] for batch in feature_batches(structure, x, batch_size=batch_size)])
+    n = num_samples or len(features)
+    outputs = structure.num_outputs - _is_softmax(model, loss, structure.activation)
+    units = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
+    options = {"gates": gates, "sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
+    replacement = (_beside if place == "beside" else _before)(head, structure.num_features, features, units, options)
+    inputs = sample_inputs(model, samples)
+    copy = copy_with_replacement(model, head, replacement, build=lambda new: new(inputs, training=False))
+    if place == "beside":
+        _check_outputs(structure, copy, replacement, inputs)
+    if model.compiled:
+        copy.compile_from_config(model.get_compile_config())
+    if verbose:
+        print(_message(model, copy, units, place, head, n, outputs), flush=True)
+    return copy
+
+
+def _check(x, num_samples, place, oversample):
+    if x is None and num_samples is None:
+        raise ValueError("Pass the training inputs x, or num_samples. Received: x=None, num_samples=None")
+    if num_samples is not None and not (isinstance(num_samples, (int, np.integer)) and num_samples > 0):
+        raise ValueError(f"num_samples must be a positive integer. Received: num_samples={num_samples!r}")
+    if place not in _PLACES:
+        raise ValueError(f"place must be one of {_PLACES}. Received: place={place!r}")
+    if not oversample >= 1:
+        raise ValueError(f"oversample must be at least 1. Received: oversample={oversample!r}")
+
+
+def _is_softmax(model, loss, activation):
+    given = loss or getattr(model, "loss", None)
+    return activation == "softmax" if given is None else resolve_loss(given, activation).activation == "softmax"
+
+
+def _beside(head, width, features, units, options):
+    branch = GatedBranch(head, units, name=head.name, **options)
+    branch.build((None, width))
+    for new, old in zip(branch.dense.variables, head.variables, strict=True):
+        new.assign(old.value)
+    if features is not None:
+        branch.adapt(features)
+    return branch
+
+
+def _before(head, width, features, units, options):
+    gated = GatedDense(units, name="gated", **options)
+    if features is not None:
+        gated.adapt(features)
+    return keras.Sequential(
+        [keras.Input((width,), dtype=head.compute_dtype), gated, type(head).from_config(head.get_config())],
+        name=f"gated_{head.name}",
+    )
+
+
+def _check_outputs(structure, copy, branch, inputs):
+    """Raises if a layer has a state that its configuration and its variables do not carry."""
+    before = evaluate(structure.model, structure.layer, inputs)[1]
+    after = evaluate(copy, branch, inputs)[1]
+    if not np.allclose(before, after, rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            "The copy of the model computes something else: some layer is not given by its configuration and its "
+            f"variables. Received: outputs that differ by {np.abs(before - after).max()}"
+        )
+
+
+def _message(model, copy, units, place, head, n, outputs):
+    trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
+    fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
+    return (
+        f"Gated head: {units:,} units {place} {head.name!r} for {n:,} samples with {outputs} free outputs each, "
+        f"{trainable:,} trainable and {fixed:,} fixed parameters more."
+    )
+
+
+def _count(variables):
+    return sum(math.prod(variable.shape) for variable in variables)
