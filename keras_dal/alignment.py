@@ -1,77 +1,22 @@
 """The alignment condition as numbers: how much of the labels lies in the column space of the Jacobian."""
 
-import dataclasses
-
 import numpy as np
+from scipy.sparse.linalg import LinearOperator, lsqr
 
 from keras_dal import _backend
 from keras_dal.features import KeptRows, feature_batches, first_inputs, precision
 from keras_dal.heads import DenseHead
-from keras_dal.infimum import enclose_infimum
 from keras_dal.jacobian import IterativeJacobian, jacobian
 from keras_dal.losses import resolve_loss
 from keras_dal.projection import StreamedQR, kernel_change, project_moments
+from keras_dal.report import AlignmentReport
 from keras_dal.structure import find_structure
+from keras_dal.tangent import tangent_operator
+from keras_dal.verdict import Verdict, by_residual, decide
 
 __all__ = ["AlignmentReport", "alignment", "alignment_from_moments", "kernel_change"]
 
-ALIGNED = 1e-6  # largest ||J v - Y|| / ||Y|| that still counts as aligned
-_DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AlignmentReport:
-    """How much of the labels lies in the column space of J_S, and what follows for the loss.
-
-    Attributes:
-        residual_share: `||(I - P) vec(Yc)||^2 / ||vec(Yc)||^2`, with column means removed where the head has a bias.
-        residual_share_per_class: the same for each column of the labels, `(C,)`.
-        residual_share_per_sample: what each sample adds to `residual_share`, `(n,)`; None from moments.
-        rank: numerical rank of J_S, None where it was not decided.
-        tolerance: singular values up to this share of the largest count as zero; None where there is no rank.
-        singular_values: of J_S with columns of norm one, on which the rank is decided, without repetition over outputs
-            of a plain head; None where none were computed.
-        sigma_max: largest singular value of J_S as it is.
-        num_samples: n, without samples of weight 0.
-        num_features: m.
-        num_outputs: C.
-        num_parameters: P, the number of columns of J_S.
-        verdict: `"aligned"`, `"separable"`, `"not separable"`, `"not aligned"` (squared error) or `"undecided"`.
-        decided_by: how the verdict was reached.
-        lower_bound: whether an iterative method bounds the alignment from below only.
-    """
-
-    residual_share: float
-    residual_share_per_class: np.ndarray
-    residual_share_per_sample: np.ndarray | None
-    rank: int | None
-    tolerance: float | None
-    singular_values: np.ndarray | None
-    sigma_max: float
-    num_samples: int
-    num_features: int
-    num_outputs: int
-    num_parameters: int
-    verdict: str
-    decided_by: str
-    lower_bound: bool = False
-
-    @property
-    def alignment(self):
-        """`1 - residual_share`, in [0, 1]."""
-        return 1.0 - self.residual_share
-
-    def summary(self):
-        """Return alignment, rank and verdict in one line."""
-        most = min(self.num_samples * self.num_outputs, self.num_parameters)
-        rank = "rank not decided" if self.rank is None else f"rank {self.rank:,} of {most:,} at {self.tolerance:.0e}"
-        return f"alignment {'at least ' * self.lower_bound}{self.alignment:.6f}, {rank}, {self.verdict}"
-
-    def __str__(self):
-        return (
-            f"{self.summary()}\n  n = {self.num_samples:,}, m = {self.num_features:,}, C = {self.num_outputs:,}, "
-            f"P = {self.num_parameters:,}\n  decided by {self.decided_by}"
-        )
+_ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
 
 
 def alignment(
@@ -89,7 +34,8 @@ def alignment(
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`; rows are scaled by their roots, and weight 0 removes a sample.
         loss: what `model.compile` takes; the compiled loss by default.
-        parameters: as in `find_structure`.
+        parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
+            most 300 iterations of LSQR on products of automatic differentiation.
         batch_size: number of samples to evaluate at once, where x are arrays.
         decide_separability: whether labels that are not aligned are tried for separability by a solver.
 
@@ -99,8 +45,11 @@ def alignment(
     Raises:
         ValueError: no linear head, an unsupported loss, no data, labels out of range, or features that are not finite.
     """
-    structure = find_structure(model, first_inputs(x), parameters)
+    whole = isinstance(parameters, str) and parameters == "all"
+    structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
     loss = _resolved(loss, structure)
+    if whole:
+        return _measure_network(structure, loss, x, y, sample_weight, batch_size)
     rows, used = _gather(structure, loss, feature_batches(structure, x, y, sample_weight, batch_size))
     measure = _measure_plain if isinstance(structure.head(), DenseHead) else _measure_gated
     return measure(structure, loss, rows, used, decide_separability)
@@ -128,14 +77,12 @@ def alignment_from_moments(moments, num_samples, structure, loss):
         centring[-c:, -c:] -= 1.0 / c
         moments = centring @ moments @ centring
     projection = project_moments(moments, c, structure.use_bias, precision(_backend.statistics_dtype()))
-    return _report(
-        projection,
+    return _report_projection(
         structure,
+        projection,
         num_samples,
+        Verdict("undecided", "nothing: sums alone are no witness"),
         num_features=len(moments) - c - 1,
-        num_parameters=len(projection.coefficients) * c,
-        verdict="undecided",
-        decided_by="sums alone decide no verdict",
         lower_bound=structure.layer is structure.output_layer and bool(structure.gated_layers),
     )
 
@@ -174,62 +121,92 @@ def _gather(structure, loss, batches):
 
 
 def _measure_plain(structure, loss, rows, used, decide_separability):
-    qr = StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
+    head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, _seen(loss, targets), weight)
     projection = qr.project(precision(features.dtype))
     theta = projection.coefficients.ravel()
-    return _report(
-        projection,
+    squares = _residual_squares(head, loss, rows, used, theta)
+    verdict = decide(head, loss, rows, theta, projection.residual_share, decide_separability)
+    return _report_projection(
         structure,
+        projection,
         qr.num_rows,
-        num_parameters=theta.size,
-        residual_share_per_sample=_per_sample(structure.head(), loss, rows, used, theta, projection.total.sum()),
-        **_verdict(structure.head(), loss, rows, theta, projection.residual_share, decide_separability),
+        verdict,
+        residual_share_per_sample=_share(squares.sum(axis=1), projection.total.sum()),
     )
 
 
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
-    softmax = _is_softmax(loss)
     plain = jacobian(head, features, weights)
-    columns = jacobian(head, features, weights, centered=True) if softmax else plain
+    columns = jacobian(head, features, weights, centered=True) if _is_softmax(loss) else plain
     theta = columns.refined(targets)
-    seen = _seen(loss, targets)
-    means = np.average(seen, axis=0, weights=weights) if structure.use_bias else 0.0
-    total = weights @ (seen - means) ** 2
-    residual = weights @ _seen(loss, targets - head.logits(features, theta)) ** 2
-    share = float(residual.sum() / total.sum()) if total.sum() > 0 else 0.0
-    return AlignmentReport(
-        residual_share=min(share, 1.0),
-        residual_share_per_class=np.divide(residual, total, out=np.zeros_like(total), where=total > 0),
-        residual_share_per_sample=_per_sample(head, loss, rows, used, theta, total.sum()),
+    total = _total(structure, _seen(loss, targets), weights)
+    shares = _shares(_residual_squares(head, loss, rows, used, theta), total)
+    return _report(
+        structure,
+        len(features),
+        decide(head, loss, rows, theta, shares["residual_share"], decide_separability),
+        **shares,
         rank=plain.rank,
         tolerance=None if plain.tolerance is None else plain.tolerance / plain.sigma_max,
         singular_values=getattr(plain, "values", None),
         sigma_max=plain.sigma_max,
-        num_samples=len(features),
-        num_features=structure.num_features,
-        num_outputs=structure.num_outputs,
         num_parameters=head.num_parameters,
         lower_bound=isinstance(plain, IterativeJacobian),
-        **_verdict(head, loss, rows, theta, share, decide_separability),
     )
 
 
-def _report(projection, structure, num_samples, **fields):
-    fields = {"num_features": structure.num_features, "residual_share_per_sample": None, **fields}
-    return AlignmentReport(
+def _measure_network(structure, loss, x, y, sample_weight, batch_size):
+    operator = tangent_operator(structure.model, x, "all", batch_size)
+    targets = _seen(loss, loss.targets([] if y is None else y, structure.num_outputs))
+    weights = np.ones(len(targets)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    roots = np.sqrt(weights)[:, None]
+    centred = targets - np.average(targets, axis=0, weights=weights) if structure.use_bias else targets
+
+    def rows(vector):
+        return (_seen(loss, operator.matvec(vector).reshape(targets.shape)) * roots).ravel()
+
+    def columns(vector):
+        return operator.rmatvec(_seen(loss, vector.reshape(targets.shape) * roots).ravel())
+
+    scaled = LinearOperator(operator.shape, rows, columns, dtype=np.float64)
+    right = (centred * roots).ravel()
+    direction = lsqr(scaled, right, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
+    squares = (right - scaled.matvec(direction)).reshape(targets.shape) ** 2
+    shares = _shares(squares, _total(structure, targets, weights))
+    return _report(
+        structure,
+        int(np.sum(weights > 0)),
+        by_residual(shares["residual_share"], "undecided", "LSQR, which bounds the alignment from below"),
+        **shares,
+        num_parameters=operator.shape[1],
+        lower_bound=True,
+    )
+
+
+def _report_projection(structure, projection, num_samples, verdict, **fields):
+    return _report(
+        structure,
+        num_samples,
+        verdict,
         residual_share=min(projection.residual_share, 1.0),
         residual_share_per_class=projection.residual_share_per_class,
         rank=projection.rank * structure.num_outputs,
         tolerance=projection.tolerance,
         singular_values=projection.singular_values,
         sigma_max=projection.sigma_max,
-        num_samples=num_samples,
-        num_outputs=structure.num_outputs,
+        num_parameters=projection.coefficients.size,
         **fields,
+    )
+
+
+def _report(structure, num_samples, verdict, **fields):
+    sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
+    return AlignmentReport(
+        num_samples=num_samples, verdict=verdict.name, decided_by=verdict.decided_by, **{**sizes, **fields}
     )
 
 
@@ -238,57 +215,31 @@ def _seen(loss, targets):
     return targets - targets.mean(axis=1, keepdims=True) if _is_softmax(loss) else targets
 
 
-def _per_sample(head, loss, rows, used, theta, total):
-    squares = [
-        weight * np.sum(_seen(loss, targets - head.logits(features.astype(np.float64), theta)) ** 2, axis=1)
-        for features, targets, weight in rows
-    ]
-    shares = np.zeros(len(used))
-    shares[used] = np.concatenate(squares) / total if total > 0 else 0.0
-    return shares
+def _total(structure, targets, weights):
+    """Return the squared norm of each column of the centred labels, `(C,)`."""
+    means = np.average(targets, axis=0, weights=weights) if structure.use_bias else 0.0
+    return weights @ (targets - means) ** 2
 
 
-def _verdict(head, loss, rows, theta, share, decide_separability):
-    residual = np.sqrt(share)
-    if residual <= ALIGNED:
-        return {
-            "verdict": "aligned",
-            "decided_by": f"a residual of {residual:.1e} of the labels, at most {ALIGNED:.0e}",
-        }
-    if loss.activation == "linear":
-        reason = f"a least-squares residual of {residual:.1e} of the labels, above {ALIGNED:.0e}"
-        return {"verdict": "not aligned", "decided_by": reason}
-    margin = min(loss.margins(head.logits(z.astype(np.float64), theta), t).min() for z, t, _ in rows if len(z))
-    if margin > 0:
-        return {"verdict": "separable", "decided_by": f"least squares, with a smallest margin of {margin:.1e}"}
-    if not decide_separability:
-        return {
-            "verdict": "undecided",
-            "decided_by": "least squares, which separates not all samples; no solver was run",
-        }
-    return _separability(head, loss, rows)
+def _residual_squares(head, loss, rows, used, theta):
+    """Return the squared, weighted residuals `(n, C)`, zero for samples that were left out."""
+    squares = np.zeros((len(used), head.num_outputs))
+    squares[used] = np.concatenate(
+        [
+            weight[:, None] * _seen(loss, targets - head.logits(features.astype(np.float64), theta)) ** 2
+            for features, targets, weight in rows
+        ]
+    )
+    return squares
 
 
-def _separability(head, loss, rows):
-    size = 8 * sum(features.size for features, _, _ in rows)
-    if size > _DECIDABLE:
-        return {
-            "verdict": "undecided",
-            "decided_by": f"least squares; {size:,} bytes of features are too many for more",
-        }
-    features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
-    columns = jacobian(head, features, weights, centered=_is_softmax(loss))
-    if isinstance(columns, IterativeJacobian):
-        return {
-            "verdict": "undecided",
-            "decided_by": f"least squares; the head is too large for more ({columns.method})",
-        }
-    infimum = enclose_infimum(columns, loss, targets, weights)
-    if infimum.margin is not None and infimum.margin > 0:
-        return {"verdict": "separable", "decided_by": f"a head with a smallest margin of {infimum.margin:.1e}"}
-    if infimum.lower > 0:
-        return {"verdict": "not separable", "decided_by": f"a dual bound: no head has a loss below {infimum.lower:.3e}"}
+def _share(part, total):
+    return np.divide(part, total, out=np.zeros_like(part), where=np.asarray(total) > 0)
+
+
+def _shares(squares, total):
     return {
-        "verdict": "undecided",
-        "decided_by": "a solver that found neither a separating head nor a bound above zero",
+        "residual_share": min(float(_share(np.array([squares.sum()]), total.sum())[0]), 1.0),
+        "residual_share_per_class": _share(squares.sum(axis=0), total),
+        "residual_share_per_sample": _share(squares.sum(axis=1), total.sum()),
     }

@@ -74,7 +74,7 @@ def probes(form, evaluate):
         tolerance = _TOLERANCES[str(features.dtype)]
         if not np.isfinite(features).all() or not features.any():
             raise ValueError(
-                "The features must be finite and not all zero: look for NaN in the inputs and in the model's weights, or "
+                "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
                 f"pass other samples. Received: {np.sum(~np.isfinite(features))} values that are not finite among "
                 f"{features.size} inputs of layer {form.layer.name!r}"
             )

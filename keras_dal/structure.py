@@ -174,7 +174,7 @@ def _forms(model, calls, outputs):
 def _selected(forms, parameters, x):
     """Return the form whose theta_S are the variables that the user names."""
     model = forms[0].model
-    chosen = _named_variables(model, parameters)
+    chosen = named_variables(model, parameters)
     for form in forms:
         linear = {id(variable) for variable in form.linear_parameters}
         others = [variable for variable in chosen if id(variable) not in linear]
@@ -189,7 +189,8 @@ def _selected(forms, parameters, x):
     )
 
 
-def _named_variables(model, parameters):
+def named_variables(model, parameters):
+    """Return the variables of layers, of layers' names, or whose paths a regular expression is found in."""
     layers = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
     names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
     found = {}

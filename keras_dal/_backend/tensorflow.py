@@ -28,27 +28,38 @@ def is_chief():
     return resolver is None or not resolver.task_id
 
 
+def _traced(function):
+    """Return a compiled function whose first argument is a batch of any size."""
+    function = tf.function(function, autograph=False)
+
+    def call(x, *others):
+        x = tf.nest.map_structure(tf.convert_to_tensor, x)
+        any_size = tf.nest.map_structure(lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), x)
+        # not called directly: TensorFlow would warn of retracing, once a few models were measured
+        return function.get_concrete_function(any_size, *others)(x, *others)
+
+    return call
+
+
 def compiled(function, variables):
     """Return a function of one batch of inputs, compiled; it reads these variables anew at every call."""
-    return tf.function(function, reduce_retracing=True, autograph=False)
+    return _traced(function)
 
 
 def jvp(function, variables):
     """Return `(x, tangents) -> J v` for a function of inputs that reads variables."""
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def product(x, tangents):
         with tf.autodiff.ForwardAccumulator([variable.value for variable in variables], tangents) as accumulator:
             outputs = function(x)
         return accumulator.jvp(outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    return product
+    return _traced(product)
 
 
 def vjp(function, variables):
     """Return `(x, cotangent) -> J' u` for a function of inputs that reads variables."""
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def product(x, cotangent):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             values = [variable.value for variable in variables]
@@ -56,4 +67,4 @@ def vjp(function, variables):
             outputs = function(x)
         return tape.gradient(outputs, values, cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    return product
+    return _traced(product)
