@@ -1,0 +1,41 @@
+# Every command sets up what it needs in .venv, once.
+PYTHON ?= python3
+BIN := .venv/bin
+QUIET := TF_CPP_MIN_LOG_LEVEL=3
+
+.PHONY: quickstart test lint types clean
+
+quickstart: .venv/examples
+	$(QUIET) $(BIN)/python examples/quickstart.py
+
+test: .venv/test
+	$(QUIET) $(BIN)/python -m pytest
+	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_two_lines.py
+	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest tests/test_two_lines.py
+
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test .venv/lint
+	$(BIN)/pyright
+
+.venv/pip:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or later is needed: {sys.version}"'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/examples: .venv/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[examples]'
+	touch $@
+
+.venv/test: .venv/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test,backends]'
+	touch $@
+
+.venv/lint: .venv/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet 'ruff>=0.15' 'pyright>=1.1.400'
+	touch $@
+
+clean:
+	rm -rf .venv
