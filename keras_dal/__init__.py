@@ -1,7 +1,25 @@
 """Two-phase training with a certificate: explore with any optimizer, then solve the convex rest."""
 
+from keras_dal.add_head import add_gated_head
+from keras_dal.alignment import AlignmentReport, alignment
+from keras_dal.certificate import Certificate, certify
+from keras_dal.gated import GatedBranch, GatedDense
 from keras_dal.monitor import AlignmentMonitor
-from keras_dal.structure import find_structure
+from keras_dal.structure import Structure, find_structure
+from keras_dal.tangent import tangent_operator
 from keras_dal.wrap import Wrap
 
-__all__ = ["AlignmentMonitor", "Wrap", "find_structure"]
+__all__ = [
+    "AlignmentMonitor",
+    "AlignmentReport",
+    "Certificate",
+    "GatedBranch",
+    "GatedDense",
+    "Structure",
+    "Wrap",
+    "add_gated_head",
+    "alignment",
+    "certify",
+    "find_structure",
+    "tangent_operator",
+]

@@ -12,8 +12,8 @@ from keras_dal.probes import NUM_PROBES
 class StepMoments(keras.metrics.Metric):
     r"""Sums \( [Z, 1, Y]^\top W [Z, 1, Y] \) over one epoch, and keeps the first few inputs it ever saw.
 
-    A Keras metric, so that the sums are reset every epoch, added up over replicas and part of the state on JAX. Its
-    result is empty: the sums are read on the host, once an epoch.
+    A Keras metric, so that the sums are added up over replicas and part of the state on JAX. Its result is empty: the
+    sums are read on the host, once an epoch.
 
     Args:
         num_features: m, the width of the features Z.
@@ -73,6 +73,10 @@ class StepMoments(keras.metrics.Metric):
         probe.assign(ops.where(self.probed.value == 0, first, probe.value))
 
     def reset_state(self):
+        """Does nothing: Keras resets metrics before it validates, and the epoch is not over then."""
+
+    def clear(self):
+        """Starts the sums of an epoch at zero."""
         self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
         self.count.assign(ops.zeros((), dtype=self.dtype))
 

@@ -6,13 +6,16 @@ import keras
 import numpy as np
 
 from keras_dal import _backend
+from keras_dal._trace import input_specs
 from keras_dal.alignment import alignment, alignment_from_moments
+from keras_dal.certificate import certify
 from keras_dal.losses import resolve_loss
 from keras_dal.moments import StepMoments
+from keras_dal.objective import l2_factors
 from keras_dal.probes import KernelChange, first_samples
 from keras_dal.schedule import SwitchSchedule
 from keras_dal.step import StepHooks
-from keras_dal.structure import find_structure, input_specs
+from keras_dal.structure import find_structure
 from keras_dal.wrap import find_wrap
 
 
@@ -25,12 +28,16 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     Without data it measures what flows through `fit`, with no second pass: the features are then those of the training
     step, of a model that still changes while they are summed up, and an estimate. After the switch they no longer
-    change. With data it measures exactly, in inference mode. With a plain optimizer it only measures.
+    change. With data it measures exactly, in inference mode, and certifies what is proved at the switch and at the end:
+    see `certificates`. With a plain optimizer it only measures.
 
     Args:
         data: `(x, y)`, `(x, y, sample_weight)` or a dataset of such batches, measured at the end of every epoch; None
             for what flows through `fit`.
         verbose: whether to say in a few lines what was found and frozen at the switch.
+
+    Attributes:
+        certificates: with data, the `Certificate` at `"switch"` and at `"end"`.
 
     Raises:
         ValueError: when training begins, for a model without a linear head or a loss outside the theory.
@@ -40,6 +47,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         super().__init__()
         self.data = data
         self.verbose = verbose
+        self.certificates = {}
         self._wrap = None
 
     @property
@@ -50,10 +58,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         self._wrap = find_wrap(model.optimizer)
-        self._structure = find_structure(model, parameters=self._wrap.exploit if self._wrap else "head")
+        self._structure = find_structure(model, parameters=self._parameters)
         self._loss = resolve_loss(model.loss, self._structure.activation)
+        self._check_step_size()
         self._schedule = SwitchSchedule(self._wrap.explore if self._wrap else None, self.params["epochs"])
         self._moments = None
+        self.certificates = {}
         if self.data is None:
             self._moments = self._make_moments(model)
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
@@ -76,8 +86,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._wrap.synchronize()
             if self.phase == "explore" and self._schedule.is_due(epoch):
                 self._switch(model, epoch)
-            elif self.phase == "exploit" and self._wrap.exploit_learning_rate == "auto" and self._report is not None:
+            elif self.phase == "exploit" and self._is_automatic and self._report is not None:
                 self._wrap.learning_rate = self._step_size()  # now of constant features: exact
+        if self._moments is not None:
+            self._moments.clear()
         if self.phase != self._installed_phase:
             self._hooks.install(self._structure.linear_parameters if self.phase == "exploit" else None)
             self._installed_phase = self.phase
@@ -93,10 +105,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._hooks.remove()
+        if self.data is not None and self._wrap is not None:
+            self._certify("end")
 
     def _measure(self, model):
         if self._moments is None:
-            self._report = alignment(model, *(self.data if isinstance(self.data, tuple) else (self.data,)))
+            self._report = alignment(model, *self._data_arguments(), parameters=self._parameters)
             samples = self._samples = first_samples(self.data) if self._samples is None else self._samples
         else:
             sums, count = self._moments.read()
@@ -115,23 +129,66 @@ class AlignmentMonitor(keras.callbacks.Callback):
         return measured
 
     def _switch(self, model, epoch):
-        auto = self._wrap.exploit_learning_rate == "auto"
-        self._structure = self._wrap.switch(model, learning_rate=self._step_size() if auto else None)
+        if self.data is not None:
+            self._certify("switch")
+        self._structure = self._wrap.switch(model, learning_rate=self._step_size() if self._is_automatic else None)
         if self.verbose and _backend.is_chief():
             print(self._message(model, epoch), flush=True)
+
+    def _certify(self, when):
+        self.certificates[when] = certify(self.model, *self._data_arguments(), parameters=self._parameters)
+
+    def _data_arguments(self):
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    @property
+    def _parameters(self):
+        return self._wrap.exploit if self._wrap is not None else "head"
+
+    @property
+    def _is_automatic(self):
+        return self._wrap is not None and self._wrap.exploit_learning_rate == "auto"
+
+    def _check_step_size(self):
+        if not self._is_automatic:
+            return
+        if l2_factors(self._structure.linear_parameters) is None:
+            raise ValueError(
+                "A step size that provably works needs a penalty of known curvature: give the head no regularizer but "
+                "L2 and no constraint, or set exploit_learning_rate. Received: exploit_learning_rate='auto' and "
+                f"{[(v.path, v.regularizer, v.constraint) for v in self._structure.linear_parameters]}"
+            )
+        if self._structure.gated_layers and self.data is None:
+            raise ValueError(
+                "The step size for a gated head is computed from its features: pass AlignmentMonitor(data=(x, y)). "
+                "Received: exploit_learning_rate='auto' and data=None"
+            )
+
+    def _step_size(self):
+        """Return 1/beta, exact where features are those of inference mode."""
+        if self.data is not None:
+            return self.certificates["switch"].step
+        if self._report is None:
+            return 0.0  # resumed right at the switch: the first epoch only measures
+        curvature = self._loss.curvature(self._report.num_outputs)
+        penalty = l2_factors(self._structure.linear_parameters)
+        return 1.0 / (curvature * self._report.sigma_max**2 / self._report.num_samples + 2 * np.max(penalty))
 
     def _message(self, model, epoch):
         trained = self._structure.linear_parameters
         frozen = [v for v in model.trainable_variables if not any(v is other for other in trained)]
         measured = "not measured yet" if self._report is None else self._report.summary()
         penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
-        return "\n".join([
+        lines = [
             f"keras_dal: exploitation begins at epoch {epoch + 1} of {self.params['epochs']}",
             f"  labels in the column space of the head: {measured}",
             f"  trained:   {_listed(trained)}",
             f"  frozen:    {len(frozen)} variables with {_size(frozen):,} parameters, batch statistics and dropout too",
             f"  minimized: {' plus '.join([self._loss.name, *penalties])}, convex in what is trained",
-        ])
+        ]
+        if "switch" in self.certificates:
+            lines.append(str(self.certificates["switch"]))
+        return "\n".join(lines)
 
 
 def _size(variables):

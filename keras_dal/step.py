@@ -42,7 +42,7 @@ class StepHooks:
             linear = {id(variable) for variable in linear_parameters}
             self._frozen = [v for v in model.trainable_variables if id(v) not in linear]
         if self._moments is not None and self._moments not in model._metrics:
-            model._metrics.append(self._moments)  # reset each epoch, and part of the state that JAX carries
+            model._metrics.append(self._moments)  # part of the state that JAX carries
         model.make_train_function(force=True)
         model.train_function = self._hooked(model.train_function)
 

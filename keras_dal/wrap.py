@@ -55,7 +55,7 @@ class Wrap(keras.optimizers.Optimizer):
         rate = exploit_learning_rate if isinstance(exploit_learning_rate, float) else 0.0
         super().__init__(learning_rate=rate, name=name)
         self.inner_optimizer = keras.optimizers.get(optimizer)
-        if isinstance(self.inner_optimizer, keras.optimizers.Optimizer) and hasattr(self.inner_optimizer, "optimizers"):
+        if isinstance(self.inner_optimizer, keras.optimizers.MultiOptimizer):
             raise ValueError(
                 "The inner optimizer must be able to update a part of its variables, and a MultiOptimizer cannot. "
                 f"Wrap a single optimizer. Received: optimizer={self.inner_optimizer!r}"
@@ -294,8 +294,7 @@ def _check_explore(explore):
     epochs = isinstance(explore, int) and not isinstance(explore, bool) and explore >= 1
     if not (explore is None or explore == "auto" or fraction or epochs):
         raise ValueError(
-            "`explore` must be a float in (0, 1), an int of at least 1, 'auto' or None. "
-            f"Received: explore={explore!r}"
+            f"`explore` must be a float in (0, 1), an int of at least 1, 'auto' or None. Received: explore={explore!r}"
         )
 
 
