@@ -13,6 +13,11 @@ from keras_dal._patch import replaced
 _SAMPLES = 8  # rows a check evaluates: more would only repeat what random parameters already show
 
 
+def to_numpy(tensor) -> np.ndarray:
+    """Return a tensor or a variable of any backend as a NumPy array."""
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
 @contextlib.contextmanager
 def tap(layer):
     """Collects the inputs of a layer's calls, eager or traced, wherever it sits in a model.
@@ -67,7 +72,7 @@ def evaluate(model, layer, x):
             "The last layer must be called once in an evaluation of the model; share its weights with no other part. "
             f"Received: layer {layer.name!r}, called {len(inputs)} times"
         )
-    return keras.ops.convert_to_numpy(inputs[0]), keras.ops.convert_to_numpy(tree.flatten(outputs)[0])
+    return to_numpy(inputs[0]), to_numpy(tree.flatten(outputs)[0])
 
 
 def sample_inputs(model, x):

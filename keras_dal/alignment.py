@@ -50,9 +50,10 @@ def alignment(
     loss = _resolved(loss, structure)
     if whole:
         return _measure_network(structure, loss, x, y, sample_weight, batch_size)
-    rows, used = _gather(structure, loss, feature_batches(structure, x, y, sample_weight, batch_size))
-    measure = _measure_plain if isinstance(structure.head(), DenseHead) else _measure_gated
-    return measure(structure, loss, rows, used, decide_separability)
+    with KeptRows() as rows:
+        used = _gather(rows, structure, loss, feature_batches(structure, x, y, sample_weight, batch_size))
+        measure = _measure_plain if isinstance(structure.head(), DenseHead) else _measure_gated
+        return measure(structure, loss, rows, used, decide_separability)
 
 
 def alignment_from_moments(moments, num_samples, structure, loss):
@@ -98,9 +99,9 @@ def _is_softmax(loss):
     return loss.activation == "softmax"
 
 
-def _gather(structure, loss, batches):
-    """Return kept rows of features, targets and weights without those of weight 0, and which samples they are."""
-    rows, used = KeptRows(), []
+def _gather(rows, structure, loss, batches):
+    """Keeps features, targets and weights of the samples that have a weight, and returns which samples those are."""
+    used = []
     for features, y, weight in batches:
         if y is None:
             raise ValueError("The labels are missing. Pass y, or a dataset of (x, y). Received: y=None")
@@ -117,7 +118,7 @@ def _gather(structure, loss, batches):
     used = np.concatenate(used)
     if not used.any():
         raise ValueError("At least one sample must have a positive weight. Received: sample_weight of zeros only")
-    return rows, used
+    return used
 
 
 def _measure_plain(structure, loss, rows, used, decide_separability):
@@ -172,7 +173,7 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     def columns(vector):
         return operator.rmatvec(_seen(loss, vector.reshape(targets.shape) * roots).ravel())
 
-    scaled = LinearOperator(operator.shape, rows, columns, dtype=np.float64)
+    scaled = LinearOperator(operator.shape, matvec=rows, rmatvec=columns, dtype=np.float64)
     right = (centred * roots).ravel()
     direction = lsqr(scaled, right, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
     squares = (right - scaled.matvec(direction)).reshape(targets.shape) ** 2

@@ -9,7 +9,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend
-from keras_dal._trace import tap
+from keras_dal._trace import tap, to_numpy
 
 
 def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
@@ -32,7 +32,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
     evaluate = _feature_function(structure)
     empty = True
     for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size):
-        features = keras.ops.convert_to_numpy(evaluate(x_batch))
+        features = to_numpy(evaluate(x_batch))
         if not len(features):
             continue
         empty = False
@@ -57,7 +57,7 @@ def batches(x, y=None, sample_weight=None, batch_size=256):
             )
         for batch in _iterate(x):
             inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
-            yield inputs, *(None if part is None else keras.ops.convert_to_numpy(part) for part in (labels, weight))
+            yield inputs, *(None if part is None else to_numpy(part) for part in (labels, weight))
         return
     parts = [part for part in (x, y, sample_weight) if part is not None]
     sizes = {np.shape(array)[:1] for array in tree.flatten(parts)}
@@ -137,8 +137,14 @@ class KeptRows:
     """Rows that are written once and read again, in memory up to a limit and in a temporary file beyond it."""
 
     def __init__(self, max_bytes=2**28):
-        self._file = tempfile.SpooledTemporaryFile(max_size=max_bytes)
+        self._file = tempfile.SpooledTemporaryFile(max_size=max_bytes)  # noqa: SIM115 (closed by __exit__)
         self._batches = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
 
     def append(self, *arrays):
         for array in arrays:

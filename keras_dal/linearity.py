@@ -8,8 +8,9 @@ of constant features, at several random theta_S, at zero, and with all other par
 import contextlib
 import dataclasses
 
-import keras
 import numpy as np
+
+from keras_dal._trace import to_numpy
 
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
@@ -39,7 +40,7 @@ class Probe:
 @contextlib.contextmanager
 def restored(variables):
     """Lets variables change inside the context; afterwards they have the bits they had before, on an exception too."""
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    before = [to_numpy(variable).copy() for variable in variables]
     try:
         yield
     finally:
@@ -102,7 +103,7 @@ def defect(variables, evaluate):
         evaluate: a function without arguments that returns the logits for the model as it is now, `(k, C)`.
     """
     generator = np.random.default_rng(0)
-    values = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    values = [to_numpy(variable) for variable in variables]
     spread = [np.std(value, dtype=np.float64) + 0.1 for value in values]
     a, b = ([s * generator.standard_normal(np.shape(v)) for s, v in zip(spread, values, strict=True)] for _ in range(2))
 
@@ -141,5 +142,5 @@ def _change(before, after, tolerance, evaluate):
 def _move(model, generator):
     """Moves every trainable parameter a little: a scale of one or a branch of zero no longer hides then."""
     for variable in model.trainable_variables:
-        value = np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+        value = to_numpy(variable).astype(np.float64)
         variable.assign(value + 0.1 * (value.std() + 0.1) * generator.standard_normal(value.shape))

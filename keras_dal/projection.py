@@ -9,7 +9,6 @@ import dataclasses
 
 import numpy as np
 from scipy import linalg
-from scipy.linalg import lapack
 
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
 _BLOCK_RATIO = 8  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
@@ -88,8 +87,9 @@ class StreamedQR:
     def _factorize(self):
         height, width = self._rows.shape
         self._rows[self._filled :] = 0.0
-        work, _ = lapack.dgeqrf_lwork(height, width)
-        lapack.dgeqrf(self._rows, lwork=int(work), overwrite_a=True)  # in place: the buffer is in column order
+        factorize, size_of_work = linalg.get_lapack_funcs(("geqrf", "geqrf_lwork"), (self._rows,))
+        work, _ = size_of_work(height, width)
+        factorize(self._rows, lwork=int(work), overwrite_a=True)  # in place: the buffer is in column order
         self._filled = width
         self._rows[:width] = np.triu(self._rows[:width])
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from keras_dal import linearity
-from keras_dal._trace import evaluate, input_specs, recorded_calls, sample_inputs, tap
+from keras_dal._trace import evaluate, input_specs, recorded_calls, sample_inputs, tap, to_numpy
 from keras_dal.heads import DenseHead, Head
 
 __all__ = ["Structure", "find_structure", "tap"]
@@ -64,7 +64,7 @@ class Structure:
 
     def theta(self):
         """Return theta_S, flat and float64."""
-        return Head.join([keras.ops.convert_to_numpy(variable) for variable in self.linear_parameters])
+        return Head.join([to_numpy(variable) for variable in self.linear_parameters])
 
     def assign(self, theta):
         """Writes a flat theta_S, of shape `(head().num_parameters,)`, into the model."""
@@ -82,7 +82,7 @@ class Structure:
         """
         head, variables = _linear_head(self.output_layer, self.output_layer)
         features = np.asarray(evaluate(self.model, self.output_layer, x)[0], np.float64)
-        return head.logits(features, Head.join([keras.ops.convert_to_numpy(v) for v in variables]))
+        return head.logits(features, Head.join([to_numpy(v) for v in variables]))
 
 
 def find_structure(model, x=None, parameters="head"):

@@ -87,15 +87,15 @@ class HeadOperator(_Operator):
         features = [batch for batch, _, _ in feature_batches(structure, x, batch_size=batch_size)]
         self._features = np.concatenate(features).astype(np.float64)
 
-    def _matvec(self, theta):
-        return self._head.logits(self._features, np.ravel(theta).astype(np.float64)).ravel()
+    def _matvec(self, x):
+        return self._head.logits(self._features, np.ravel(x).astype(np.float64)).ravel()
 
     def _try(self):
         self._matvec(np.zeros(self.shape[1]))
         return 1
 
-    def _rmatvec(self, cotangent):
-        return self._head.adjoint(self._features, np.reshape(cotangent, (-1, self.num_outputs)).astype(np.float64))
+    def _rmatvec(self, x):
+        return self._head.adjoint(self._features, np.reshape(x, (-1, self.num_outputs)).astype(np.float64))
 
 
 class AutodiffOperator(_Operator):
@@ -133,25 +133,25 @@ class AutodiffOperator(_Operator):
             for part, variable in zip(np.split(np.ravel(theta), ends), self.variables, strict=True)
         ]
 
-    def _matvec(self, theta):
-        tangents = self._tangents(theta)
+    def _matvec(self, x):
+        tangents = self._tangents(x)
         return np.concatenate(
-            [_flat(self._jvp(x, tangents)) for x, _, _ in batches(self._x, batch_size=self._batch_size)]
+            [_flat(self._jvp(batch, tangents)) for batch, _, _ in batches(self._x, batch_size=self._batch_size)]
         )
 
-    def _rmatvec(self, cotangent):
+    def _rmatvec(self, x):
         total, start = np.zeros(self.shape[1]), 0
-        cotangent = np.reshape(cotangent, (-1, self.num_outputs))
-        for x, _, _ in batches(self._x, batch_size=self._batch_size):
-            rows = cotangent[start : start + _num_samples(x)]
-            gradients = self._vjp(x, keras.ops.convert_to_tensor(rows, dtype=self._logits_dtype))
+        cotangent = np.reshape(x, (-1, self.num_outputs))
+        for batch, _, _ in batches(self._x, batch_size=self._batch_size):
+            rows = cotangent[start : start + _num_samples(batch)]
+            gradients = self._vjp(batch, keras.ops.convert_to_tensor(rows, dtype=self._logits_dtype))
             total += np.concatenate([_flat(gradient) for gradient in gradients])
             start += len(rows)
         return total
 
 
 def _flat(tensor):
-    return np.asarray(keras.ops.convert_to_numpy(tensor), np.float64).ravel()
+    return _trace.to_numpy(tensor).astype(np.float64).ravel()
 
 
 def _num_samples(x):
