@@ -1,7 +1,8 @@
 """The alignment condition as numbers: how much of the labels lies in the column space of the Jacobian."""
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, lsqr
+from scipy import sparse
+from scipy.sparse.linalg import aslinearoperator, lsqr
 
 from keras_dal import _backend
 from keras_dal.features import KeptRows, feature_batches, first_inputs, precision
@@ -164,19 +165,12 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     operator = tangent_operator(structure.model, x, "all", batch_size)
     targets = _seen(loss, loss.targets([] if y is None else y, structure.num_outputs))
     weights = np.ones(len(targets)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    roots = np.sqrt(weights)[:, None]
     centred = targets - np.average(targets, axis=0, weights=weights) if structure.use_bias else targets
-
-    def rows(vector):
-        return (_seen(loss, operator.matvec(vector).reshape(targets.shape)) * roots).ravel()
-
-    def columns(vector):
-        return operator.rmatvec(_seen(loss, vector.reshape(targets.shape) * roots).ravel())
-
-    scaled = LinearOperator(operator.shape, matvec=rows, rmatvec=columns, dtype=np.float64)
-    right = (centred * roots).ravel()
+    row_map = sparse.kron(sparse.diags(np.sqrt(weights)), _seen(loss, np.eye(structure.num_outputs)), format="csr")
+    right = row_map @ centred.ravel()
+    scaled = aslinearoperator(row_map) @ operator
     direction = lsqr(scaled, right, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
-    squares = (right - scaled.matvec(direction)).reshape(targets.shape) ** 2
+    squares = (right - scaled @ direction).reshape(targets.shape) ** 2
     shares = _shares(squares, _total(structure, targets, weights))
     return _report(
         structure,
