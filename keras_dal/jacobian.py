@@ -71,13 +71,17 @@ class Jacobian:
         raise NotImplementedError
 
     def refined(self, targets):
-        """Return `solve(targets)` after one step of iterative refinement, which removes most of its rounding."""
+        """Return `solve(targets)` after one step of iterative refinement, where that removes rounding.
+
+        With columns that are nearly dependent theta is large and the step can add more rounding than it removes.
+        """
         theta = self.solve(targets)
-        return theta + self.solve(targets - self.logits(theta))
+        step = self.solve(targets - self.logits(theta))
+        return min(theta, theta + step, key=lambda each: np.linalg.norm(self.seen(targets - self.logits(each))))
 
 
 class _FactorizedJacobian(Jacobian):
-    """With `size` orthonormal vectors that span the weighted columns, and two maps that are transposes of each other."""
+    """With `size` orthonormal vectors that span the weighted columns, and the two maps that they make."""
 
     left: np.ndarray
     right: np.ndarray
@@ -104,6 +108,10 @@ class _FactorizedJacobian(Jacobian):
     def theta(self, coefficients):
         """Return the theta `(P,)` with these logits."""
         raise NotImplementedError
+
+    def project(self, targets):
+        """Return what of the targets `(n, C)` lies in the column space, up to constants per row for softmax."""
+        return self.combine(self.correlate(targets * self.roots**2))
 
     def solve(self, targets):
         return self.theta(self.correlate(targets * self.roots**2))

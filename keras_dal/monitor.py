@@ -110,7 +110,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _measure(self, model):
         if self._moments is None:
-            self._report = alignment(model, *self._data_arguments(), parameters=self._parameters)
+            self._report = alignment(
+                model, *self._data_arguments(), parameters=self._parameters, decide_separability=False
+            )
             samples = self._samples = first_samples(self.data) if self._samples is None else self._samples
         else:
             sums, count = self._moments.read()

@@ -1,6 +1,5 @@
 """How far the representation has moved, measured on a few training samples."""
 
-
 from keras import ops, tree
 
 from keras_dal.alignment import kernel_change
