@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_dal._trace import evaluate, sample_inputs
-from keras_dal.copying import copy_with_replacement
+from keras_dal.copying import assign_variables, copy_with_replacement
 from keras_dal.features import feature_batches
 from keras_dal.gated import GatedBranch, GatedDense
 from keras_dal.losses import resolve_loss
@@ -100,8 +100,7 @@ def _is_softmax(model, loss, activation):
 def _beside(head, width, features, units, options):
     branch = GatedBranch(head, units, name=head.name, **options)
     branch.build((None, width))
-    for new, old in zip(branch.dense.variables, head.variables, strict=True):
-        new.assign(old.value)
+    assign_variables(head, branch.dense)
     if features is not None:
         branch.adapt(features)
     return branch

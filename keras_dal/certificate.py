@@ -12,7 +12,7 @@ from keras_dal.heads import SumHead
 from keras_dal.infimum import Enclosure, enclose_infimum
 from keras_dal.jacobian import jacobian
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, resolve_loss
-from keras_dal.objective import Objective, l2_factors
+from keras_dal.rate import Objective, l2_factors
 from keras_dal.structure import find_structure
 
 ALIGNED = 1e-8  # residual share up to which labels count as reached; the share itself is always reported
@@ -35,7 +35,7 @@ class Certificate:
         tolerance: singular values up to it counted as zero, None if none were computed.
         method: how rank, v and beta were computed.
         exact: whether `residual_share` is the minimum; otherwise it is an upper bound.
-        residual_share: `||Y_l - J v||^2 / ||Y_l - mean||^2`, evaluated.
+        residual_share: `||(I - P) Y_l||^2 / ||Y_l - mean||^2`, P the projector on the columns that count.
         status: "aligned", "separable", "not separable", "not aligned" (squared error) or "undecided".
         reason: what proves the status.
         infimum: lower and upper bound of the loss's infimum over theta_S.
@@ -234,9 +234,10 @@ def certify_head(head, features, targets, loss, theta, weights=None, penalty=0.0
     jac = jacobian(head, features, weights, loss.activation == "softmax", max_bytes)
     objective = Objective(jac, loss, targets, weights, penalty)
     v = jac.refined(targets)
-    share = _residual_share(jac, targets, weights, v)
+    witnessed = _residual_share(jac, targets, weights, jac.logits(v))
+    share = _residual_share(jac, targets, weights, jac.project(targets)) if jac.factorized else witnessed
     found = _enclosure(objective, v, theta)
-    status, reason = _status(found, share, jac)
+    status, reason = _status(found, share, witnessed, jac)
     return Certificate(
         loss_name=loss.name,
         num_samples=len(features),
@@ -262,9 +263,9 @@ def certify_head(head, features, targets, loss, theta, weights=None, penalty=0.0
     )
 
 
-def _residual_share(jac, targets, weights, v):
-    """Return `||Y_l - J v||^2 / ||Y_l - mean||^2`; the mean is removed only where a bias makes it free."""
-    residual, seen = jac.seen(targets - jac.logits(v)), jac.seen(targets)
+def _residual_share(jac, targets, weights, reached):
+    """Return `||Y_l - reached||^2 / ||Y_l - mean||^2`; the mean is removed only where a bias makes it free."""
+    residual, seen = jac.seen(targets - reached), jac.seen(targets)
     centered = seen - np.average(seen, axis=0, weights=weights) * _has_bias(jac.head)
     left, total, everything = (float(np.sum(weights[:, None] * part**2)) for part in (residual, centered, seen))
     return left / (total if total > 1e-20 * everything else max(everything, 1e-300))
@@ -287,9 +288,9 @@ def _enclosure(objective, v, theta):
     return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
 
 
-def _status(found, share, jac):
-    if share <= ALIGNED:
-        return "aligned", f"J v = Y_l up to a residual share of {share:.1e}, v evaluated in float64"
+def _status(found, share, witnessed, jac):
+    if witnessed <= ALIGNED:
+        return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64"
     if found.margin is not None and found.margin > 0:
         return "separable", f"parameters with smallest margin {found.margin:.2e}, evaluated in float64"
     if found.margin is None and jac.factorized:

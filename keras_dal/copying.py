@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import numpy as np
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
 
@@ -49,7 +50,7 @@ class _Copier:
         return twin
 
     def _finish(self, old, new):
-        _assign(old, new)
+        assign_variables(old, new)
         if self._is_in(old):
             self._exchange(old, new)
 
@@ -83,7 +84,8 @@ def _from_config(layer):
         ) from error
 
 
-def _assign(old, new):
+def assign_variables(old, new):
+    """Gives the variables of one layer, in their order, to another one."""
     if [variable.shape for variable in old.variables] != [variable.shape for variable in new.variables]:
         raise ValueError(
             "A layer made again from its configuration must have the same variables; put what differs into "
@@ -91,7 +93,7 @@ def _assign(old, new):
             f"its copy with {len(new.variables)}"
         )
     for variable, copy in zip(old.variables, new.variables, strict=True):
-        copy.assign(variable.value)
+        copy.assign(np.array(keras.ops.convert_to_numpy(variable)))  # JAX would share the buffer, and donate it
 
 
 def _replace_sublayer(parent, old, new):

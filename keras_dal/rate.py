@@ -1,4 +1,4 @@
-"""What is minimized over theta_S: a mean loss plus an L2 penalty, and its values at points to compare with."""
+"""The rate of gradient descent on theta_S: what is minimized, how curved it is, and points to compare with."""
 
 import keras
 import numpy as np
