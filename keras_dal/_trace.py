@@ -124,8 +124,6 @@ def input_specs(model):
 
 def recorded_calls(model, x):
     """Return the calls of all layers in the order in which they return, and the model's output."""
-    if not model.built:
-        model(x, training=False)  # makes the layers that do not exist before the shapes are known
     calls = []
     layers = [
         layer for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.layers.InputLayer)

@@ -48,18 +48,8 @@ def restored(variables):
             variable.assign(value)
 
 
-@contextlib.contextmanager
-def frozen_gates(layers):
-    """Lets the gates of layers be frozen inside the context, as they will be after the switch."""
-    with restored([variable for layer in layers for variable in layer.variables]):
-        for layer in layers:
-            if hasattr(layer, "freeze_gates"):
-                layer.freeze_gates(noise=0.0, seed=0)
-        yield
-
-
 def probes(form, evaluate):
-    """Evaluate a model at random parameters.
+    """Evaluate a model at random parameters, which are left in it.
 
     Args:
         form: a `Structure` whose theta_S is to be tried.
@@ -70,24 +60,23 @@ def probes(form, evaluate):
         one with all other trainable parameters moved too.
     """
     generator = np.random.default_rng(0)
-    with restored(form.model.variables):
-        features, outputs = evaluate()
-        tolerance = _TOLERANCES[str(features.dtype)]
-        if not np.isfinite(features).all() or not features.any():
-            raise ValueError(
-                "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
-                f"pass other samples. Received: {np.sum(~np.isfinite(features))} values that are not finite among "
-                f"{features.size} inputs of layer {form.layer.name!r}"
-            )
-        a, b = (_of_unit_logits(form.head(), features, generator) for _ in range(2))
-        for theta in (np.zeros_like(a), a, b, a + b):
-            form.assign(theta)
-            again, outputs = evaluate()
-            yield _probe(form, features, outputs, tolerance, _change(features, again, tolerance, evaluate))
-        _move(form.model, generator)
-        features, outputs = evaluate()
-        if np.isfinite(features).all():
-            yield _probe(form, features, outputs, tolerance)
+    features, outputs = evaluate()
+    tolerance = _TOLERANCES[str(features.dtype)]
+    if not np.isfinite(features).all() or not features.any():
+        raise ValueError(
+            "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
+            f"pass other samples. Received: {np.sum(~np.isfinite(features))} values that are not finite among "
+            f"{features.size} inputs of layer {form.layer.name!r}"
+        )
+    a, b = (_of_unit_logits(form.head(), features, generator) for _ in range(2))
+    for theta in (np.zeros_like(a), a, b, a + b):
+        form.assign(theta)
+        again, outputs = evaluate()
+        yield _probe(form, features, outputs, tolerance, _change(features, again, tolerance, evaluate))
+    _move(form.model, generator)
+    features, outputs = evaluate()
+    if np.isfinite(features).all():
+        yield _probe(form, features, outputs, tolerance)
 
 
 def _probe(form, features, outputs, tolerance, reason=None):
@@ -97,6 +86,8 @@ def _probe(form, features, outputs, tolerance, reason=None):
 
 def defect(variables, evaluate):
     """Return what is wrong with logits as a function of variables, in words; None where they are linear.
+
+    Random values are left in the variables.
 
     Args:
         variables: Keras variables.
@@ -112,11 +103,10 @@ def defect(variables, evaluate):
             variable.assign(value)
         return evaluate()
 
-    with restored(variables):
-        zero, first, second = at([0 * part for part in a]), at(a), at(b)
-        both = at([one + other for one, other in zip(a, b, strict=True)])
-        scale = max(np.abs(logits).max() for logits in (zero, first, second, both))
-        tolerance = 10 * scale * _TOLERANCES[str(variables[0].dtype)]
+    zero, first, second = at([0 * part for part in a]), at(a), at(b)
+    both = at([one + other for one, other in zip(a, b, strict=True)])
+    scale = max(np.abs(logits).max() for logits in (zero, first, second, both))
+    tolerance = 10 * scale * _TOLERANCES[str(variables[0].dtype)]
     if np.abs(both - first - second + zero).max() > tolerance:
         return "not linear"
     return "linear up to a constant, not linear," if np.abs(zero).max() > tolerance else None

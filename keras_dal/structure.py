@@ -105,10 +105,14 @@ def find_structure(model, x=None, parameters="head"):
         ValueError: the model has no linear head, or `parameters` are not what its logits are linear in.
     """
     x = sample_inputs(model, x)
-    calls, outputs = recorded_calls(model, x)
-    forms = _forms(model, calls, outputs)
-    form = forms[0] if isinstance(parameters, str) and parameters == "head" else _selected(forms, parameters, x)
-    with linearity.frozen_gates(form.gated_layers):
+    if not model.built:
+        model(x, training=False)
+    with linearity.restored(model.variables):  # seeds of random layers among them
+        calls, outputs = recorded_calls(model, x)
+        forms = _forms(model, calls, outputs)
+        form = forms[0] if isinstance(parameters, str) and parameters == "head" else _selected(forms, parameters, x)
+        for layer in form.gated_layers:
+            layer.freeze_gates()  # as they will be after the switch
         activation = _checked_activation(form, calls, x)
     return dataclasses.replace(form, activation=activation)
 

@@ -1,0 +1,230 @@
+"""A catalogue of small models of every kind: those with a linear head, and those that must be refused."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_dal.gated import GatedBranch, GatedDense
+
+NUM_FEATURES = 4
+
+
+@contextlib.contextmanager
+def policy(name):
+    """Lets layers be made with a dtype policy; the data goes in as it is."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model and what `find_structure` should find in it."""
+
+    name: str
+    make: Callable
+    activation: str = "linear"
+    num_outputs: int = 3
+    use_bias: bool = True
+    input_shape: tuple = (5,)
+    gated: bool = False
+
+    def build(self, dtype="float64", seed=0):
+        """Return the model, built, with parameters that are all random."""
+        keras.utils.set_random_seed(seed)
+        with policy(dtype):
+            model = self.make()
+            model(np.zeros((2, *self.input_shape), "float32"))
+        generator = np.random.default_rng(seed)
+        for variable in model.trainable_variables:
+            variable.assign(variable.numpy() + 0.1 * generator.standard_normal(variable.shape))
+        return model
+
+    def inputs(self, n, seed=1):
+        return np.random.default_rng(seed).standard_normal((n, *self.input_shape)).astype("float32")
+
+    def labels(self, n, seed=2):
+        """Return labels as the loss of `self.loss` takes them."""
+        generator = np.random.default_rng(seed)
+        if self.activation == "sigmoid":
+            return generator.integers(0, 2, (n, self.num_outputs)).astype("float64")
+        return generator.integers(0, self.num_outputs, n)
+
+    @property
+    def loss(self):
+        if self.activation == "sigmoid":
+            return keras.losses.BinaryCrossentropy()
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=self.activation == "linear")
+
+
+def trunk():
+    return [
+        layers.Dense(6, activation="relu", name="trunk"),
+        layers.Dense(NUM_FEATURES, activation="tanh", name="tanh"),
+    ]
+
+
+def sequential(*head):
+    return keras.Sequential([layers.Input((5,)), *trunk(), *head])
+
+
+def _functional():
+    inputs = keras.Input((5,))
+    x = layers.Dense(NUM_FEATURES, activation="tanh")(inputs)
+    x = layers.Add()([x, layers.Dense(NUM_FEATURES, activation="relu")(x)])
+    return keras.Model(inputs, layers.Dense(3, name="logits")(x))
+
+
+def _nested():
+    body = keras.Sequential(trunk(), name="body")
+    top = keras.Sequential([layers.Dropout(0.5), layers.Dense(3, name="logits")], name="top")
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, top(body(inputs)))
+
+
+class Subclassed(keras.Model):
+    """A model whose graph is known only by running it; the softmax is an operation, not a layer."""
+
+    def __init__(self, head=None):
+        super().__init__()
+        self.logits = head or layers.Dense(3)
+        self.hidden = layers.Dense(NUM_FEATURES, activation="tanh")
+        self.norm = layers.BatchNormalization()
+
+    def call(self, inputs, training=False):
+        return keras.ops.softmax(self.logits(self.norm(self.hidden(inputs), training=training)))
+
+
+def _convolutional():
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(3, 3, padding="same", use_bias=False)(inputs)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Add()([x, layers.Conv2D(3, 3, padding="same")(x)])
+    x = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
+
+
+CASES = [
+    Case("sequential", lambda: sequential(layers.Dense(3))),
+    Case("functional", _functional),
+    Case("nested", _nested),
+    Case("subclassed", Subclassed, "softmax"),
+    Case("convolutional", _convolutional, "softmax", input_shape=(6, 6, 2)),
+    Case("softmax inside", lambda: sequential(layers.Dense(3, activation="softmax")), "softmax"),
+    Case("softmax layer", lambda: sequential(layers.Dense(3), layers.Softmax()), "softmax"),
+    Case("sigmoid inside", lambda: sequential(layers.Dense(2, activation="sigmoid")), "sigmoid", 2),
+    Case("sigmoid layer", lambda: sequential(layers.Dense(1), layers.Activation("sigmoid")), "sigmoid", 1),
+    Case("no bias", lambda: sequential(layers.Dense(3, use_bias=False)), use_bias=False),
+    Case(
+        "no bias, sigmoid",
+        lambda: sequential(layers.Dense(2, use_bias=False, activation="sigmoid")),
+        "sigmoid",
+        2,
+        use_bias=False,
+    ),
+    Case("gated before", lambda: sequential(GatedDense(5, gates="random", seed=0), layers.Dense(3)), gated=True),
+    Case("gated branch", lambda: sequential(GatedBranch(layers.Dense(3), 4, seed=0)), gated=True),
+]
+
+
+class Scale(layers.Layer):
+    """Multiplies by a trainable number that is one at first."""
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
+
+    def call(self, inputs):
+        return self.factor * inputs
+
+
+class Transposed(layers.Layer):
+    """Uses the kernel of another layer."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, keras.ops.transpose(self.other.kernel))
+
+
+class Noise(layers.Layer):
+    """Random in inference mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, inputs):
+        return inputs + keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
+
+
+def _tied():
+    head = layers.Dense(5, name="tied")
+    head.build((None, 5))
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, head(layers.ReLU()(Transposed(head)(inputs))))
+
+
+def _called_twice():
+    head = layers.Dense(5, name="twice")
+    return keras.Sequential([layers.Input((5,)), head, layers.ReLU(), head])
+
+
+def _two_outputs():
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(2)(inputs)])
+
+
+def _low_rank():
+    model = sequential(layers.Dense(3, name="adapted"))
+    model.layers[-1].enable_lora(2)
+    return model
+
+
+REFUSED = [
+    ("no linear layer", lambda: keras.Sequential([layers.Input((5,)), layers.ReLU(name="last")]), "'last' .ReLU"),
+    ("relu inside", lambda: sequential(layers.Dense(3, activation="relu", name="rectified")), "'rectified'.*'relu'"),
+    ("relu after", lambda: sequential(layers.Dense(3), layers.ReLU(name="after")), "'after' .ReLU"),
+    ("scale after", lambda: sequential(layers.Dense(3), Scale(name="temperature")), "'temperature' .Scale"),
+    ("normalized logits", lambda: sequential(layers.Dense(3), layers.BatchNormalization(name="bn")), "'bn'"),
+    ("tied weights", _tied, "tied weights.*'tied'"),
+    ("called twice", _called_twice, "'twice', called 2 times"),
+    ("random features", lambda: sequential(Noise(), layers.Dense(3, name="top")), "random in inference mode.*'top'"),
+    ("three axes", lambda: keras.Sequential([layers.Input((4, 5)), layers.Dense(3, name="wide")]), "'wide'.*pool|pool"),
+    ("two outputs", _two_outputs, "2 outputs"),
+    (
+        "constant, as a softmax of one value is",
+        lambda: sequential(layers.Dense(1), layers.Rescaling(0.0, 1.0, name="constant")),
+        "'constant' .Rescaling",
+    ),
+    ("low-rank adapter", _low_rank, "'adapted'"),
+    ("unknown input shape", lambda: keras.Sequential([layers.Dense(3)]), "pass a few sample inputs"),
+]
+
+
+def logits_from_outputs(outputs, activation):
+    """Return logits that give these outputs; for softmax those whose exponentials sum to one."""
+    if activation == "softmax":
+        return keras.ops.log(outputs)
+    if activation == "sigmoid":
+        return keras.ops.log(outputs) - keras.ops.log1p(-outputs)
+    return outputs
+
+
+def dense_jacobian(case, model, x, variables):
+    """Return d vec(logits) / d variables, `(n, C, P)`, by TensorFlow's automatic differentiation of the outputs."""
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        logits = logits_from_outputs(model(x, training=False), case.activation)
+    values = [variable.value for variable in variables]
+    parts = tape.jacobian(logits, values, experimental_use_pfor=False)
+    return np.concatenate([part.numpy().reshape(*logits.shape, -1) for part in parts], axis=-1)
