@@ -11,8 +11,8 @@ from keras_dal.alignment import alignment, alignment_from_moments
 from keras_dal.certificate import certify
 from keras_dal.losses import resolve_loss
 from keras_dal.moments import StepMoments
-from keras_dal.objective import l2_factors
 from keras_dal.probes import KernelChange, first_samples
+from keras_dal.rate import l2_factors
 from keras_dal.schedule import SwitchSchedule
 from keras_dal.step import StepHooks
 from keras_dal.structure import find_structure
@@ -179,7 +179,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def _message(self, model, epoch):
         trained = self._structure.linear_parameters
         frozen = [v for v in model.trainable_variables if not any(v is other for other in trained)]
-        measured = "not measured yet" if self._report is None else self._report.summary()
+        measured = "not measured yet" if self._report is None else str(self._report.summary())
         penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
         lines = [
             f"keras_dal: exploitation begins at epoch {epoch + 1} of {self.params['epochs']}",

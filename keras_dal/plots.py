@@ -7,7 +7,7 @@ matplotlib.use("Agg", force=False)  # only where nothing else was chosen: pictur
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-_COLORS = {"base": "0.55", "wrapped": "tab:blue", "bound": "tab:red", "alignment": "tab:green"}
+_COLORS = {"base": "0.7", "wrapped": "tab:blue", "bound": "tab:red", "alignment": "tab:green"}
 
 
 def curves(histories, path, title=None):
@@ -89,9 +89,10 @@ def _draw(axis, history, key, name, color):
     if key not in history:
         return
     epochs = range(1, len(history[key]) + 1)
-    axis.plot(epochs, history[key], color=color, label=f"{name}, training")
+    width = 3.5 if name == "base" else 1.5  # runs that coincide stay visible
+    axis.plot(epochs, history[key], color=color, linewidth=width, label=f"{name}, training")
     if f"val_{key}" in history:
-        axis.plot(epochs, history[f"val_{key}"], color=color, linestyle=":", label=f"{name}, test")
+        axis.plot(epochs, history[f"val_{key}"], ":", color=color, linewidth=width, label=f"{name}, test")
     switch = [epoch for epoch, phase in zip(epochs, history.get("phase", []), strict=False) if phase]
     if switch:
         axis.axvline(switch[0] - 0.5, color=color, linewidth=0.8, linestyle="--", label=f"{name}, switch")
