@@ -1,0 +1,134 @@
+"""Finishing a trained model: its head is solved on cached features, changing the function as little as possible."""
+
+import keras
+import numpy as np
+
+from keras_dal.add_head import add_gated_head
+from keras_dal.cache import cached_features
+from keras_dal.features import first_inputs
+from keras_dal.losses import resolve_loss
+from keras_dal.path import Path, Stopped
+from keras_dal.result import finished
+from keras_dal.structure import find_structure
+from keras_dal.task import RIDGES, Task
+
+_ANCHORS = 10_000  # of the training samples that stand in where no anchors are given
+
+
+def converge(
+    model,
+    x,
+    y=None,
+    sample_weight=None,
+    *,
+    tol=1e-4,
+    loss=None,
+    validation_data=None,
+    anchors=None,
+    gated="auto",
+    ridge=None,
+    patience=None,
+    time_limit=None,
+    cache=None,
+    max_bytes=2**30,
+    batch_size=256,
+    verbose=1,
+):
+    """Train the last layer of a model to its global optimum, in seconds, on features that are computed once.
+
+    Classifiers: among the heads that put every training sample on its right side, one that changes the logits on the
+    anchors least is approached, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for falling `ridge`
+    up to the first point where all are right. Multiplying theta_S by `Result.scale` then brings the cross-entropy to
+    `tol`, which proves that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Where the
+    head cannot separate the samples a gated head is added, and where that is not wanted the loss itself is minimized.
+    Regressors: the squared error is minimized with the same measure of change until it is at most `tol`, or at its
+    minimum. Our derivation from the framework of Kawaguchi, Zhang and Deng (2022).
+
+    Interrupting it (Ctrl-C) ends it at the best point so far; the model's weights change only at the end.
+
+    Args:
+        model: a trained Keras model that `find_structure` understands.
+        x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them, `(n, ...)`.
+        sample_weight: weights `(n,)`; weight 0 removes a sample.
+        tol: training loss to reach at `Result.scale`, positive.
+        loss: as for `model.compile`; the compiled one by default.
+        validation_data: `(x, y)`; accuracy and calibration on it are reported.
+        anchors: inputs whose predictions should stay, best augmented copies of the training inputs or unlabelled ones;
+            the training inputs by default.
+        gated: `"auto"` adds a gated head where a classifier's own head does not separate the samples, True adds it in
+            any case, False never.
+        ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative.
+        patience: Newton steps without a better validation accuracy after which the best one is taken.
+        time_limit: seconds for the solver.
+        cache: directory in which features are kept and found again.
+        max_bytes: size from which features are memory-mapped.
+        batch_size: samples per evaluation of the features.
+        verbose: 0 for silence.
+
+    Returns:
+        A `Result`; `result.model` is the given model, or a copy of it with a gated head.
+
+    Raises:
+        ValueError: no linear head, an unsupported loss, bad data or bad arguments.
+    """
+    _check(tol, gated, ridge, patience, time_limit, validation_data)
+    structure = find_structure(model, first_inputs(x))
+    loss = resolve_loss(loss or getattr(model, "loss", None), structure.activation)
+
+    def gather(*data):
+        bar = keras.utils.Progbar(None, unit_name="batch") if verbose else None
+        return cached_features(structure, *data, batch_size, cache, max_bytes, bar and (lambda rows: bar.add(1)))
+
+    train = gather(x, y, sample_weight).weighted()
+    if train.labels is None:
+        raise ValueError(f"The solver needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    still = _sample(train.features) if anchors is None else gather(anchors, None, None).features
+    validation = gather(*validation_data, None) if validation_data is not None else None
+    path = Path(patience, time_limit, verbose)
+    task = Task(structure, loss, train, still, validation, path)
+    separable = loss.margins(task.start[:1], task.targets[:1]) is not None and ridge is None
+    try:
+        if gated is True and not structure.gated_layers:
+            task = task.with_head(_gated(structure, train))
+        if not separable:
+            task.minimize(RIDGES if ridge is None else [ridge], tol)
+        elif not task.separate():
+            if gated == "auto" and not structure.gated_layers:
+                path.restart()
+                task = task.with_head(_gated(structure, train))
+                task.separate()
+            elif gated is False:
+                task.minimize(RIDGES[-1:], tol)
+    except Stopped as stop:
+        path.stopped_by = str(stop)
+    except KeyboardInterrupt:
+        path.stopped_by = "an interrupt"
+    return finished(task, path, tol)
+
+
+def _gated(structure, train):
+    """Return the structure of a copy of the model with a gated head for these features."""
+    copy = add_gated_head(structure.model, num_samples=len(train), verbose=False)
+    structure = find_structure(copy)
+    structure.layer.adapt(train.features)
+    return structure
+
+
+def _sample(features):
+    rows = np.random.default_rng(0).permutation(len(features))[:_ANCHORS]
+    return np.asarray(features[np.sort(rows)])
+
+
+def _check(tol, gated, ridge, patience, time_limit, validation_data):
+    for name, value in (("tol", tol), ("patience", patience), ("time_limit", time_limit)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive. Received: {name}={value!r}")
+    if gated not in ("auto", True, False):
+        raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
+    if ridge is not None and not ridge >= 0:
+        raise ValueError(f"ridge must not be negative. Received: ridge={ridge!r}")
+    if validation_data is not None and len(validation_data) != 2:
+        raise ValueError(f"validation_data must be (x, y). Received: {len(validation_data)} parts")
+    if patience is not None and validation_data is None:
+        raise ValueError(f"patience needs validation_data=(x, y). Received: patience={patience}, validation_data=None")

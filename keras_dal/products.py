@@ -1,0 +1,138 @@
+"""Products with J_S on features that stay as they are: float32 matrix products, block by block."""
+
+import numpy as np
+
+from keras_dal import heads
+
+_BLOCK = 2048  # samples whose hidden values exist at a time
+
+
+class CachedJacobian:
+    """J_S of a head on fixed features, with its gates computed once where memory allows.
+
+    Products are float32; sums over blocks of samples are float64.
+
+    Args:
+        head: a `heads.Head` with P parameters and C outputs.
+        features: array `(n, m)`, possibly memory-mapped.
+        max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
+    """
+
+    def __init__(self, head, features, max_bytes=2**32):
+        self.parts, self.features = _parts(head), features
+        self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
+        size = 4 * len(features) * sum(sum(part.shape) for part in self.parts)
+        self._prepared = [part.prepare(features) for part in self.parts] if size <= max_bytes else None
+        self._scratch = {}
+
+    def __len__(self):
+        return len(self.features)
+
+    def restricted(self, rows):
+        """Return the same for some of the samples, given by their indices in ascending order."""
+        other = object.__new__(CachedJacobian)
+        prepared = self._prepared and [[a if a is None else a[rows] for a in arrays] for arrays in self._prepared]
+        other.__dict__.update(self.__dict__, features=self.features[rows], _prepared=prepared)
+        return other
+
+    def logits(self, theta):
+        """Return the logits `(n, C)`, float32, for a flat theta `(P,)`."""
+        weights = self.split(theta)
+        logits = np.empty((len(self), self.num_outputs), np.float32)
+        for rows, block in self.blocks():
+            terms = zip(self.parts, block, weights, strict=True)
+            logits[rows] = sum(part.apply(*arrays, weight) for part, arrays, weight in terms)
+        return logits
+
+    def adjoint(self, cotangent):
+        """Return `J' vec(cotangent)`, float64 of shape `(P,)`, for a cotangent `(n, C)`."""
+        cotangent = np.asarray(cotangent, np.float32)
+        total = np.zeros(self.num_parameters)
+        pieces = self.split(total, np.float64)
+        for rows, block in self.blocks():
+            for part, arrays, piece in zip(self.parts, block, pieces, strict=True):
+                piece += part.transposed(*arrays, cotangent[rows])
+        return total
+
+    def split(self, theta, dtype=np.float32):
+        """Return a flat theta as one matrix for each part, views of it where the dtype allows."""
+        ends = np.cumsum([part.shape[0] * part.shape[1] for part in self.parts])[:-1]
+        pieces = np.split(np.asarray(theta, dtype), ends)
+        return [piece.reshape(part.shape) for piece, part in zip(pieces, self.parts, strict=True)]
+
+    def blocks(self):
+        """Yield slices of the samples, and for each of them the inputs and gates of every part."""
+        for start in range(0, len(self), _BLOCK):
+            rows = slice(start, min(start + _BLOCK, len(self)))
+            if self._prepared:
+                yield rows, [[a if a is None else a[rows] for a in arrays] for arrays in self._prepared]
+            else:
+                yield rows, [part.prepare(self.features[rows]) for part in self.parts]
+
+
+class _Gated:
+    """`((inputs W) * gates) V`; the bias is the last row of W, which is how `GatedHead` lays out its theta."""
+
+    def __init__(self, head):
+        self.head = head
+        self.output = np.asarray(head.output_kernel, np.float32)
+        self.shape = (head.gate_kernel.shape[0] + 1, head.gate_kernel.shape[1])
+        self._hidden = np.empty((0, 0), np.float32)
+
+    def prepare(self, features):
+        features = np.asarray(features, np.float32)
+        return _with_ones(self.head.standardize(features)), self.head.gates(features)
+
+    def apply(self, inputs, gates, weight):
+        hidden = np.matmul(inputs, weight, out=self._buffer(len(inputs)))
+        hidden *= gates
+        return hidden @ self.output
+
+    def transposed(self, inputs, gates, cotangent):
+        hidden = np.matmul(cotangent, self.output.T, out=self._buffer(len(inputs)))
+        hidden *= gates
+        return inputs.T @ hidden
+
+    def moments(self, inputs, gates):
+        return inputs.T @ inputs, (gates.T @ gates) * (self.output @ self.output.T)
+
+    def _buffer(self, rows):
+        """Return memory that is used again: fresh pages cost as much as the product."""
+        if rows > len(self._hidden):
+            self._hidden = np.empty((rows, self.shape[1]), np.float32)
+        return self._hidden[:rows]
+
+
+class _Dense:
+    """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
+
+    def __init__(self, num_features, num_outputs, use_bias):
+        self.num_features, self.use_bias = num_features, use_bias
+        self.shape = (num_features + use_bias, num_outputs)
+
+    def prepare(self, features):
+        inputs = np.asarray(features[:, : self.num_features], np.float32)
+        return _with_ones(inputs) if self.use_bias else inputs, None
+
+    def apply(self, inputs, gates, weight):
+        return inputs @ weight
+
+    def transposed(self, inputs, gates, cotangent):
+        return inputs.T @ cotangent
+
+    def moments(self, inputs, gates):
+        return inputs.T @ inputs, np.eye(self.shape[1], dtype=np.float32) * len(inputs)
+
+
+def _parts(head):
+    if isinstance(head, heads.SumHead):
+        return [part for each in head.parts for part in _parts(each)]
+    if isinstance(head, heads.DenseHead):
+        return [_Dense(head.shapes[0][0], head.num_outputs, head.use_bias)]
+    if isinstance(head, heads.GatedHead):
+        return [_Gated(head)] + ([_Dense(0, head.num_outputs, True)] if head.use_bias else [])
+    raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
+
+
+def _with_ones(inputs):
+    return np.concatenate([inputs, np.ones((len(inputs), 1), inputs.dtype)], axis=1)

@@ -1,0 +1,104 @@
+"""Newton's method for a convex loss over a head on cached features, with exact line searches."""
+
+import dataclasses
+
+import numpy as np
+from scipy import optimize
+from scipy.sparse.linalg import LinearOperator, cg
+
+_INEXACT = 0.1  # residual of a Newton system, relative to the gradient
+_CONJUGATE_GRADIENTS = 100  # at most, for one Newton step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """Where a Newton step ended.
+
+    Attributes:
+        phi: whitened parameters, float64 `(P,)`.
+        logits: of the samples, float32 `(n, C)`.
+        objective: loss plus ridge.
+        gap: upper bound of how far the objective is above its minimum; infinite without a ridge.
+        gradient_norm: norm of the objective's gradient in phi.
+    """
+
+    phi: np.ndarray
+    logits: np.ndarray
+    objective: float
+    gap: float
+    gradient_norm: float
+
+
+class Problem:
+    """`sum_i w_i loss(f_i) / n + ridge ||phi||^2` with `f = start + J T phi`.
+
+    Args:
+        jacobian: a `CachedJacobian` on the samples.
+        whitening: a `Whitening`, the map T.
+        objective: one of `criteria`: values, gradient and curvature in the logits.
+        start: logits at `phi = 0`, float32 `(n, C)`.
+        weights: sample weights `(n,)`.
+        ridge: weight of the squared distance, not negative.
+    """
+
+    def __init__(self, jacobian, whitening, objective, start, weights, ridge):
+        self.jacobian, self.whitening, self.objective = jacobian, whitening, objective
+        self.start, self.ridge = start, ridge
+        self.scale = (np.asarray(weights, np.float64) / len(weights))[:, None]
+
+    def value(self, phi, logits):
+        return float(self.scale[:, 0] @ self.objective.values(logits) + self.ridge * (phi @ phi))
+
+    def cotangent(self, logits):
+        return self.scale * self.objective.gradient(logits)
+
+    def steps(self, phi=None):
+        """Yield a `Step` for the start, then one after each Newton step, without end.
+
+        Args:
+            phi: where to start, zero by default.
+        """
+        phi = np.zeros(self.jacobian.num_parameters) if phi is None else phi
+        logits = self.start + self.jacobian.logits(self.whitening.theta(phi)) if phi.any() else self.start
+        while True:
+            active = np.flatnonzero(self.objective.active(logits))
+            seen = self.jacobian.restricted(active) if len(active) < 0.9 * len(logits) else self.jacobian
+            rows = active if seen is not self.jacobian else slice(None)
+            gradient = self._pulled_back(seen, self.cotangent(logits)[rows]) + 2 * self.ridge * phi
+            norm = float(np.linalg.norm(gradient))
+            gap = norm**2 / (4 * self.ridge) if self.ridge else np.inf
+            yield Step(phi, logits, self.value(phi, logits), gap, norm)
+            direction = self._newton_direction(seen, rows, logits, gradient)
+            change = self.jacobian.logits(self.whitening.theta(direction))
+            length = self._line_search(phi, direction, logits, change)
+            phi, logits = phi + length * direction, logits + np.float32(length) * change
+
+    def _pulled_back(self, jacobian, cotangent):
+        return self.whitening.transposed(jacobian.adjoint(cotangent))
+
+    def _newton_direction(self, seen, rows, logits, gradient):
+        curve = self.objective.curvature(logits, rows)
+        scale = self.scale[rows]
+
+        def product(direction):
+            change = seen.logits(self.whitening.theta(direction))
+            return self._pulled_back(seen, scale * curve(change)) + 2 * self.ridge * direction
+
+        hessian = LinearOperator((len(gradient),) * 2, matvec=product, dtype=np.float64)
+        return cg(hessian, -gradient, rtol=_INEXACT, maxiter=_CONJUGATE_GRADIENTS)[0]
+
+    def _line_search(self, phi, direction, logits, change):
+        """Return the minimizing step length: logits are linear in it, so no product with J is needed."""
+
+        def slope(length):
+            cotangent = self.cotangent(logits + np.float32(length) * change)
+            return np.vdot(cotangent, change) + 2 * self.ridge * (phi + length * direction) @ direction
+
+        start, far = slope(0.0), 1.0
+        if not start < 0:
+            return 0.0
+        if abs(slope(far)) <= _INEXACT * -start:
+            return far
+        while slope(far) < 0 and far < 1e6:
+            far *= 2
+        return optimize.brentq(slope, 0.0, far, rtol=1e-3) if far < 1e6 else far

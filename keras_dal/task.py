@@ -1,0 +1,109 @@
+"""The convex problem of one head on cached features, and the two ways to solve it."""
+
+import numpy as np
+
+from keras_dal.criteria import Separation, WholeLoss
+from keras_dal.path import Point
+from keras_dal.products import CachedJacobian
+from keras_dal.solver import Problem
+from keras_dal.whitening import Whitening
+
+RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
+_STEPS = 25  # Newton steps for one weight
+_SOLVED = 1e-2  # certified gap, relative to the objective, at which a smaller weight is tried
+_STUCK = 0.9  # share of the violation that stays when the weight falls tenfold: what is left will not go
+_DELTA = 0.05  # wanted margin, relative to the root mean square of the logits' gaps
+
+
+class Task:
+    """A head, the samples it is to fit and the anchors it is to leave alone.
+
+    Args:
+        structure: the `Structure` of the model.
+        loss: a `losses.Loss`.
+        train: `CachedFeatures` of the samples.
+        still: features of the anchors, `(a, m)`.
+        validation: `CachedFeatures`, or None.
+        path: the `Path` that sees every step.
+    """
+
+    def __init__(self, structure, loss, train, still, validation, path):
+        self._arguments = (loss, train, still, validation, path)
+        self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
+        self.head, self.theta = structure.head(), structure.theta()
+        self.targets = loss.targets(train.labels, structure.num_outputs)
+        self.jacobian = CachedJacobian(self.head, train.features)
+        self.still = CachedJacobian(self.head, still)
+        self.whitening = Whitening(self.still)
+        self.start = self.jacobian.logits(self.theta)
+        if validation is not None:
+            self.seen = CachedJacobian(self.head, validation.features)
+            self.seen_targets = loss.targets(validation.labels, structure.num_outputs)
+
+    def with_head(self, structure):
+        """Return the same task for another head on the same features."""
+        return Task(structure, *self._arguments)
+
+    def separate(self):
+        """Walk to the first point where every sample is on its right side; return whether there is one."""
+        gaps = Separation(self.targets, 1.0, self.loss.activation == "softmax").gaps(self.start)
+        delta = _DELTA * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
+        objective = Separation(self.targets, delta, self.loss.activation == "softmax")
+        phi, left = None, np.inf
+        for ridge in RIDGES:
+            problem = self._problem(objective, ridge)
+            for step, point in self._walk(problem, phi):
+                if point.separated:
+                    return True
+                if step.gap <= _SOLVED * step.objective:
+                    break
+            phi, before, left = step.phi, left, step.objective - ridge * (step.phi @ step.phi)
+            if left > _STUCK * before:
+                break
+        return False
+
+    def minimize(self, ridges, tol):
+        """Minimize the loss itself, for falling weights of the change, until it is at most tol."""
+        phi = None
+        for ridge in ridges:
+            problem, before = self._problem(WholeLoss(self.loss, self.targets), ridge), np.inf
+            for step, point in self._walk(problem, phi):
+                if point.loss <= tol:
+                    return
+                if step.gap <= _SOLVED * tol or before - step.objective < 1e-2 * tol:
+                    break
+                before = step.objective
+            phi = step.phi
+
+    def _problem(self, objective, ridge):
+        return Problem(self.jacobian, self.whitening, objective, self.start, self.train.weights, float(ridge))
+
+    def _walk(self, problem, phi):
+        """Yield each step of a problem with its point on the path."""
+        for step, _ in zip(problem.steps(phi), range(_STEPS), strict=False):
+            point = self._point(step, problem.ridge)
+            if phi is None or step.phi is not phi:
+                self.path.add(point)
+            yield step, point
+
+    def _point(self, step, ridge):
+        logits = step.logits.astype(np.float64)
+        margins = self.loss.margins(logits, self.targets)
+        change = self.whitening.theta(step.phi)
+        theta = self.theta + change
+        return Point(
+            seconds=self.path.elapsed(),
+            ridge=ridge,
+            loss=float(np.mean(self.train.weights * self.loss.values(logits, self.targets))),
+            accuracy=None if margins is None else float(np.mean(margins > 0)),
+            margin=None if margins is None else float(np.min(margins)),
+            moved=float(np.sqrt(np.mean(np.sum(self.still.logits(change) ** 2, axis=1)))),
+            gap=step.gap,
+            validation=None if self.validation is None else self._validated(theta),
+            theta=theta,
+        )
+
+    def _validated(self, theta):
+        logits = self.seen.logits(theta).astype(np.float64)
+        margins = self.loss.margins(logits, self.seen_targets)
+        return float(np.mean(self.loss.values(logits, self.seen_targets) if margins is None else margins > 0))
