@@ -11,7 +11,7 @@ import numpy as np
 from scipy import linalg
 
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
-_BLOCK_RATIO = 8  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
+_BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +85,12 @@ class StreamedQR:
         self.num_rows += len(features)
 
     def _factorize(self):
-        height, width = self._rows.shape
-        self._rows[self._filled :] = 0.0
-        factorize, size_of_work = linalg.get_lapack_funcs(("geqrf", "geqrf_lwork"), (self._rows,))
-        work, _ = size_of_work(height, width)
-        factorize(self._rows, lwork=int(work), overwrite_a=True)  # in place: the buffer is in column order
-        self._filled = width
-        self._rows[:width] = np.triu(self._rows[:width])
+        rows = self._rows if self._filled == len(self._rows) else np.asfortranarray(self._rows[: self._filled])
+        factorize, size_of_work = linalg.get_lapack_funcs(("geqrf", "geqrf_lwork"), (rows,))
+        work, _ = size_of_work(*rows.shape)
+        rows = factorize(rows, lwork=int(work), overwrite_a=True)[0]  # in place: the buffer is in column order
+        self._filled = min(rows.shape)
+        self._rows[: self._filled] = np.triu(rows[: self._filled])
 
     def project(self, precision):
         """Return the `Projection` of the labels, for features of this floating-point spacing at one."""
@@ -110,7 +109,7 @@ class StreamedQR:
         if self.use_bias:  # the column of ones in these coordinates: what it explains is not counted
             ones = columns[:, -1]
             total = np.sum((labels - np.outer(ones, ones @ labels) / (ones @ ones)) ** 2, axis=0)
-        sigma_max = float(linalg.norm(columns, 2))
+        sigma_max = _sigma_max(columns.T @ columns)
         return Projection(coefficients, residual, _settled(total, labels), rank, tolerance, values, sigma_max)
 
 
@@ -154,7 +153,7 @@ def project_moments(moments, num_outputs, use_bias, precision):
         rank=rank,
         tolerance=tolerance,
         singular_values=values,
-        sigma_max=float(np.sqrt(linalg.eigvalsh(gram, subset_by_index=(k - 1, k - 1))[0])),
+        sigma_max=_sigma_max(gram),
     )
 
 
@@ -180,6 +179,11 @@ def kernel_change(features_now, features_start):
     if before == 0:
         return 0.0 if not difference.any() else np.inf
     return float(np.sqrt(max(square, 0.0)) / before)
+
+
+def _sigma_max(gram):
+    last = len(gram) - 1
+    return float(np.sqrt(max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)))
 
 
 def _nonzero(scale):
