@@ -118,7 +118,7 @@ class _Writer:
             raise OSError(
                 error.errno,
                 "The features do not fit on the disk; pass a cache directory with more room, or raise max_bytes to "
-                f"keep them in memory. Received: {self.rows:,} rows of {self.width} in {self._file.name}: {error.strerror}",
+                f"keep them in memory. Received: {self.rows:,} rows of {self.width}, {error.strerror}",
             ) from error
         self._blocks = []
 
@@ -178,9 +178,10 @@ def _fingerprint(structure, x):
     digest = hashlib.blake2b(digest_size=16)
     head = {id(variable) for layer in (structure.layer, structure.output_layer) for variable in layer.variables}
     weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in head]
-    for array in (*weights, *map(np.asarray, tree.flatten(x))):
+    for array in (*weights, *tree.flatten(x)):
+        array = np.ascontiguousarray(array)
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

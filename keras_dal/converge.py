@@ -76,16 +76,17 @@ def converge(
     structure = find_structure(model, first_inputs(x))
     loss = resolve_loss(loss or getattr(model, "loss", None), structure.activation)
 
-    def gather(*data):
+    def gather(x, y=None, sample_weight=None):
         bar = keras.utils.Progbar(None, unit_name="batch") if verbose else None
-        return cached_features(structure, *data, batch_size, cache, max_bytes, bar and (lambda rows: bar.add(1)))
+        on_batch = bar and (lambda rows: bar.add(1))
+        return cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes, on_batch)
 
     train = gather(x, y, sample_weight).weighted()
     if train.labels is None:
         raise ValueError(f"The solver needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
-    still = _sample(train.features) if anchors is None else gather(anchors, None, None).features
-    validation = gather(*validation_data, None) if validation_data is not None else None
-    path = Path(patience, time_limit, verbose)
+    still = _sample(train.features) if anchors is None else gather(anchors).features
+    validation = gather(*validation_data) if validation_data is not None else None
+    path = Path(patience, time_limit, bool(verbose))
     task = Task(structure, loss, train, still, validation, path)
     separable = loss.margins(task.start[:1], task.targets[:1]) is not None and ridge is None
     try:

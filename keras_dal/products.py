@@ -41,7 +41,7 @@ class CachedJacobian:
         logits = np.empty((len(self), self.num_outputs), np.float32)
         for rows, block in self.blocks():
             terms = zip(self.parts, block, weights, strict=True)
-            logits[rows] = sum(part.apply(*arrays, weight) for part, arrays, weight in terms)
+            logits[rows] = sum(part.apply(inputs, gates, weight) for part, (inputs, gates), weight in terms)
         return logits
 
     def adjoint(self, cotangent):
@@ -50,11 +50,11 @@ class CachedJacobian:
         total = np.zeros(self.num_parameters)
         pieces = self.split(total, np.float64)
         for rows, block in self.blocks():
-            for part, arrays, piece in zip(self.parts, block, pieces, strict=True):
-                piece += part.transposed(*arrays, cotangent[rows])
+            for part, (inputs, gates), piece in zip(self.parts, block, pieces, strict=True):
+                piece += part.transposed(inputs, gates, cotangent[rows])
         return total
 
-    def split(self, theta, dtype=np.float32):
+    def split(self, theta, dtype: type = np.float32):
         """Return a flat theta as one matrix for each part, views of it where the dtype allows."""
         ends = np.cumsum([part.shape[0] * part.shape[1] for part in self.parts])[:-1]
         pieces = np.split(np.asarray(theta, dtype), ends)

@@ -122,25 +122,27 @@ def finished(task, path, tol):
         return float(np.mean(task.train.weights * loss.values(scale * logits, task.targets)))
 
     scale = _scale(loss_at, tol, loss.at_margin, margin, logits.shape[1]) if margin is not None and margin > 0 else 1.0
-    calibrated = [None] * 3
+    before = after = scaled = None
     if margin is not None and task.validation is not None:
         seen = [_logits(task.head, task.validation.features, each) for each in (task.theta, theta)]
-        calibrated = [_calibration(each, task.seen_targets, loss) for each in (*seen, scale * seen[1])]
+        before, after, scaled = (_calibration(each, task.seen_targets, loss) for each in (*seen, scale * seen[1]))
     return Result(
-        structure.model,
-        structure,
-        loss.name,
-        point,
-        tuple(path.points),
-        loss_at(1.0),
-        margin,
-        scale,
-        loss_at(scale),
-        tol,
-        *calibrated,
-        path.stopped_by,
-        path.elapsed(),
-        _Data(task.train.features, task.targets, task.train.weights, loss, theta),
+        model=structure.model,
+        structure=structure,
+        loss_name=loss.name,
+        point=point,
+        path=tuple(path.points),
+        loss=loss_at(1.0),
+        margin=margin,
+        scale=scale,
+        scaled_loss=loss_at(scale),
+        tol=tol,
+        before=before,
+        after=after,
+        scaled=scaled,
+        stopped_by=path.stopped_by,
+        seconds=path.elapsed(),
+        _data=_Data(task.train.features, task.targets, task.train.weights, loss, theta),
     )
 
 
@@ -151,7 +153,8 @@ def _scale(loss_at, tol, bound, margin, outputs):
     far = 1.0
     while bound(far * margin, outputs) > tol:
         far *= 2
-    return float(optimize.brentq(lambda s: np.log(max(loss_at(s), 1e-300) / tol) + 1e-9, 1.0, far, rtol=1e-12))
+    found = optimize.root_scalar(lambda s: np.log(max(loss_at(s), 1e-300) / tol) + 1e-9, bracket=(1.0, far))
+    return float(found.root)
 
 
 def _logits(head, features, theta):

@@ -84,7 +84,8 @@ class Problem:
             change = seen.logits(self.whitening.theta(direction))
             return self._pulled_back(seen, scale * curve(change)) + 2 * self.ridge * direction
 
-        hessian = LinearOperator((len(gradient),) * 2, matvec=product, dtype=np.float64)
+        shape = (self.jacobian.num_parameters,) * 2
+        hessian = LinearOperator(shape, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
         return cg(hessian, -gradient, rtol=_INEXACT, maxiter=_CONJUGATE_GRADIENTS)[0]
 
     def _line_search(self, phi, direction, logits, change):
@@ -101,4 +102,4 @@ class Problem:
             return far
         while slope(far) < 0 and far < 1e6:
             far *= 2
-        return optimize.brentq(slope, 0.0, far, rtol=1e-3) if far < 1e6 else far
+        return optimize.root_scalar(slope, bracket=(0.0, far), rtol=1e-3).root if far < 1e6 else far

@@ -21,8 +21,8 @@ class Whitening:
         self._split = jacobian.split
         sums = [[0.0, 0.0] for _ in jacobian.parts]
         for _, block in jacobian.blocks():
-            for part, arrays, total in zip(jacobian.parts, block, sums, strict=True):
-                total[:] = [old + new for old, new in zip(total, part.moments(*arrays), strict=True)]
+            for part, (inputs, gates), total in zip(jacobian.parts, block, sums, strict=True):
+                total[:] = [old + new for old, new in zip(total, part.moments(inputs, gates), strict=True)]
         self._factors = [[_inverse_root(total / len(jacobian)) for total in pair] for pair in sums]
 
     def theta(self, phi):

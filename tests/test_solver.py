@@ -1,0 +1,203 @@
+"""Products, coordinates, criteria and the solver against dense algebra, SciPy and scikit-learn, in float64."""
+
+import numpy as np
+import pytest
+from scipy import optimize
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from keras_dal import heads, losses
+from keras_dal.criteria import Separation, WholeLoss
+from keras_dal.products import CachedJacobian
+from keras_dal.solver import Problem
+from keras_dal.whitening import Whitening
+
+N, M, H, C = 40, 5, 12, 3
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(0)
+
+
+def gated(generator, use_bias):
+    return heads.GatedHead(
+        mean=generator.normal(size=M),
+        scale=generator.uniform(0.5, 2, M),
+        gate_kernel=generator.normal(size=(M, H)),
+        gate_bias=generator.normal(size=H),
+        sharpness=3.0,
+        output_kernel=generator.normal(size=(H, C)),
+        use_bias=use_bias,
+    )
+
+
+KINDS = {
+    "dense": lambda generator: heads.DenseHead(M, C),
+    "dense without bias": lambda generator: heads.DenseHead(M, C, use_bias=False),
+    "gated": lambda generator: gated(generator, use_bias=True),
+    "branch": lambda generator: heads.SumHead([gated(generator, use_bias=False), heads.DenseHead(M, C)]),
+}
+
+
+@pytest.fixture(params=KINDS)
+def head(request, generator):
+    return KINDS[request.param](generator)
+
+
+def columns(head, features):
+    """The Jacobian `(n, C, P)` from its definition: the logits of unit vectors, which is no product of ours."""
+    return np.stack([head.logits(features, unit) for unit in np.eye(head.num_parameters)], axis=-1)
+
+
+def one_hot(labels):
+    return np.eye(C)[labels]
+
+
+@pytest.mark.parametrize("max_bytes", [0, 2**30], ids=["gates computed again", "gates kept"])
+def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, monkeypatch):
+    monkeypatch.setattr("keras_dal.products._BLOCK", 16)  # so that there are several blocks, the last one short
+    features = generator.normal(size=(N, M))
+    jacobian, dense = CachedJacobian(head, features, max_bytes), columns(head, features)
+    theta, cotangent = generator.normal(size=head.num_parameters), generator.normal(size=(N, C))
+    np.testing.assert_allclose(jacobian.logits(theta), dense @ theta, rtol=1e-4, atol=1e-4)
+    pulled = np.einsum("ncp,nc->p", dense, cotangent)
+    np.testing.assert_allclose(jacobian.adjoint(cotangent), pulled, rtol=1e-4, atol=1e-4)
+    rows = np.array([1, 7, 30])
+    np.testing.assert_allclose(jacobian.restricted(rows).logits(theta), (dense @ theta)[rows], rtol=1e-4, atol=1e-4)
+
+
+def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator):
+    head, anchors = heads.DenseHead(M, C), generator.normal(size=(500, M)) @ generator.normal(size=(M, M)) + 2.0
+    jacobian = CachedJacobian(head, anchors)
+    whitening, phi = Whitening(jacobian), generator.normal(size=head.num_parameters)
+    change = columns(head, anchors) @ whitening.theta(phi).astype(np.float64)
+    assert np.mean(np.sum(change**2, axis=1)) == pytest.approx(phi @ phi, rel=0.1)  # the regularization is 1e-2 of each input
+
+
+def test_whitening_conditions_the_jacobian_of_a_branch(generator):
+    head, anchors = KINDS["branch"](generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
+    jacobian = CachedJacobian(head, anchors)
+    whitening, dense = Whitening(jacobian), columns(head, anchors)
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+
+    def condition(matrix):
+        values = np.linalg.svd(matrix.reshape(-1, matrix.shape[-1]), compute_uv=False)
+        return values[0] / values[len(values) // 2]
+
+    assert condition(dense @ basis) < 0.1 * condition(dense)
+
+
+def test_whitening_and_its_transpose_are_transposes(head, generator):
+    whitening = Whitening(CachedJacobian(head, generator.normal(size=(N, M))))
+    phi, gradient = generator.normal(size=(2, head.num_parameters))
+    assert whitening.theta(phi) @ gradient == pytest.approx(phi @ whitening.transposed(gradient), rel=1e-3)
+
+
+def test_a_feature_that_never_moves_is_harmless(generator):
+    features = generator.normal(size=(N, M))
+    features[:, 2] = 0.0
+    whitening = Whitening(CachedJacobian(heads.DenseHead(M, C), features))
+    assert np.isfinite(whitening.theta(np.ones((M + 1) * C))).all()
+
+
+def criteria():
+    labels = np.random.default_rng(1).integers(0, C, N)
+    signs = 2.0 * np.random.default_rng(2).integers(0, 2, (N, C)) - 1
+    return {
+        "separation of classes": Separation(one_hot(labels), 0.5, exclusive=True),
+        "separation of outputs": Separation(signs, 0.5, exclusive=False),
+        "squared error": WholeLoss(losses.SquaredError(), signs),
+        "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels)),
+        "sigmoid": WholeLoss(losses.SigmoidCrossEntropy(), signs),
+    }
+
+
+@pytest.mark.parametrize("name", criteria())
+def test_gradient_and_curvature_are_derivatives(name, generator):
+    criterion, step = criteria()[name], 1e-3
+    logits, direction = generator.normal(size=(2, N, C))
+    ahead, behind = logits + step * direction, logits - step * direction
+    slope = (criterion.values(ahead) - criterion.values(behind)) / (2 * step)
+    np.testing.assert_allclose(np.sum(criterion.gradient(logits) * direction, axis=1), slope, rtol=2e-2, atol=2e-3)
+    bend = (criterion.gradient(ahead) - criterion.gradient(behind)) / (2 * step)
+    away = np.abs(bend - criterion.curvature(logits, slice(None))(direction)).max(axis=1)
+    assert np.mean(away < 2e-2) > 0.9  # the squared hinge bends at single points, where no difference can follow
+    assert (away < 2e-2).all() or name.startswith("separation")
+
+
+def test_separation_is_what_it_says(generator):
+    logits, labels = generator.normal(size=(N, C)), generator.integers(0, C, N)
+    values = Separation(one_hot(labels), 0.5, exclusive=True).values(logits.astype(np.float32))
+    wanted = [
+        sum(max(0.0, 0.5 - (f[label] - f[j])) ** 2 for j in range(C) if j != label)
+        for f, label in zip(logits, labels, strict=True)
+    ]
+    np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
+    active = Separation(one_hot(labels), 0.5, exclusive=True).active(logits)
+    assert (active == (np.array(wanted) > 0)).all()
+
+
+def solve(problem, steps=60):
+    best = None
+    for best, _ in zip(problem.steps(), range(steps), strict=False):
+        if best.gap <= 1e-9:
+            break
+    return best
+
+
+@pytest.mark.parametrize("name", criteria())
+def test_the_minimum_is_that_of_scipy(name, head, generator):
+    criterion, features = criteria()[name], generator.normal(size=(N, M))
+    weights, ridge = generator.uniform(0.5, 2, N), 1e-2
+    jacobian = CachedJacobian(head, features)
+    whitening, start = Whitening(jacobian), generator.normal(size=(N, C)).astype(np.float32)
+    dense = columns(head, features)
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+
+    def objective(phi):
+        logits = start + dense @ (basis @ phi)
+        cotangent = weights[:, None] * criterion.gradient(logits) / N
+        gradient = basis.T @ np.einsum("ncp,nc->p", dense, cotangent) + 2 * ridge * phi
+        return np.mean(weights * criterion.values(logits)) + ridge * phi @ phi, gradient
+
+    zero = np.zeros(head.num_parameters)
+    expected = optimize.minimize(objective, zero, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
+    found = solve(Problem(jacobian, whitening, criterion, start, weights, ridge))
+    assert found.objective == pytest.approx(expected.fun, rel=1e-4)
+    assert found.objective - expected.fun <= found.gap + 1e-6
+
+
+def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(generator):
+    head, features, labels = KINDS["branch"](generator), generator.normal(size=(N, M)), generator.integers(0, C, N)
+    jacobian = CachedJacobian(head, features)
+    criterion = Separation(one_hot(labels), 1.0, exclusive=True)
+    problem = Problem(jacobian, Whitening(jacobian), criterion, np.zeros((N, C), np.float32), np.ones(N), 1e-3)
+    steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
+    least = min(step.objective for step in steps)
+    assert all(step.objective - least <= step.gap + 1e-6 for step in steps)
+    assert steps[-1].gap < 1e-3 * steps[0].gap
+
+
+def test_logistic_regression_is_that_of_scikit_learn(generator):
+    features, labels = generator.normal(size=(300, M)), generator.integers(0, C, 300)
+    labels[features[:, 0] > 0] = 0
+    jacobian = CachedJacobian(heads.DenseHead(M, C), features)
+    criterion = WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels))
+    problem = Problem(jacobian, Whitening(jacobian), criterion, np.zeros((300, C), np.float32), np.ones(300), 1e-9)
+    steps = [step for step, _ in zip(problem.steps(), range(25), strict=False)]
+    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(features, labels)
+    probabilities = theirs.predict_proba(features)
+    expected = -np.mean(np.log(probabilities[np.arange(300), labels]))
+    assert steps[-1].objective == pytest.approx(expected, abs=1e-5)
+
+
+def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
+    features, targets = generator.normal(size=(200, M)), generator.normal(size=(200, C))
+    head = heads.DenseHead(M, C, use_bias=False)
+    jacobian = CachedJacobian(head, features)
+    whitening = Whitening(jacobian)
+    criterion = WholeLoss(losses.SquaredError(), targets)
+    found = solve(Problem(jacobian, whitening, criterion, np.zeros((200, C), np.float32), np.ones(200), 1e-2))
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(M * C)], axis=1).reshape(M, C, M * C)[:, 0, ::C]
+    theirs = Ridge(alpha=1e-2 * 200 * C, fit_intercept=False, tol=1e-12).fit(features @ basis, targets)
+    np.testing.assert_allclose(found.logits, theirs.predict(features @ basis), atol=2e-3)
