@@ -10,7 +10,9 @@ import dataclasses
 
 import numpy as np
 from scipy import optimize, special
-from scipy.sparse.linalg import LinearOperator, lsqr
+from scipy.sparse.linalg import lsqr
+
+from keras_dal.jacobian import Products
 
 _GAP = 1e-7  # of the two bounds, at which the search ends
 _ITERATIONS = 200
@@ -77,7 +79,8 @@ class _Search:
         self.products_left = _WORK / (2 * targets.size * jacobian.size / jacobian.copies)
 
     def run(self):
-        with contextlib.suppress(_OutOfWork):
+        with contextlib.suppress(_OutOfWork, StopIteration):
+            self.stop_when_decided(self.best)  # a minimum at the start would end the search without a look at it
             self._minimize()
 
     def _minimize(self):
@@ -137,19 +140,14 @@ class _Search:
         """Return the mass on the kept pairs without its part in their column space."""
 
         def matvec(coefficients):
-            return self.dual.gaps(self.jacobian.combine(coefficients.ravel()))[kept]
+            return self.dual.gaps(self.jacobian.combine(coefficients))[kept]
 
         def rmatvec(cotangent):
             full = np.zeros(kept.shape)
-            full[kept] = cotangent.ravel()
+            full[kept] = cotangent
             return self.jacobian.correlate(self.dual.gaps_adjoint(full))
 
-        operator = LinearOperator(
-            (len(mass), self.jacobian.size),
-            matvec=matvec,
-            rmatvec=rmatvec,
-            dtype=np.float64,
-        )
+        operator = Products((len(mass), self.jacobian.size), matvec, rmatvec)
         inside = lsqr(operator, mass, atol=1e-15, btol=1e-15, conlim=0, iter_lim=300)[0]
         return mass - operator.matvec(inside)
 

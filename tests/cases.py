@@ -223,7 +223,7 @@ def dense_jacobian(case, model, x, variables):
     """Return d vec(logits) / d variables, `(n, C, P)`, by TensorFlow's automatic differentiation of the outputs."""
     import tensorflow as tf
 
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=True) as tape:
         logits = logits_from_outputs(model(x, training=False), case.activation)
     values = [variable.value for variable in variables]
     parts = tape.jacobian(logits, values, experimental_use_pfor=False)

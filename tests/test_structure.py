@@ -174,11 +174,3 @@ def test_refuses_features_that_show_nothing():
     model = cases.CASES[0].build()
     with pytest.raises(ValueError, match=r"finite and not all zero.*Received: 4 values"):
         find_structure(model, np.full((1, 5), np.nan, "float32"))
-
-
-def test_finds_the_head_of_a_keras_application():
-    keras.utils.set_random_seed(0)
-    model = keras.applications.ResNet50V2(weights=None, input_shape=(32, 32, 3), classes=4)
-    structure = find_structure(model)
-    assert structure.layer.name == "predictions"
-    assert (structure.activation, structure.num_features, structure.num_outputs) == ("softmax", 2048, 4)

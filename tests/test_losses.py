@@ -1,0 +1,154 @@
+"""The losses against Keras' own, finite differences and their definitions."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError, resolve_loss
+
+C = 4
+LOSSES = [SquaredError(), SoftmaxCrossEntropy(), SigmoidCrossEntropy()]
+KERAS = {
+    "squared error": keras.losses.MeanSquaredError(reduction=None),
+    "softmax cross-entropy": keras.losses.CategoricalCrossentropy(from_logits=True, reduction=None),
+    "sigmoid cross-entropy": keras.losses.BinaryCrossentropy(from_logits=True, reduction=None),
+}
+
+
+def problem(loss, n=7, seed=0):
+    """Return logits and labels as Keras takes them, both `(n, C)` in float64."""
+    generator = np.random.default_rng(seed)
+    logits = 3 * generator.standard_normal((n, C))
+    if loss.activation == "linear":
+        return logits, generator.standard_normal((n, C))
+    if loss.activation == "softmax":
+        return logits, np.eye(C)[generator.integers(0, C, n)]
+    return logits, generator.integers(0, 2, (n, C)).astype(np.float64)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_values_are_those_of_keras(loss):
+    logits, y = problem(loss)
+    expected = KERAS[loss.name](y.astype("float32"), logits.astype("float32")).numpy()
+    np.testing.assert_allclose(loss.values(logits, loss.targets(y, C)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_gradient_is_the_derivative_and_its_slope_is_bounded_by_the_curvature(loss):
+    logits, y = problem(loss)
+    targets, direction = loss.targets(y, C), np.random.default_rng(1).standard_normal(logits.shape)
+    step = 1e-6
+    ahead, behind = (loss.values(logits + s * direction, targets) for s in (step, -step))
+    slope = np.sum(loss.gradient(logits, targets) * direction, axis=1)
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+    steepest = 0.0
+    for seed in range(50):  # the bound holds everywhere, and is reached: by two equal logits, or at zero
+        d = np.zeros((1, C))
+        d[0, :2] = [1, -1] if loss.activation == "softmax" else [1, 0]
+        at = np.random.default_rng(seed).standard_normal((1, C)) if seed else np.array([[0.0, 0.0, -40.0, -40.0]])
+        target = targets[:1]
+        change = (loss.gradient(at + step * d, target) - loss.gradient(at - step * d, target)) / (2 * step)
+        steepest = max(steepest, np.sum(change * d) / np.sum(d**2))
+        assert steepest <= loss.curvature(C) * (1 + 1e-6)
+    assert steepest == pytest.approx(loss.curvature(C), rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(LOSSES[1:]), st.integers(0, 2**31))
+def test_margins_bound_the_loss(loss, seed):
+    logits, y = problem(loss, seed=seed)
+    targets = loss.targets(y, C)
+    margins = loss.margins(logits, targets)
+    values = loss.values(logits, targets)
+    assert (values <= loss.at_margin(margins, C) + 1e-12).all()
+    predicted = logits.argmax(axis=1) == y.argmax(axis=1) if loss.activation == "softmax" else None
+    right = predicted if predicted is not None else ((logits > 0) == (y > 0.5)).all(axis=1)
+    np.testing.assert_array_equal(margins > 0, right)
+
+
+@pytest.mark.parametrize("loss", LOSSES[1:], ids=repr)
+def test_bound_of_a_margin_is_reached(loss):
+    logits, y = (
+        (np.array([[1.5, 0, 0, 0]]), np.eye(C)[:1])
+        if loss.activation == "softmax"
+        else (
+            1.5 * np.ones((1, C)),
+            np.ones((1, C)),
+        )
+    )
+    assert loss.values(logits, loss.targets(y, C))[0] == pytest.approx(loss.at_margin(1.5, C))
+
+
+def test_squared_error_has_no_margins():
+    logits, y = problem(LOSSES[0])
+    assert LOSSES[0].margins(logits, y) is None
+    assert LOSSES[0].at_margin(1.0, C) is None
+
+
+def test_targets():
+    one_hot = np.eye(C)[[2, 0]]
+    for labels in ([2, 0], [[2], [0]], one_hot, [2.0, 0.0]):
+        np.testing.assert_array_equal(SoftmaxCrossEntropy().targets(labels, C), one_hot)
+    np.testing.assert_array_equal(SigmoidCrossEntropy().targets([0, 1], 1), [[-1.0], [1.0]])
+    np.testing.assert_array_equal(SquaredError().targets([0.5, 2], 1), [[0.5], [2.0]])
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "pattern"),
+    [
+        (SoftmaxCrossEntropy(), [0, 4], r"0\.\.3.*y from 0 to 4"),
+        (SoftmaxCrossEntropy(), [-1, 0], r"0\.\.3"),
+        (SoftmaxCrossEntropy(), [0.5], r"0\.\.3"),
+        (SoftmaxCrossEntropy(), [[0.9, 0.1, 0, 0]], "one-hot"),
+        (SoftmaxCrossEntropy(), [[1.0, 1.0, 0, 0]], "one-hot"),
+        (SoftmaxCrossEntropy(), [], "at least one sample"),
+        (SigmoidCrossEntropy(), [[0, 1, 0.5, 1]], "labels 0 or 1.*0.5"),
+        (SigmoidCrossEntropy(), [[0, 1]], r"shape \(n, 4\).*\(1, 2\)"),
+        (SquaredError(), [[np.nan, 0, 0, 0]], "finite"),
+        (SquaredError(), np.zeros((0, 4)), "no labels"),
+    ],
+)
+def test_bad_labels(loss, y, pattern):
+    with pytest.raises(ValueError, match=f"{pattern}") as error:
+        loss.targets(y, C)
+    assert "Received: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "expected"),
+    [
+        ("mse", "linear", SquaredError),
+        ("mean_squared_error", "linear", SquaredError),
+        (keras.losses.MeanSquaredError, "linear", SquaredError),
+        (keras.losses.mean_squared_error, "linear", SquaredError),
+        ("sparse_categorical_crossentropy", "softmax", SoftmaxCrossEntropy),
+        (keras.losses.CategoricalCrossentropy(from_logits=True), "linear", SoftmaxCrossEntropy),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), None, SoftmaxCrossEntropy),
+        (keras.losses.binary_crossentropy, "sigmoid", SigmoidCrossEntropy),
+        (keras.losses.BinaryCrossentropy(from_logits=True), "linear", SigmoidCrossEntropy),
+    ],
+)
+def test_resolves_what_compile_takes(loss, activation, expected):
+    assert type(resolve_loss(loss, activation)) is expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "pattern"),
+    [
+        ("mae", "linear", "supported losses"),
+        ("no such loss", "linear", "supported losses"),
+        (keras.losses.Huber(), "linear", "supported losses"),
+        (None, "linear", "supported losses"),
+        (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "softmax", "label_smoothing=0"),
+        (keras.losses.MeanSquaredError(reduction="sum"), "linear", "averaged over the samples"),
+        (keras.losses.BinaryCrossentropy(from_logits=True), "sigmoid", "from_logits=False"),
+        ("categorical_crossentropy", "linear", "from_logits=True"),
+        ("mse", "softmax", "from_logits|last activation"),
+    ],
+)
+def test_refuses_other_losses(loss, activation, pattern):
+    with pytest.raises(ValueError, match=pattern) as error:
+        resolve_loss(loss, activation)
+    assert "Received: " in str(error.value)
