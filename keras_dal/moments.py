@@ -1,5 +1,7 @@
 """What the monitor gathers inside the training step: moments of features and targets, and a few images."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops, tree
@@ -58,7 +60,7 @@ class StepMoments(keras.metrics.Metric):
             tree.map_structure(self._keep, self.probes, x)
             self.probed.assign(ops.ones((), dtype="float32"))
 
-    def _targets(self, y):
+    def _targets(self, y: Any) -> Any:
         y = ops.cast(y, self.dtype)
         if isinstance(self.loss, SoftmaxCrossEntropy):
             if len(y.shape) == 1 or y.shape[-1] != self.num_outputs:
@@ -85,10 +87,8 @@ class StepMoments(keras.metrics.Metric):
 
     def read(self):
         """Return the sums as float64 `(m + 1 + C, m + 1 + C)` and the number of samples in them."""
-        return (
-            np.asarray(ops.convert_to_numpy(self.sums), np.float64),
-            round(float(ops.convert_to_numpy(self.count))),
-        )
+        sums, count = (np.asarray(ops.convert_to_numpy(part), np.float64) for part in (self.sums, self.count))
+        return sums, round(float(count))
 
     def samples(self):
         """Return the inputs kept, as the model takes them, or None."""

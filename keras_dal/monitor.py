@@ -173,13 +173,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._report is None:
             return 0.0  # resumed right at the switch: the first epoch only measures
         curvature = self._loss.curvature(self._report.num_outputs)
-        penalty = l2_factors(self._structure.linear_parameters)
-        return 1.0 / (curvature * self._report.sigma_max**2 / self._report.num_samples + 2 * np.max(penalty))
+        penalty = np.max(np.asarray(l2_factors(self._structure.linear_parameters)))
+        return 1.0 / (curvature * self._report.sigma_max**2 / self._report.num_samples + 2 * penalty)
 
     def _message(self, model, epoch):
         trained = self._structure.linear_parameters
         frozen = [v for v in model.trainable_variables if not any(v is other for other in trained)]
-        measured = "not measured yet" if self._report is None else str(self._report.summary())
+        measured = "not measured yet" if self._report is None else self._report.summary().removesuffix(", undecided")
         penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
         lines = [
             f"keras_dal: exploitation begins at epoch {epoch + 1} of {self.params['epochs']}",

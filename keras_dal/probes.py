@@ -1,5 +1,6 @@
 """How far the representation has moved, measured on a few training samples."""
 
+import numpy as np
 from keras import ops, tree
 
 from keras_dal.alignment import kernel_change
@@ -32,7 +33,7 @@ class KernelChange:
 
     def _weights(self):
         kinds = (self._model.trainable_variables, self._model.non_trainable_variables)
-        return [[ops.convert_to_numpy(variable).copy() for variable in kind] for kind in kinds]
+        return [[np.array(ops.convert_to_numpy(variable)) for variable in kind] for kind in kinds]
 
     def _features(self, weights, x):
         with tap(self._layer) as calls:

@@ -17,17 +17,17 @@ class SwitchSchedule:
     """
 
     def __init__(self, explore, epochs):
-        self._epoch = None
+        self._epoch: int | None = None
         self._auto = explore == "auto"
         self._best, self._waited = -1.0, 0
-        if self._auto:
-            self._patience = max(2, round(PATIENCE * epochs))
-            self._epoch = round(LATEST * epochs)
-        elif isinstance(explore, float):
-            self._epoch = round(explore * epochs)
-        elif isinstance(explore, int):
+        self._patience = max(2, round(PATIENCE * epochs))
+        if isinstance(explore, int):
             self._epoch = explore
-        if (self._auto or isinstance(explore, float)) and not 1 <= self._epoch < epochs:
+            return
+        if explore is None:
+            return
+        self._epoch = round((LATEST if self._auto else explore) * epochs)
+        if not 1 <= self._epoch < epochs:
             raise ValueError(
                 "Both phases need at least one epoch. Train for more epochs, or give `explore` as a number of epochs, "
                 f"which may be reached by a later fit. Received: explore={explore!r}, epochs={epochs}"

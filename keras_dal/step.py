@@ -38,7 +38,7 @@ class StepHooks:
         """
         model = self._model
         self._exploiting = linear_parameters is not None
-        if self._exploiting:
+        if linear_parameters is not None:
             linear = {id(variable) for variable in linear_parameters}
             self._frozen = [v for v in model.trainable_variables if id(v) not in linear]
         if self._moments is not None and self._moments not in model._metrics:

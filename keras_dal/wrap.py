@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -54,7 +55,7 @@ class Wrap(keras.optimizers.Optimizer):
         _check_learning_rate(exploit_learning_rate)
         rate = exploit_learning_rate if isinstance(exploit_learning_rate, float) else 0.0
         super().__init__(learning_rate=rate, name=name)
-        self.inner_optimizer = keras.optimizers.get(optimizer)
+        self.inner_optimizer: Any = keras.optimizers.get(optimizer)
         if isinstance(self.inner_optimizer, keras.optimizers.MultiOptimizer):
             raise ValueError(
                 "The inner optimizer must be able to update a part of its variables, and a MultiOptimizer cannot. "
@@ -111,7 +112,7 @@ class Wrap(keras.optimizers.Optimizer):
     def synchronize(self):
         """Reads the phase from the optimizer's variables, after they were restored from outside."""
         if self.built:
-            linear = np.flatnonzero(keras.ops.convert_to_numpy(self._is_linear))
+            linear = np.flatnonzero(np.asarray(keras.ops.convert_to_numpy(self._is_linear)))
             self._linear_indices = tuple(linear.tolist()) or None
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ def training_scope(model):
 
 def statistics_dtype():
     """Return the widest float dtype in which sums can be kept inside a training step."""
-    return "float64" if jax.config.jax_enable_x64 else "float32"
+    return jax.dtypes.canonicalize_dtype("float64").name
 
 
 def without_gradients(variables):
