@@ -134,7 +134,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self.data is not None:
             self._certify("switch")
         self._structure = self._wrap.switch(model, learning_rate=self._step_size() if self._is_automatic else None)
-        if self.verbose and _backend.is_chief():
+        if self.verbose and _backend.is_chief(model):
             print(self._message(model, epoch), flush=True)
 
     def _certify(self, when):

@@ -23,8 +23,8 @@ def without_gradients(variables):
     return contextlib.nullcontext()
 
 
-def is_chief():
-    """Return whether this process is the one that speaks."""
+def is_chief(model):
+    """Return whether this process, of all that train the model, is the one that speaks."""
     return jax.process_index() == 0
 
 

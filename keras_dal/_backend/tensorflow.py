@@ -22,9 +22,9 @@ def without_gradients(variables):
     return contextlib.nullcontext()
 
 
-def is_chief():
-    """Return whether this process is the one that speaks."""
-    resolver = tf.distribute.get_strategy().cluster_resolver
+def is_chief(model):
+    """Return whether this process, of all that train the model, is the one that speaks."""
+    resolver = model.distribute_strategy.cluster_resolver
     return resolver is None or not resolver.task_id
 
 

@@ -31,8 +31,8 @@ def without_gradients(variables):
             value.requires_grad_(True)
 
 
-def is_chief():
-    """Return whether this process is the one that speaks."""
+def is_chief(model):
+    """Return whether this process, of all that train the model, is the one that speaks."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not distributed or torch.distributed.get_rank() == 0
 
