@@ -38,8 +38,9 @@ def add_gated_head(
 
     Args:
         model: a built Keras model that `find_structure` understands; it is left as it is.
-        x: training inputs, or a dataset, to which the units are adapted in one pass.
-        num_samples: n, where x is not given, or not all of it; the units are then adapted to what is given.
+        x: training inputs, or a dataset, to which random gates are adapted in one pass. Learned gates are not: while
+            exploring, the features move away from what they were.
+        num_samples: n, where x is not given, or not all of it.
         place: `"beside"` or `"before"` the last layer.
         gates: `"random"` or `"learned"`, as in `GatedDense`.
         sharpness: as in `GatedDense`.
@@ -65,7 +66,7 @@ def add_gated_head(
     features = None
     if x is not None:
         features = np.concatenate([batch[0] for batch in feature_batches(structure, x, batch_size=batch_size)])
-    n = num_samples or len(features)
+    n = len(features) if num_samples is None and features is not None else num_samples or 0
     outputs = structure.num_outputs - _is_softmax(model, loss, structure.activation)
     units = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
     options = {"gates": gates, "sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
@@ -101,14 +102,14 @@ def _beside(head, width, features, units, options):
     branch = GatedBranch(head, units, name=head.name, **options)
     branch.build((None, width))
     assign_variables(head, branch.dense)
-    if features is not None:
+    if features is not None and branch.gated.gates == "random":
         branch.adapt(features)
     return branch
 
 
 def _before(head, width, features, units, options):
     gated = GatedDense(units, name="gated", **options)
-    if features is not None:
+    if features is not None and gated.gates == "random":
         gated.adapt(features)
     return keras.Sequential(
         [keras.Input((width,), dtype=head.compute_dtype), gated, type(head).from_config(head.get_config())],

@@ -81,8 +81,7 @@ class Certificate:
     @property
     def step(self):
         """The gradient descent step the bound is about, `1 / beta`."""
-        self._require_smooth()
-        return 1.0 / self.beta
+        return 1.0 / self._smoothness()
 
     def bound(self, t):
         """Return an upper bound of the objective after t steps of gradient descent.
@@ -93,19 +92,19 @@ class Certificate:
         Args:
             t: number of steps with step size `1 / beta`, at least 0.
         """
-        self._require_smooth()
+        beta = self._smoothness()
         if t < 0:
             raise ValueError(f"The number of steps must not be negative. Received: t={t!r}")
         if t == 0:
             return self.objective
-        return min(self.objective, *(value + self.beta * far / (2 * t) for value, far in self.comparisons))
+        return min(self.objective, *(value + beta * far / (2 * t) for value, far in self.comparisons))
 
     def steps_for(self, objective):
         """Return the least number of steps after which the bound is at most `objective`; None if it never is."""
-        self._require_smooth()
+        beta = self._smoothness()
         if self.objective <= objective:
             return 0
-        steps = [self.beta * far / (2 * (objective - value)) for value, far in self.comparisons if value < objective]
+        steps = [beta * far / (2 * (objective - value)) for value, far in self.comparisons if value < objective]
         if not steps or not math.isfinite(min(steps)):
             return None
         least = max(1, math.ceil(min(steps)))
@@ -155,12 +154,13 @@ class Certificate:
         for sentence in self.not_covered:
             yield "not covered", sentence
 
-    def _require_smooth(self):
+    def _smoothness(self):
         if self.beta is None:
             raise ValueError(
                 "There is no bound: theta_S has a penalty that is not an L2 regularizer. Use keras.regularizers.L2. "
                 f"Received: not_covered={self.not_covered}"
             )
+        return self.beta
 
 
 def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", batch_size=256, max_bytes=2**28):
@@ -207,7 +207,9 @@ def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", 
     return dataclasses.replace(certificate, beta=beta, not_covered=open_points)
 
 
-def certify_head(head, features, targets, loss, theta, weights=None, penalty=0.0, max_bytes=2**28):
+def certify_head(
+    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=2**28
+):
     """Certify a head on cached features, in float64 throughout and without Keras.
 
     Args:
@@ -219,9 +221,6 @@ def certify_head(head, features, targets, loss, theta, weights=None, penalty=0.0
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`.
         max_bytes: largest Jacobian to factorize.
-
-    Returns:
-        A `Certificate`.
 
     Raises:
         ValueError: sample weights that are negative or all zero.

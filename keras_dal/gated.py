@@ -82,7 +82,7 @@ class GatedDense(keras.layers.Layer):
         gate = ops.matmul(u, self.gate_kernel) + self.gate_bias
         if self.gates == "learned":  # a weight decides, not a Python flag, so that a compiled function follows it
             gate = ops.where(self.frozen > 0.5, gate, linear)
-        return linear * ops.sigmoid(self.sharpness * gate)
+        return linear * ops.sigmoid(ops.multiply(gate, self.sharpness))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
@@ -90,7 +90,7 @@ class GatedDense(keras.layers.Layer):
     @property
     def gates_frozen(self):
         """True when the layer is linear in its kernel and bias."""
-        return bool(ops.convert_to_numpy(self.frozen.value) > 0.5)
+        return bool(_numpy(self.frozen) > 0.5)
 
     def freeze_gates(self, noise=0.0, seed=None):
         """Fix learned gates where they are, plus Gaussian noise; a second call, or random gates, change nothing.
@@ -146,8 +146,15 @@ class GatedDense(keras.layers.Layer):
 
     def _head(self, output_kernel, use_bias):
         gates = (self.gate_kernel, self.gate_bias) if self.gates_frozen else (self.kernel, self.bias)
-        fixed = map(_numpy, (self.mean, self.scale, *gates))
-        return heads.GatedHead(*fixed, self.sharpness, _numpy(output_kernel), use_bias)
+        return heads.GatedHead(
+            mean=_numpy(self.mean),
+            scale=_numpy(self.scale),
+            gate_kernel=_numpy(gates[0]),
+            gate_bias=_numpy(gates[1]),
+            sharpness=self.sharpness,
+            output_kernel=_numpy(output_kernel),
+            use_bias=use_bias,
+        )
 
     def get_config(self):
         return {
@@ -230,7 +237,7 @@ class GatedBranch(keras.layers.Layer):
         """
         dense, bias = self.dense, (self.dense.bias,) if self.dense.use_bias else ()
         gated = self.gated._head(self.output_kernel, use_bias=False)
-        head = heads.SumHead([gated, heads.DenseHead(*dense.kernel.shape, dense.use_bias)])
+        head = heads.SumHead([gated, heads.DenseHead(dense.kernel.shape[0], dense.units, dense.use_bias)])
         return head, (self.gated.kernel, self.gated.bias, dense.kernel, *bias)
 
     def get_config(self):
@@ -238,4 +245,4 @@ class GatedBranch(keras.layers.Layer):
 
 
 def _numpy(variable):
-    return np.asarray(ops.convert_to_numpy(variable.value), np.float64)
+    return np.asarray(ops.convert_to_numpy(variable), np.float64)

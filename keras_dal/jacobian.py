@@ -34,6 +34,20 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28):
     return kind(head, features, np.ones(len(features)) if weights is None else weights, centered)
 
 
+class Products(LinearOperator):
+    """A real matrix given by two functions, the products with it and with its transpose."""
+
+    def __init__(self, shape, forward, backward):
+        super().__init__(np.float64, shape)
+        self._forward, self._backward = forward, backward
+
+    def _matvec(self, x):
+        return self._forward(x.ravel())
+
+    def _rmatvec(self, x):
+        return self._backward(x.ravel())
+
+
 class Jacobian:
     """J_S, of shape `(nC, P)`.
 
@@ -69,6 +83,10 @@ class Jacobian:
     def solve(self, targets):
         """Return a theta `(P,)` that minimizes the weighted `||J theta - targets||`, of least norm where exact."""
         raise NotImplementedError
+
+    def project(self, targets):
+        """Return what of the targets `(n, C)` lies in the column space, up to constants per row for softmax."""
+        return self.logits(self.solve(targets))
 
     def refined(self, targets):
         """Return `solve(targets)` after one step of iterative refinement, where that removes rounding.
@@ -110,7 +128,6 @@ class _FactorizedJacobian(Jacobian):
         raise NotImplementedError
 
     def project(self, targets):
-        """Return what of the targets `(n, C)` lies in the column space, up to constants per row for softmax."""
         return self.combine(self.correlate(targets * self.roots**2))
 
     def solve(self, targets):
@@ -171,12 +188,12 @@ class IterativeJacobian(Jacobian):
 
     def solve(self, targets):
         def matvec(theta):
-            return (self.seen(self.logits(theta.ravel())) * self.roots).ravel()
+            return (self.seen(self.logits(theta)) * self.roots).ravel()
 
         def rmatvec(cotangent):
             return self.head.adjoint(self.features, self.seen(cotangent.reshape(targets.shape) * self.roots))
 
-        operator = LinearOperator(self.shape, matvec=matvec, rmatvec=rmatvec, dtype=np.float64)
+        operator = Products(self.shape, matvec, rmatvec)
         right = (self.seen(targets) * self.roots).ravel()
         return lsqr(operator, right, atol=1e-12, btol=1e-6, conlim=0, iter_lim=_ITERATIONS)[0]
 

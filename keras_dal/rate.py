@@ -1,5 +1,7 @@
 """The rate of gradient descent on theta_S: what is minimized, how curved it is, and points to compare with."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -17,7 +19,7 @@ class Objective:
         penalty: L2 factors, a number or an array `(P,)`.
     """
 
-    def __init__(self, jacobian, loss, targets, weights, penalty=0.0):
+    def __init__(self, jacobian, loss, targets, weights, penalty: Any = 0.0):
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.penalty = penalty
 
