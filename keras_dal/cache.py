@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dal.features import batches, feature_batches
+from keras_dal.features import _checked_weight, batches, feature_batches
 
 _CHUNK = 2**24  # bytes read at a time for a checksum
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
@@ -72,15 +72,16 @@ def cached_features(
         path = pathlib.Path(directory) / f"{_fingerprint(structure, x)}.features"
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
-            rest = [(y_batch, w) for _, y_batch, w in batches(x, y, sample_weight, batch_size)]
-            return _joined(features, *zip(*rest, strict=True))
+            rest = [part[1:] for part in batches(x, y, sample_weight, batch_size)]
+            weights = [_checked_weight(weight, 0 if weight is None else len(weight)) for _, weight in rest]
+            return _joined(features, [label for label, _ in rest], weights)
     writer = _Writer(directory, max_bytes, keep=path is not None)
     labels, weights = [], []
     try:
         for block, label, weight in feature_batches(structure, x, y, sample_weight, batch_size):
             writer.append(np.ascontiguousarray(block, np.float32))
             labels.append(label)
-            weights.append(np.ones(len(block)) if weight is None else weight)
+            weights.append(weight)
             if on_batch:
                 on_batch(writer.rows)
         return _joined(writer.finish(path), labels, weights)
@@ -201,8 +202,7 @@ def _write_atomically(path, text):
 
 def _joined(features, labels, weights):
     labels = None if labels[0] is None else np.concatenate(labels)
-    weights = [np.ones(0) if weight is None else weight for weight in weights]
-    weights = np.concatenate(weights) if any(map(len, weights)) else np.ones(len(features))
+    weights = np.ones(len(features)) if weights[0] is None else np.concatenate(weights)
     return CachedFeatures(features, labels, weights)
 
 

@@ -53,6 +53,34 @@ class Separation:
         return out
 
 
+class Anchored:
+    """A criterion on the first rows and `||f||^2`, of what is then the change of the logits, on the anchors below them.
+
+    Args:
+        criterion: one of the others.
+        size: number of the first rows.
+    """
+
+    def __init__(self, criterion, size):
+        self.criterion, self.size = criterion, size
+
+    def values(self, logits):
+        changes = np.sum(np.square(logits[self.size :], dtype=np.float64), axis=1)
+        return np.concatenate([self.criterion.values(logits[: self.size]), changes])
+
+    def gradient(self, logits):
+        return np.concatenate([self.criterion.gradient(logits[: self.size]), 2 * logits[self.size :]])
+
+    def active(self, logits):
+        return np.concatenate([self.criterion.active(logits[: self.size]), np.ones(len(logits) - self.size, bool)])
+
+    def curvature(self, logits, rows):
+        rows = np.arange(len(logits))[rows]
+        first = rows[: np.searchsorted(rows, self.size)]
+        inner = self.criterion.curvature(logits[: self.size], first)
+        return lambda change: np.concatenate([inner(change[: len(first)]), 2 * change[len(first) :]])
+
+
 class WholeLoss:
     """One of the `losses` itself.
 

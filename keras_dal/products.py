@@ -70,6 +70,36 @@ class CachedJacobian:
                 yield rows, [part.prepare(self.features[rows]) for part in self.parts]
 
 
+class StackedJacobian:
+    """The rows of several `CachedJacobian` of one head, one below the other."""
+
+    def __init__(self, jacobians):
+        self.jacobians = jacobians
+        self.num_parameters = jacobians[0].num_parameters
+        self._ends = np.cumsum([len(each) for each in jacobians])
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def restricted(self, rows):
+        """Return the same for some of the rows, given by their indices in ascending order."""
+        starts = self._ends - [len(each) for each in self.jacobians]
+        pieces = np.split(rows, np.searchsorted(rows, self._ends[:-1]))
+        kept = zip(self.jacobians, pieces, starts, strict=True)
+        return StackedJacobian(
+            [each if len(piece) == len(each) else each.restricted(piece - start) for each, piece, start in kept]
+        )
+
+    def logits(self, theta):
+        """Return the logits of all rows, float32."""
+        return np.concatenate([each.logits(theta) for each in self.jacobians])
+
+    def adjoint(self, cotangent):
+        """Return `J' vec(cotangent)`, float64 of shape `(P,)`."""
+        pieces = np.split(cotangent, self._ends[:-1])
+        return sum(each.adjoint(piece) for each, piece in zip(self.jacobians, pieces, strict=True))
+
+
 class _Gated:
     """`((inputs W) * gates) V`; the bias is the last row of W, which is how `GatedHead` lays out its theta."""
 

@@ -30,21 +30,21 @@ class Step:
 
 
 class Problem:
-    """`sum_i w_i loss(f_i) / n + ridge ||phi||^2` with `f = start + J T phi`.
+    """`sum_i w_i loss(f_i) + ridge ||phi||^2` with `f = start + J T phi`.
 
     Args:
         jacobian: a `CachedJacobian` on the samples.
         whitening: a `Whitening`, the map T.
         objective: one of `criteria`: values, gradient and curvature in the logits.
         start: logits at `phi = 0`, float32 `(n, C)`.
-        weights: sample weights `(n,)`.
+        weights: of the rows, `(n,)`.
         ridge: weight of the squared distance, not negative.
     """
 
     def __init__(self, jacobian, whitening, objective, start, weights, ridge):
         self.jacobian, self.whitening, self.objective = jacobian, whitening, objective
         self.start, self.ridge = start, ridge
-        self.scale = (np.asarray(weights, np.float64) / len(weights))[:, None]
+        self.scale = np.asarray(weights, np.float64)[:, None]
 
     def value(self, phi, logits):
         return float(self.scale[:, 0] @ self.objective.values(logits) + self.ridge * (phi @ phi))

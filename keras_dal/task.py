@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from keras_dal.criteria import Separation, WholeLoss
+from keras_dal.criteria import Anchored, Separation, WholeLoss
 from keras_dal.path import Point
-from keras_dal.products import CachedJacobian
+from keras_dal.products import CachedJacobian, StackedJacobian
 from keras_dal.solver import Problem
 from keras_dal.whitening import Whitening
 
 RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
 _STEPS = 25  # Newton steps for one weight
-_SOLVED = 1e-2  # certified gap, relative to the objective, at which a smaller weight is tried
+_SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
 _STUCK = 0.9  # share of the violation that stays when the weight falls tenfold: what is left will not go
-_DELTA = 0.05  # wanted margin, relative to the root mean square of the logits' gaps
+_DELTA = 0.01  # wanted margin, relative to the root mean square of the logits' gaps
 
 
 class Task:
@@ -57,7 +57,8 @@ class Task:
                     return True
                 if step.gap <= _SOLVED * step.objective:
                     break
-            phi, before, left = step.phi, left, step.objective - ridge * (step.phi @ step.phi)
+            phi, before = step.phi, left
+            left = float(self.train.weights @ objective.values(step.logits[: len(self.train)])) / len(self.train)
             if left > _STUCK * before:
                 break
         return False
@@ -70,13 +71,28 @@ class Task:
             for step, point in self._walk(problem, phi):
                 if point.loss <= tol:
                     return
-                if step.gap <= _SOLVED * tol or before - step.objective < 1e-2 * tol:
+                if step.gap <= 1e-2 * tol or before - step.objective < 1e-2 * tol:
                     break
                 before = step.objective
             phi = step.phi
 
     def _problem(self, objective, ridge):
-        return Problem(self.jacobian, self.whitening, objective, self.start, self.train.weights, float(ridge))
+        """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`.
+
+        The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
+        problem strongly convex.
+        """
+        weights = self.train.weights / len(self.train)
+        if not ridge:
+            return Problem(self.jacobian, self.whitening, objective, self.start, weights, 0.0)
+        return Problem(
+            StackedJacobian([self.jacobian, self.still]),
+            self.whitening,
+            Anchored(objective, len(self.train)),
+            np.concatenate([self.start, np.zeros((len(self.still), self.start.shape[1]), np.float32)]),
+            np.concatenate([weights, np.full(len(self.still), ridge / len(self.still))]),
+            float(ridge),
+        )
 
     def _walk(self, problem, phi):
         """Yield each step of a problem with its point on the path."""
@@ -87,7 +103,7 @@ class Task:
             yield step, point
 
     def _point(self, step, ridge):
-        logits = step.logits.astype(np.float64)
+        logits = step.logits[: len(self.train)].astype(np.float64)
         margins = self.loss.margins(logits, self.targets)
         change = self.whitening.theta(step.phi)
         theta = self.theta + change
