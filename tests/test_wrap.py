@@ -252,3 +252,10 @@ def test_an_optimizer_of_optimizers_is_refused():
     several = keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD(0.1))
     with pytest.raises(ValueError, match="a MultiOptimizer cannot.*Received: optimizer="):
         keras_dal.Wrap(several)
+
+
+def test_tensorboard_logs_the_learning_rate_and_the_alignment(tmp_path):
+    trained(keras.optimizers.SGD(0.1), epochs=2, explore=1, callbacks=[keras.callbacks.TensorBoard(tmp_path)])
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))
+    assert b"epoch_alignment" in written
+    assert b"epoch_learning_rate" in written
