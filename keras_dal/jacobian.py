@@ -184,14 +184,15 @@ class IterativeJacobian(Jacobian):
     def __init__(self, head, features, weights, centered):
         super().__init__(head, features, weights, centered)
         self.sigma_max = spectral_norm_bound(head, features, weights, centered)
+        self._cached = _with_cached_gates(head, features)
         self.method = f"LSQR, at most {_ITERATIONS} iterations"
 
     def solve(self, targets):
         def matvec(theta):
-            return (self.seen(self.logits(theta)) * self.roots).ravel()
+            return (self.seen(self._cached.logits(self.features, theta)) * self.roots).ravel()
 
         def rmatvec(cotangent):
-            return self.head.adjoint(self.features, self.seen(cotangent.reshape(targets.shape) * self.roots))
+            return self._cached.adjoint(self.features, self.seen(cotangent.reshape(targets.shape) * self.roots))
 
         operator = Products(self.shape, matvec, rmatvec)
         right = (self.seen(targets) * self.roots).ravel()
@@ -199,6 +200,26 @@ class IterativeJacobian(Jacobian):
 
     def refined(self, targets):
         return self.solve(targets)
+
+
+class _CachedGatedHead(heads.GatedHead):
+    """A gated head for these features only, with what does not depend on theta computed once."""
+
+    def __init__(self, head, features):
+        vars(self).update(vars(head))
+        self._inputs, self._gates = head.standardize(features), head.gates(features)
+
+    def standardize(self, features):
+        return self._inputs
+
+    def gates(self, features):
+        return self._gates
+
+
+def _with_cached_gates(head, features):
+    if isinstance(head, heads.SumHead):
+        return heads.SumHead([_with_cached_gates(part, features) for part in head.parts])
+    return _CachedGatedHead(head, features) if isinstance(head, heads.GatedHead) else head
 
 
 def spectral_norm_bound(head, features, weights, centered=False):
