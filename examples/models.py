@@ -3,6 +3,30 @@
 import keras
 from keras import layers
 
+NAMES = ("resnet", "resnet18", "resnet50v2")
+
+
+def build(name, depth, num_classes, images, synchronized=False):
+    """Return a network for raw pixel values, which it standardizes with the statistics of these images.
+
+    Args:
+        name: one of `NAMES`.
+        depth: of the CIFAR ResNet; the others have their own.
+        num_classes: width of the logits.
+        images: training images `(n, h, w, c)`.
+        synchronized: whether batch statistics are those of all replicas together.
+    """
+    shape = images.shape[1:]
+    if name == "resnet":
+        network = resnet(depth, num_classes, shape, synchronized)
+    else:
+        network = {"resnet18": resnet18, "resnet50v2": resnet50v2}[name](num_classes, shape, synchronized)
+    sample = images[:10_000].astype("float64")
+    mean, variance = sample.mean((0, 1, 2)), sample.var((0, 1, 2)) + 1e-3
+    inputs = keras.Input(shape)
+    standardize = layers.Normalization(mean=mean.tolist(), variance=variance.tolist(), dtype="float32")
+    return keras.Model(inputs, network(standardize(inputs)), name=network.name)
+
 
 def resnet(depth=20, num_classes=10, input_shape=(32, 32, 3), synchronized=False):
     """Return the CIFAR ResNet of He et al. (2016) with `depth = 6 n + 2` layers.
@@ -33,6 +57,15 @@ def resnet18(num_classes=10, input_shape=(32, 32, 3), synchronized=False):
             x = _block(x, filters, 2 if stage and not block else 1, synchronized)
     x = layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(inputs, layers.Dense(num_classes, dtype="float32", name="logits")(x), name="resnet18")
+
+
+def resnet50v2(num_classes=10, input_shape=(32, 32, 3), synchronized=False):
+    """Return `keras.applications.ResNet50V2`, untrained, with a linear head; images must be 32 pixels or larger."""
+    if synchronized:
+        raise ValueError("ResNet50V2 has no synchronized batch statistics. Received: synchronized=True")
+    backbone = keras.applications.ResNet50V2(False, weights=None, input_shape=input_shape, pooling="avg")
+    logits = layers.Dense(num_classes, dtype="float32", name="logits")(backbone.output)
+    return keras.Model(backbone.input, logits, name="resnet50v2")
 
 
 def _convolved(x, filters, stride, synchronized, size=3, activation=True):

@@ -1,0 +1,51 @@
+"""The command line of the examples."""
+
+import argparse
+
+import models
+import strategies
+
+
+def parse(name, **defaults):
+    """Return the options of one example as a namespace.
+
+    Args:
+        name: name of the data set.
+        defaults: values by option where they differ from those of CIFAR-10.
+    """
+    parser = argparse.ArgumentParser(
+        description=f"Train a residual network on {name}: explore with SGD, then finish the convex rest.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("images")
+    data.add_argument("--data-dir", help="folder of sets prepared by tensorflow-datasets")
+    data.add_argument("--manual-dir", help="folder with the set's archives, fetched by hand")
+    data.add_argument("--subset", type=int, help="train on the first so many images")
+    network = parser.add_argument_group("network")
+    network.add_argument("--model", choices=models.NAMES, default="resnet")
+    network.add_argument("--depth", type=int, default=20, help="of the CIFAR ResNet: 8, 20, 32, 44, 56, 110")
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=int, default=200)
+    training.add_argument("--batch-size", type=int, default=128, help="images per step and device")
+    training.add_argument("--learning-rate", type=float, default=0.1, help="for 128 images per step; grows with them")
+    training.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
+    training.add_argument("--explore", type=_explore, default=0.6, help="share of the epochs, or their number")
+    training.add_argument("--seed", type=int, nargs="+", default=[0], help="one run each")
+    training.add_argument("--compare", action="store_true", help="train with the optimizer alone, too")
+    training.add_argument("--mixed-precision", action="store_true", help="compute in float16")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--strategy", choices=strategies.NAMES, default="default")
+    machine.add_argument("--logical-cpus", type=int, help="split the CPU, to try distribution without GPUs")
+    machine.add_argument("--deterministic", action="store_true", help="the same bits in every run; slower")
+    results = parser.add_argument_group("results")
+    results.add_argument("--run-dir", default=f"runs/{name}", help="folder for all that is written")
+    results.add_argument("--resume", action="store_true", help="go on in that folder")
+    results.add_argument(
+        "--certify", action=argparse.BooleanOptionalAction, default=True, help="certify the head at the end; minutes"
+    )
+    parser.set_defaults(dataset=name, **defaults)
+    return parser.parse_args()
+
+
+def _explore(text):
+    return float(text) if "." in text else int(text)
