@@ -1,16 +1,13 @@
 """Pictures of a two-phase run. Needs matplotlib: `pip install keras_dal[plots]`."""
 
-import matplotlib
-
-matplotlib.use("Agg", force=False)  # only where nothing else was chosen: pictures go to files
-
-from matplotlib import pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure  # without pyplot: no window, and the user's own backend stays as it is
 from matplotlib.ticker import MaxNLocator
 
-_COLORS = {"base": "0.7", "wrapped": "tab:blue", "bound": "tab:red", "alignment": "tab:green"}
+_COLORS = {"base": "0.55", "wrapped": "tab:blue", "bound": "tab:red", "alignment": "tab:green"}
 
 
-def curves(histories, path, title=""):
+def curves(histories, path, title=None):
     """Draw loss, accuracy and alignment of one or more runs over their epochs, with the switch as a vertical line.
 
     Args:
@@ -22,13 +19,12 @@ def curves(histories, path, title=""):
         The path.
     """
     panels = [("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), ("alignment", "alignment", "linear")]
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
+    figure, axes = _figure(13, 3.8, columns=len(panels))
     for axis, (key, label, scale) in zip(axes, panels, strict=True):
         for run, (name, history) in enumerate(histories.items()):
             _draw(axis, history, key, name, _COLORS.get(name, f"C{run}"))
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize="small")
     figure.suptitle(title)
     return _written(figure, path)
@@ -49,34 +45,37 @@ def spectrum(report, path):
     """
     if report.singular_values is None:
         raise ValueError(f"This report has no singular values to draw. Received: {report.summary()}")
-    figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    figure, axis = _figure(6, 3.8)
     values = report.singular_values / report.singular_values.max()
     axis.semilogy(range(1, len(values) + 1), values, ".", color=_COLORS["wrapped"])
     axis.axhline(report.tolerance, color=_COLORS["bound"], linestyle="--", label=f"tolerance {report.tolerance:.0e}")
-    axis.set(xlabel="index", ylabel="singular value / largest", title=report.summary())
+    axis.set(xlabel="index", ylabel="singular value / largest")
+    axis.set_title(report.summary(), fontsize="small")
     axis.legend(frameon=False)
-    axis.grid(alpha=0.3)
     return _written(figure, path)
 
 
 def bound(certificate, losses, path, accuracies=None):
-    """Draw the loss of full-batch gradient descent below the bound that a `Certificate` gave before its first step.
+    """Draw the bound that a `Certificate` gave before the first step of gradient descent, above the losses it bounds.
 
     Args:
         certificate: the `Certificate` at the switch.
-        losses: the loss after 0, 1, 2, ... steps of size `certificate.step`.
+        losses: the objective after 0, 1, 2, ... steps of size `certificate.step`, or None to draw the bound alone.
         path: file to write.
         accuracies: test accuracy after as many steps, or None.
 
     Returns:
         The path.
     """
-    figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    steps = range(1, len(losses))
-    axis.loglog(steps, losses[1:], color=_COLORS["wrapped"], label="training loss")
-    axis.loglog(steps, [certificate.bound(t) for t in steps], "--", color=_COLORS["bound"], label="certified bound")
-    axis.set(xlabel="gradient descent steps after the switch", ylabel="loss")
-    axis.grid(alpha=0.3)
+    figure, axis = _figure(6.5, 4)
+    steps = np.arange(1, len(losses)) if losses is not None else np.geomspace(1, 1e7, 100)
+    if losses is not None:
+        axis.plot(steps, losses[1:], color=_COLORS["wrapped"], label="training loss")
+    axis.plot(steps, [certificate.bound(t) for t in steps], "--", color=_COLORS["bound"], label="certified bound")
+    if certificate.infimum[0] > 0:
+        axis.axhline(certificate.infimum[0], color="black", linewidth=0.8, label="no lower than this")
+    axis.set(xscale="log", yscale="log", xlabel="gradient descent steps after the switch", ylabel="loss")
+    axis.set_title(f"{certificate.status}: {certificate.reason}", fontsize="small", wrap=True)
     axis.legend(frameon=False, loc="lower left")
     if accuracies is not None:
         other = axis.twinx()
@@ -85,14 +84,52 @@ def bound(certificate, losses, path, accuracies=None):
     return _written(figure, path)
 
 
+def solution(result, path):
+    """Draw accuracy and smallest margin along the path that `converge` took, over how far the logits moved.
+
+    Args:
+        result: the `Result` of `converge` for a classifier.
+        path: file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the result of a regression, which has neither.
+    """
+    points = result.path
+    if points[0].accuracy is None:
+        raise ValueError(f"Only a classifier has accuracy and margins. Received: a result for {result.loss_name}")
+    figure, (left, right) = _figure(10, 3.8, columns=2)
+    moved = [point.moved for point in points]
+    left.plot(moved, [point.accuracy for point in points], ".-", color=_COLORS["wrapped"], label="training")
+    if points[0].validation is not None:
+        left.plot(moved, [point.validation for point in points], ".:", color=_COLORS["alignment"], label="validation")
+    left.axvline(result.point.moved, color="black", linewidth=0.8, linestyle="--", label="kept")
+    left.set(xlabel="change of the anchors' logits", ylabel="accuracy")
+    left.legend(frameon=False)
+    right.plot(moved, [point.margin for point in points], ".-", color=_COLORS["wrapped"])
+    right.axhline(0, color=_COLORS["bound"], linewidth=0.8)
+    right.set(xlabel="change of the anchors' logits", ylabel="smallest margin of the training samples")
+    return _written(figure, path)
+
+
+def _figure(width, height, columns=1):
+    """Return a figure and its axes, one or an array of them."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns)
+    for axis in np.ravel(axes):
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
 def _draw(axis, history, key, name, color):
     if key not in history:
         return
     epochs = range(1, len(history[key]) + 1)
-    width = 3.5 if name == "base" else 1.5  # runs that coincide stay visible
-    axis.plot(epochs, history[key], color=color, linewidth=width, label=f"{name}, training")
+    axis.plot(epochs, history[key], color=color, label=f"{name}, training")
     if f"val_{key}" in history:
-        axis.plot(epochs, history[f"val_{key}"], ":", color=color, linewidth=width, label=f"{name}, test")
+        axis.plot(epochs, history[f"val_{key}"], color=color, linestyle=":", label=f"{name}, test")
     switch = [epoch for epoch, phase in zip(epochs, history.get("phase", []), strict=False) if phase]
     if switch:
         axis.axvline(switch[0] - 0.5, color=color, linewidth=0.8, linestyle="--", label=f"{name}, switch")
@@ -100,5 +137,4 @@ def _draw(axis, history, key, name, color):
 
 def _written(figure, path):
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
