@@ -11,7 +11,8 @@ from keras_dal.whitening import Whitening
 RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
 _STEPS = 25  # Newton steps for one weight
 _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
-_STUCK = 0.9  # share of the violation that stays when the weight falls tenfold: what is left will not go
+_STALLED = 0.05  # decrease of the objective in one step, relative to it, at which the same is done
+_STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
 _DELTA = 0.01  # wanted margin, relative to the root mean square of the logits' gaps
 
 
@@ -51,12 +52,13 @@ class Task:
         objective = Separation(self.targets, delta, self.loss.activation == "softmax")
         phi, left = None, np.inf
         for ridge in RIDGES:
-            problem = self._problem(objective, ridge)
+            problem, value = self._problem(objective, ridge), np.inf
             for step, point in self._walk(problem, phi):
                 if point.separated:
                     return True
-                if step.gap <= _SOLVED * step.objective:
+                if step.gap <= _SOLVED * step.objective or value - step.objective <= _STALLED * step.objective:
                     break
+                value = step.objective
             phi, before = step.phi, left
             left = float(self.train.weights @ objective.values(step.logits[: len(self.train)])) / len(self.train)
             if left > _STUCK * before:

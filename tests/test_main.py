@@ -1,0 +1,70 @@
+"""The package from the shell."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_dal.__main__ import main
+
+
+@pytest.fixture
+def files(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 6)).astype("float32"), generator.integers(0, 3, 60)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "train.npz", x=x, y=y)
+    return tmp_path
+
+
+def run(files, command, *more):
+    return main([command, str(files / "model.keras"), "--data", str(files / "train.npz"), *map(str, more)])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_converge_saves_a_model_that_fits_every_label(files, capsys, scaled):
+    arguments = ["--output", files / "done.keras", "--validation", files / "train.npz", "--cache", files / "cache"]
+    assert run(files, "converge", *arguments, *(["--scaled"] if scaled else [])) == 0
+    assert "training accuracy" in capsys.readouterr().out
+    data = np.load(files / "train.npz")
+    loss, accuracy = keras.saving.load_model(files / "done.keras").evaluate(data["x"], data["y"], verbose=0)
+    assert accuracy == 1.0
+    assert (loss < 1.1e-4) == scaled
+
+
+def test_a_loss_that_is_not_reached_is_the_exit_status(files, capsys):
+    assert run(files, "converge", "--output", files / "done.keras", "--gated", "never") == 1
+    assert (files / "done.keras").exists()
+
+
+def test_certify_prints_a_table_or_json(files, capsys):
+    assert run(files, "certify") == 0
+    assert "Certificate" in capsys.readouterr().out
+    assert run(files, "certify", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["num_samples"] == 60
+
+
+def test_alignment_prints_its_number(files, capsys):
+    assert run(files, "alignment") == 0
+    assert "alignment" in capsys.readouterr().out
+
+
+def test_bad_files_get_one_sentence(files, capsys):
+    np.savez(files / "train.npz", features=np.zeros(3))
+    assert run(files, "certify") == 2
+    assert "must hold an array named x. Received:" in capsys.readouterr().err
+    assert main(["alignment", str(files / "none.keras"), "--data", "x.csv"]) == 2
+    assert "keras_dal: " in capsys.readouterr().err
+
+
+def test_the_module_runs():
+    command = [sys.executable, "-m", "keras_dal", "converge", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1], check=True)
+    assert "--tol" in done.stdout
