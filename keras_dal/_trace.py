@@ -99,6 +99,11 @@ def sample_inputs(model, x):
     return tree.map_structure(random, inputs)
 
 
+def enlarged(x):
+    """Return inputs of the size of raw pixel values, from random ones of size one; integers stay as they are."""
+    return tree.map_structure(lambda part: 100 * part if part.dtype == np.float32 else part, x)
+
+
 def _check_shapes(model, x):
     specs = tree.flatten(input_specs(model)) if input_specs(model) is not None else []
     for spec, part in zip(specs, tree.flatten(x), strict=False):

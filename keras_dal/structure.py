@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from keras_dal import linearity
-from keras_dal._trace import evaluate, input_specs, recorded_calls, sample_inputs, tap, to_numpy
+from keras_dal._trace import enlarged, evaluate, input_specs, recorded_calls, sample_inputs, tap, to_numpy
 from keras_dal.heads import DenseHead, Head
 
 __all__ = ["Structure", "find_structure", "tap"]
@@ -104,12 +104,14 @@ def find_structure(model, x=None, parameters="head"):
     Raises:
         ValueError: the model has no linear head, or `parameters` are not what its logits are linear in.
     """
-    x = sample_inputs(model, x)
+    given, x = x, sample_inputs(model, x)
     if not model.built:
         model(x, training=False)
     with linearity.restored(model.variables):  # seeds of random layers among them
         calls, outputs = recorded_calls(model, x)
         forms = _forms(model, calls, outputs)
+        if given is None and not evaluate(model, forms[0].layer, x)[0].any():
+            x = enlarged(x)  # a model for raw pixel values may see nothing in smaller ones
         form = forms[0] if isinstance(parameters, str) and parameters == "head" else _selected(forms, parameters, x)
         for layer in form.gated_layers:
             layer.freeze_gates()  # as they will be after the switch

@@ -174,3 +174,11 @@ def test_refuses_features_that_show_nothing():
     model = cases.CASES[0].build()
     with pytest.raises(ValueError, match=r"finite and not all zero.*Received: 4 values"):
         find_structure(model, np.full((1, 5), np.nan, "float32"))
+
+
+def test_a_network_for_raw_pixel_values_that_sees_nothing_in_small_ones():
+    dense = layers.Dense(
+        4, activation="relu", kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.1)
+    )
+    model = keras.Sequential([layers.Input((3,)), layers.Rescaling(1 / 255), dense, layers.Dense(2, name="logits")])
+    assert find_structure(model).layer.name == "logits"

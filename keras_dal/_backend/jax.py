@@ -19,7 +19,7 @@ def statistics_dtype():
 
 
 def without_gradients(variables):
-    """Return a context in which no gradients are computed for these variables; the compiler drops unused ones itself."""
+    """Return a context without gradients for these variables: the compiler drops unused ones itself."""
     return contextlib.nullcontext()
 
 
