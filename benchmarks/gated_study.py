@@ -230,8 +230,8 @@ def table(results):
         f"{setting['seed']}; {results['machine']['processor']}, {results['machine']['cores']} cores.",
         f"Rank and condition number are those of J_S on the first {RANK_SAMPLES} images, with units in proportion. "
         "Accuracy is in percent: of the trained model, and after minimum-change separation on cached features "
-        f"(margin {DELTA}, anchor weight {ANCHOR_WEIGHT}, at most {setting['iterations']} L-BFGS steps). A row at that limit was "
-        "still separating: it compares speed, not where the head ends.",
+        f"(margin {DELTA}, anchor weight {ANCHOR_WEIGHT}, at most {setting['iterations']} L-BFGS steps). "
+        "A row at that limit was still separating: it compares speed, not where the head ends.",
         "",
         "| place | gates | sharpness | oversample | noise | units | rank | condition | explored: train, test "
         "| separated: train, test | steps |",
