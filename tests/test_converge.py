@@ -105,12 +105,12 @@ def test_a_separated_model_is_only_scaled(model, digits):
 def test_without_a_gated_head_the_loss_is_minimized(model, digits):
     x, y = digits[0]
     features = find_structure(model).features(x)
-    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=5000, solver="newton-cg").fit(features, y)
+    theirs = LogisticRegression(C=np.inf, tol=1e-8, max_iter=5000).fit(features, y)
     logits = theirs.decision_function(features)
     expected = np.mean(special.logsumexp(logits, axis=1) - logits[np.arange(len(y)), y])
     result = converge(model, x, y, gated=False, verbose=0)
     assert result.model is model
-    assert result.loss == pytest.approx(expected, abs=2e-4)
+    assert expected - 1e-3 < result.loss < expected + 1e-4
     assert not result.reached
     assert result.scale == 1.0
 

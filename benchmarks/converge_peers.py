@@ -1,0 +1,218 @@
+"""Compare `converge` with other ways to solve a head, on the same cached features, in one run.
+
+    python benchmarks/converge_peers.py --features features.npz [--limit 120] [--trial]
+
+The file holds z (n, m), y, za (k, n, m) of k augmented copies, zt, yt, and the trained head's kernel K and bias b.
+Every peer starts where the head is, gets the same gates, and is stopped at `--limit` seconds. Reported are the seconds
+to a training loss of 1e-2 and 1e-4, and the test accuracy at the end. What is timed contains everything after the
+features: gates, preconditioner and products. The peers are unpreconditioned L-BFGS of SciPy and of PyTorch, Keras'
+Adam on the cached features, and for the plain head scikit-learn's LogisticRegression.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import time
+
+import keras
+import numpy as np
+import torch
+from machine import describe
+from scipy import optimize
+from sklearn.linear_model import LogisticRegression
+
+from keras_dal import add_gated_head, find_structure
+from keras_dal.converge import converge
+from keras_dal.losses import SoftmaxCrossEntropy
+from keras_dal.products import CachedJacobian
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+TARGETS = (1e-2, 1e-4)
+SOFTMAX = SoftmaxCrossEntropy()
+
+
+class Clock:
+    """Notes when the training loss first falls below each target, and stops a solver at the limit."""
+
+    def __init__(self, limit):
+        self.limit, self.started, self.reached = limit, time.perf_counter(), {}
+
+    def note(self, loss):
+        for target in TARGETS:
+            if loss <= target:
+                self.reached.setdefault(target, time.perf_counter() - self.started)
+        if len(self.reached) == len(TARGETS) or time.perf_counter() - self.started > self.limit:
+            raise StopIteration
+
+    def report(self, model, data):
+        seconds = time.perf_counter() - self.started
+        row = {f"seconds_to_{target:g}": self.reached.get(target) for target in TARGETS}
+        return row | {"seconds": seconds, "test": accuracy(model, data["zt"], data["yt"])}
+
+
+def accuracy(model, features, labels):
+    return float(np.mean(model.predict(features, verbose=0, batch_size=1000).argmax(axis=1) == labels))
+
+
+def head_model(data, gated):
+    """Return the trained head as a model on features, with a gated branch beside it where wanted."""
+    model = keras.Sequential([keras.Input(data["z"].shape[1:]), keras.layers.Dense(data["K"].shape[1])])
+    model.layers[0].set_weights([data["K"], data["b"]])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return add_gated_head(model, data["z"], seed=0, verbose=False) if gated else model
+
+
+def ours(data, gated, limit, anchors=None):
+    model, clock = head_model(data, gated), Clock(limit)
+    result = converge(
+        model, data["z"], data["y"], gated=gated, anchors=anchors, time_limit=limit, batch_size=2048, verbose=0
+    )
+    done = time.perf_counter() - clock.started
+    clock.reached = {target: done for target in TARGETS if result.scaled_loss <= target}
+    return clock.report(result.model, data)
+
+
+def ours_on_augmented_anchors(data, gated, limit):
+    return ours(data, gated, limit, np.concatenate(data["za"])[: 2 * len(data["z"])])
+
+
+def ours_minimizing_the_loss(data, gated, limit):
+    model, clock = head_model(data, gated), Clock(limit)
+    result = converge(model, data["z"], data["y"], gated=gated, ridge=1e-8, time_limit=limit, tol=1e-4, verbose=0)
+    for target in TARGETS:
+        reached = [point.seconds for point in result.path if point.loss <= target]
+        clock.reached |= {target: reached[0]} if reached else {}
+    return clock.report(result.model, data)
+
+
+def scipy_lbfgs(data, gated, limit):
+    model, clock = head_model(data, gated), Clock(limit)
+    structure = find_structure(model)
+    jacobian = CachedJacobian(structure.head(), data["z"])  # the same products, so that only the method differs
+    targets = SOFTMAX.targets(data["y"], structure.num_outputs)
+    last = structure.theta()
+
+    def objective(theta):
+        logits = jacobian.logits(theta).astype(np.float64)
+        loss = np.mean(SOFTMAX.values(logits, targets))
+        return loss, jacobian.adjoint(SOFTMAX.gradient(logits, targets) / len(targets))
+
+    def callback(intermediate_result):
+        nonlocal last
+        last = intermediate_result.x
+        clock.note(intermediate_result.fun)
+
+    options = {"maxiter": 100_000, "maxfun": 100_000, "ftol": 0, "gtol": 1e-12, "maxcor": 20}
+    optimize.minimize(objective, last, jac=True, method="L-BFGS-B", callback=callback, options=options)
+    structure.assign(last)
+    return clock.report(model, data)
+
+
+def torch_lbfgs(data, gated, limit):
+    model, clock = head_model(data, gated), Clock(limit)
+    structure = find_structure(model)
+    z, y = torch.from_numpy(data["z"]), torch.from_numpy(data["y"])
+    theta = [torch.tensor(part, dtype=torch.float32, requires_grad=True) for part in structure_parts(structure)]
+    logits = torch_logits(structure, z)
+    solver = torch.optim.LBFGS(theta, max_iter=20, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0)
+
+    def closure():
+        solver.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits(theta), y)
+        loss.backward()
+        return loss
+
+    try:
+        while True:
+            solver.step(closure)
+            clock.note(closure().item())
+    except StopIteration:
+        structure.assign(np.concatenate([part.detach().numpy().ravel() for part in theta]))
+    return clock.report(model, data)
+
+
+def structure_parts(structure):
+    return structure.head().split(structure.theta())
+
+
+def torch_logits(structure, z):
+    """Return the head in PyTorch, with its gates computed once."""
+    head = structure.head()
+    if not structure.gated_layers:
+        return lambda theta: z @ theta[0] + theta[1]
+    gated = head.parts[0]
+    u, gates = (torch.from_numpy(array(z.numpy())) for array in (gated.standardize, gated.gates))
+    output = torch.tensor(gated.output_kernel, dtype=torch.float32)
+    return lambda theta: ((u @ theta[0] + theta[1]) * gates) @ output + z @ theta[2] + theta[3]
+
+
+def keras_adam(data, gated, limit):
+    model, clock = head_model(data, gated), Clock(limit)
+    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    try:
+        while True:
+            clock.note(model.fit(data["z"], data["y"], batch_size=256, verbose=0).history["loss"][0])
+    except StopIteration:
+        return clock.report(model, data)
+
+
+def scikit_learn(solver):
+    def solve(data, gated, limit):
+        model, clock = head_model(data, gated), Clock(limit)
+        found = LogisticRegression(C=np.inf if solver == "lbfgs" else 1e6, solver=solver, max_iter=1000)
+        found.fit(data["z"], data["y"])
+        model.layers[0].set_weights([found.coef_.T, found.intercept_])
+        loss = np.mean(SOFTMAX.values(found.decision_function(data["z"]), np.eye(len(found.classes_))[data["y"]]))
+        clock.reached = {t: time.perf_counter() - clock.started for t in TARGETS if loss <= t}
+        return clock.report(model, data) | {"loss": float(loss)}
+
+    return solve
+
+
+METHODS = {
+    "converge": ours,
+    "converge, augmented anchors": ours_on_augmented_anchors,
+    "converge, loss itself": ours_minimizing_the_loss,
+    "SciPy L-BFGS": scipy_lbfgs,
+    "PyTorch L-BFGS": torch_lbfgs,
+    "Keras Adam": keras_adam,
+    "scikit-learn lbfgs": scikit_learn("lbfgs"),
+    "scikit-learn newton-cholesky": scikit_learn("newton-cholesky"),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", required=True)
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--limit", type=float, default=60.0)
+    parser.add_argument("--heads", nargs="+", default=["plain", "gated"], choices=["plain", "gated"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--trial", action="store_true", help="print the table and write no file")
+    arguments = parser.parse_args()
+    data = dict(np.load(arguments.features))
+    n = arguments.samples or len(data["z"])
+    data |= {"z": data["z"][:n], "y": data["y"][:n].astype("int64").ravel(), "za": data["za"][:, :n]}
+    data["yt"] = data["yt"].ravel()
+    start = {"test": accuracy(head_model(data, False), data["zt"], data["yt"])}
+    rows = {}
+    for head in arguments.heads:
+        for name in arguments.methods:
+            if head == "gated" and name.startswith("scikit-learn"):
+                continue  # it has no gates: its input would be the Jacobian itself, 40 GB here
+            row = rows[f"{head}: {name}"] = METHODS[name](data, head == "gated", arguments.limit)
+            row["peak_gib_so_far"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            times = [f"{row[f'seconds_to_{t:g}']:8.2f}" if row[f"seconds_to_{t:g}"] else "       -" for t in TARGETS]
+            print(
+                f"{head:6} {name:30} {times[0]} {times[1]}  test {row['test']:.4f} of {start['test']:.4f}", flush=True
+            )
+    if not arguments.trial:
+        RESULTS.mkdir(exist_ok=True)
+        report = {"machine": describe(), "arguments": vars(arguments), "start": start, "rows": rows}
+        stem = pathlib.Path(arguments.features).stem
+        (RESULTS / f"converge_peers_{stem}_{n}.json").write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
