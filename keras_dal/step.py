@@ -43,6 +43,7 @@ class StepHooks:
             self._frozen = [v for v in model.trainable_variables if id(v) not in linear]
         if self._moments is not None and self._moments not in model._metrics:
             model._metrics.append(self._moments)  # part of the state that JAX carries
+            model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
         model.make_train_function(force=True)
         model.train_function = self._hooked(model.train_function)
 
@@ -51,6 +52,7 @@ class StepHooks:
         self._model.train_function = None
         if self._moments in self._model._metrics:
             self._model._metrics.remove(self._moments)
+            self._model.test_function = None
 
     def arm(self):
         """Says that the next step belongs to the `fit` these hooks were installed in."""
