@@ -86,8 +86,8 @@ def _check_sources(builder, manual_dir):
             f"{builder.name} is not on this machine and cannot be downloaded ({error}). Either\n"
             "- put these files, fetched elsewhere, into one folder and pass it as --manual-dir:\n"
             f"{files}\n"
-            f"- or copy the folder {builder.name}/{builder.version}, prepared by tensorflow-datasets elsewhere, to "
-            f"{Path(builder.data_dir)},\n  or to DIR/{builder.name}/{builder.version} for any DIR passed as --data-dir."
+            f"- or prepare the set with tensorflow-datasets elsewhere, and copy its folder {builder.name} into "
+            f"{Path(builder.data_dir).parents[1]},\n  or into any folder that is then passed as --data-dir."
         ) from error
 
 

@@ -70,12 +70,20 @@ class Job:
         keras.utils.set_random_seed(seed)
         settings = self.settings
         with self.devices.scope():
-            synchronized = self.devices.replicas > 1 and settings.model != "resnet50v2"
+            several = self.devices.replicas > 1 and keras.backend.backend() == "tensorflow"  # JAX sees one large batch
+            synchronized = several and settings.model != "resnet50v2"
             model = models.build(settings.model, settings.depth, self.num_classes, self.train.x, synchronized)
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile(optimizer=self.optimizer(name), loss=loss, metrics=["accuracy"])
         strategies.prepare(model, self.devices, (self.train.x[:2], self.train.y[:2]))
         return model
+
+    def evaluated(self, images):
+        """Return batches of all images; on several JAX devices, of as many as can be shared out evenly."""
+        if keras.backend.backend() == "jax":
+            used = len(images) // self.devices.replicas * self.devices.replicas
+            images = data.Images(images.x[:used], images.y[:used])
+        return data.test_batches(images, self.batch_size)
 
     def run(self, name, seed, stop):
         """Train one network, from the start or from its checkpoint, and return its row of the table."""
@@ -98,7 +106,7 @@ class Job:
                 steps_per_epoch=self.steps,
                 initial_epoch=first_epoch,
                 epochs=self.settings.epochs,
-                validation_data=data.test_batches(self.test, self.batch_size),
+                validation_data=self.evaluated(self.test),
                 callbacks=[*callbacks, history, saved, stop],
                 shuffle=False,
                 verbose=(1 if sys.stdout.isatty() else 2) if self.devices.is_chief else 0,
@@ -107,7 +115,7 @@ class Job:
 
     def row(self, name, seed, model, history):
         """Measure a trained model on clean images and return what the table and the figures show."""
-        loss, accuracy = model.evaluate(data.test_batches(self.train, self.batch_size), verbose=0)
+        loss, accuracy = model.evaluate(self.evaluated(self.train), verbose=0)
         report = keras_dal.alignment(model, *self.train, decide_separability=False)
         if self.devices.is_chief:
             self.write(self.folder / f"{name}-{seed}", model, report)

@@ -1,0 +1,267 @@
+"""The examples as processes: several devices, several workers, killed and resumed; and their parts in this one."""
+
+import argparse
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+from run_example import EXAMPLES
+
+import keras_dal
+
+sys.path.append(str(EXAMPLES))
+
+import checkpoint
+import data
+import models
+import options
+import record
+
+EPOCHS, STEPS = 4, 3  # of what run_example.py trains
+EXPLORED = 2
+
+
+class Run:
+    """A process that trains an example, and then what it left behind."""
+
+    def __init__(self, folder, *arguments, interrupt=(), **environment):
+        own = ["--signal", *map(str, interrupt)] if interrupt else []
+        command = [sys.executable, "tests/run_example.py", *own, "--", "--run-dir", str(folder), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.folder = folder
+        self._process = subprocess.Popen(
+            command, cwd=EXAMPLES.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def wait(self, status=0):
+        self.output, _ = self._process.communicate(timeout=300)
+        assert self._process.returncode == status, self.output
+        return self
+
+    def state(self):
+        """Return all variables of model and optimizer by number, and the history."""
+        with np.load(self.folder / "wrapped-0" / "checkpoint.npz") as saved:
+            values = {key: saved[key] for key in saved.files}
+        return values, json.loads(str(values.pop("history")))
+
+
+def on_one(folder):
+    return Run(folder, "--batch-size", 32, "--deterministic").wait()
+
+
+def interrupted(folder):
+    """Preempted in the second epoch, then killed at a random step of the rest, then resumed to the end."""
+    arguments = ("--batch-size", 32, "--deterministic")
+    preempted = Run(folder, *arguments, interrupt=("SIGTERM", STEPS + 2)).wait(128 + 15)
+    step = random.randrange(1, (EPOCHS - 1) * STEPS)
+    Run(folder, *arguments, "--resume", interrupt=("SIGKILL", step)).wait(-9)
+    final = Run(folder, *arguments, "--resume").wait()
+    return preempted, step, final
+
+
+def on_two_devices(folder):
+    return Run(folder, "--batch-size", 16, "--deterministic", "--strategy", "mirrored", "--logical-cpus", 2).wait()
+
+
+def on_two_workers(folder):
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
+    cluster = {"worker": [f"localhost:{each.getsockname()[1]}" for each in sockets]}
+    for each in sockets:
+        each.close()
+
+    def start(index):
+        task = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        return Run(folder, "--batch-size", 16, "--deterministic", "--strategy", "multi-worker", TF_CONFIG=task)
+
+    workers = [start(0), start(1)]
+    return [worker.wait() for worker in workers]
+
+
+def on_one_with_jax(folder):
+    return Run(folder, "--batch-size", 32, KERAS_BACKEND="jax").wait()
+
+
+def on_two_with_jax(folder):
+    flags = "--xla_force_host_platform_device_count=2"
+    return Run(folder, "--batch-size", 16, "--strategy", "mirrored", KERAS_BACKEND="jax", XLA_FLAGS=flags).wait()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All runs by the name of their function, two at a time."""
+    folder = tmp_path_factory.mktemp("runs")
+    kinds = (on_two_workers, interrupted, on_two_devices, on_one, on_one_with_jax, on_two_with_jax)
+    with ThreadPoolExecutor(2) as pool:
+        yield {kind: pool.submit(kind, folder / kind.__name__) for kind in kinds}
+
+
+def assert_close(run, other):
+    (values, history), (expected, expected_history) = run.state(), other.state()
+    assert values.keys() == expected.keys()
+    for key in values:
+        np.testing.assert_allclose(values[key], expected[key], rtol=0, atol=1e-5, err_msg=key)
+    np.testing.assert_allclose(history["alignment"], expected_history["alignment"], atol=1e-4)
+    assert history["phase"] == expected_history["phase"] == [0] * EXPLORED + [1] * (EPOCHS - EXPLORED)
+    assert run.output.count("exploitation begins") == 1
+
+
+def test_two_devices_train_what_one_does(runs):
+    assert_close(runs[on_two_devices].result(), runs[on_one].result())
+
+
+def test_two_workers_train_what_one_does_and_one_of_them_speaks(runs):
+    chief, other = runs[on_two_workers].result()
+    assert_close(chief, runs[on_one].result())
+    assert "exploitation" not in other.output
+    assert "Epoch" not in other.output
+
+
+def test_two_jax_devices_train_what_one_does(runs):
+    assert_close(runs[on_two_with_jax].result(), runs[on_one_with_jax].result())
+
+
+def test_a_run_that_was_stopped_and_killed_ends_with_the_same_bits(runs):
+    preempted, step, final = runs[interrupted].result()
+    assert "Stopped by SIGTERM" in preempted.output
+    assert "--resume" in preempted.output
+    (values, history), (expected, expected_history) = final.state(), runs[on_one].result().state()
+    for key in expected:
+        assert values[key].tobytes() == expected[key].tobytes(), f"variable {key}, killed after step {step}"
+    for key in ("epoch", "loss", "accuracy", "val_loss", "alignment", "alignment_rank", "phase"):
+        assert history[key] == expected_history[key], key
+
+
+def test_a_run_folder_explains_itself(runs):
+    folder = runs[on_one].result().folder
+    page = (folder / "README.md").read_text()
+    run = folder / "wrapped-0"
+    for path in [*folder.iterdir(), *run.iterdir()]:
+        assert path.stem in page or path in (folder / "README.md", run, folder / "settings.json"), path
+    assert not list(folder.rglob(".*"))  # no file that was half written
+    results = json.loads((folder / "results.json").read_text())
+    rows = (run / "history.csv").read_text().splitlines()
+    assert len(rows) == 1 + EPOCHS == 1 + len(results["curves"]["wrapped, seed 0"]["loss"])
+    model = keras.models.load_model(run / "model.keras")
+    assert isinstance(model.optimizer, keras_dal.Wrap)
+    assert model.optimizer.phase == "exploit"
+
+
+@pytest.fixture
+def numbered():
+    """Images that carry their own number."""
+    numbers = np.arange(10)
+    return data.Images(np.tile(numbers[:, None, None, None], (1, 4, 4, 1)).astype("uint8"), numbers.astype("int32"))
+
+
+def epochs_of(images, first, last, seed=0, flip=False):
+    still = data.ImageSet("numbered", padding=0, flip=flip)
+    batches = list(data.training_batches(images, still, 4, seed, first, last).as_numpy_iterator())
+    assert all(np.array_equal(x[:, 0, 0, 0], y) for x, y in batches)
+    return np.concatenate([y for _, y in batches]).reshape(last - first, -1)
+
+
+def test_every_epoch_has_its_own_order_whenever_it_is_asked_for(numbered):
+    order = epochs_of(numbered, 0, 5)
+    assert order.shape == (5, 8)  # two batches of four; two images are left out
+    assert all(len(set(row)) == 8 for row in order)
+    assert len({tuple(row) for row in order}) == 5
+    np.testing.assert_array_equal(epochs_of(numbered, 3, 5), order[3:])
+    assert not np.array_equal(epochs_of(numbered, 0, 5, seed=1), order)
+
+
+def test_augmentation_shifts_and_flips_only_where_it_may():
+    image = np.arange(1, 17, dtype="uint8").reshape(4, 4, 1)
+    seen = [data.ImageSet("a", padding=1, flip=True).augment(image, (0, seed)).numpy()[..., 0] for seed in range(100)]
+    assert any(np.array_equal(each, image[:, ::-1, 0]) for each in seen)
+    upright = [data.ImageSet("a", padding=1).augment(image, (0, seed)).numpy()[..., 0] for seed in range(100)]
+    padded = np.pad(image[..., 0], 1)
+    crops = {padded[i : i + 4, j : j + 4].tobytes() for i in range(3) for j in range(3)}
+    assert {each.tobytes() for each in upright} == crops
+
+
+class NoSource:
+    """What `data.load` needs to know of a set that is not there."""
+
+    name = "set"
+    version = "1.0.0"
+
+    def __init__(self, folder, url_infos):
+        self.data_dir = folder / self.name / self.version
+        self.url_infos = url_infos
+
+
+def test_without_network_and_data_one_message_names_the_files(tmp_path):
+    infos = {f"http://localhost:9/{name}": argparse.Namespace(filename=name, size="1 MiB") for name in ("a.gz", "b.gz")}
+    (tmp_path / "a.gz").touch()
+    with pytest.raises(SystemExit) as message:
+        data._check_sources(NoSource(tmp_path, infos), tmp_path)
+    text = str(message.value)
+    assert "http://localhost:9/b.gz" in text
+    assert "a.gz" not in text
+    assert "--manual-dir" in text
+    assert str(tmp_path) in text
+    (tmp_path / "b.gz").touch()
+    data._check_sources(NoSource(tmp_path, infos), tmp_path)  # all archives are there: no network needed
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "state"
+    checkpoint.replace_file(path, lambda file: file.write(b"before"))
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.replace_file(path, fail)
+    assert path.read_bytes() == b"before"
+
+
+def settings(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["cifar10.py", *map(str, arguments)])
+    return options.parse("cifar10")
+
+
+def test_a_folder_with_a_run_is_neither_overwritten_nor_resumed_with_other_options(monkeypatch, tmp_path):
+    where = ("--run-dir", tmp_path / "run")
+    record.open_folder(settings(monkeypatch, *where))
+    with pytest.raises(SystemExit, match="Pass --resume"):
+        record.open_folder(settings(monkeypatch, *where))
+    record.open_folder(settings(monkeypatch, *where, "--resume"))
+    with pytest.raises(SystemExit, match="Received: epochs=3, before 200"):
+        record.open_folder(settings(monkeypatch, *where, "--resume", "--epochs", 3))
+
+
+def test_the_table_has_a_mean_over_seeds():
+    row = {
+        "name": "wrapped", "train_accuracy": 1.0, "train_loss": 0.0, "alignment": 1.0, "seconds": 1.0,
+        "explore_images_per_second": 100.0, "exploit_images_per_second": None,
+    }  # fmt: skip
+    rows = [{**row, "seed": seed, "test_accuracy": accuracy} for seed, accuracy in enumerate((0.5, 0.7))]
+    lines = record.summarize(rows).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["run", "wrapped, seed 0", "wrapped, seed 1", "wrapped, mean"]
+    assert "60.00" in lines[-1]
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (56, 0.85)])
+def test_cifar_resnets_have_the_size_of_the_paper(depth, millions):
+    assert models.resnet(depth).count_params() / 1e6 == pytest.approx(millions, rel=0.02)  # He et al., 2016, table 6
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_every_network_standardizes_its_images_and_has_a_linear_head(name):
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("uint8")
+    model = models.build(name, 8, 5, images)
+    structure = keras_dal.find_structure(model)
+    assert structure.layer.name == "logits"
+    assert structure.num_outputs == 5
+    standardized = model.layers[1](images)
+    np.testing.assert_allclose(np.mean(standardized, (0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(standardized, (0, 1, 2)), 1, atol=1e-5)
