@@ -1,0 +1,116 @@
+"""Pictures: what is drawn is read back from the figure that was about to be written."""
+
+import importlib
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib.figure import Figure
+
+from keras_dal import plots
+from keras_dal.certificate import certify_head
+from keras_dal.heads import DenseHead
+from keras_dal.losses import SoftmaxCrossEntropy
+from keras_dal.path import Point
+
+HISTORY = {
+    "loss": [1.0, 0.5, 0.1], "val_loss": [1.1, 0.7, 0.6], "accuracy": [0.3, 0.6, 0.9],
+    "alignment": [0.2, 0.4, 0.5], "phase": [0.0, 0.0, 1.0],
+}  # fmt: skip
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures in the order in which they are written."""
+    seen, write = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (seen.append(self), write(self, *a, **k))[1])
+    return seen
+
+
+@pytest.fixture
+def certificate():
+    generator = np.random.default_rng(0)
+    features, labels = generator.standard_normal((20, 6)), generator.integers(0, 3, 20)
+    loss = SoftmaxCrossEntropy()
+    return certify_head(DenseHead(6, 3), features, loss.targets(labels, 3), loss, np.zeros(21))
+
+
+def line(axis, label):
+    return next(line for line in axis.lines if line.get_label() == label)
+
+
+def test_curves_show_both_runs_and_the_switch(figures, tmp_path):
+    base = {key: HISTORY[key] for key in ("loss", "accuracy")}
+    path = plots.curves({"base": base, "wrapped": HISTORY}, tmp_path / "curves.png", title="A title")
+    assert image.imread(path).ndim == 3
+    loss, accuracy, alignment = figures[0].axes
+    np.testing.assert_array_equal(line(loss, "wrapped, training").get_ydata(), HISTORY["loss"])
+    np.testing.assert_array_equal(line(loss, "wrapped, test").get_ydata(), HISTORY["val_loss"])
+    assert line(accuracy, "wrapped, switch").get_xdata()[0] == 2.5  # after the second epoch
+    assert len(alignment.lines) == 2  # the base was not measured
+    assert figures[0].get_suptitle() == "A title"
+
+
+def test_spectrum_shows_singular_values_above_and_below_the_tolerance(figures, tmp_path):
+    values = np.array([2.0, 1.0, 1e-12])
+    report = SimpleNamespace(singular_values=values, tolerance=1e-9, summary=lambda: "rank 2 of 3")
+    plots.spectrum(report, tmp_path / "spectrum.png")
+    points, tolerance = figures[0].axes[0].lines
+    np.testing.assert_allclose(points.get_ydata(), values / 2)
+    assert tolerance.get_ydata()[0] == 1e-9
+
+
+def test_spectrum_needs_singular_values(tmp_path):
+    report = SimpleNamespace(singular_values=None, summary=lambda: "alignment at least 0.5")
+    with pytest.raises(ValueError, match="Received: alignment at least 0.5"):
+        plots.spectrum(report, tmp_path / "spectrum.png")
+
+
+def test_bound_is_drawn_over_the_losses_it_bounds(figures, certificate, tmp_path):
+    losses = [certificate.objective, 0.9, 0.8]
+    plots.bound(certificate, losses, tmp_path / "bound.png", accuracies=[0.1, 0.2, 0.3])
+    axis, accuracy = figures[0].axes
+    np.testing.assert_array_equal(line(axis, "training loss").get_ydata(), losses[1:])
+    expected = [certificate.bound(1), certificate.bound(2)]
+    np.testing.assert_array_equal(line(axis, "certified bound").get_ydata(), expected)
+    np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.2, 0.3])
+
+
+def test_bound_alone(figures, certificate, tmp_path):
+    plots.bound(certificate, None, tmp_path / "bound.svg")
+    drawn = line(figures[0].axes[0], "certified bound").get_ydata()
+    assert np.all(np.diff(drawn) <= 0)
+    assert drawn[-1] >= certificate.infimum[0]
+
+
+def points(validation):
+    rows = [(0.0, 0.5, -1.0), (0.2, 0.9, -0.1), (0.5, 1.0, 0.3)]
+    return tuple(
+        Point(0.0, 0.1, 1.0, accuracy, margin, moved, 0.0, 0.7 if validation else None, np.zeros(2))
+        for moved, accuracy, margin in rows
+    )
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_solution_shows_accuracy_and_margin_over_the_change(figures, tmp_path, validation):
+    path = points(validation)
+    plots.solution(SimpleNamespace(path=path, point=path[-1]), tmp_path / "path.png")
+    left, right = figures[0].axes
+    np.testing.assert_array_equal(line(left, "training").get_ydata(), [0.5, 0.9, 1.0])
+    assert line(left, "kept").get_xdata()[0] == 0.5
+    assert ("validation" in [each.get_label() for each in left.lines]) == validation
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), [-1.0, -0.1, 0.3])
+
+
+def test_solution_of_a_regression_is_refused(tmp_path):
+    point = Point(0.0, 0.1, 1.0, None, None, 0.0, 0.0, None, np.zeros(2))
+    with pytest.raises(ValueError, match="Received: a result for squared error"):
+        plots.solution(SimpleNamespace(path=(point,), point=point, loss_name="squared error"), tmp_path / "path.png")
+
+
+def test_importing_it_leaves_the_users_backend_alone(monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    importlib.reload(plots)
+    assert matplotlib.get_backend() == "svg"
