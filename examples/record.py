@@ -133,7 +133,7 @@ def summarize(rows):
 def write_results(folder, title, rows, curves, devices):
     """Write `results.json`, the table and the page of a run; return the table."""
     table = summarize(rows)
-    command = shlex.join(["python", *sys.argv])
+    command = _command()
     machine = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -152,6 +152,13 @@ def write_results(folder, title, rows, curves, devices):
     )
     (folder / "README.md").write_text(page)
     return table
+
+
+def _command():
+    """Return the command line, without the names of this machine's folders."""
+    words = ["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    private = {index + 1 for index, word in enumerate(words) if word in ("--data-dir", "--manual-dir")}
+    return shlex.join(["DIR" if index in private else word for index, word in enumerate(words)])
 
 
 def _processor():

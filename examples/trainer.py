@@ -39,7 +39,7 @@ def main(image_set, **defaults):
             runs = [(name, seed) for seed in settings.seed for name in ("wrapped", "base")[: 1 + settings.compare]]
             rows = [job.run(name, seed, stop) for name, seed in runs]
     except Preempted:
-        print(f"\nStopped by SIGTERM. Go on from the last complete epoch: {' '.join(sys.argv)} --resume", flush=True)
+        print("\nStopped by SIGTERM. Go on from the last complete epoch by the same command, with --resume", flush=True)
         raise SystemExit(128 + 15) from None
     if devices.is_chief:
         job.finish(rows)
@@ -151,7 +151,7 @@ class Job:
     def finish(self, rows):
         settings = self.settings
         curves = {f"{row['name']}, seed {row['seed']}": row.pop("history") for row in rows}
-        images = f"{len(self.train):,} training images of {settings.dataset}"
+        images = f"{len(self.train):,} training and {len(self.test):,} test images of {settings.dataset}"
         network = f"ResNet-{settings.depth}" if settings.model == "resnet" else settings.model
         title = f"{network} on {images}, {settings.epochs} epochs"
         plots.curves(curves, self.folder / "curves.png", title=title)

@@ -1,0 +1,91 @@
+"""Writes docs/results.md from committed figures: those of examples in docs/runs/, those of benchmarks/results/.
+
+python docs/results.py                        # write the page anew
+python docs/results.py runs/cifar10 --name cifar10   # take the results of a run into docs/runs/ first
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path.append(str(DOCS.parent / "examples"))
+
+from record import summarize  # noqa: E402
+
+HEADER = """# Results
+
+Measured here. Each figure stands in a committed JSON file, written by the command above it; this page is written from
+those files by `python docs/results.py`.
+"""
+
+
+def machine(described):
+    """Return one line on what something ran on."""
+    packages = ", ".join(f"{name} {version}" for name, version in described["packages"].items() if version)
+    devices = f", {described['devices']}" if "devices" in described else ""
+    return f"{described['processor']}, {described['cores']} cores{devices}; {packages}; {described['date']}"
+
+
+def run_section(path):
+    """Return the section of one run of an example."""
+    run = json.loads(path.read_text())
+    curves = run["curves"].values()
+    switch = next((history["phase"].index(1.0) for history in curves if 1.0 in history.get("phase", [])), None)
+    lines = [f"## {run['title']}", "", f"    {run['command']}", "", machine(run["machine"]) + ".", ""]
+    lines += ["```", summarize(run["rows"]), "```", ""]
+    lines += [f"The switch came after epoch {switch}."] if switch is not None else []
+    lines += [_phases(run["rows"]), "", f"![loss, accuracy and alignment over the epochs](runs/{path.stem}.png)"]
+    return "\n".join(lines)
+
+
+def _phases(rows):
+    """Return what an image costs after the switch, as a share of what it cost before."""
+    pairs = [(row["explore_images_per_second"], row["exploit_images_per_second"]) for row in rows]
+    ratios = [explore / exploit for explore, exploit in pairs if explore and exploit]
+    if not ratios:
+        return "No run reached the second phase."
+    return f"After it, a training image took {min(ratios):.2f} to {max(ratios):.2f} of the time it took before."
+
+
+def benchmark_section(path):
+    """Return the section of one benchmark: the numbers at the top levels of its file."""
+    result = json.loads(path.read_text())
+    lines = [f"## {path.stem.replace('_', ' ')}", ""]
+    lines += [f"    {result['command']}", ""] if "command" in result else []
+    lines += [machine(result["machine"]) + ".", ""] if "machine" in result else []
+    numbers = [
+        (f"{group.replace('_', ' ')}: {name}", value)
+        for group, values in result.items()
+        if isinstance(values, dict) and group not in ("machine", "settings", "setting")
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+    if numbers:
+        lines += ["| | |", "|---|---:|", *(f"| {name} | {value:.4g} |" for name, value in numbers), ""]
+    return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
+
+
+def take(run_folder, name):
+    """Copy results and picture of a run into docs/runs/."""
+    (DOCS / "runs").mkdir(exist_ok=True)
+    shutil.copy(run_folder / "results.json", DOCS / "runs" / f"{name}.json")
+    shutil.copy(run_folder / "curves.png", DOCS / "runs" / f"{name}.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run")
+    parser.add_argument("--name", help="under which to keep it; the folder's by default")
+    arguments = parser.parse_args()
+    if arguments.run is not None:
+        take(arguments.run, arguments.name or arguments.run.name)
+    sections = [run_section(path) for path in sorted((DOCS / "runs").glob("*.json"))]
+    sections += [benchmark_section(path) for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.json"))]
+    (DOCS / "results.md").write_text("\n\n".join([HEADER.rstrip(), *sections]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
