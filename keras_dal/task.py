@@ -10,8 +10,7 @@ from keras_dal.whitening import Whitening
 
 RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
 _STEPS = 25  # Newton steps for one weight
-_SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried: the first is solved,
-_FOLLOWED = 10.0  # and the others only followed, because what they change is little (the bound is a loose one)
+_SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
 _STALLED = 0.05  # decrease of the objective in one step, relative to it, at which the same is done
 _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
 _DELTA = 0.01  # wanted margin, relative to the root mean square of the logits' gaps
@@ -54,18 +53,19 @@ class Task:
         phi, left = None, np.inf
         for ridge in RIDGES:
             problem, value = self._problem(objective, ridge), np.inf
-            solved = _SOLVED if ridge == RIDGES[0] else _FOLLOWED
+            followed = RIDGES[-1] < ridge < RIDGES[0]  # by one step: what a smaller weight changes is little
             for step, point in self._walk(problem, phi):
                 if point.separated:
                     return True
                 if step.phi is phi:
                     continue  # where the larger weight ended
-                if step.gap <= solved * step.objective or value - step.objective <= _STALLED * step.objective:
+                stalled = value - step.objective <= _STALLED * step.objective
+                if followed or stalled or step.gap <= _SOLVED * step.objective:
                     break
                 value = step.objective
             phi, before = step.phi, left
             left = float(self.train.weights @ objective.values(step.logits[: len(self.train)])) / len(self.train)
-            if left > _STUCK * before:
+            if left > _STUCK * before and not self.structure.gated_layers:
                 break
         return False
 
