@@ -54,7 +54,7 @@ def converge(
         tol: training loss to reach at `Result.scale`, positive.
         loss: as for `model.compile`; the compiled one by default.
         validation_data: `(x, y)`; accuracy and calibration on it are reported.
-        anchors: inputs whose predictions should stay, best augmented copies of the training inputs or unlabelled ones;
+        anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
             the training inputs by default.
         gated: `"auto"` adds a gated head where a classifier's own head does not separate the samples, True adds it in
             any case, False never.
