@@ -9,8 +9,12 @@ from scipy import linalg
 from scipy.sparse.linalg import LinearOperator, lsqr
 
 from keras_dal import heads
+from keras_dal.products import CachedJacobian
+from keras_dal.whitening import Whitening
 
-_ITERATIONS = 1000
+_ITERATIONS, _RESTARTS = 150, 6
+_CLOSE = 3e-5  # residual over targets at which LSQR need not go on
+_GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
 _SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 
 
@@ -177,49 +181,46 @@ class DenseJacobian(_FactorizedJacobian):
 
 
 class IterativeJacobian(Jacobian):
-    """Products only: LSQR gives a solution whose residual bounds the alignment from below; no rank is decided."""
+    """Products only: LSQR gives a solution whose residual bounds the alignment from below; no rank is decided.
+
+    LSQR runs in whitened coordinates and float32, and starts again from the residual as float64 sees it.
+    """
 
     factorized = False
 
     def __init__(self, head, features, weights, centered):
         super().__init__(head, features, weights, centered)
         self.sigma_max = spectral_norm_bound(head, features, weights, centered)
-        self._cached = _with_cached_gates(head, features)
-        self.method = f"LSQR, at most {_ITERATIONS} iterations"
+        self._products = CachedJacobian(head, features.astype(np.float32))
+        self._whitening = Whitening(self._products)
+        self.method = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
 
     def solve(self, targets):
-        def matvec(theta):
-            return (self.seen(self._cached.logits(self.features, theta)) * self.roots).ravel()
+        def matvec(phi):
+            return (self.seen(self._products.logits(self._whitening.theta(phi))) * self.roots).ravel()
 
         def rmatvec(cotangent):
-            return self._cached.adjoint(self.features, self.seen(cotangent.reshape(targets.shape) * self.roots))
+            rows = self.seen(cotangent.reshape(targets.shape) * self.roots)
+            return self._whitening.transposed(self._products.adjoint(rows))
 
         operator = Products(self.shape, matvec, rmatvec)
         right = (self.seen(targets) * self.roots).ravel()
-        return lsqr(operator, right, atol=1e-12, btol=1e-6, conlim=0, iter_lim=_ITERATIONS)[0]
+        phi = lsqr(operator, right, atol=0, btol=_CLOSE, conlim=0, iter_lim=_ITERATIONS)[0]
+        return self._whitening.theta(phi).astype(np.float64)
 
     def refined(self, targets):
-        return self.solve(targets)
+        def size(rows):
+            return np.linalg.norm(self.seen(rows) * self.roots)
 
-
-class _CachedGatedHead(heads.GatedHead):
-    """A gated head for these features only, with what does not depend on theta computed once."""
-
-    def __init__(self, head, features):
-        vars(self).update(vars(head))
-        self._inputs, self._gates = head.standardize(features), head.gates(features)
-
-    def standardize(self, features):
-        return self._inputs
-
-    def gates(self, features):
-        return self._gates
-
-
-def _with_cached_gates(head, features):
-    if isinstance(head, heads.SumHead):
-        return heads.SumHead([_with_cached_gates(part, features) for part in head.parts])
-    return _CachedGatedHead(head, features) if isinstance(head, heads.GatedHead) else head
+        theta, residual = np.zeros(self.head.num_parameters), targets
+        for _ in range(_RESTARTS):
+            step = theta + self.solve(residual)
+            before, left = size(residual), targets - self.logits(step)
+            if size(left) < before:
+                theta, residual = step, left
+            if size(residual) > _GAIN * before or size(residual) <= _CLOSE * size(targets):
+                break
+        return theta
 
 
 def spectral_norm_bound(head, features, weights, centered=False):
