@@ -205,7 +205,7 @@ class IterativeJacobian(Jacobian):
 
         operator = Products(self.shape, matvec, rmatvec)
         right = (self.seen(targets) * self.roots).ravel()
-        phi = lsqr(operator, right, atol=0, btol=_CLOSE, conlim=0, iter_lim=_ITERATIONS)[0]
+        phi = lsqr(operator, right, atol=1e-6, btol=_CLOSE, conlim=0, iter_lim=_ITERATIONS)[0]
         return self._whitening.theta(phi).astype(np.float64)
 
     def refined(self, targets):
