@@ -65,6 +65,10 @@ def benchmark_section(path):
     ]
     if numbers:
         lines += ["| | |", "|---|---:|", *(f"| {name} | {value:.4g} |" for name, value in numbers), ""]
+    if (DOCS / f"{path.stem}.png").exists():
+        lines += [f"![{path.stem.replace('_', ' ')}]({path.stem}.png)", ""]
+    if (DOCS / f"{path.stem}.md").exists():
+        lines += [f"As a table: [{path.stem}.md]({path.stem}.md)", ""]
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
 
 
