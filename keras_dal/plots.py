@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 _COLORS = {"base": "0.55", "wrapped": "tab:blue", "bound": "tab:red", "alignment": "tab:green"}
 
 
-def curves(histories, path, title=None):
+def curves(histories, path, title=""):
     """Draw loss, accuracy and alignment of one or more runs over their epochs, with the switch as a vertical line.
 
     Args:
