@@ -88,6 +88,12 @@ def ours_minimizing_the_loss(data, gated, limit):
 
 def scipy_lbfgs(data, gated, limit):
     model, clock = head_model(data, gated), Clock(limit)
+    minimize(model, data, clock)
+    return clock.report(model, data)
+
+
+def minimize(model, data, clock):
+    """Minimize the cross-entropy of a head by L-BFGS until the clock stops it."""
     structure = find_structure(model)
     jacobian = CachedJacobian(structure.head(), data["z"])  # the same products, so that only the method differs
     targets = SOFTMAX.targets(data["y"], structure.num_outputs)
@@ -106,7 +112,6 @@ def scipy_lbfgs(data, gated, limit):
     options = {"maxiter": 100_000, "maxfun": 100_000, "ftol": 0, "gtol": 1e-12, "maxcor": 20}
     optimize.minimize(objective, last, jac=True, method="L-BFGS-B", callback=callback, options=options)
     structure.assign(last)
-    return clock.report(model, data)
 
 
 def torch_lbfgs(data, gated, limit):

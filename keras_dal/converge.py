@@ -110,7 +110,7 @@ def converge(
 
 def _gated(structure, train):
     """Return the structure of a copy of the model with a gated head for these features."""
-    copy = add_gated_head(structure.model, num_samples=len(train), verbose=False)
+    copy = add_gated_head(structure.model, num_samples=len(train), seed=0, verbose=False)
     structure = find_structure(copy)
     structure.layer.adapt(train.features)
     return structure

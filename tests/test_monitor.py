@@ -133,7 +133,7 @@ def test_other_callbacks_have_its_numbers(tmp_path):
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     history = fit(model, 5, [monitor, keras.callbacks.CSVLogger(str(log)), stop])
     assert len(history["loss"]) == 2  # nothing improves by 2, so patience ends at once
-    rows = list(csv.DictReader(log.open()))
+    rows = list(csv.DictReader(log.read_text().splitlines()))
     assert [float(row["alignment"]) for row in rows] == pytest.approx(history["alignment"])
     assert {"alignment_rank", "phase", "kernel_change"} <= set(rows[0])
 
