@@ -3,8 +3,8 @@
     python benchmarks/converge_features.py --data-dir DIR --output cifar10_0.npz --seed 0      # and so on
     python benchmarks/converge_accuracy.py cifar10_0.npz cifar10_1.npz cifar10_2.npz --name cifar10
 
-Every method starts at the trained head. L-BFGS minimizes the cross-entropy for `--limit` seconds or down to 1e-4, on the
-training images alone or together with four augmented copies of each. Settings of `converge` are its defaults. Writes
+Every method starts at the trained head. L-BFGS minimizes the cross-entropy for `--limit` seconds or down to 1e-4, on
+the training images alone or together with four augmented copies of each. `converge` has its default settings. Writes
 benchmarks/results/converge_accuracy_NAME.json and docs/converge_accuracy_NAME.md.
 """
 
@@ -19,6 +19,7 @@ from machine import describe
 from keras_dal import converge, find_structure
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+SCRIPT = "benchmarks/converge_accuracy.py"
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
 
@@ -123,7 +124,7 @@ def main():
     names = " ".join(pathlib.Path(path).name for path in arguments.features)
     results = {
         "name": arguments.name,
-        "command": f"python benchmarks/converge_accuracy.py {names} --name {arguments.name} --limit {arguments.limit:g}",
+        "command": f"python {SCRIPT} {names} --name {arguments.name} --limit {arguments.limit:g}",
         "machine": describe(),
         "networks": [measure(path, arguments.limit) for path in arguments.features],
     }

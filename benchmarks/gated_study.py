@@ -223,7 +223,8 @@ def main():
     if not arguments.table_only:
         names = ("samples", "epochs", "gate_seeds", "seed")
         setting = {name: getattr(arguments, name) for name in names}
-        command = " ".join(["python benchmarks/gated_study.py", *(f"--{k.replace('_', '-')} {v}" for k, v in setting.items())])
+        options = (f" --{name.replace('_', '-')} {value}" for name, value in setting.items())
+        command = "python benchmarks/gated_study.py" + "".join(options)
         results = {"command": command, "machine": describe(), "setting": setting, "rows": study(arguments)}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

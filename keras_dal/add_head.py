@@ -23,7 +23,7 @@ def add_gated_head(
     place="beside",
     gates="random",
     sharpness=10.0,
-    oversample=1.25,
+    oversample=2.0,
     loss=None,
     seed=None,
     batch_size=256,
@@ -44,7 +44,7 @@ def add_gated_head(
         place: `"beside"` or `"before"` the last layer.
         gates: `"random"` or `"learned"`, as in `GatedDense`.
         sharpness: as in `GatedDense`.
-        oversample: parameters over labels, at least 1; close to 1 the Jacobian is badly conditioned.
+        oversample: parameters over labels, at least 1; with more, `converge` disturbs test images less.
         loss: as for `model.compile`; the compiled one by default. It decides only whether softmax saves one output.
         seed: integer for the random numbers.
         batch_size: samples per evaluation of the features.

@@ -30,7 +30,7 @@ def converge(
     patience=None,
     time_limit=None,
     cache=None,
-    max_bytes=2**30,
+    max_bytes=2**32,
     batch_size=256,
     verbose=1,
 ):
@@ -62,7 +62,8 @@ def converge(
         patience: Newton steps without a better validation accuracy after which the best one is taken.
         time_limit: seconds for the solver.
         cache: directory in which features are kept and found again.
-        max_bytes: size from which features are memory-mapped.
+        max_bytes: memory for features, and for gates; larger features are memory-mapped, and more gates are computed
+            again in every product.
         batch_size: samples per evaluation of the features.
         verbose: 0 for silence.
 
@@ -87,7 +88,7 @@ def converge(
     still = _sample(train.features) if anchors is None else gather(anchors).features
     validation = gather(*validation_data) if validation_data is not None else None
     path = Path(patience, time_limit, bool(verbose))
-    task = Task(structure, loss, train, still, validation, path)
+    task = Task(structure, loss, train, still, validation, path, max_bytes)
     separable = loss.margins(task.start[:1], task.targets[:1]) is not None and ridge is None
     try:
         if gated is True and not structure.gated_layers:

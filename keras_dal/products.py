@@ -18,12 +18,11 @@ class CachedJacobian:
         max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
     """
 
-    def __init__(self, head, features, max_bytes=2**32):
+    def __init__(self, head, features, max_bytes):
         self.parts, self.features = _parts(head), features
         self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
         size = 4 * len(features) * sum(sum(part.shape) for part in self.parts)
         self._prepared = [part.prepare(features) for part in self.parts] if size <= max_bytes else None
-        self._scratch = {}
 
     def __len__(self):
         return len(self.features)
@@ -32,7 +31,8 @@ class CachedJacobian:
         """Return the same for some of the samples, given by their indices in ascending order."""
         other = object.__new__(CachedJacobian)
         prepared = self._prepared and [[a if a is None else a[rows] for a in arrays] for arrays in self._prepared]
-        other.__dict__.update(self.__dict__, features=self.features[rows], _prepared=prepared)
+        features = self.features[rows] if prepared else _Rows(self.features, rows)
+        other.__dict__.update(self.__dict__, features=features, _prepared=prepared)
         return other
 
     def logits(self, theta):
@@ -68,6 +68,19 @@ class CachedJacobian:
                 yield rows, [[a if a is None else a[rows] for a in arrays] for arrays in self._prepared]
             else:
                 yield rows, [part.prepare(self.features[rows]) for part in self.parts]
+
+
+class _Rows:
+    """Some rows of an array that is too large to copy them."""
+
+    def __init__(self, array, rows):
+        self.array, self.rows = array, rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, part):
+        return self.array[self.rows[part]]
 
 
 class StackedJacobian:

@@ -6,8 +6,8 @@ import numpy as np
 from scipy import optimize
 from scipy.sparse.linalg import LinearOperator, cg
 
-_INEXACT = 0.1  # residual of a Newton system, relative to the gradient
-_CONJUGATE_GRADIENTS = 100  # at most, for one Newton step
+INEXACT = 0.1  # residual of a Newton system, relative to the gradient
+_CONJUGATE_GRADIENTS = 100  # at most, for one Newton step, at that residual; more at a smaller one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,11 +39,12 @@ class Problem:
         start: logits at `phi = 0`, float32 `(n, C)`.
         weights: of the rows, `(n,)`.
         ridge: weight of the squared distance, not negative.
+        inexact: residual of a Newton system, relative to the gradient.
     """
 
-    def __init__(self, jacobian, whitening, objective, start, weights, ridge):
+    def __init__(self, jacobian, whitening, objective, start, weights, ridge, inexact=INEXACT):
         self.jacobian, self.whitening, self.objective = jacobian, whitening, objective
-        self.start, self.ridge = start, ridge
+        self.start, self.ridge, self.inexact = start, ridge, inexact
         self.scale = np.asarray(weights, np.float64)[:, None]
 
     def value(self, phi, logits):
@@ -86,7 +87,8 @@ class Problem:
 
         shape = (self.jacobian.num_parameters,) * 2
         hessian = LinearOperator(shape, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-        return cg(hessian, -gradient, rtol=_INEXACT, maxiter=_CONJUGATE_GRADIENTS)[0]
+        limit = int(_CONJUGATE_GRADIENTS * np.log(self.inexact) / np.log(INEXACT))
+        return cg(hessian, -gradient, rtol=self.inexact, maxiter=limit)[0]
 
     def _line_search(self, phi, direction, logits, change):
         """Return the minimizing step length: logits are linear in it, so no product with J is needed."""
@@ -98,7 +100,7 @@ class Problem:
         start, far = slope(0.0), 1.0
         if not start < 0:
             return 0.0
-        if abs(slope(far)) <= _INEXACT * -start:
+        if abs(slope(far)) <= INEXACT * -start:
             return far
         while slope(far) < 0 and far < 1e6:
             far *= 2

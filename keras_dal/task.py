@@ -5,12 +5,13 @@ import numpy as np
 from keras_dal.criteria import Anchored, Separation, WholeLoss
 from keras_dal.path import Point
 from keras_dal.products import CachedJacobian, StackedJacobian
-from keras_dal.solver import Problem
+from keras_dal.solver import INEXACT, Problem
 from keras_dal.whitening import Whitening
 
 RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
 _STEPS = 25  # Newton steps for one weight
 _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
+_PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
 _STALLED = 0.05  # decrease of the objective in one step, relative to it, at which the same is done
 _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
 _DELTA = 0.01  # wanted margin, relative to the root mean square of the logits' gaps
@@ -26,19 +27,20 @@ class Task:
         still: features of the anchors, `(a, m)`.
         validation: `CachedFeatures`, or None.
         path: the `Path` that sees every step.
+        max_bytes: as in `CachedJacobian`.
     """
 
-    def __init__(self, structure, loss, train, still, validation, path):
-        self._arguments = (loss, train, still, validation, path)
+    def __init__(self, structure, loss, train, still, validation, path, max_bytes):
+        self._arguments = (loss, train, still, validation, path, max_bytes)
         self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
         self.head, self.theta = structure.head(), structure.theta()
         self.targets = loss.targets(train.labels, structure.num_outputs)
-        self.jacobian = CachedJacobian(self.head, train.features)
-        self.still = CachedJacobian(self.head, still)
+        self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
+        self.still = CachedJacobian(self.head, still, max_bytes)
         self.whitening = Whitening(self.still)
         self.start = self.jacobian.logits(self.theta)
         if validation is not None:
-            self.seen = CachedJacobian(self.head, validation.features)
+            self.seen = CachedJacobian(self.head, validation.features, max_bytes)
             self.seen_targets = loss.targets(validation.labels, structure.num_outputs)
 
     def with_head(self, structure):
@@ -47,27 +49,44 @@ class Task:
 
     def separate(self):
         """Walk to the first point where every sample is on its right side; return whether there is one."""
-        gaps = Separation(self.targets, 1.0, self.loss.activation == "softmax").gaps(self.start)
-        delta = _DELTA * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
-        objective = Separation(self.targets, delta, self.loss.activation == "softmax")
+        objective = self._separation()
         phi, left = None, np.inf
         for ridge in RIDGES:
-            problem, value = self._problem(objective, ridge), np.inf
-            followed = RIDGES[-1] < ridge < RIDGES[0]  # by one step: what a smaller weight changes is little
-            for step, point in self._walk(problem, phi):
-                if point.separated:
-                    return True
-                if step.phi is phi:
-                    continue  # where the larger weight ended
-                stalled = value - step.objective <= _STALLED * step.objective
-                if followed or stalled or step.gap <= _SOLVED * step.objective:
-                    break
-                value = step.objective
+            step, point = self._follow(objective, ridge, phi)
+            if point.separated:
+                return True
             phi, before = step.phi, left
             left = float(self.train.weights @ objective.values(step.logits[: len(self.train)])) / len(self.train)
             if left > _STUCK * before and not self.structure.gated_layers:
                 break
         return False
+
+    def _separation(self):
+        exclusive = self.loss.activation == "softmax"
+        gaps = Separation(self.targets, 1.0, exclusive).gaps(self.start)
+        delta = _DELTA * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
+        return Separation(self.targets, delta, exclusive)
+
+    def _follow(self, objective, ridge, phi):
+        """Return the step and the point at which the next weight is tried.
+
+        The first weight is solved for; the others are followed by one step each, because what they change is little;
+        at the least weight, where a few samples may be left, what can be had is had.
+        """
+        first, last = ridge == RIDGES[0], ridge == RIDGES[-1]
+        problem = self._problem(objective, ridge, _PRECISE if last else INEXACT)
+        value, enough = np.inf, _PRECISE if last else _STALLED
+        step = point = None
+        for step, point in self._walk(problem, phi):
+            if point.separated:
+                break
+            if step.phi is phi:
+                continue  # where the larger weight ended
+            stalled = value - step.objective <= enough * step.objective
+            if not (first or last) or stalled or step.gap <= _SOLVED * step.objective:
+                break
+            value = step.objective
+        return step, point
 
     def minimize(self, ridges, tol):
         """Minimize the loss itself, for falling weights of the change, until it is at most tol."""
@@ -82,7 +101,7 @@ class Task:
                 before = step.objective
             phi = step.phi
 
-    def _problem(self, objective, ridge):
+    def _problem(self, objective, ridge, inexact=INEXACT):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`.
 
         The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
@@ -90,7 +109,7 @@ class Task:
         """
         weights = self.train.weights / len(self.train)
         if not ridge:
-            return Problem(self.jacobian, self.whitening, objective, self.start, weights, 0.0)
+            return Problem(self.jacobian, self.whitening, objective, self.start, weights, 0.0, inexact)
         return Problem(
             StackedJacobian([self.jacobian, self.still]),
             self.whitening,
@@ -98,6 +117,7 @@ class Task:
             np.concatenate([self.start, np.zeros((len(self.still), self.start.shape[1]), np.float32)]),
             np.concatenate([weights, np.full(len(self.still), ridge / len(self.still))]),
             float(ridge),
+            inexact,
         )
 
     def _walk(self, problem, phi):

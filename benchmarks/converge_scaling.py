@@ -1,0 +1,198 @@
+"""What an iteration of `converge` costs: against plain matrix products, against samples and units, and in memory.
+
+    python benchmarks/converge_scaling.py               # about ten minutes on two cores, 5 GiB of disk
+
+An iteration is one product with the Hessian, as conjugate gradients make it. Its time is compared with that of the same
+matrix products alone (NumPy's sgemm on whole matrices). Memory is what the process itself holds (anonymous pages, read
+from /proc every few milliseconds) while a plain head is solved on 1,000,000 x 512 features that lie on disk.
+Writes benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
+"""
+
+import argparse
+import json
+import re
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from machine import describe
+from matplotlib.figure import Figure
+
+from keras_dal import converge
+from keras_dal.criteria import Separation
+from keras_dal.gated import GatedBranch
+from keras_dal.products import CachedJacobian
+from keras_dal.whitening import Whitening
+
+RESULT = Path(__file__).parent / "results" / "converge_scaling.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "converge_scaling.png"
+FEATURES, OUTPUTS = 64, 10
+SAMPLES = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
+UNITS = [128, 256, 512, 1024, 2048, 4096]
+GIB = 2**30
+
+
+def features(samples):
+    generator = np.random.default_rng(0)
+    return np.maximum(generator.normal(size=(samples, FEATURES)), 0).astype(np.float32)
+
+
+def branch(z, units):
+    """Return a gated head beside a plain one, adapted to features."""
+    layer = GatedBranch(keras.layers.Dense(OUTPUTS), units, seed=0)
+    layer.build((None, z.shape[1]))
+    layer.adapt(z[:10_000])
+    return layer.linear_head()[0]
+
+
+def iteration(z, units):
+    """Return a function that multiplies a direction by the Hessian."""
+    head, labels = branch(z, units), np.random.default_rng(1).integers(0, OUTPUTS, len(z))
+    jacobian = CachedJacobian(head, z)
+    whitening = Whitening(CachedJacobian(head, z[:10_000]))
+    start = np.zeros((len(z), OUTPUTS), np.float32)
+    curve = Separation(np.eye(OUTPUTS)[labels], 1.0, exclusive=True).curvature(start, slice(None))
+    direction = np.random.default_rng(2).normal(size=head.num_parameters)
+
+    def product():
+        change = jacobian.logits(whitening.theta(direction))
+        return whitening.transposed(jacobian.adjoint(curve(change)))
+
+    return product
+
+
+def plain_products(samples, units):
+    """Return a function that makes the iteration's matrix products and nothing else, and their operations."""
+    m = FEATURES + 1
+    inner = [(samples, m, units), (samples, units, OUTPUTS), (samples, OUTPUTS, units), (m, samples, units)]
+    outer = [(m, m, units), (m, units, units)] * 2
+    dense = [(samples, m, OUTPUTS), (m, samples, OUTPUTS)]
+    shapes = inner + outer + dense
+    ones = [
+        (np.ones((a, b), np.float32), np.ones((b, c), np.float32), np.empty((a, c), np.float32)) for a, b, c in shapes
+    ]
+    operations = sum(2 * a * b * c for a, b, c in shapes)
+    return lambda: [np.matmul(left, right, out=out) for left, right, out in ones], operations
+
+
+def seconds(function, repeats=5):
+    function()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def arithmetic(samples, units):
+    """Return the speed of an iteration and of its matrix products alone."""
+    plain, operations = plain_products(samples, units)
+    ours, theirs = seconds(iteration(features(samples), units)), seconds(plain)
+    return {
+        "samples": samples,
+        "units": units,
+        "iteration GFLOP/s": operations / ours / 1e9,
+        "sgemm GFLOP/s": operations / theirs / 1e9,
+        "ratio": theirs / ours,
+    }
+
+
+class PeakMemory:
+    """The most anonymous memory of this process within a block, in bytes."""
+
+    def __enter__(self):
+        self.before = self.peak = self._now()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._ended.wait(0.005):
+            self.peak = max(self.peak, self._now())
+
+    @staticmethod
+    def _now():
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def memory(samples, width, max_bytes):
+    """Return the peak of memory while a plain head is solved on features that lie on disk."""
+    generator = np.random.default_rng(0)
+    teacher = generator.normal(size=(width, OUTPUTS)).astype(np.float32)
+    labels = np.empty(samples, np.int64)
+    with tempfile.TemporaryDirectory() as folder:
+        x = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float32, (samples, width))
+        for start in range(0, samples, 50_000):
+            block = generator.normal(size=(len(x[start : start + 50_000]), width)).astype(np.float32)
+            x[start : start + 50_000] = block
+            noise = generator.normal(size=(len(block), OUTPUTS)) * width**0.5
+            labels[start : start + 50_000] = np.argmax(block @ teacher + noise, axis=1)
+        model = keras.Sequential([keras.Input((width,)), keras.layers.Dense(OUTPUTS)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        with PeakMemory() as used:
+            started = time.perf_counter()
+            result = converge(
+                model, x, labels, gated=False, ridge=1e-3, max_bytes=max_bytes, batch_size=8192, cache=folder, verbose=0
+            )
+            elapsed = time.perf_counter() - started
+    return {
+        "samples": samples,
+        "features": width,
+        "features on disk, GiB": 4 * samples * width / GIB,
+        "max_bytes, GiB": max_bytes / GIB,
+        "before, GiB": used.before / GIB,
+        "peak, GiB": used.peak / GIB,
+        "seconds": elapsed,
+        "solver seconds": result.seconds,
+        "loss": result.loss,
+        "gap": result.point.gap,
+    }
+
+
+def draw(results):
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, (name, label) in zip(axes, (("samples", "samples n"), ("units", "gated units H")), strict=True):
+        sizes, times = np.array(results[name]["sizes"]), np.array(results[name]["seconds"])
+        axis.loglog(sizes, times, "o-", label="measured")
+        axis.loglog(sizes, times[-1] * sizes / sizes[-1], "--", color="0.6", label="linear")
+        axis.set(xlabel=label, ylabel="seconds per iteration")
+    axes[0].legend(frameon=False)
+    figure.savefig(PICTURE, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    results = {
+        "command": "python benchmarks/converge_scaling.py",
+        "machine": describe(),
+        "memory": memory(1_000_000, 512, GIB // 4),
+        "arithmetic": arithmetic(10_000, 2770),
+        "samples": {
+            "units": 256,
+            "sizes": SAMPLES,
+            "seconds": [seconds(iteration(features(n), 256), 3) for n in SAMPLES],
+        },
+        "units": {
+            "samples": 10_000,
+            "sizes": UNITS,
+            "seconds": [seconds(iteration(features(10_000), units), 3) for units in UNITS],
+        },
+    }
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
