@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dal.features import _checked_weight, batches, feature_batches
+from keras_dal.features import batches, checked_weight, feature_batches
 
 _CHUNK = 2**24  # bytes read at a time for a checksum
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
@@ -73,7 +73,7 @@ def cached_features(
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
             rest = [part[1:] for part in batches(x, y, sample_weight, batch_size)]
-            weights = [_checked_weight(weight, 0 if weight is None else len(weight)) for _, weight in rest]
+            weights = [checked_weight(weight, 0 if weight is None else len(weight)) for _, weight in rest]
             return _joined(features, [label for label, _ in rest], weights)
     writer = _Writer(directory, max_bytes, keep=path is not None)
     labels, weights = [], []

@@ -14,8 +14,7 @@ from keras_dal.jacobian import jacobian
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, resolve_loss
 from keras_dal.rate import Objective, l2_factors
 from keras_dal.structure import find_structure
-
-ALIGNED = 1e-8  # residual share up to which labels count as reached; the share itself is always reported
+from keras_dal.verdict import ALIGNED
 
 
 @dataclasses.dataclass(frozen=True)

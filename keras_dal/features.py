@@ -42,7 +42,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
                 f"Received: {np.sum(~np.isfinite(features))} such values in the inputs of layer "
                 f"{structure.layer.name!r}"
             )
-        yield features, y_batch, _checked_weight(weight, len(features))
+        yield features, y_batch, checked_weight(weight, len(features))
     if empty:
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
 
@@ -110,7 +110,8 @@ def _iterate(x):
     return iter(x)
 
 
-def _checked_weight(weight, size):
+def checked_weight(weight, size):
+    """Return weights as float64 `(size,)`, or None for None; raises a ValueError where they are no weights."""
     if weight is None:
         return None
     weight = np.asarray(weight, np.float64).reshape(-1)

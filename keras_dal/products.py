@@ -18,7 +18,7 @@ class CachedJacobian:
         max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
     """
 
-    def __init__(self, head, features, max_bytes):
+    def __init__(self, head, features, max_bytes=2**32):
         self.parts, self.features = _parts(head), features
         self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
         size = 4 * len(features) * sum(sum(part.shape) for part in self.parts)

@@ -11,7 +11,7 @@ import numpy as np
 from keras_dal.infimum import enclose_infimum
 from keras_dal.jacobian import IterativeJacobian, jacobian
 
-ALIGNED = 1e-6  # largest ||J v - Y|| / ||Y|| that still counts as aligned
+ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
@@ -25,10 +25,9 @@ class Verdict:
 
 def by_residual(share, otherwise, reason):
     """Return that labels are aligned, where their residual share is small enough, or another verdict."""
-    residual = np.sqrt(share)
-    if residual <= ALIGNED:
-        return Verdict("aligned", f"a residual of {residual:.1e} of the labels' norm, at most {ALIGNED:.0e}")
-    return Verdict(otherwise, f"{reason}, with a residual of {residual:.1e} of the labels' norm")
+    if share <= ALIGNED:
+        return Verdict("aligned", f"a residual share of {share:.1e}, at most {ALIGNED:.0e}")
+    return Verdict(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
 def decide(head, loss, rows, theta, share, decide_separability):
