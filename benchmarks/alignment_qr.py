@@ -40,8 +40,10 @@ def main():
         times["alignment"].append(seconds(lambda: residual_shares(features, labels)))
     best = {name: min(values) for name, values in times.items()}
     result = {
+        "command": "python benchmarks/alignment_qr.py",
         "sizes": {name: getattr(arguments, name) for name in ("samples", "features", "outputs")},
         "seconds": times,
+        "fastest": best,
         "ratio_of_fastest": best["alignment"] / best["numpy_qr"],
         "goal": GOAL,
         "machine": describe(),

@@ -47,7 +47,8 @@ def _phases(rows):
     ratios = [explore / exploit for explore, exploit in pairs if explore and exploit]
     if not ratios:
         return "No run reached the second phase."
-    return f"After it, a training image took {min(ratios):.2f} to {max(ratios):.2f} of the time it took before."
+    shares = sorted({f"{ratio:.2f}" for ratio in ratios})
+    return f"After it, a training image took {' to '.join(shares[:1] + shares[1:][-1:])} of the time it took before."
 
 
 def benchmark_section(path):
@@ -56,20 +57,25 @@ def benchmark_section(path):
     lines = [f"## {path.stem.replace('_', ' ')}", ""]
     lines += [f"    {result['command']}", ""] if "command" in result else []
     lines += [machine(result["machine"]) + ".", ""] if "machine" in result else []
+    groups = {"": result} | {name: values for name, values in result.items() if isinstance(values, dict)}
     numbers = [
-        (f"{group.replace('_', ' ')}: {name}", value)
-        for group, values in result.items()
-        if isinstance(values, dict) and group not in ("machine", "settings", "setting")
+        (f"{group.replace('_', ' ')}: {name}".removeprefix(": "), value)
+        for group, values in groups.items()
+        if group not in ("machine", "settings", "setting")
         for name, value in values.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
     if numbers:
-        lines += ["| | |", "|---|---:|", *(f"| {name} | {value:.4g} |" for name, value in numbers), ""]
+        lines += ["| | |", "|---|---:|", *(f"| {name} | {_written(value)} |" for name, value in numbers), ""]
     if (DOCS / f"{path.stem}.png").exists():
         lines += [f"![{path.stem.replace('_', ' ')}]({path.stem}.png)", ""]
     if (DOCS / f"{path.stem}.md").exists():
         lines += [f"As a table: [{path.stem}.md]({path.stem}.md)", ""]
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
+
+
+def _written(value):
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def take(run_folder, name):

@@ -65,7 +65,13 @@ class Preempted(Exception):
 
 
 class _StopAtStep(keras.callbacks.Callback):
-    asked = False
+    asked = training = False
+
+    def on_train_begin(self, logs=None):
+        self.training = True
+
+    def on_train_end(self, logs=None):
+        self.training = False
 
     def on_train_batch_end(self, batch, logs=None):
         if self.asked:
@@ -76,7 +82,7 @@ class _StopAtStep(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def preemptible():
-    """Lets SIGTERM end training between two steps, as the exception `Preempted`.
+    """Lets SIGTERM end training between two steps, and anything else at once, as the exception `Preempted`.
 
     Yields:
         The callback that does it.
@@ -84,6 +90,8 @@ def preemptible():
     callback = _StopAtStep()
 
     def ask(*_):
+        if not callback.training:
+            raise Preempted
         callback.asked = True
 
     before = signal.signal(signal.SIGTERM, ask)

@@ -17,11 +17,9 @@ from keras_dal.jacobian import Products
 _GAP = 1e-7  # of the two bounds, at which the search ends
 _ITERATIONS = 200
 _WORK = 1e12  # multiplications, a minute or so, after which the search ends with the bounds it has
-_NEGLIGIBLE = (
-    0.0,
-    1e-9,
-    1e-6,
-)  # probabilities left out of the dual point where they keep it from being feasible
+_OVERHEAD = 1000  # multiplications that take as long as what else is done to one logit in one product
+_NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
+_NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being feasible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,29 +65,24 @@ class _Search:
     """Newton's method with a trust region in an orthonormal basis, ended by a margin or by the duality gap."""
 
     def __init__(self, jacobian, loss, targets, weights):
-        self.jacobian, self.loss, self.targets, self.weights = (
-            jacobian,
-            loss,
-            targets,
-            weights,
-        )
+        self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.scale = weights[:, None] / len(weights)
         self.dual = _SoftmaxDual(targets) if loss.activation == "softmax" else _SigmoidDual(targets)
-        self.lower, self.best = 0.0, np.zeros(jacobian.size)
-        self.products_left = _WORK / (2 * targets.size * jacobian.size / jacobian.copies)
+        self.lower, self.best, self.separated = 0.0, np.zeros(jacobian.size), False
+        self._seen = None, None
+        self.products_left = _WORK / (targets.size * (2 * jacobian.size / jacobian.copies + _OVERHEAD))
+        self.steepest = np.linalg.norm(self.gradient(self.best))
 
     def run(self):
         with contextlib.suppress(_OutOfWork, StopIteration):
             self.stop_when_decided(self.best)  # a minimum at the start would end the search without a look at it
             self._minimize()
+        if not self.lower and not self.separated:
+            self.products_left = np.inf
+            self.lower = self._lower_bound(self._logits(self.best))
 
     def _minimize(self):
-        options = {
-            "initial_trust_radius": 10.0,
-            "max_trust_radius": 1e6,
-            "gtol": 1e-14,
-            "maxiter": _ITERATIONS,
-        }
+        options = {"initial_trust_radius": 10.0, "max_trust_radius": 1e6, "gtol": 1e-14, "maxiter": _ITERATIONS}
         optimize.minimize(
             self.value,
             self.best,
@@ -100,25 +93,36 @@ class _Search:
             options=options,
         )
 
+    def _logits(self, coefficients):
+        """Return the logits; those of the last point are asked for again and again."""
+        if self._seen[0] is None or not np.array_equal(self._seen[0], coefficients):
+            self._seen = coefficients.copy(), self.jacobian.combine(coefficients)
+        return self._seen[1]
+
     def value(self, coefficients):
-        return np.sum(self.scale[:, 0] * self.loss.values(self.jacobian.combine(coefficients), self.targets))
+        return np.sum(self.scale[:, 0] * self.loss.values(self._logits(coefficients), self.targets))
 
     def gradient(self, coefficients):
-        logits = self.jacobian.combine(coefficients)
+        logits = self._logits(coefficients)
         return self.jacobian.correlate(self.scale * self.loss.gradient(logits, self.targets))
 
-    def hessian_product(self, coefficients, direction):
+    def _spend(self):
         self.products_left -= 1
         if self.products_left < 0:
             raise _OutOfWork
-        curved = self.dual.curved(self.jacobian.combine(coefficients), self.jacobian.combine(direction))
+
+    def hessian_product(self, coefficients, direction):
+        self._spend()
+        curved = self.dual.curved(self._logits(coefficients), self.jacobian.combine(direction))
         return self.jacobian.correlate(self.scale * curved)
 
     def stop_when_decided(self, coefficients):
-        self.best = coefficients
-        logits = self.jacobian.combine(coefficients)
-        if np.min(self.loss.margins(logits, self.targets)) > 0:
+        self.best, logits = coefficients, self._logits(coefficients)
+        self.separated = np.min(self.loss.margins(logits, self.targets)) > 0
+        if self.separated:
             raise StopIteration
+        if np.linalg.norm(self.gradient(coefficients)) > max(_NEAR * self.steepest, 1e-12):
+            return
         self.lower = max(self.lower, self._lower_bound(logits))
         if self.value(coefficients) - self.lower < _GAP:
             raise StopIteration
@@ -140,6 +144,7 @@ class _Search:
         """Return the mass on the kept pairs without its part in their column space."""
 
         def matvec(coefficients):
+            self._spend()
             return self.dual.gaps(self.jacobian.combine(coefficients))[kept]
 
         def rmatvec(cotangent):

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -222,6 +223,19 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         checkpoint.replace_file(path, fail)
     assert path.read_bytes() == b"before"
+
+
+def test_preemption_ends_what_is_not_training_at_once():
+    with pytest.raises(checkpoint.Preempted), checkpoint.preemptible():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_preemption_lets_a_step_end():
+    with checkpoint.preemptible() as callback:
+        callback.on_train_begin()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(checkpoint.Preempted):
+            callback.on_train_batch_end(0)
 
 
 def settings(monkeypatch, *arguments):
