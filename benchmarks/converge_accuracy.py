@@ -92,14 +92,14 @@ def measure(path, limit):
 def table(results):
     """Return the Markdown page of the results."""
     networks, machine = results["networks"], results["machine"]
-    before = np.array([network["test"] for network in networks])
+    before, train_before = (np.array([network[key] for network in networks]) for key in ("test", "train"))
     lines = [
         f"# Test accuracy after finishing a head: {results['name']}",
         "",
-        f"Measured here, by `{results['command']}`: features of {networks[0]['samples']:,} training images from "
-        f"{len(networks)} networks of different seeds; {machine['processor']}, {machine['cores']} cores. Accuracies in "
-        f"percent. Before: {100 * np.mean([network['train'] for network in networks]):.2f} on the training images, "
-        f"{100 * before.mean():.2f} on the test images. The change is the mean over networks and their range.",
+        f"Measured here, by `{results['command']}`: features of {networks[0]['samples']:,} training images "
+        f"([prepared copies](results.md)) from {len(networks)} networks of different seeds; {machine['processor']}, "
+        f"{machine['cores']} cores. Accuracies in percent, before: {100 * train_before.mean():.2f} on the training "
+        f"images, {100 * before.mean():.2f} on the test images. The change is the mean over networks and their range.",
         "",
         "| method | train | training loss | test | change |",
         "|---|---:|---:|---:|---:|",

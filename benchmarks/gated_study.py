@@ -189,8 +189,9 @@ def table(results):
     lines = [
         "# Which gated head: a study on real features",
         "",
-        f"Measured here, by `{results['command']}`, on {setting['samples']:,} CIFAR-10 images, a ResNet-8 trained for "
-        f"{setting['epochs']} epochs, seed {setting['seed']}; {machine['processor']}, {machine['cores']} cores.",
+        f"Measured here, by `{results['command']}`, on {setting['samples']:,} CIFAR-10 images "
+        f"([prepared copies](results.md)), a ResNet-8 trained for {setting['epochs']} epochs, seed {setting['seed']}; "
+        f"{machine['processor']}, {machine['cores']} cores.",
         f"Rank and condition number are those of J_S on the first {RANK_SAMPLES} images, with units in proportion. "
         "Accuracy is in percent, on all 10,000 test images: of the trained model, and of its head after `converge`, as "
         f"mean and standard deviation over {setting['gate_seeds']} draws of gates or noise. Moved is the root mean "
