@@ -71,8 +71,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir")
     parser.add_argument("--subset", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tol", type=float, default=1e-4)
     options = parser.parse_args()
     train, test, _ = data.load("cifar10", options.data_dir, None, options.subset)
@@ -99,7 +99,7 @@ def main():
     after = [result.model.evaluate(*images, verbose=0)[1] for images in (train, test)]
     RESULT.parent.mkdir(exist_ok=True)
     summary = {
-        "command": "python benchmarks/certified_cifar.py --data-dir ~/tensorflow_datasets",
+        "command": "python benchmarks/certified_cifar.py --data-dir DIR",
         "machine": machine.describe(),
         "settings": {key: value for key, value in vars(options).items() if key != "data_dir"},
         "seconds": seconds,

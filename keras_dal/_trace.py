@@ -11,6 +11,7 @@ from keras import tree
 from keras_dal._patch import replaced
 
 _SAMPLES = 8  # rows a check evaluates: more would only repeat what random parameters already show
+_OPEN = 64  # size of a dimension that a model leaves open
 
 
 def to_numpy(tensor) -> np.ndarray:
@@ -83,7 +84,7 @@ def sample_inputs(model, x):
         _check_shapes(model, x)
         return tree.map_structure(lambda part: part[:_SAMPLES], x)
     inputs = input_specs(model)
-    if inputs is None or any(None in part.shape[1:] for part in tree.flatten(inputs)):
+    if inputs is None:
         raise ValueError(
             "The shape of the model's inputs is not known: pass a few sample inputs as x. "
             f"Received: model {model.name!r} ({type(model).__name__})"
@@ -91,7 +92,7 @@ def sample_inputs(model, x):
     generator = np.random.default_rng(0)
 
     def random(part):
-        shape = (_SAMPLES, *part.shape[1:])
+        shape = (_SAMPLES, *(_OPEN if size is None else size for size in part.shape[1:]))
         if "int" in str(part.dtype) or "bool" in str(part.dtype):
             return generator.integers(0, 2, shape).astype(part.dtype)  # valid as token, mask or category
         return generator.standard_normal(shape).astype("float32")

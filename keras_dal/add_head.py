@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_dal._trace import evaluate, sample_inputs
 from keras_dal.copying import assign_variables, copy_with_replacement
-from keras_dal.features import feature_batches
+from keras_dal.features import feature_batches, first_inputs
 from keras_dal.gated import GatedBranch, GatedDense
 from keras_dal.losses import resolve_loss
 from keras_dal.structure import find_structure
@@ -58,7 +58,7 @@ def add_gated_head(
         ValueError: a model without a linear head, or with a gated one, or bad arguments.
     """
     _check(x, num_samples, place, oversample)
-    samples = x if hasattr(x, "shape") or isinstance(x, (list, tuple, dict)) else None
+    samples = None if x is None else first_inputs(x)
     structure = find_structure(model, samples)
     head = structure.layer
     if structure.gated_layers:

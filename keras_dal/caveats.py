@@ -19,13 +19,18 @@ _NOISE = (
 )
 
 
+def _augments(layer):
+    name = type(layer).__name__
+    return name.startswith("Random") or name in ("RandAugment", "AugMix", "MixUp", "CutMix")
+
+
 def of_training(structure, penalty):
     """Yield what this model does in training and the certificate does not speak about."""
     layers = list(structure.model._flatten_layers(include_self=False))
     noisy = [layer.name for layer in layers if isinstance(layer, _NOISE)]
     if noisy:
         yield f"dropout or noise left on while theta_S is trained: {', '.join(noisy)}"
-    augmenting = [layer.name for layer in layers if type(layer).__name__.startswith("Random")]
+    augmenting = [layer.name for layer in layers if _augments(layer)]
     if augmenting:
         yield f"randomly augmented inputs, in the model ({', '.join(augmenting)}) or before it"
     moving = [layer.name for layer in structure.gated_layers if not layer.gates_frozen]
@@ -34,5 +39,7 @@ def of_training(structure, penalty):
     if penalty is None:
         yield "the rate: a penalty or constraint on theta_S is not an L2 regularizer"
     optimizer = getattr(structure.model, "optimizer", None)
-    if getattr(getattr(optimizer, "inner_optimizer", optimizer), "weight_decay", None):
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    if getattr(optimizer, "weight_decay", None):
         yield "the optimizer's weight decay, which is not part of the objective"

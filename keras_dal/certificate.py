@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from keras_dal import caveats
-from keras_dal.features import feature_batches
+from keras_dal.features import feature_batches, first_inputs
 from keras_dal.heads import SumHead
 from keras_dal.infimum import Enclosure, enclose_infimum
 from keras_dal.jacobian import jacobian
@@ -181,7 +181,7 @@ def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", 
     Raises:
         ValueError: no linear head, an unsupported loss, or bad data.
     """
-    structure = find_structure(model, None if y is None else x, parameters)
+    structure = find_structure(model, first_inputs(x), parameters)
     resolved = resolve_loss(loss or getattr(model, "loss", None), structure.activation)
     batches = list(feature_batches(structure, x, y, sample_weight, batch_size=batch_size))
     features, labels, weights = (

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_dal.add_head import add_gated_head
 from keras_dal.cache import cached_features
@@ -44,7 +45,8 @@ def converge(
     Regressors: the squared error is minimized with the same measure of change until it is at most `tol`, or at its
     minimum. Our derivation from the framework of Kawaguchi, Zhang and Deng (2022).
 
-    Interrupting it (Ctrl-C) ends it at the best point so far; the model's weights change only at the end.
+    Learned gates that still move with their kernel are frozen first. Interrupting it (Ctrl-C) ends it at the best point
+    so far; the model's weights change only at the end.
 
     Args:
         model: a trained Keras model that `find_structure` understands.
@@ -53,7 +55,7 @@ def converge(
         sample_weight: weights `(n,)`; weight 0 removes a sample.
         tol: training loss to reach at `Result.scale`, positive.
         loss: as for `model.compile`; the compiled one by default.
-        validation_data: `(x, y)`; accuracy and calibration on it are reported.
+        validation_data: `(x, y)`, or a dataset of such batches; accuracy and calibration on it are reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
             the training inputs by default.
         gated: `"auto"` adds a gated head where a classifier's own head does not separate the samples, True adds it in
@@ -74,7 +76,10 @@ def converge(
         ValueError: no linear head, an unsupported loss, bad data or bad arguments.
     """
     _check(tol, gated, ridge, patience, time_limit, validation_data)
-    structure = find_structure(model, first_inputs(x))
+    inputs = first_inputs(x)
+    structure = find_structure(model, inputs)
+    for layer in structure.gated_layers:
+        layer.freeze_gates()  # learned gates would move with the kernel that is solved for
     loss = resolve_loss(loss or getattr(model, "loss", None), structure.activation)
 
     def gather(x, y=None, sample_weight=None):
@@ -86,19 +91,21 @@ def converge(
     if train.labels is None:
         raise ValueError(f"The solver needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     still = _sample(train.features) if anchors is None else gather(anchors).features
-    validation = gather(*validation_data) if validation_data is not None else None
+    validation = None
+    if validation_data is not None:
+        validation = gather(*validation_data) if isinstance(validation_data, tuple) else gather(validation_data)
     path = Path(patience, time_limit, bool(verbose))
     task = Task(structure, loss, train, still, validation, path, max_bytes)
     separable = loss.margins(task.start[:1], task.targets[:1]) is not None and ridge is None
     try:
         if gated is True and not structure.gated_layers:
-            task = task.with_head(_gated(structure, train))
+            task = task.with_head(_gated(structure, train, inputs))
         if not separable:
             task.minimize(RIDGES if ridge is None else [ridge], tol)
         elif not task.separate():
             if gated == "auto" and not structure.gated_layers:
+                task = task.with_head(_gated(structure, train, inputs))
                 path.restart()
-                task = task.with_head(_gated(structure, train))
                 task.separate()
             elif gated is False:
                 task.minimize(RIDGES[-1:], tol)
@@ -106,13 +113,16 @@ def converge(
         path.stopped_by = str(stop)
     except KeyboardInterrupt:
         path.stopped_by = "an interrupt"
+    if not path.points:
+        path.points.append(task.unchanged())
     return finished(task, path, tol)
 
 
-def _gated(structure, train):
+def _gated(structure, train, inputs):
     """Return the structure of a copy of the model with a gated head for these features."""
-    copy = add_gated_head(structure.model, num_samples=len(train), seed=0, verbose=False)
-    structure = find_structure(copy)
+    few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
+    copy = add_gated_head(structure.model, few, num_samples=len(train), seed=0, verbose=False)
+    structure = find_structure(copy, few)
     structure.layer.adapt(train.features)
     return structure
 
@@ -130,7 +140,7 @@ def _check(tol, gated, ridge, patience, time_limit, validation_data):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
     if ridge is not None and not ridge >= 0:
         raise ValueError(f"ridge must not be negative. Received: ridge={ridge!r}")
-    if validation_data is not None and len(validation_data) != 2:
+    if isinstance(validation_data, tuple) and len(validation_data) != 2:
         raise ValueError(f"validation_data must be (x, y). Received: {len(validation_data)} parts")
     if patience is not None and validation_data is None:
         raise ValueError(f"patience needs validation_data=(x, y). Received: patience={patience}, validation_data=None")

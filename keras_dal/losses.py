@@ -180,7 +180,7 @@ def resolve_loss(loss, activation=None):
             "With label smoothing the minimum of the cross-entropy is not 0 and the guarantee does not hold. Set "
             f"label_smoothing=0. Received: label_smoothing={config['label_smoothing']}"
         )
-    if loss.reduction not in ("sum_over_batch_size", "mean", "mean_with_sample_weight"):
+    if loss.reduction not in ("sum_over_batch_size", "mean"):
         raise ValueError(
             "The loss must be averaged over the samples: leave reduction at 'sum_over_batch_size'. "
             f"Received: reduction={loss.reduction!r}"

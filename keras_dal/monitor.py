@@ -58,30 +58,31 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         self._wrap = find_wrap(model.optimizer)
-        self._structure = find_structure(model, parameters=self._parameters)
+        self._samples = None if self.data is None else first_samples(self.data)
+        self._structure = find_structure(model, self._samples, self._parameters)
         self._loss = resolve_loss(model.loss, self._structure.activation)
         self._check_step_size()
+        self._check_explore()
         self._schedule = SwitchSchedule(self._wrap.explore if self._wrap else None, self.params["epochs"])
         self._moments = None
         self.certificates = {}
         if self.data is None:
             self._moments = self._make_moments(model)
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
-        self._hooks = StepHooks(model, self._structure.output_layer, self._moments, driven)
+        self._hooks = StepHooks(model, self._structure.layer, self._moments, driven)
         self._kernel_change = None
-        self._samples = None
         self._report = None
         self._installed_phase = None
 
     def _make_moments(self, model):
-        width = self._structure.output_layer.input_spec.axes[-1]
+        structure = self._structure
         with _backend.training_scope(model):
-            return StepMoments(width, self._structure.num_outputs, self._loss, input_specs(model))
+            return StepMoments(structure.num_features, structure.num_outputs, self._loss, input_specs(model))
 
     def on_epoch_begin(self, epoch, logs=None):
         model = self.model
         if self._kernel_change is None:  # here, not earlier: other callbacks restore weights in on_train_begin
-            self._kernel_change = KernelChange(model, self._structure.output_layer)
+            self._kernel_change = KernelChange(model, self._structure.layer)
         if self._wrap is not None:
             self._wrap.synchronize()
             if self.phase == "explore" and self._schedule.is_due(epoch):
@@ -113,7 +114,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._report = alignment(
                 model, *self._data_arguments(), parameters=self._parameters, decide_separability=False
             )
-            samples = self._samples = first_samples(self.data) if self._samples is None else self._samples
+            samples = self._samples
         else:
             sums, count = self._moments.read()
             if count == 0:
@@ -123,17 +124,35 @@ class AlignmentMonitor(keras.callbacks.Callback):
                     stacklevel=2,
                 )
                 return {}
+            if not np.isfinite(sums).all():
+                warnings.warn(
+                    "The alignment is not a number: the features or the labels of this epoch are not finite. Lower the "
+                    f"learning rate, or look for NaN in the data. Received: inputs of layer {self._hooks.layer.name!r}",
+                    stacklevel=2,
+                )
+                return {"alignment": np.nan, "alignment_rank": np.nan}
+            if not self._moments_tell:
+                return {} if (samples := self._moments.samples()) is None else self._moved(samples)
             self._report = alignment_from_moments(sums, count, self._structure, self._loss)
             samples = self._moments.samples()
         measured = {"alignment": self._report.alignment, "alignment_rank": self._report.rank}
-        if samples is not None:
-            measured["kernel_change"] = self._kernel_change.measure(samples)
-        return measured
+        return measured if samples is None else measured | self._moved(samples)
+
+    def _moved(self, samples):
+        return {"kernel_change": self._kernel_change.measure(samples)}
+
+    @property
+    def _moments_tell(self):
+        """Whether moments of the features say something about J_S: those of gated units before the head do not."""
+        return self._structure.layer is self._structure.output_layer
 
     def _switch(self, model, epoch):
         if self.data is not None:
+            self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
             self._certify("switch")
-        self._structure = self._wrap.switch(model, learning_rate=self._step_size() if self._is_automatic else None)
+        self._structure = self._wrap.switch(
+            model, self._samples, learning_rate=self._step_size() if self._is_automatic else None
+        )
         if self.verbose and _backend.is_chief(model):
             print(self._message(model, epoch), flush=True)
 
@@ -166,9 +185,18 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 "Received: exploit_learning_rate='auto' and data=None"
             )
 
+    def _check_explore(self):
+        if self._wrap is not None and self._wrap.explore == "auto" and self.data is None and not self._moments_tell:
+            raise ValueError(
+                "Gated units before the head are measured on data only: pass AlignmentMonitor(data=(x, y)), or say "
+                "when to switch. Received: explore='auto' and data=None"
+            )
+
     def _step_size(self):
         """Return 1/beta, exact where features are those of inference mode."""
         if self.data is not None:
+            if "switch" not in self.certificates:  # this fit began after the switch
+                self._certify("switch")
             return self.certificates["switch"].step
         if self._report is None:
             return 0.0  # resumed right at the switch: the first epoch only measures

@@ -4,8 +4,13 @@ import contextlib
 import functools
 import threading
 
+from keras import ops
+
 from keras_dal import _backend
 from keras_dal._patch import replaced
+from keras_dal.moments import StepMoments
+
+_MARK = "_keras_dal_hooked"  # of the train functions made here
 
 
 class StepHooks:
@@ -16,14 +21,14 @@ class StepHooks:
 
     Args:
         model: the model that `fit` trains.
-        layer: the head layer, whose inputs are the features.
+        layer: the layer whose inputs are the features.
         moments: a `StepMoments` that is fed with every batch, or None.
         optimizer: the `Wrap` whose switch is promised, or None.
     """
 
     def __init__(self, model, layer, moments, optimizer):
         self._model = model
-        self._layer = layer
+        self.layer = layer
         self._moments = moments
         self._optimizer = optimizer
         self._frozen = ()
@@ -41,6 +46,9 @@ class StepHooks:
         if linear_parameters is not None:
             linear = {id(variable) for variable in linear_parameters}
             self._frozen = [v for v in model.trainable_variables if id(v) not in linear]
+        for left in [m for m in model._metrics if isinstance(m, StepMoments) and m is not self._moments]:
+            model._metrics.remove(left)  # by a fit that ended in an exception outside of a step
+            model.test_function = None
         if self._moments is not None and self._moments not in model._metrics:
             model._metrics.append(self._moments)  # part of the state that JAX carries
             model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
@@ -75,6 +83,7 @@ class StepHooks:
                 self.remove()
                 raise
 
+        setattr(hooked, _MARK, True)
         return hooked
 
     @contextlib.contextmanager
@@ -86,13 +95,14 @@ class StepHooks:
                 stack.enter_context(self._measuring())
             if self._exploiting:
                 stack.enter_context(replaced(self._model, "call", _in_inference_mode(self._model)))
+                stack.enter_context(replaced(self.layer, "call", _on_constants(self.layer)))
                 stack.enter_context(_backend.without_gradients(self._frozen))
             yield
 
     @contextlib.contextmanager
     def _measuring(self):
         seen = threading.local()  # replicas are traced in threads that take turns
-        layer_call, compute_loss = self._layer.call, self._model.compute_loss
+        layer_call, compute_loss = self.layer.call, self._model.compute_loss
 
         def call(inputs, *args, **kwargs):
             seen.features = inputs
@@ -104,10 +114,26 @@ class StepHooks:
             return loss
 
         with (
-            replaced(self._layer, "call", functools.wraps(layer_call)(call)),
+            replaced(self.layer, "call", functools.wraps(layer_call)(call)),
             replaced(self._model, "compute_loss", functools.wraps(compute_loss)(measured_loss)),
         ):
             yield
+
+
+def is_hooked(train_function):
+    """Return whether a train function is one that `StepHooks` made."""
+    return hasattr(train_function, _MARK)
+
+
+def _on_constants(layer):
+    """Return the layer's `call` without gradients for its inputs: a loss scale would look at those of the trunk."""
+    layer_call = layer.call
+
+    @functools.wraps(layer_call)
+    def call(inputs, *args, **kwargs):
+        return layer_call(ops.stop_gradient(inputs), *args, **kwargs)
+
+    return call
 
 
 def _in_inference_mode(model):

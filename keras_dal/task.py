@@ -5,7 +5,7 @@ import numpy as np
 from keras_dal.criteria import Anchored, Separation, WholeLoss
 from keras_dal.path import Point
 from keras_dal.products import CachedJacobian, StackedJacobian
-from keras_dal.solver import INEXACT, Problem
+from keras_dal.solver import INEXACT, Problem, Step
 from keras_dal.whitening import Whitening
 
 RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
@@ -119,6 +119,11 @@ class Task:
             float(ridge),
             inexact,
         )
+
+    def unchanged(self):
+        """Return the point at which every path begins."""
+        zero = np.zeros(self.jacobian.num_parameters)
+        return self._point(Step(zero, self.start, np.nan, np.inf, np.nan), RIDGES[0])
 
     def _walk(self, problem, phi):
         """Yield each step of a problem with its point on the path."""

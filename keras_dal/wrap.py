@@ -10,6 +10,7 @@ import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal._patch import replaced
+from keras_dal.step import is_hooked
 from keras_dal.structure import find_structure
 
 
@@ -75,13 +76,16 @@ class Wrap(keras.optimizers.Optimizer):
         """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
         return "explore" if self._linear_indices is None else "exploit"
 
-    def switch(self, model, learning_rate=None, seed=0):
+    def switch(self, model, x=None, learning_rate=None):
         """Freezes everything but the linear parameters; a second call changes nothing.
 
+        In `fit`, `AlignmentMonitor` keeps batch normalization and dropout of the frozen part in inference mode. In a
+        loop of your own, call the model with `training=False` from here on, and trace a `tf.function` anew.
+
         Args:
-            model: the model that is trained; it and this optimizer must be built.
+            model: the model that is trained.
+            x: a few inputs, for a model that does not declare their shape.
             learning_rate: step size 1/beta, needed with `exploit_learning_rate="auto"` and refused without.
-            seed: seed of the noise that is added to gates, equal on every replica.
 
         Returns:
             The `Structure` of the model: its linear parameters and its head.
@@ -89,7 +93,7 @@ class Wrap(keras.optimizers.Optimizer):
         Raises:
             ValueError: no linear head, an unbuilt optimizer, or a learning rate missing or not asked for.
         """
-        structure = find_structure(model, parameters=self.exploit)
+        structure = find_structure(model, x, self.exploit)
         if self.phase == "exploit":
             return structure
         if (self.exploit_learning_rate == "auto") != (learning_rate is not None):
@@ -100,14 +104,20 @@ class Wrap(keras.optimizers.Optimizer):
         if not self.built:
             self.build(model.trainable_variables)
         indices = self._indices_of(structure.linear_parameters)
-        for layer in structure.gated_layers:
-            layer.freeze_gates(noise=self.noise, seed=seed)
+        self.freeze_gates(structure)
         if learning_rate is not None:
             self._learning_rate.assign(learning_rate)
         self._is_linear.assign(np.isin(np.arange(len(self._trainable_variables)), indices).astype("int32"))
         self.synchronize()
         self._settle_averages()
+        if model.train_function is not None and not is_hooked(model.train_function):
+            model.make_train_function(force=True)  # the old one was traced while everything was trained
         return structure
+
+    def freeze_gates(self, structure):
+        """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""
+        for layer in structure.gated_layers:
+            layer.freeze_gates(noise=self.noise, seed=0)
 
     def synchronize(self):
         """Reads the phase from the optimizer's variables, after they were restored from outside."""

@@ -1,6 +1,7 @@
 """`converge` on small models: separation, scaling, certificates, stops and refusals."""
 
 import signal
+import sys
 import threading
 
 import keras
@@ -11,6 +12,7 @@ from scipy import special
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
+import keras_dal
 from keras_dal.converge import converge
 from keras_dal.path import COMPLETE
 from keras_dal.products import CachedJacobian
@@ -281,3 +283,32 @@ def test_bad_arguments_get_one_clear_sentence(model, digits, arguments, message)
     x, y = digits[0]
     with pytest.raises(ValueError, match=message):
         converge(model, **{"x": x[:5], "y": y[:5], "verbose": 0, **arguments})
+
+
+def test_learned_gates_are_frozen_before_they_are_solved_for(digits):
+    (x, y), *_ = digits
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(24, "relu"), keras_dal.GatedDense(250), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=2, verbose=0)
+    result = converge(model, x, y, verbose=0)
+    assert result.point.accuracy == accuracy(result.model, x, y) == 1.0
+
+
+def test_an_interrupt_before_the_first_point_leaves_the_model_as_it_was(model, digits, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    (x, y), *_, weights = digits
+    monkeypatch.setattr(sys.modules["keras_dal.converge"], "add_gated_head", interrupted)
+    result = converge(model, x, y, gated=True, verbose=0)
+    assert result.stopped_by == "an interrupt"
+    np.testing.assert_allclose(result.model.get_weights()[-2], weights[-2], rtol=1e-6)
+
+
+def test_validation_data_may_be_a_dataset(model, digits):
+    (x, y), validation, *_ = digits
+    dataset = tf.data.Dataset.from_tensor_slices(validation).batch(100)
+    arrays = converge(model, x, y, validation_data=validation, gated=False, ridge=1.0, verbose=0)
+    assert converge(model, x, y, validation_data=dataset, gated=False, ridge=1.0, verbose=0).after == arrays.after

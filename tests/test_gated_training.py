@@ -1,5 +1,7 @@
 """Gated heads through the switch in `fit`: what freezes, what moves, and that the outputs do not jump."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -92,3 +94,40 @@ def test_the_automatic_step_of_a_gated_head_needs_data():
     model = compiled(keras_dal.Wrap("sgd", explore=1, exploit_learning_rate="auto"), gated_model("learned"))
     with pytest.raises(ValueError, match=r"pass AlignmentMonitor\(data=.*Received: exploit_learning_rate='auto'"):
         fit(model, 2)
+
+
+def test_the_monitor_needs_no_data_for_a_branch():
+    model = keras_dal.add_gated_head(compiled("adam"), images(48)[0], seed=0, verbose=False)
+    compiled(keras_dal.Wrap("adam", explore=1), model)
+    history = fit(model, 2)
+    x, y = images()
+    columns = np.column_stack([keras_dal.find_structure(model).features(x), np.ones(len(x))]).astype(np.float64)
+    labels = np.eye(NUM_CLASSES)[y] - 1 / NUM_CLASSES
+    left = labels - columns @ np.linalg.lstsq(columns, labels)[0]
+    share = np.sum(left**2) / np.sum((labels - labels.mean(axis=0)) ** 2)
+    assert history["alignment"][-1] == pytest.approx(
+        1 - share, abs=1e-5
+    )  # a lower bound: that of the head without gates
+
+
+def test_moments_of_features_say_nothing_of_gated_units_before_the_head():
+    model = compiled(keras_dal.Wrap("adam", explore=1), gated_model("learned"))
+    history = fit(model, 3)
+    assert "alignment" not in history
+    assert history["phase"] == [0, 1, 1]
+    assert history["kernel_change"][0] > 0
+    with pytest.raises(ValueError, match=r"on data only.*Received: explore='auto'"):
+        fit(compiled(keras_dal.Wrap("adam", explore="auto"), gated_model("learned")), 3)
+
+
+def test_the_certificate_at_the_switch_is_of_the_gates_after_the_noise():
+    x, y = images()
+    model = compiled(keras_dal.Wrap("adam", explore=1, noise=0.5), gated_model("learned"))
+    monitor, snapshots = keras_dal.AlignmentMonitor(data=(x, y), verbose=False), Snapshots()
+    fit(model, 2, [monitor, snapshots])
+    after = monitor.certificates["switch"]
+    for variable in model.variables:
+        variable.assign(snapshots.taken[1][re.sub(r"_\d+/", "/", variable.path)])
+    again = keras_dal.certify(model, x, y)
+    assert again.loss == pytest.approx(after.loss, rel=1e-6)
+    assert again.beta == pytest.approx(after.beta, rel=1e-6)

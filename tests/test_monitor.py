@@ -218,6 +218,61 @@ def test_fits_of_ones_own_switching(tmp_path):
     assert fit(model, 2)["phase"] == [1, 1]
 
 
+def test_a_fit_after_ones_own_switch_trains_the_head_alone_without_the_monitor_too():
+    model = compiled(keras_dal.Wrap("sgd", explore=None))
+    fit(model, 1, callbacks=[])
+    model.optimizer.switch(model)
+    before = snapshot(model)
+    fit(model, 1, callbacks=[])
+    weights = {path for path in moved(before, snapshot(model)) if "norm/moving" not in path and "seed" not in path}
+    assert weights == {"logits/kernel", "logits/bias"}  # batch statistics wait for the monitor, or for training=False
+
+
+def test_the_automatic_step_is_there_in_a_fit_that_begins_after_the_switch():
+    model = compiled(keras_dal.Wrap("adam", explore=1, exploit_learning_rate="auto"))
+    monitor = keras_dal.AlignmentMonitor(data=images(), verbose=False)
+    fit(model, 2, [monitor], batch_size=96)
+    rate = float(model.optimizer.learning_rate)
+    assert fit(model, 5, [monitor], batch_size=96, initial_epoch=2)["phase"] == [1, 1, 1]
+    assert float(model.optimizer.learning_rate) == pytest.approx(rate, rel=1e-5)
+
+
+def test_training_that_diverges_is_not_ended_by_the_monitor():
+    model = compiled(keras.optimizers.SGD(1e30))
+    with pytest.warns(UserWarning, match="not a number.*Received: inputs of layer 'logits'"):
+        history = fit(model, 1)
+    assert np.isnan(history["alignment"][0])
+
+
+@pytest.mark.parametrize("outputs", ["classes", "yes or no"])
+def test_soft_labels_are_refused(outputs):
+    x, y = images()
+    y = 0.9 * np.eye(NUM_CLASSES)[y] + 0.1 / NUM_CLASSES
+    kind = keras.losses.CategoricalCrossentropy if outputs == "classes" else keras.losses.BinaryCrossentropy
+    model = small_model()
+    model.compile(optimizer="sgd", loss=kind(from_logits=True))
+    with pytest.raises(ValueError, match="must be hard.*Received: 96 samples with other labels"):
+        model.fit(x, y, callbacks=[keras_dal.AlignmentMonitor()], verbose=0)
+
+
+def test_inputs_that_differ_from_their_declaration_are_no_probes():
+    inputs = keras.Input((8, 8, 1))
+    model = compiled("sgd", keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs))))
+    x, y = images()
+    history = model.fit(
+        x[..., 0], y, callbacks=[keras_dal.AlignmentMonitor()], verbose=0
+    ).history  # Keras adds the axis
+    assert "kernel_change" not in history
+    assert 0 < history["alignment"][0] < 1
+
+
+def test_a_model_may_leave_the_size_of_its_images_open():
+    inputs = keras.Input((None, None, 2))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(inputs))
+    model = compiled(keras_dal.Wrap("sgd", explore=1), keras.Model(inputs, layers.Dense(3)(x)))
+    assert fit(model, 2)["phase"] == [0, 1]
+
+
 def test_gradient_descent_with_the_automatic_step_against_numpy():
     """Full-batch exploitation equals gradient descent on cached features in NumPy, and its loss never rises."""
     x, y = images()
