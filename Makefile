@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
+OTHER_BACKENDS := tests/test_two_lines.py tests/test_wrap.py::test_stateless_apply
 
 .PHONY: quickstart test lint types clean
 
@@ -10,8 +11,8 @@ quickstart: .venv/examples
 
 test: .venv/test
 	$(QUIET) $(BIN)/python -m pytest
-	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest tests/test_two_lines.py
-	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest tests/test_two_lines.py
+	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest $(OTHER_BACKENDS)
+	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest $(OTHER_BACKENDS)
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -34,7 +35,7 @@ types: .venv/test .venv/lint
 	touch $@
 
 .venv/lint: .venv/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet 'ruff>=0.15' 'pyright>=1.1.400'
+	$(BIN)/python -m pip install --quiet --editable '.[lint]'
 	touch $@
 
 clean:

@@ -10,6 +10,7 @@ that decides the rank, and the residual of every sample. The goal is the time of
 import argparse
 import json
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -40,7 +41,7 @@ def main():
         times["alignment"].append(seconds(lambda: residual_shares(features, labels)))
     best = {name: min(values) for name, values in times.items()}
     result = {
-        "command": "python benchmarks/alignment_qr.py",
+        "command": " ".join(["python benchmarks/alignment_qr.py", *sys.argv[1:]]),
         "sizes": {name: getattr(arguments, name) for name in ("samples", "features", "outputs")},
         "seconds": times,
         "fastest": best,

@@ -30,6 +30,7 @@ from keras_dal.products import CachedJacobian  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "certified_cifar.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "certified_cifar.png"
+COMMAND = "python benchmarks/certified_cifar.py --data-dir DIR"
 BATCH = 128
 
 
@@ -99,7 +100,7 @@ def main():
     after = [result.model.evaluate(*images, verbose=0)[1] for images in (train, test)]
     RESULT.parent.mkdir(exist_ok=True)
     summary = {
-        "command": "python benchmarks/certified_cifar.py --data-dir DIR",
+        "command": f"{COMMAND} --epochs {options.epochs} --steps {options.steps}",
         "machine": machine.describe(),
         "settings": {key: value for key, value in vars(options).items() if key != "data_dir"},
         "seconds": seconds,

@@ -78,7 +78,7 @@ def table(results):
     lines = [
         "# What a gated head costs",
         "",
-        f"Measured here, by `python benchmarks/gated_price.py`: a ResNet-8 with 64 features and 10 classes, batches of "
+        f"Measured here, by `{results['command']}`: a ResNet-8 with 64 features and 10 classes, batches of "
         f"{BATCH}, medians of {results['repeats']} alternating steps; {results['machine']['processor']}, "
         f"{results['machine']['cores']} cores. The fixed parameters are the gates and V.",
         "",
@@ -104,7 +104,9 @@ def main():
     if not arguments.table_only:
         rows = [price(samples, arguments.repeats) for samples in arguments.samples]
         RESULTS.parent.mkdir(exist_ok=True)
-        results = {"machine": describe(), "repeats": arguments.repeats, "rows": rows}
+        sizes = " ".join(map(str, arguments.samples))
+        command = f"python benchmarks/gated_price.py --samples {sizes} --repeats {arguments.repeats}"
+        results = {"command": command, "machine": describe(), "repeats": arguments.repeats, "rows": rows}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     TABLE.write_text(table(json.loads(RESULTS.read_text())))
 

@@ -81,7 +81,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     seconds = measure(arguments.depth, arguments.batch, arguments.steps, arguments.rounds)
@@ -94,7 +94,7 @@ def main():
     }
     RESULT.parent.mkdir(exist_ok=True)
     result = {
-        "command": "python benchmarks/step_time.py",
+        "command": " ".join(["python benchmarks/step_time.py", *sys.argv[1:]]),
         "machine": machine.describe(),
         "backend": keras.backend.backend(),
         "settings": vars(arguments),

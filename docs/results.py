@@ -40,7 +40,12 @@ def run_section(path):
     lines = [f"## {run['title']}", "", f"    {run['command']}", "", machine(run["machine"]) + ".", ""]
     lines += ["```", summarize(run["rows"]), "```", ""]
     lines += [f"The switch came after epoch {switch}."] if switch is not None else []
-    lines += [_phases(run["rows"]), "", f"![loss, accuracy and alignment over the epochs](runs/{path.stem}.png)"]
+    lines += [
+        _phases(run["rows"]),
+        run.get("remark", ""),
+        "",
+        f"![loss, accuracy and alignment over the epochs](runs/{path.stem}.png)",
+    ]
     return "\n".join(lines)
 
 
@@ -81,10 +86,11 @@ def _written(value):
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def take(run_folder, name):
+def take(run_folder, name, remark):
     """Copy results and picture of a run into docs/runs/."""
     (DOCS / "runs").mkdir(exist_ok=True)
-    shutil.copy(run_folder / "results.json", DOCS / "runs" / f"{name}.json")
+    run = json.loads((run_folder / "results.json").read_text()) | ({"remark": remark} if remark else {})
+    (DOCS / "runs" / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
     shutil.copy(run_folder / "curves.png", DOCS / "runs" / f"{name}.png")
 
 
@@ -92,9 +98,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run")
     parser.add_argument("--name", help="under which to keep it; the folder's by default")
+    parser.add_argument("--remark", help="what a reader must know of how it was run")
     arguments = parser.parse_args()
     if arguments.run is not None:
-        take(arguments.run, arguments.name or arguments.run.name)
+        take(arguments.run, arguments.name or arguments.run.name, arguments.remark)
     sections = [run_section(path) for path in sorted((DOCS / "runs").glob("*.json"))]
     sections += [benchmark_section(path) for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.json"))]
     (DOCS / "results.md").write_text("\n\n".join([HEADER.rstrip(), *sections]) + "\n")

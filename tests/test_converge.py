@@ -308,7 +308,9 @@ def test_an_interrupt_before_the_first_point_leaves_the_model_as_it_was(model, d
 
 
 def test_validation_data_may_be_a_dataset(model, digits):
-    (x, y), validation, *_ = digits
+    (x, y), validation, _, weights = digits
     dataset = tf.data.Dataset.from_tensor_slices(validation).batch(100)
     arrays = converge(model, x, y, validation_data=validation, gated=False, ridge=1.0, verbose=0)
-    assert converge(model, x, y, validation_data=dataset, gated=False, ridge=1.0, verbose=0).after == arrays.after
+    model.set_weights(weights)
+    batches = converge(model, x, y, validation_data=dataset, gated=False, ridge=1.0, verbose=0)
+    assert batches.after == pytest.approx(arrays.after, rel=1e-4)
