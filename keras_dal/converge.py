@@ -1,7 +1,6 @@
 """Finishing a trained model: its head is solved on cached features, changing the function as little as possible."""
 
 import keras
-import numpy as np
 from keras import tree
 
 from keras_dal.add_head import add_gated_head
@@ -12,8 +11,6 @@ from keras_dal.path import Path, Stopped
 from keras_dal.result import finished
 from keras_dal.structure import find_structure
 from keras_dal.task import RIDGES, Task
-
-_ANCHORS = 10_000  # of the training samples that stand in where no anchors are given
 
 
 def converge(
@@ -90,7 +87,7 @@ def converge(
     train = gather(x, y, sample_weight).weighted()
     if train.labels is None:
         raise ValueError(f"The solver needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
-    still = _sample(train.features) if anchors is None else gather(anchors).features
+    still = None if anchors is None else gather(anchors).features
     validation = None
     if validation_data is not None:
         validation = gather(*validation_data) if isinstance(validation_data, tuple) else gather(validation_data)
@@ -125,11 +122,6 @@ def _gated(structure, train, inputs):
     structure = find_structure(copy, few)
     structure.layer.adapt(train.features)
     return structure
-
-
-def _sample(features):
-    rows = np.random.default_rng(0).permutation(len(features))[:_ANCHORS]
-    return np.asarray(features[np.sort(rows)])
 
 
 def _check(tol, gated, ridge, patience, time_limit, validation_data):

@@ -54,31 +54,47 @@ class Separation:
 
 
 class Anchored:
-    """A criterion on the first rows and `||f||^2`, of what is then the change of the logits, on the anchors below them.
+    """`sum_i weight_i criterion(f_i) + sum_i hold_i ||f_i - start_i||^2`, what a `solver.Problem` minimizes.
 
     Args:
-        criterion: one of the others.
-        size: number of the first rows.
+        criterion: one of the others, on the first k rows.
+        weights: of these rows, `(k,)`.
+        start: logits to which anchors are held, `(n, C)`, with n at least k.
+        hold: weights `(n,)` of the distances; zero where a row is no anchor. None for no anchors.
     """
 
-    def __init__(self, criterion, size):
-        self.criterion, self.size = criterion, size
+    def __init__(self, criterion, weights, start, hold=None):
+        self.criterion, self.start, self.size = criterion, start, len(weights)
+        self.weights = np.asarray(weights, np.float64)
+        self.hold = np.zeros(len(start)) if hold is None else np.asarray(hold, np.float64)
 
     def values(self, logits):
-        changes = np.sum(np.square(logits[self.size :], dtype=np.float64), axis=1)
-        return np.concatenate([self.criterion.values(logits[: self.size]), changes])
+        values = self.hold * np.sum(np.square(logits - self.start, dtype=np.float64), axis=1)
+        values[: self.size] += self.weights * self.criterion.values(logits[: self.size])
+        return values
 
     def gradient(self, logits):
-        return np.concatenate([self.criterion.gradient(logits[: self.size]), 2 * logits[self.size :]])
+        gradient = 2 * self.hold[:, None] * (logits - self.start)
+        gradient[: self.size] += self.weights[:, None] * self.criterion.gradient(logits[: self.size])
+        return gradient
 
     def active(self, logits):
-        return np.concatenate([self.criterion.active(logits[: self.size]), np.ones(len(logits) - self.size, bool)])
+        active = self.hold > 0
+        active[: self.size] |= self.criterion.active(logits[: self.size])
+        return active
 
     def curvature(self, logits, rows):
         rows = np.arange(len(logits))[rows]
         first = rows[: np.searchsorted(rows, self.size)]
         inner = self.criterion.curvature(logits[: self.size], first)
-        return lambda change: np.concatenate([inner(change[: len(first)]), 2 * change[len(first) :]])
+        hold, weights = 2 * self.hold[rows, None], self.weights[first, None]
+
+        def product(change):
+            bent = hold * change
+            bent[: len(first)] += weights * inner(change[: len(first)])
+            return bent
+
+        return product
 
 
 class WholeLoss:

@@ -7,7 +7,6 @@ A head has `shapes` (of its linear parameters, in the order of `Structure.linear
 import math
 
 import numpy as np
-from scipy import special
 
 
 class Head:
@@ -76,7 +75,8 @@ class GatedHead(Head):
     def gates(self, features):
         """Return g, shape `(k, H)`, the same for every theta."""
         preactivation = self.standardize(features) @ self.gate_kernel.astype(features.dtype) + self.gate_bias
-        return special.expit(self.sharpness * preactivation).astype(features.dtype, copy=False)
+        with np.errstate(over="ignore"):  # what overflows is a gate of zero; SciPy's expit takes ten times as long
+            return 1 / (1 + np.exp((-self.sharpness * preactivation).astype(features.dtype, copy=False)))
 
     def logits(self, features, theta):
         kernel, bias, *output_bias = self.split(theta.astype(features.dtype, copy=False))

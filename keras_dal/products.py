@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_dal import heads
+from keras_dal import arithmetic, heads
 
-_BLOCK = 2048  # samples whose hidden values exist at a time
+_BLOCK = 1024  # samples whose hidden values exist at a time
 
 
 class CachedJacobian:
@@ -16,10 +16,12 @@ class CachedJacobian:
         head: a `heads.Head` with P parameters and C outputs.
         features: array `(n, m)`, possibly memory-mapped.
         max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
+        on: one of `arithmetic`; the fastest there is by default.
     """
 
-    def __init__(self, head, features, max_bytes=2**32):
-        self.parts, self.features = _parts(head), features
+    def __init__(self, head, features, max_bytes=2**32, on=None):
+        self.on = on or arithmetic.fastest()
+        self.parts, self.features = _parts(head, self.on), features
         self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
         size = 4 * len(features) * sum(sum(part.shape) for part in self.parts)
         self._prepared = [part.prepare(features) for part in self.parts] if size <= max_bytes else None
@@ -30,28 +32,30 @@ class CachedJacobian:
     def restricted(self, rows):
         """Return the same for some of the samples, given by their indices in ascending order."""
         other = object.__new__(CachedJacobian)
-        prepared = self._prepared and [[a if a is None else a[rows] for a in arrays] for arrays in self._prepared]
+        taken = [[a if a is None else self.on.take(a, rows) for a in arrays] for arrays in self._prepared or ()]
+        prepared = taken or None
         features = self.features[rows] if prepared else _Rows(self.features, rows)
         other.__dict__.update(self.__dict__, features=features, _prepared=prepared)
         return other
 
     def logits(self, theta):
         """Return the logits `(n, C)`, float32, for a flat theta `(P,)`."""
-        weights = self.split(theta)
+        weights = [self.on.array(weight) for weight in self.split(theta)]
         logits = np.empty((len(self), self.num_outputs), np.float32)
         for rows, block in self.blocks():
             terms = zip(self.parts, block, weights, strict=True)
-            logits[rows] = sum(part.apply(inputs, gates, weight) for part, (inputs, gates), weight in terms)
+            total = sum(part.apply(inputs, gates, weight) for part, (inputs, gates), weight in terms)
+            logits[rows] = self.on.numpy(total)
         return logits
 
     def adjoint(self, cotangent):
         """Return `J' vec(cotangent)`, float64 of shape `(P,)`, for a cotangent `(n, C)`."""
-        cotangent = np.asarray(cotangent, np.float32)
+        cotangent = self.on.array(cotangent)
         total = np.zeros(self.num_parameters)
         pieces = self.split(total, np.float64)
         for rows, block in self.blocks():
             for part, (inputs, gates), piece in zip(self.parts, block, pieces, strict=True):
-                piece += part.transposed(inputs, gates, cotangent[rows])
+                piece += self.on.numpy(part.transposed(inputs, gates, cotangent[rows]))
         return total
 
     def split(self, theta, dtype: type = np.float32):
@@ -116,64 +120,56 @@ class StackedJacobian:
 class _Gated:
     """`((inputs W) * gates) V`; the bias is the last row of W, which is how `GatedHead` lays out its theta."""
 
-    def __init__(self, head):
-        self.head = head
-        self.output = np.asarray(head.output_kernel, np.float32)
+    def __init__(self, head, on):
+        self.head, self.on = head, on
+        self.output, self.back = on.array(head.output_kernel), on.array(head.output_kernel.T)
         self.shape = (head.gate_kernel.shape[0] + 1, head.gate_kernel.shape[1])
-        self._hidden = np.empty((0, 0), np.float32)
 
     def prepare(self, features):
         features = np.asarray(features, np.float32)
-        return _with_ones(self.head.standardize(features)), self.head.gates(features)
+        inputs = _with_ones(self.head.standardize(features))
+        return self.on.array(inputs), self.on.array(self.head.gates(features))
 
     def apply(self, inputs, gates, weight):
-        hidden = np.matmul(inputs, weight, out=self._buffer(len(inputs)))
-        hidden *= gates
-        return hidden @ self.output
+        return self.on.matmul(self.on.gated_matmul(inputs, weight, gates), self.output)
 
     def transposed(self, inputs, gates, cotangent):
-        hidden = np.matmul(cotangent, self.output.T, out=self._buffer(len(inputs)))
-        hidden *= gates
-        return inputs.T @ hidden
+        return self.on.transposed_matmul(inputs, self.on.gated_matmul(cotangent, self.back, gates))
 
     def moments(self, inputs, gates):
-        return inputs.T @ inputs, (gates.T @ gates) * (self.output @ self.output.T)
-
-    def _buffer(self, rows):
-        """Return memory that is used again: fresh pages cost as much as the product."""
-        if rows > len(self._hidden):
-            self._hidden = np.empty((rows, self.shape[1]), np.float32)
-        return self._hidden[:rows]
+        seconds = (self.on.transposed_matmul(part, part) for part in (inputs, gates))
+        left, right = (self.on.numpy(second) for second in seconds)
+        return left, right * (self.head.output_kernel @ self.head.output_kernel.T)
 
 
 class _Dense:
     """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
 
-    def __init__(self, num_features, num_outputs, use_bias):
-        self.num_features, self.use_bias = num_features, use_bias
+    def __init__(self, num_features, num_outputs, use_bias, on):
+        self.num_features, self.use_bias, self.on = num_features, use_bias, on
         self.shape = (num_features + use_bias, num_outputs)
 
     def prepare(self, features):
         inputs = np.asarray(features[:, : self.num_features], np.float32)
-        return _with_ones(inputs) if self.use_bias else inputs, None
+        return self.on.array(_with_ones(inputs) if self.use_bias else inputs), None
 
     def apply(self, inputs, gates, weight):
-        return inputs @ weight
+        return self.on.matmul(inputs, weight)
 
     def transposed(self, inputs, gates, cotangent):
-        return inputs.T @ cotangent
+        return self.on.transposed_matmul(inputs, cotangent)
 
     def moments(self, inputs, gates):
-        return inputs.T @ inputs, np.eye(self.shape[1], dtype=np.float32) * len(inputs)
+        return self.on.numpy(self.on.transposed_matmul(inputs, inputs)), np.eye(self.shape[1]) * len(inputs)
 
 
-def _parts(head):
+def _parts(head, on):
     if isinstance(head, heads.SumHead):
-        return [part for each in head.parts for part in _parts(each)]
+        return [part for each in head.parts for part in _parts(each, on)]
     if isinstance(head, heads.DenseHead):
-        return [_Dense(head.shapes[0][0], head.num_outputs, head.use_bias)]
+        return [_Dense(head.shapes[0][0], head.num_outputs, head.use_bias, on)]
     if isinstance(head, heads.GatedHead):
-        return [_Gated(head)] + ([_Dense(0, head.num_outputs, True)] if head.use_bias else [])
+        return [_Gated(head, on)] + ([_Dense(0, head.num_outputs, True, on)] if head.use_bias else [])
     raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
 
 

@@ -16,7 +16,7 @@ class Step:
 
     Attributes:
         phi: whitened parameters, float64 `(P,)`.
-        logits: of the samples, float32 `(n, C)`.
+        logits: of all rows, float32 `(n, C)`.
         objective: loss plus ridge.
         gap: upper bound of how far the objective is above its minimum; infinite without a ridge.
         gradient_norm: norm of the objective's gradient in phi.
@@ -30,28 +30,22 @@ class Step:
 
 
 class Problem:
-    """`sum_i w_i loss(f_i) + ridge ||phi||^2` with `f = start + J T phi`.
+    """`objective(f) + ridge ||phi||^2` with `f = start + J T phi`.
 
     Args:
-        jacobian: a `CachedJacobian` on the samples.
+        jacobian: a `CachedJacobian` or `StackedJacobian` of n rows.
         whitening: a `Whitening`, the map T.
-        objective: one of `criteria`: values, gradient and curvature in the logits.
-        start: logits at `phi = 0`, float32 `(n, C)`.
-        weights: of the rows, `(n,)`.
+        objective: a `criteria.Anchored` on n rows; its `start`, float32, is where `phi = 0`.
         ridge: weight of the squared distance, not negative.
         inexact: residual of a Newton system, relative to the gradient.
     """
 
-    def __init__(self, jacobian, whitening, objective, start, weights, ridge, inexact=INEXACT):
+    def __init__(self, jacobian, whitening, objective, ridge, inexact=INEXACT):
         self.jacobian, self.whitening, self.objective = jacobian, whitening, objective
-        self.start, self.ridge, self.inexact = start, ridge, inexact
-        self.scale = np.asarray(weights, np.float64)[:, None]
+        self.start, self.ridge, self.inexact = objective.start, ridge, inexact
 
     def value(self, phi, logits):
-        return float(self.scale[:, 0] @ self.objective.values(logits) + self.ridge * (phi @ phi))
-
-    def cotangent(self, logits):
-        return self.scale * self.objective.gradient(logits)
+        return float(np.sum(self.objective.values(logits)) + self.ridge * (phi @ phi))
 
     def steps(self, phi=None):
         """Yield a `Step` for the start, then one after each Newton step, without end.
@@ -65,7 +59,7 @@ class Problem:
             active = np.flatnonzero(self.objective.active(logits))
             seen = self.jacobian.restricted(active) if len(active) < 0.9 * len(logits) else self.jacobian
             rows = active if seen is not self.jacobian else slice(None)
-            gradient = self._pulled_back(seen, self.cotangent(logits)[rows]) + 2 * self.ridge * phi
+            gradient = self._pulled_back(seen, self.objective.gradient(logits)[rows]) + 2 * self.ridge * phi
             norm = float(np.linalg.norm(gradient))
             gap = norm**2 / (4 * self.ridge) if self.ridge else np.inf
             yield Step(phi, logits, self.value(phi, logits), gap, norm)
@@ -79,11 +73,10 @@ class Problem:
 
     def _newton_direction(self, seen, rows, logits, gradient):
         curve = self.objective.curvature(logits, rows)
-        scale = self.scale[rows]
 
         def product(direction):
             change = seen.logits(self.whitening.theta(direction))
-            return self._pulled_back(seen, scale * curve(change)) + 2 * self.ridge * direction
+            return self._pulled_back(seen, curve(change)) + 2 * self.ridge * direction
 
         shape = (self.jacobian.num_parameters,) * 2
         hessian = LinearOperator(shape, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
@@ -94,7 +87,7 @@ class Problem:
         """Return the minimizing step length: logits are linear in it, so no product with J is needed."""
 
         def slope(length):
-            cotangent = self.cotangent(logits + np.float32(length) * change)
+            cotangent = self.objective.gradient(logits + np.float32(length) * change)
             return np.vdot(cotangent, change) + 2 * self.ridge * (phi + length * direction) @ direction
 
         start, far = slope(0.0), 1.0

@@ -14,6 +14,7 @@ _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller we
 _PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
 _STALLED = 0.05  # decrease of the objective in one step, relative to it, at which the same is done
 _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
+_ANCHORS = 10_000  # of the training samples, where no anchors are given
 _DELTA = 0.01  # wanted margin, relative to the root mean square of the logits' gaps
 
 
@@ -24,21 +25,28 @@ class Task:
         structure: the `Structure` of the model.
         loss: a `losses.Loss`.
         train: `CachedFeatures` of the samples.
-        still: features of the anchors, `(a, m)`.
+        anchors: features of the anchors, `(a, m)`, or None for training samples in their place.
         validation: `CachedFeatures`, or None.
         path: the `Path` that sees every step.
         max_bytes: as in `CachedJacobian`.
     """
 
-    def __init__(self, structure, loss, train, still, validation, path, max_bytes):
-        self._arguments = (loss, train, still, validation, path, max_bytes)
+    def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
+        self._arguments = (loss, train, anchors, validation, path, max_bytes)
         self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
         self.head, self.theta = structure.head(), structure.theta()
         self.targets = loss.targets(train.labels, structure.num_outputs)
         self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
-        self.still = CachedJacobian(self.head, still, max_bytes)
-        self.whitening = Whitening(self.still)
         self.start = self.jacobian.logits(self.theta)
+        if anchors is None:
+            self.anchors = _some(len(train))
+            still = self.jacobian.restricted(self.anchors) if len(self.anchors) < len(train) else self.jacobian
+        else:
+            self.anchors = len(train) + np.arange(len(anchors))
+            still = CachedJacobian(self.head, anchors, max_bytes)
+            self.jacobian = StackedJacobian([self.jacobian, still])
+            self.start = np.concatenate([self.start, still.logits(self.theta)])
+        self.whitening = Whitening(still)
         if validation is not None:
             self.seen = CachedJacobian(self.head, validation.features, max_bytes)
             self.seen_targets = loss.targets(validation.labels, structure.num_outputs)
@@ -63,7 +71,7 @@ class Task:
 
     def _separation(self):
         exclusive = self.loss.activation == "softmax"
-        gaps = Separation(self.targets, 1.0, exclusive).gaps(self.start)
+        gaps = Separation(self.targets, 1.0, exclusive).gaps(self.start[: len(self.train)])
         delta = _DELTA * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
         return Separation(self.targets, delta, exclusive)
 
@@ -107,18 +115,10 @@ class Task:
         The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
         problem strongly convex.
         """
-        weights = self.train.weights / len(self.train)
-        if not ridge:
-            return Problem(self.jacobian, self.whitening, objective, self.start, weights, 0.0, inexact)
-        return Problem(
-            StackedJacobian([self.jacobian, self.still]),
-            self.whitening,
-            Anchored(objective, len(self.train)),
-            np.concatenate([self.start, np.zeros((len(self.still), self.start.shape[1]), np.float32)]),
-            np.concatenate([weights, np.full(len(self.still), ridge / len(self.still))]),
-            float(ridge),
-            inexact,
-        )
+        hold = np.zeros(len(self.start))
+        hold[self.anchors] = ridge / len(self.anchors)
+        anchored = Anchored(objective, self.train.weights / len(self.train), self.start, hold)
+        return Problem(self.jacobian, self.whitening, anchored, ridge, inexact)
 
     def unchanged(self):
         """Return the point at which every path begins."""
@@ -136,15 +136,15 @@ class Task:
     def _point(self, step, ridge):
         logits = step.logits[: len(self.train)].astype(np.float64)
         margins = self.loss.margins(logits, self.targets)
-        change = self.whitening.theta(step.phi)
-        theta = self.theta + change
+        moved = step.logits[self.anchors] - self.start[self.anchors]
+        theta = self.theta + self.whitening.theta(step.phi)
         return Point(
             seconds=self.path.elapsed(),
             ridge=ridge,
             loss=float(np.mean(self.train.weights * self.loss.values(logits, self.targets))),
             accuracy=None if margins is None else float(np.mean(margins > 0)),
             margin=None if margins is None else float(np.min(margins)),
-            moved=float(np.sqrt(np.mean(np.sum(self.still.logits(change) ** 2, axis=1)))),
+            moved=float(np.sqrt(np.mean(np.sum(moved**2, axis=1)))),
             gap=step.gap,
             validation=None if self.validation is None else self._validated(theta),
             theta=theta,
@@ -154,3 +154,7 @@ class Task:
         logits = self.seen.logits(theta).astype(np.float64)
         margins = self.loss.margins(logits, self.seen_targets)
         return float(np.mean(self.loss.values(logits, self.seen_targets) if margins is None else margins > 0))
+
+
+def _some(size):
+    return np.sort(np.random.default_rng(0).permutation(size)[:_ANCHORS])

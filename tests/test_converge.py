@@ -215,6 +215,17 @@ def test_every_point_of_the_path_can_be_chosen(model, digits):
     assert f"{result.margin:.4g}" in str(result)
 
 
+def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):
+    (x, y), validation, _, _ = digits
+    on_host = converge(model, x, y, gated=True, verbose=0)
+    monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)
+    on_accelerator = converge(model, x, y, gated=True, verbose=0)
+    assert on_accelerator.point.separated
+    # after several Newton steps in float32 the sums' order shows, and so does the step at which the path ends
+    outputs = [result.model.predict(validation[0], verbose=0) for result in (on_host, on_accelerator)]
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.abs(outputs[0]).max())
+
+
 def test_a_time_limit_and_patience_end_the_path(model, digits):
     (x, y), validation, _, _ = digits
     result = converge(model, x, y, gated=True, time_limit=1e-6, verbose=0)

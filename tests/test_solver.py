@@ -6,6 +6,7 @@ from scipy import optimize
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from keras_dal import heads, losses
+from keras_dal.arithmetic import Accelerator, Host
 from keras_dal.criteria import Anchored, Separation, WholeLoss
 from keras_dal.products import CachedJacobian, StackedJacobian
 from keras_dal.solver import Problem
@@ -53,11 +54,17 @@ def one_hot(labels):
     return np.eye(C)[labels]
 
 
+def mean_of(criterion, size=N):
+    """The mean of a criterion over samples whose logits start at zero."""
+    return Anchored(criterion, np.full(size, 1 / size), np.zeros((size, C), np.float32))
+
+
+@pytest.mark.parametrize("on", [Host, Accelerator])
 @pytest.mark.parametrize("max_bytes", [0, 2**30], ids=["gates computed again", "gates kept"])
-def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, monkeypatch):
+def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, on, monkeypatch):
     monkeypatch.setattr("keras_dal.products._BLOCK", 16)  # so that there are several blocks, the last one short
     features = generator.normal(size=(N, M))
-    jacobian, dense = CachedJacobian(head, features, max_bytes), columns(head, features)
+    jacobian, dense = CachedJacobian(head, features, max_bytes, on()), columns(head, features)
     theta, cotangent = generator.normal(size=head.num_parameters), generator.normal(size=(N, C))
     np.testing.assert_allclose(jacobian.logits(theta), dense @ theta, rtol=1e-4, atol=1e-4)
     pulled = np.einsum("ncp,nc->p", dense, cotangent)
@@ -100,8 +107,9 @@ def test_whitening_conditions_the_jacobian_of_a_branch(generator):
     assert condition(dense @ basis) < 0.1 * condition(dense)
 
 
-def test_whitening_and_its_transpose_are_transposes(head, generator):
-    whitening = Whitening(CachedJacobian(head, generator.normal(size=(N, M))))
+@pytest.mark.parametrize("on", [Host, Accelerator])
+def test_whitening_and_its_transpose_are_transposes(head, generator, on):
+    whitening = Whitening(CachedJacobian(head, generator.normal(size=(N, M)), on=on()))
     phi, gradient = generator.normal(size=(2, head.num_parameters))
     assert whitening.theta(phi) @ gradient == pytest.approx(phi @ whitening.transposed(gradient), rel=1e-3)
 
@@ -119,7 +127,12 @@ def criteria():
     return {
         "separation of classes": Separation(one_hot(labels), 0.5, exclusive=True),
         "separation of outputs": Separation(signs, 0.5, exclusive=False),
-        "anchored": Anchored(Separation(one_hot(labels[: N // 2]), 0.5, exclusive=True), N // 2),
+        "anchored": Anchored(
+            Separation(one_hot(labels[: N // 2]), 0.5, exclusive=True),
+            np.random.default_rng(3).uniform(0.5, 2, N // 2),
+            np.random.default_rng(4).normal(size=(N, C)),
+            np.random.default_rng(5).integers(0, 2, N),
+        ),
         "squared error": WholeLoss(losses.SquaredError(), signs),
         "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels)),
         "sigmoid": WholeLoss(losses.SigmoidCrossEntropy(), signs),
@@ -162,7 +175,7 @@ def solve(problem, steps=60):
 @pytest.mark.parametrize("name", criteria())
 def test_the_minimum_is_that_of_scipy(name, head, generator):
     criterion, features = criteria()[name], generator.normal(size=(N, M))
-    weights, ridge = generator.uniform(0.5, 2, N), 1e-2
+    weights, hold, ridge = generator.uniform(0.5, 2, N), generator.uniform(0, 1, N), 1e-2
     jacobian = CachedJacobian(head, features)
     whitening, start = Whitening(jacobian), generator.normal(size=(N, C)).astype(np.float32)
     dense = columns(head, features)
@@ -170,13 +183,14 @@ def test_the_minimum_is_that_of_scipy(name, head, generator):
 
     def objective(phi):
         logits = start + dense @ (basis @ phi)
-        cotangent = weights[:, None] * criterion.gradient(logits) / N
+        cotangent = (weights[:, None] * criterion.gradient(logits) + 2 * hold[:, None] * (logits - start)) / N
         gradient = basis.T @ np.einsum("ncp,nc->p", dense, cotangent) + 2 * ridge * phi
-        return np.mean(weights * criterion.values(logits)) + ridge * phi @ phi, gradient
+        held = hold * np.sum((logits - start) ** 2, axis=1)
+        return np.mean(weights * criterion.values(logits) + held) + ridge * phi @ phi, gradient
 
     zero = np.zeros(head.num_parameters)
     expected = optimize.minimize(objective, zero, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
-    found = solve(Problem(jacobian, whitening, criterion, start, weights / N, ridge))
+    found = solve(Problem(jacobian, whitening, Anchored(criterion, weights / N, start, hold / N), ridge))
     assert found.objective == pytest.approx(expected.fun, rel=1e-4)
     assert found.objective - expected.fun <= found.gap + 1e-6
 
@@ -185,7 +199,7 @@ def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(gene
     head, features, labels = KINDS["branch"](generator), generator.normal(size=(N, M)), generator.integers(0, C, N)
     jacobian = CachedJacobian(head, features)
     criterion = Separation(one_hot(labels), 1.0, exclusive=True)
-    problem = Problem(jacobian, Whitening(jacobian), criterion, np.zeros((N, C), np.float32), np.full(N, 1 / N), 1e-3)
+    problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
     steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
     least = min(step.objective for step in steps)
     assert all(step.objective - least <= step.gap + 1e-6 for step in steps)
@@ -197,9 +211,7 @@ def test_logistic_regression_is_that_of_scikit_learn(generator):
     labels[features[:, 0] > 0] = 0
     jacobian = CachedJacobian(heads.DenseHead(M, C), features)
     criterion = WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels))
-    problem = Problem(
-        jacobian, Whitening(jacobian), criterion, np.zeros((300, C), np.float32), np.full(300, 1 / 300), 1e-9
-    )
+    problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
     steps = [step for step, _ in zip(problem.steps(), range(25), strict=False)]
     theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(features, labels)
     probabilities = theirs.predict_proba(features)
@@ -213,7 +225,7 @@ def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
     jacobian = CachedJacobian(head, features)
     whitening = Whitening(jacobian)
     criterion = WholeLoss(losses.SquaredError(), targets)
-    found = solve(Problem(jacobian, whitening, criterion, np.zeros((200, C), np.float32), np.full(200, 1 / 200), 1e-2))
+    found = solve(Problem(jacobian, whitening, mean_of(criterion, 200), 1e-2))
     basis = np.stack([whitening.theta(unit) for unit in np.eye(M * C)], axis=1).reshape(M, C, M * C)[:, 0, ::C]
     theirs = Ridge(alpha=1e-2 * 200 * C, fit_intercept=False, tol=1e-12).fit(features @ basis, targets)
     np.testing.assert_allclose(found.logits, theirs.predict(features @ basis), atol=2e-3)

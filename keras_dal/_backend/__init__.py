@@ -8,6 +8,8 @@ _module = importlib.import_module(f"keras_dal._backend.{keras.backend.backend()}
 
 END_OF_DATA = _module.END_OF_DATA
 compiled = _module.compiled
+full_precision = _module.full_precision
+has_accelerator = _module.has_accelerator
 is_chief = _module.is_chief
 jvp = _module.jvp
 statistics_dtype = _module.statistics_dtype

@@ -23,6 +23,16 @@ def without_gradients(variables):
     return contextlib.nullcontext()
 
 
+def has_accelerator():
+    """Return whether arrays lie on something faster than the host."""
+    return jax.default_backend() != "cpu"
+
+
+def full_precision():
+    """Return a context in which products of float32 matrices are not rounded to fewer bits."""
+    return jax.default_matmul_precision("highest")
+
+
 def is_chief(model):
     """Return whether this process, of all that train the model, is the one that speaks."""
     return jax.process_index() == 0

@@ -22,6 +22,22 @@ def without_gradients(variables):
     return contextlib.nullcontext()
 
 
+def has_accelerator():
+    """Return whether arrays lie on something faster than the host."""
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+@contextlib.contextmanager
+def full_precision():
+    """Return a context in which products of float32 matrices are not rounded to fewer bits."""
+    rounded = tf.config.experimental.tensor_float_32_execution_enabled()
+    try:
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(rounded)
+
+
 def is_chief(model):
     """Return whether this process, of all that train the model, is the one that speaks."""
     resolver = model.distribute_strategy.cluster_resolver

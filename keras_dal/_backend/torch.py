@@ -31,6 +31,22 @@ def without_gradients(variables):
             value.requires_grad_(True)
 
 
+def has_accelerator():
+    """Return whether arrays lie on something faster than the host."""
+    return torch.as_tensor(keras.ops.zeros(())).device.type != "cpu"
+
+
+@contextlib.contextmanager
+def full_precision():
+    """Return a context in which products of float32 matrices are not rounded to fewer bits."""
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def is_chief(model):
     """Return whether this process, of all that train the model, is the one that speaks."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
