@@ -10,15 +10,13 @@ Writes benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
 
 import argparse
 import json
-import re
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
-from machine import describe
+from machine import GIB, PeakMemory, describe
 from matplotlib.figure import Figure
 
 from keras_dal import converge
@@ -32,7 +30,6 @@ PICTURE = Path(__file__).parents[1] / "docs" / "converge_scaling.png"
 FEATURES, OUTPUTS = 64, 10
 SAMPLES = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
 UNITS = [128, 256, 512, 1024, 2048, 4096]
-GIB = 2**30
 
 
 def features(samples):
@@ -99,29 +96,6 @@ def arithmetic(samples, units):
         "sgemm GFLOP/s": operations / theirs / 1e9,
         "ratio": theirs / ours,
     }
-
-
-class PeakMemory:
-    """The most anonymous memory of this process within a block, in bytes."""
-
-    def __enter__(self):
-        self.before = self.peak = self._now()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._ended.wait(0.005):
-            self.peak = max(self.peak, self._now())
-
-    @staticmethod
-    def _now():
-        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def memory(samples, width, max_bytes):

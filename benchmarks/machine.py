@@ -1,10 +1,14 @@
-"""What a benchmark ran on, for its JSON."""
+"""What a benchmark ran on, for its JSON, and the memory that it took."""
 
 import os
 import platform
+import re
+import threading
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+
+GIB = 2**30
 
 
 def describe():
@@ -28,3 +32,26 @@ def _version(name):
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+class PeakMemory:
+    """The most anonymous memory of this process within a block, in bytes."""
+
+    def __enter__(self):
+        self.before = self.peak = self._now()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._ended.wait(0.005):
+            self.peak = max(self.peak, self._now())
+
+    @staticmethod
+    def _now():
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])

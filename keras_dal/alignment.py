@@ -8,7 +8,7 @@ from keras_dal import _backend
 from keras_dal.features import KeptRows, feature_batches, first_inputs, precision
 from keras_dal.heads import DenseHead
 from keras_dal.jacobian import IterativeJacobian, jacobian
-from keras_dal.losses import resolve_loss
+from keras_dal.losses import loss_of
 from keras_dal.projection import StreamedQR, kernel_change, project_moments
 from keras_dal.report import AlignmentReport
 from keras_dal.structure import find_structure
@@ -48,7 +48,7 @@ def alignment(
     """
     whole = isinstance(parameters, str) and parameters == "all"
     structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
-    loss = _resolved(loss, structure)
+    loss = loss_of(model, structure.activation, loss)
     if whole:
         return _measure_network(structure, loss, x, y, sample_weight, batch_size)
     with KeptRows() as rows:
@@ -89,13 +89,6 @@ def alignment_from_moments(moments, num_samples, structure, loss):
     )
 
 
-def _resolved(loss, structure):
-    loss = getattr(structure.model, "loss", None) if loss is None else loss
-    if loss is None:
-        raise ValueError(f"Compile the model or pass loss=. Received: model {structure.model.name!r} without a loss")
-    return resolve_loss(loss, structure.activation)
-
-
 def _is_softmax(loss):
     return loss.activation == "softmax"
 
@@ -128,14 +121,14 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
         qr.update(features, _seen(loss, targets), weight)
     projection = qr.project(precision(features.dtype))
     theta = projection.coefficients.ravel()
-    squares = _residual_squares(head, loss, rows, used, theta)
+    per_sample, _ = _residual_squares(head, loss, rows, used, theta)
     verdict = decide(head, loss, rows, theta, projection.residual_share, decide_separability)
     return _report_projection(
         structure,
         projection,
         qr.num_rows,
         verdict,
-        residual_share_per_sample=_share(squares.sum(axis=1), projection.total.sum()),
+        residual_share_per_sample=_share(per_sample, projection.total.sum()),
     )
 
 
@@ -146,7 +139,7 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     columns = jacobian(head, features, weights, centered=True) if _is_softmax(loss) else plain
     theta = columns.refined(targets)
     total = _total(structure, _seen(loss, targets), weights)
-    shares = _shares(_residual_squares(head, loss, rows, used, theta), total)
+    shares = _shares(*_residual_squares(head, loss, rows, used, theta), total)
     return _report(
         structure,
         len(features),
@@ -171,7 +164,7 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     scaled = aslinearoperator(row_map) @ operator
     direction = lsqr(scaled, right, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
     squares = (right - scaled @ direction).reshape(targets.shape) ** 2
-    shares = _shares(squares, _total(structure, targets, weights))
+    shares = _shares(squares.sum(axis=1), squares.sum(axis=0), _total(structure, targets, weights))
     return _report(
         structure,
         int(np.sum(weights > 0)),
@@ -217,24 +210,24 @@ def _total(structure, targets, weights):
 
 
 def _residual_squares(head, loss, rows, used, theta):
-    """Return the squared, weighted residuals `(n, C)`, zero for samples that were left out."""
-    squares = np.zeros((len(used), head.num_outputs))
-    squares[used] = np.concatenate(
-        [
-            weight[:, None] * _seen(loss, targets - head.logits(features.astype(np.float64), theta)) ** 2
-            for features, targets, weight in rows
-        ]
-    )
-    return squares
+    """Return the squared, weighted residuals of each sample `(n,)`, zero where it was left out, and output `(C,)`."""
+    per_sample, per_class = np.zeros(len(used)), np.zeros(head.num_outputs)
+    parts = []
+    for features, targets, weight in rows:
+        squares = weight[:, None] * _seen(loss, targets - head.logits(features.astype(np.float64), theta)) ** 2
+        parts.append(squares.sum(axis=1))
+        per_class += squares.sum(axis=0)
+    per_sample[used] = np.concatenate(parts)
+    return per_sample, per_class
 
 
 def _share(part, total):
     return np.divide(part, total, out=np.zeros_like(part), where=np.asarray(total) > 0)
 
 
-def _shares(squares, total):
+def _shares(per_sample, per_class, total):
     return {
-        "residual_share": min(float(_share(np.array([squares.sum()]), total.sum())[0]), 1.0),
-        "residual_share_per_class": _share(squares.sum(axis=0), total),
-        "residual_share_per_sample": _share(squares.sum(axis=1), total.sum()),
+        "residual_share": min(float(_share(per_sample.sum(keepdims=True), total.sum())[0]), 1.0),
+        "residual_share_per_class": _share(per_class, total),
+        "residual_share_per_sample": _share(per_sample, total.sum()),
     }

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dal.features import batches, checked_weight, feature_batches
+from keras_dal.features import are_arrays, batches, checked_weight, feature_batches
 
 _CHUNK = 2**24  # bytes read at a time for a checksum
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
@@ -68,7 +68,7 @@ def cached_features(
         OSError: the features do not fit on the disk; nothing is left behind.
     """
     path = None
-    if directory is not None and _are_arrays(x):
+    if directory is not None and are_arrays(x):
         path = pathlib.Path(directory) / f"{_fingerprint(structure, x)}.features"
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
@@ -204,7 +204,3 @@ def _joined(features, labels, weights):
     labels = None if labels[0] is None else np.concatenate(labels)
     weights = np.ones(len(features)) if weights[0] is None else np.concatenate(weights)
     return CachedFeatures(features, labels, weights)
-
-
-def _are_arrays(x):
-    return all(hasattr(part, "shape") for part in tree.flatten(x))

@@ -11,7 +11,7 @@ from keras_dal.features import feature_batches, first_inputs
 from keras_dal.heads import SumHead
 from keras_dal.infimum import Enclosure, enclose_infimum
 from keras_dal.jacobian import jacobian
-from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, resolve_loss
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, loss_of
 from keras_dal.rate import Objective, l2_factors
 from keras_dal.structure import find_structure
 from keras_dal.verdict import ALIGNED
@@ -182,7 +182,7 @@ def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", 
         ValueError: no linear head, an unsupported loss, or bad data.
     """
     structure = find_structure(model, first_inputs(x), parameters)
-    resolved = resolve_loss(loss or getattr(model, "loss", None), structure.activation)
+    resolved = loss_of(model, structure.activation, loss)
     batches = list(feature_batches(structure, x, y, sample_weight, batch_size=batch_size))
     features, labels, weights = (
         None if parts[0] is None else np.concatenate([np.asarray(part, np.float64) for part in parts])

@@ -6,7 +6,7 @@ from keras import tree
 from keras_dal.add_head import add_gated_head
 from keras_dal.cache import cached_features
 from keras_dal.features import first_inputs
-from keras_dal.losses import resolve_loss
+from keras_dal.losses import loss_of
 from keras_dal.path import Path, Stopped
 from keras_dal.result import finished
 from keras_dal.structure import find_structure
@@ -77,7 +77,7 @@ def converge(
     structure = find_structure(model, inputs)
     for layer in structure.gated_layers:
         layer.freeze_gates()  # learned gates would move with the kernel that is solved for
-    loss = resolve_loss(loss or getattr(model, "loss", None), structure.activation)
+    loss = loss_of(model, structure.activation, loss)
 
     def gather(x, y=None, sample_weight=None):
         bar = keras.utils.Progbar(None, unit_name="batch") if verbose else None

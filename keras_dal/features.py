@@ -49,7 +49,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
 
 def batches(x, y=None, sample_weight=None, batch_size=256):
     """Yield `(x, y, sample_weight)` for each batch of arrays or of an iterable, None for what is missing."""
-    if not _are_arrays(x):
+    if not are_arrays(x):
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "A dataset brings its own labels and weights: leave y and sample_weight out. "
@@ -92,7 +92,8 @@ def _feature_function(structure):
     return _backend.compiled(evaluate, structure.model.variables)
 
 
-def _are_arrays(x):
+def are_arrays(x):
+    """Return whether these are inputs, not a dataset of them."""
     return all(hasattr(part, "shape") for part in tree.flatten(x))
 
 
@@ -124,12 +125,12 @@ def checked_weight(weight, size):
 
 
 def _description(x):
-    return f"shapes {[np.shape(part) for part in tree.flatten(x)]}" if _are_arrays(x) else repr(type(x).__name__)
+    return f"shapes {[np.shape(part) for part in tree.flatten(x)]}" if are_arrays(x) else repr(type(x).__name__)
 
 
 def first_inputs(x):
     """Return inputs that a look at the data does not use up, or None."""
-    if _are_arrays(x):
+    if are_arrays(x):
         return x
     return None if iter(_iterate(x)) is x else next(batches(x), (None,))[0]
 

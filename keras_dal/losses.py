@@ -198,6 +198,18 @@ def resolve_loss(loss, activation=None):
     return resolved
 
 
+def loss_of(model, activation, given=None):
+    """Return the `Loss` that was given, or else the one the model was compiled with.
+
+    Raises:
+        ValueError: neither is there, or as in `resolve_loss`.
+    """
+    loss = getattr(model, "loss", None) if given is None else given
+    if loss is None:
+        raise ValueError(f"Compile the model or pass loss=. Received: model {model.name!r} without a loss")
+    return resolve_loss(loss, activation)
+
+
 def _instance_of(loss):
     """Return the loss object behind a name or a function, which is all `model.compile` may have been given."""
     try:

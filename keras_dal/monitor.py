@@ -9,7 +9,7 @@ from keras_dal import _backend
 from keras_dal._trace import input_specs
 from keras_dal.alignment import alignment, alignment_from_moments
 from keras_dal.certificate import certify
-from keras_dal.losses import resolve_loss
+from keras_dal.losses import loss_of
 from keras_dal.moments import StepMoments
 from keras_dal.probes import KernelChange, first_samples
 from keras_dal.rate import l2_factors
@@ -60,7 +60,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._wrap = find_wrap(model.optimizer)
         self._samples = None if self.data is None else first_samples(self.data)
         self._structure = find_structure(model, self._samples, self._parameters)
-        self._loss = resolve_loss(model.loss, self._structure.activation)
+        self._loss = loss_of(model, self._structure.activation)
         self._check_step_size()
         self._check_explore()
         self._schedule = SwitchSchedule(self._wrap.explore if self._wrap else None, self.params["epochs"])

@@ -120,6 +120,8 @@ class StackedJacobian:
 class _Gated:
     """`((inputs W) * gates) V`; the bias is the last row of W, which is how `GatedHead` lays out its theta."""
 
+    gated = True
+
     def __init__(self, head, on):
         self.head, self.on = head, on
         self.output, self.back = on.array(head.output_kernel), on.array(head.output_kernel.T)
@@ -136,14 +138,20 @@ class _Gated:
     def transposed(self, inputs, gates, cotangent):
         return self.on.transposed_matmul(inputs, self.on.gated_matmul(cotangent, self.back, gates))
 
-    def moments(self, inputs, gates):
-        seconds = (self.on.transposed_matmul(part, part) for part in (inputs, gates))
-        left, right = (self.on.numpy(second) for second in seconds)
-        return left, right * (self.head.output_kernel @ self.head.output_kernel.T)
+    def gate_moments(self, gates):
+        """Return the sum of `(g g') * (V V')` over the samples."""
+        output = self.head.output_kernel
+        return self.on.numpy(self.on.transposed_matmul(gates, gates)) * (output @ output.T)
+
+    def gate_rows(self, gates, signs):
+        """Return rows `g * (V signs)` whose outer products have this mean, for random signs `(k, C)`."""
+        return np.array(self.on.numpy(self.on.gated_matmul(self.on.array(signs), self.back, gates)))
 
 
 class _Dense:
     """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
+
+    gated = False
 
     def __init__(self, num_features, num_outputs, use_bias, on):
         self.num_features, self.use_bias, self.on = num_features, use_bias, on
@@ -158,9 +166,6 @@ class _Dense:
 
     def transposed(self, inputs, gates, cotangent):
         return self.on.transposed_matmul(inputs, cotangent)
-
-    def moments(self, inputs, gates):
-        return self.on.numpy(self.on.transposed_matmul(inputs, inputs)), np.eye(self.shape[1]) * len(inputs)
 
 
 def _parts(head, on):

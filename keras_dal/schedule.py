@@ -33,11 +33,6 @@ class SwitchSchedule:
                 f"which may be reached by a later fit. Received: explore={explore!r}, epochs={epochs}"
             )
 
-    @property
-    def latest(self):
-        """The epoch before which the switch happens at the latest, or None where it is left to the user."""
-        return self._epoch
-
     def observe(self, alignment):
         """Takes the alignment measured at the end of an epoch."""
         if alignment > self._best + IMPROVEMENT:

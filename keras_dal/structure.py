@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from keras_dal import linearity
-from keras_dal._trace import enlarged, evaluate, input_specs, recorded_calls, sample_inputs, tap, to_numpy
+from keras_dal._trace import enlarged, evaluate, recorded_calls, sample_inputs, tap, to_numpy
 from keras_dal.heads import DenseHead, Head
 
 __all__ = ["Structure", "find_structure", "tap"]
@@ -50,13 +50,6 @@ class Structure:
     def use_bias(self):
         """Whether the logits have a bias among the linear parameters."""
         return bool(getattr(self.output_layer, "dense", self.output_layer).use_bias)
-
-    @property
-    def input_shape(self):
-        """Shape of one input of the model, or None where it is not known or there are several inputs."""
-        inputs = input_specs(self.model)
-        shape = inputs.shape[1:] if isinstance(inputs, keras.KerasTensor) else (None,)
-        return None if None in shape else tuple(shape)
 
     def head(self) -> Head:
         """Return the head as a function of features in NumPy, with its gates as they are now."""

@@ -340,6 +340,20 @@ def test_certify_reads_the_model():
     assert certify(model, x, np.eye(3)[y], loss="categorical_crossentropy").rank == certificate.rank
 
 
+def test_what_the_objective_leaves_out_is_said():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4, activity_regularizer="l2", name="busy"), keras.layers.Dense(2)]
+    )
+    x, y = np.random.default_rng(0).normal(size=(20, 3)), np.zeros(20, int)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, loss_weights=0.5)
+    said = certify(model, x, y).not_covered
+    assert any("activity regularizers (busy)" in sentence for sentence in said)
+    assert any("loss_weights" in sentence for sentence in said)
+    model.compile("sgd", loss)
+    assert not any("loss_weights" in sentence for sentence in certify(model, x, y).not_covered)
+
+
 def test_certify_adds_an_l2_penalty_to_the_objective():
     (x, y), model = data(), classifier(keras.regularizers.L2(0.01))
     model.compile("sgd", "sparse_categorical_crossentropy")

@@ -215,6 +215,16 @@ def test_every_point_of_the_path_can_be_chosen(model, digits):
     assert f"{result.margin:.4g}" in str(result)
 
 
+def test_many_units_are_separated_too(model, digits, monkeypatch):
+    (x, y), validation, _, _ = digits
+    before = accuracy(model, *validation)
+    monkeypatch.setattr("keras_dal.whitening._FULL", 100)
+    result = converge(model, x, y, gated=True, verbose=0)
+    assert result.structure.gated_layers[0].units > 100
+    assert result.margin > 0
+    assert accuracy(result.model, *validation) > before - 0.02
+
+
 def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):
     (x, y), validation, _, _ = digits
     on_host = converge(model, x, y, gated=True, verbose=0)

@@ -94,7 +94,9 @@ def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator)
     )  # the regularization is 1e-2 of each input
 
 
-def test_whitening_conditions_the_jacobian_of_a_branch(generator):
+@pytest.mark.parametrize("units", [0, 100], ids=["largest eigenvalues", "all eigenvalues"])
+def test_whitening_conditions_the_jacobian_of_a_branch(generator, units, monkeypatch):
+    monkeypatch.setattr("keras_dal.whitening._FULL", units)
     head, anchors = KINDS["branch"](generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
     jacobian = CachedJacobian(head, anchors)
     whitening, dense = Whitening(jacobian), columns(head, anchors)
@@ -107,8 +109,30 @@ def test_whitening_conditions_the_jacobian_of_a_branch(generator):
     assert condition(dense @ basis) < 0.1 * condition(dense)
 
 
+def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch):
+    """With one output the random signs have no effect, and all eigenvalues kept must whiten the moments."""
+    monkeypatch.setattr("keras_dal.whitening._FULL", 0)
+    head, features = gated(generator, use_bias=False), generator.normal(size=(500, M))
+    head.output_kernel, head.num_outputs = head.output_kernel[:, :1], 1
+    whitening = Whitening(CachedJacobian(head, features))
+    gates = head.gates(features) * head.output_kernel[:, 0]
+    inputs = np.hstack([head.standardize(features), np.ones((500, 1))])
+    moments = np.kron(inputs.T @ inputs / 500, gates.T @ gates / 500)
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+    whitened = np.linalg.eigvalsh(basis.T @ moments @ basis)
+    assert whitened.max() < 1.05
+    assert np.median(whitened) > 0.9  # the rest are eigenvalues below the regularization
+    monkeypatch.setattr("keras_dal.whitening._RANK", 4)
+    whitening = Whitening(CachedJacobian(head, features))
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+    conditions = [np.linalg.cond(change.T @ moments @ change) for change in (basis, np.eye(len(basis)))]
+    assert conditions[0] < 0.1 * conditions[1]
+
+
+@pytest.mark.parametrize("units", [0, 100], ids=["largest eigenvalues", "all eigenvalues"])
 @pytest.mark.parametrize("on", [Host, Accelerator])
-def test_whitening_and_its_transpose_are_transposes(head, generator, on):
+def test_whitening_and_its_transpose_are_transposes(head, generator, on, units, monkeypatch):
+    monkeypatch.setattr("keras_dal.whitening._FULL", units)
     whitening = Whitening(CachedJacobian(head, generator.normal(size=(N, M)), on=on()))
     phi, gradient = generator.normal(size=(2, head.num_parameters))
     assert whitening.theta(phi) @ gradient == pytest.approx(phi @ whitening.transposed(gradient), rel=1e-3)
