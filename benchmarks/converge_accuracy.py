@@ -13,7 +13,7 @@ import json
 import pathlib
 
 import numpy as np
-from converge_peers import SOFTMAX, Clock, accuracy, head_model, minimize
+from converge_peers import SOFTMAX, Clock, accuracy, chosen, head_model, minimize
 from machine import describe
 
 from keras_dal import converge, find_structure
@@ -70,13 +70,13 @@ def training(model, data):
     return float(np.mean(margins > 0)), float(np.mean(SOFTMAX.values(logits, targets)))
 
 
-def measure(path, limit):
+def measure(path, limit, methods):
     """Return test accuracy before, and for each method training accuracy, loss and test accuracy."""
     data = dict(np.load(path))
     data |= {"y": data["y"].astype("int64").ravel(), "yt": data["yt"].ravel()}
     rows = {}
-    for name, method in METHODS.items():
-        model = method(data, limit)
+    for name in methods:
+        model = METHODS[name](data, limit)
         train, loss = training(model, data)
         rows[name] = {"train": train, "loss": loss, "test": accuracy(model, data["zt"], data["yt"])}
         print(f"{path}  {name:40} train {train:.4f} loss {loss:.2g} test {rows[name]['test']:.4f}", flush=True)
@@ -104,7 +104,7 @@ def table(results):
         "| method | train | training loss | test | change |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name in METHODS:
+    for name in networks[0]["rows"]:
         rows = [network["rows"][name] for network in networks]
         test, train = (100 * np.array([row[key] for row in rows]) for key in ("test", "train"))
         change = test - 100 * before
@@ -120,13 +120,15 @@ def main():
     parser.add_argument("features", nargs="+")
     parser.add_argument("--name", required=True)
     parser.add_argument("--limit", type=float, default=60.0)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     names = " ".join(pathlib.Path(path).name for path in arguments.features)
     results = {
         "name": arguments.name,
-        "command": f"python {SCRIPT} {names} --name {arguments.name} --limit {arguments.limit:g}",
+        "command": f"python {SCRIPT} {names} --name {arguments.name} --limit {arguments.limit:g}"
+        + chosen(arguments, methods=list(METHODS)),
         "machine": describe(),
-        "networks": [measure(path, arguments.limit) for path in arguments.features],
+        "networks": [measure(path, arguments.limit, arguments.methods) for path in arguments.features],
     }
     stem = f"converge_accuracy_{arguments.name}"
     RESULTS.mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ head scikit-learn's LogisticRegression.
 import argparse
 import json
 import pathlib
+import shlex
 import time
 
 import keras
@@ -32,6 +33,7 @@ SCRIPT = "benchmarks/converge_peers.py"
 RESULTS = pathlib.Path(__file__).parent / "results"
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 TARGETS = (1e-2, 1e-4)
+HEADS = ["plain", "gated"]
 SOFTMAX = SoftmaxCrossEntropy()
 
 
@@ -221,12 +223,18 @@ def table(results):
     return "\n".join(lines) + "\n"
 
 
+def chosen(arguments, **every):
+    """Return the options that leave something out, as they were given."""
+    given = {name: getattr(arguments, name) for name, values in every.items() if getattr(arguments, name) != values}
+    return "".join(f" --{name} " + " ".join(map(shlex.quote, values)) for name, values in given.items())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", required=True)
     parser.add_argument("--samples", type=int)
     parser.add_argument("--limit", type=float, default=60.0)
-    parser.add_argument("--heads", nargs="+", default=["plain", "gated"], choices=["plain", "gated"])
+    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--trial", action="store_true", help="print the table and write no file")
     arguments = parser.parse_args()
@@ -257,7 +265,8 @@ def main():
         "name": name,
         "samples": n,
         "limit": arguments.limit,
-        "command": f"python {SCRIPT} --features {name}.npz --samples {n} --limit {arguments.limit:g}",
+        "command": f"python {SCRIPT} --features {name}.npz --samples {n} --limit {arguments.limit:g}"
+        + chosen(arguments, heads=HEADS, methods=list(METHODS)),
         "machine": describe(),
         "start": start,
         "rows": rows,

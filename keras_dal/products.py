@@ -32,8 +32,9 @@ class CachedJacobian:
     def restricted(self, rows):
         """Return the same for some of the samples, given by their indices in ascending order."""
         other = object.__new__(CachedJacobian)
-        taken = [[a if a is None else self.on.take(a, rows) for a in arrays] for arrays in self._prepared or ()]
-        prepared = taken or None
+        prepared = self._prepared and [
+            [a if a is None else self.on.take(a, rows) for a in arrays] for arrays in self._prepared
+        ]
         features = self.features[rows] if prepared else _Rows(self.features, rows)
         other.__dict__.update(self.__dict__, features=features, _prepared=prepared)
         return other
