@@ -1,4 +1,4 @@
-"""Train a small CIFAR ResNet and write its features for `converge_peers.py`.
+"""Train a small CIFAR ResNet and write its features for `converge_peers.py`, and beside them what computes them.
 
     python benchmarks/converge_features.py --data-dir DIR --output cifar10_10000.npz [--name cifar10] [--samples 10000]
     python benchmarks/converge_features.py --name digits --samples 1000 --unlabelled 300 --epochs 40 --output digits.npz
@@ -7,6 +7,7 @@ About five minutes on two cores for 10,000 images and 20 epochs. The digits are 
 """
 
 import argparse
+import pathlib
 
 import keras
 import numpy as np
@@ -60,6 +61,7 @@ def main():
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--unlabelled", type=int, default=5_000)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--copies", type=int, default=4, help="augmented copies of the features")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
@@ -80,10 +82,13 @@ def main():
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, nesterov=True), loss, metrics=["accuracy"])
     for _ in range(arguments.epochs):
         model.fit(augmented(x, generator, mirror), y, batch_size=BATCH, verbose=2)
-    copies = np.stack([trunk.predict(augmented(x, generator, mirror), verbose=0) for _ in range(4)])
+    copies = [trunk.predict(augmented(x, generator, mirror), verbose=0) for _ in range(arguments.copies)]
     z, zu, zt = (trunk.predict(images, verbose=0) for images in (x, xu, xt))
     kernel, bias = model.get_layer("head").get_weights()
-    np.savez(arguments.output, z=z, y=y, za=copies, zu=zu, zt=zt, yt=yt, K=kernel, b=bias)
+    np.savez(
+        arguments.output, z=z, y=y, za=np.reshape(copies, (-1, *z.shape)), zu=zu, zt=zt, yt=yt, K=kernel, b=bias, x=x
+    )
+    trunk.save(pathlib.Path(arguments.output).with_suffix(".keras"))
 
 
 if __name__ == "__main__":
