@@ -3,7 +3,7 @@
 A ResNet-8 explores on 10,000 CIFAR-10 images. A gated branch is added and certified. Then, on cached features: plain
 gradient descent with the certificate's step, whose loss is compared with the certified bound at every step, and
 `converge`, which runs the same convex problem on to the training loss that is wanted. Writes
-benchmarks/results/certified_cifar.json and docs/certified_cifar.png.
+benchmarks/results/certified_cifar.json, docs/certified_cifar.png and docs/certified_cifar_path.png.
 
     python benchmarks/certified_cifar.py --data-dir ~/tensorflow_datasets
 """
@@ -96,6 +96,7 @@ def main():
     bounds = [certificate.bound(t) for t in range(options.steps + 1)]
     result = timed("converge", keras_dal.converge, gated, *train, tol=options.tol, validation_data=tuple(test))
     print(result)
+    plots.solution(result, PICTURE.with_name("certified_cifar_path.png"))
     result.model.compile(loss=model.loss, metrics=["accuracy"])
     after = [result.model.evaluate(*images, verbose=0)[1] for images in (train, test)]
     RESULT.parent.mkdir(exist_ok=True)
@@ -107,6 +108,7 @@ def main():
         "certificate": json.loads(certificate.to_json()),
         "train and test accuracy before": before,
         "gradient descent": {"loss": losses, "bound": bounds, "test accuracy": accuracies},
+        "steps until the bound is at the wanted loss": certificate.steps_for(options.tol),
         "steps above the bound": sum(loss > bound for loss, bound in zip(losses, bounds, strict=True)),
         "converge": {
             "scaled loss": result.scaled_loss,

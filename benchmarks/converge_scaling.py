@@ -4,8 +4,8 @@
 
 An iteration is one product with the Hessian, as conjugate gradients make it. Its time is compared with that of the same
 matrix products alone (NumPy's sgemm on whole matrices). Memory is what the process itself holds (anonymous pages, read
-from /proc every few milliseconds) while a plain head is solved on 1,000,000 x 512 features that lie on disk.
-Writes benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
+from /proc every few milliseconds) while a plain head is solved on 1,000,000 x 512 features that lie on disk. `max_bytes`
+limits what of the features is held; arrays of one number per sample and output come on top. Writes benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from machine import GIB, PeakMemory, describe
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from keras_dal import converge
 from keras_dal.criteria import Separation
@@ -29,7 +30,7 @@ RESULT = Path(__file__).parent / "results" / "converge_scaling.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "converge_scaling.png"
 FEATURES, OUTPUTS = 64, 10
 SAMPLES = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
-UNITS = [128, 256, 512, 1024, 2048, 4096]
+UNITS = [256, 512, 1024, 2048, 4096, 8192, 16384]
 
 
 def features(samples):
@@ -75,8 +76,9 @@ def plain_products(samples, units):
     return lambda: [np.matmul(left, right, out=out) for left, right, out in ones], operations
 
 
-def seconds(function, repeats=5):
-    function()
+def seconds(function, repeats=7):
+    """Return the median time of a function that has run twice before."""
+    function(), function()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -140,6 +142,7 @@ def draw(results):
         axis.loglog(sizes, times, "o-", label="measured")
         axis.loglog(sizes, times[-1] * sizes / sizes[-1], "--", color="0.6", label="linear")
         axis.set(xlabel=label, ylabel="seconds per iteration")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].legend(frameon=False)
     figure.savefig(PICTURE, dpi=120)
 
@@ -155,12 +158,12 @@ def main():
         "samples": {
             "units": 256,
             "sizes": SAMPLES,
-            "seconds": [seconds(iteration(features(n), 256), 3) for n in SAMPLES],
+            "seconds": [seconds(iteration(features(n), 256)) for n in SAMPLES],
         },
         "units": {
             "samples": 10_000,
             "sizes": UNITS,
-            "seconds": [seconds(iteration(features(10_000), units), 3) for units in UNITS],
+            "seconds": [seconds(iteration(features(10_000), units)) for units in UNITS],
         },
     }
     RESULT.write_text(json.dumps(results, indent=1) + "\n")

@@ -75,8 +75,8 @@ def benchmark_section(path):
     ]
     if numbers:
         lines += ["| | |", "|---|---:|", *(f"| {name} | {_written(value)} |" for name, value in numbers), ""]
-    if (DOCS / f"{path.stem}.png").exists():
-        lines += [f"![{path.stem.replace('_', ' ')}]({path.stem}.png)", ""]
+    for picture in sorted(DOCS.glob(f"{path.stem}*.png")):
+        lines += [f"![{picture.stem.replace('_', ' ')}]({picture.name})", ""]
     if (DOCS / f"{path.stem}.md").exists():
         lines += [f"As a table: [{path.stem}.md]({path.stem}.md)", ""]
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
