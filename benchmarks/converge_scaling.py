@@ -1,11 +1,12 @@
 """What an iteration of `converge` costs: against plain matrix products, against samples and units, and in memory.
 
-    python benchmarks/converge_scaling.py               # about ten minutes on two cores, 5 GiB of disk
+    python benchmarks/converge_scaling.py               # about two minutes on two cores, 5 GiB of disk
 
-An iteration is one product with the Hessian, as conjugate gradients make it. Its time is compared with that of the same
-matrix products alone (NumPy's sgemm on whole matrices). Memory is what the process itself holds (anonymous pages, read
-from /proc every few milliseconds) while a plain head is solved on 1,000,000 x 512 features that lie on disk. `max_bytes`
-limits what of the features is held; arrays of one number per sample and output come on top. Writes benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
+An iteration is one product with the Hessian, as conjugate gradients make it. Its time is compared with that of the
+same matrix products alone (NumPy's sgemm on whole matrices). Memory is what the process itself holds (anonymous
+pages, read from /proc every few milliseconds) while a plain head is solved on 1,000,000 x 512 features that lie on
+disk. `max_bytes` limits what of the features is held; arrays of one number per sample and output come on top. Writes
+benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
 """
 
 import argparse

@@ -12,10 +12,10 @@ RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearl
 _STEPS = 25  # Newton steps for one weight
 _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
 _PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
-_STALLED = 0.05  # decrease of the objective in one step, relative to it, at which the same is done
+_STALLED = 0.15  # decrease of the objective in one step, relative to it, at which the same is done
 _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
 _ANCHORS = 10_000  # of the training samples, where no anchors are given
-_DELTA = 0.01  # wanted margin, relative to the root mean square of the logits' gaps
+_DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
 
 
 class Task:
