@@ -85,7 +85,7 @@ def bound(certificate, losses, path, accuracies=None):
 
 
 def solution(result, path):
-    """Draw accuracy and smallest margin along the path that `converge` took, over how far the logits moved.
+    """Draw accuracy, smallest margin and change of the logits along the path that `converge` took, over its seconds.
 
     Args:
         result: the `Result` of `converge` for a classifier.
@@ -95,22 +95,25 @@ def solution(result, path):
         The path.
 
     Raises:
-        ValueError: the result of a regression, which has neither.
+        ValueError: the result of a regression, which has neither accuracy nor margins.
     """
     points = result.path
     if points[0].accuracy is None:
         raise ValueError(f"Only a classifier has accuracy and margins. Received: a result for {result.loss_name}")
-    figure, (left, right) = _figure(10, 3.8, columns=2)
-    moved = [point.moved for point in points]
-    left.plot(moved, [point.accuracy for point in points], ".-", color=_COLORS["wrapped"], label="training")
+    figure, axes = _figure(13, 3.8, columns=3)
+    seconds = [point.seconds for point in points]
+    axes[0].plot(seconds, [point.accuracy for point in points], ".-", color=_COLORS["wrapped"], label="training")
     if points[0].validation is not None:
-        left.plot(moved, [point.validation for point in points], ".:", color=_COLORS["alignment"], label="validation")
-    left.axvline(result.point.moved, color="black", linewidth=0.8, linestyle="--", label="kept")
-    left.set(xlabel="change of the anchors' logits", ylabel="accuracy")
-    left.legend(frameon=False)
-    right.plot(moved, [point.margin for point in points], ".-", color=_COLORS["wrapped"])
-    right.axhline(0, color=_COLORS["bound"], linewidth=0.8)
-    right.set(xlabel="change of the anchors' logits", ylabel="smallest margin of the training samples")
+        validation = [point.validation for point in points]
+        axes[0].plot(seconds, validation, ".:", color=_COLORS["alignment"], label="validation")
+    axes[1].plot(seconds, [point.margin for point in points], ".-", color=_COLORS["wrapped"])
+    axes[1].axhline(0, color=_COLORS["bound"], linewidth=0.8)
+    axes[2].plot(seconds, [point.moved for point in points], ".-", color=_COLORS["wrapped"])
+    labels = ("accuracy", "smallest training margin", "change of the anchors' logits")
+    for axis, label in zip(axes, labels, strict=True):
+        axis.axvline(result.point.seconds, color="black", linewidth=0.8, linestyle="--", label="kept")
+        axis.set(xlabel="seconds of the solver", ylabel=label)
+    axes[0].legend(frameon=False)
     return _written(figure, path)
 
 

@@ -88,20 +88,22 @@ def test_bound_alone(figures, certificate, tmp_path):
 def points(validation):
     rows = [(0.0, 0.5, -1.0), (0.2, 0.9, -0.1), (0.5, 1.0, 0.3)]
     return tuple(
-        Point(0.0, 0.1, 1.0, accuracy, margin, moved, 0.0, 0.7 if validation else None, np.zeros(2))
+        Point(2 * moved, 0.1, 1.0, accuracy, margin, moved, 0.0, 0.7 if validation else None, np.zeros(2))
         for moved, accuracy, margin in rows
     )
 
 
 @pytest.mark.parametrize("validation", [True, False])
-def test_solution_shows_accuracy_and_margin_over_the_change(figures, tmp_path, validation):
+def test_solution_shows_accuracy_margin_and_change_over_time(figures, tmp_path, validation):
     path = points(validation)
     plots.solution(SimpleNamespace(path=path, point=path[-1]), tmp_path / "path.png")
-    left, right = figures[0].axes
-    np.testing.assert_array_equal(line(left, "training").get_ydata(), [0.5, 0.9, 1.0])
-    assert line(left, "kept").get_xdata()[0] == 0.5
-    assert ("validation" in [each.get_label() for each in left.lines]) == validation
-    np.testing.assert_array_equal(right.lines[0].get_ydata(), [-1.0, -0.1, 0.3])
+    accuracy, margin, moved = figures[0].axes
+    np.testing.assert_array_equal(line(accuracy, "training").get_ydata(), [0.5, 0.9, 1.0])
+    np.testing.assert_array_equal(line(accuracy, "training").get_xdata(), [0.0, 0.4, 1.0])
+    assert line(accuracy, "kept").get_xdata()[0] == 1.0
+    assert ("validation" in [each.get_label() for each in accuracy.lines]) == validation
+    np.testing.assert_array_equal(margin.lines[0].get_ydata(), [-1.0, -0.1, 0.3])
+    np.testing.assert_array_equal(moved.lines[0].get_ydata(), [0.0, 0.2, 0.5])
 
 
 def test_solution_of_a_regression_is_refused(tmp_path):
