@@ -13,6 +13,7 @@ for the plain head scikit-learn's LogisticRegression.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import shlex
@@ -168,12 +169,8 @@ def torch_logits(structure, z):
 
 def keras_adam(data, gated, limit):
     model, clock = head_model(data, gated), Clock(limit, data["least"][gated])
-    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    try:
-        while True:
-            clock.check(model.fit(data["z"], data["y"], batch_size=256, verbose=0).history["loss"][0])
-    except StopIteration:
-        return clock.report(model, data)
+    fit_by_adam(model, data["z"], data["y"], clock)
+    return clock.report(model, data)
 
 
 def keras_adam_through_the_network(data, gated, limit):
@@ -181,13 +178,16 @@ def keras_adam_through_the_network(data, gated, limit):
     head, clock = head_model(data, gated), Clock(limit, data["least"][gated])
     trunk = keras.saving.load_model(data["trunk"])
     trunk.trainable = False
-    model = keras.Sequential([trunk, head])
+    fit_by_adam(keras.Sequential([trunk, head]), data["x"], data["y"], clock)
+    return clock.report(head, data)
+
+
+def fit_by_adam(model, x, y, clock):
+    """Train a model until the clock stops it."""
     model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    try:
+    with contextlib.suppress(StopIteration):
         while True:
-            clock.check(model.fit(data["x"], data["y"], batch_size=256, verbose=0).history["loss"][0])
-    except StopIteration:
-        return clock.report(head, data)
+            clock.check(model.fit(x, y, batch_size=256, verbose=0).history["loss"][0])
 
 
 def scikit_learn(solver):
