@@ -7,7 +7,7 @@ _RIDGE = 1e-2  # relative: directions the anchors hardly see are not free
 _FULL = 4096  # gated units up to which their second moments are factorized whole, which takes the cube of their number
 _RANK = 256  # largest eigenvalues that are kept of more units
 _SPARE, _ITERATIONS = 24, 2  # additional vectors, and iterations, to compute them
-_ROWS = 2**28  # entries of the matrix they are computed from
+_ENTRIES = 2**28  # entries of the matrix they are computed from
 
 
 class Whitening:
@@ -24,8 +24,14 @@ class Whitening:
 
     def __init__(self, jacobian):
         self._split, self._on = jacobian.split, jacobian.on
-        self._inputs = [_Full(_mean_square(jacobian, index), self._on) for index in range(len(jacobian.parts))]
-        self._gates = [_gate_factor(jacobian, index, part) for index, part in enumerate(jacobian.parts)]
+        inputs, gates = [0.0] * len(jacobian.parts), [_collector(part, jacobian) for part in jacobian.parts]
+        for _, block in jacobian.blocks():  # once: where memory is short, each pass computes all gates
+            for index, (part_inputs, part_gates) in enumerate(block):
+                square = self._on.numpy(self._on.transposed_matmul(part_inputs, part_inputs))
+                inputs[index] = inputs[index] + square.astype(np.float64)
+                gates[index].add(part_gates)
+        self._inputs = [_Full(total / len(jacobian), self._on) for total in inputs]
+        self._gates = [collector.factor() for collector in gates]
 
     def theta(self, phi):
         """Return `T phi`, float32 of shape `(P,)`."""
@@ -35,9 +41,8 @@ class Whitening:
     def transposed(self, gradient):
         """Return `T' gradient`, float64 of shape `(P,)`."""
         pairs = zip(self._inputs, self._gates, strict=True)
-        return self._mapped(gradient, [(inputs.left, gates.transposed_right) for inputs, gates in pairs]).astype(
-            np.float64
-        )
+        maps = [(inputs.left, gates.transposed_right) for inputs, gates in pairs]
+        return self._mapped(gradient, maps).astype(np.float64)
 
     def _mapped(self, theta, maps):
         pieces = zip(self._split(theta), maps, strict=True)
@@ -45,30 +50,51 @@ class Whitening:
         return np.concatenate([self._on.numpy(product).ravel() for product in products])
 
 
-def _mean_square(jacobian, index):
-    """Return the mean outer product of the inputs of one part."""
-    on = jacobian.on
-    inputs = (block[index][0] for _, block in jacobian.blocks())
-    return sum(on.numpy(on.transposed_matmul(each, each)).astype(np.float64) for each in inputs) / len(jacobian)
-
-
-def _gate_factor(jacobian, index, part):
-    """Return the second factor of one part."""
-    gates = (block[index][1] for _, block in jacobian.blocks())
-    units = part.shape[1]
+def _collector(part, jacobian):
+    """Return what makes the second factor of a part from its gates, block by block."""
     if not part.gated:
         return _Identity()
-    if units <= _FULL:
-        return _Full(sum(part.gate_moments(each).astype(np.float64) for each in gates) / len(jacobian), jacobian.on)
-    generator, step = np.random.default_rng(0), -(-len(jacobian) * units // _ROWS)
-    signs = (-1.0, 1.0)
-    thinned = (each[::step] for each in gates)
-    rows = [part.gate_rows(each, generator.choice(signs, (len(each), jacobian.num_outputs))) for each in thinned]
-    return _LowRank(np.concatenate(rows), jacobian.on)
+    return (_Moments if part.shape[1] <= _FULL else _Rows)(part, jacobian)
+
+
+class _Moments:
+    """Sums the second moments of gates."""
+
+    def __init__(self, part, jacobian):
+        self._part, self._jacobian, self._total = part, jacobian, 0.0
+
+    def add(self, gates):
+        self._total = self._total + self._part.gate_moments(gates).astype(np.float64)
+
+    def factor(self):
+        return _Full(self._total / len(self._jacobian), self._jacobian.on)
+
+
+class _Rows:
+    """Keeps rows whose mean outer product the second moments are, of every sample or of every so many."""
+
+    def __init__(self, part, jacobian):
+        self._part, self._jacobian, self._rows = part, jacobian, []
+        self._generator = np.random.default_rng(0)
+        self._step = -(-len(jacobian) * part.shape[1] // _ENTRIES)
+
+    def add(self, gates):
+        gates = gates[:: self._step]
+        signs = self._generator.choice((-1.0, 1.0), (len(gates), self._jacobian.num_outputs))
+        self._rows.append(self._part.gate_rows(gates, signs))
+
+    def factor(self):
+        return _LowRank(np.concatenate(self._rows), self._jacobian.on)
 
 
 class _Identity:
     """No second factor: the outputs of a plain head have the same inputs."""
+
+    def add(self, gates):
+        pass
+
+    def factor(self):
+        return self
 
     def right(self, piece):
         return piece
