@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
-OTHER_BACKENDS := tests/test_two_lines.py tests/test_solver.py tests/test_wrap.py::test_stateless_apply \
+OTHER_BACKENDS := tests/test_two_lines.py tests/test_solver.py tests/test_interpolation.py tests/test_wrap.py::test_stateless_apply \
 	tests/test_converge.py::test_an_accelerator_finds_the_same_head
 
 .PHONY: quickstart test lint types clean

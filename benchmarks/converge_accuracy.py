@@ -11,6 +11,7 @@ benchmarks/results/converge_accuracy_NAME.json and docs/converge_accuracy_NAME.m
 import argparse
 import json
 import pathlib
+from unittest import mock
 
 import numpy as np
 from converge_peers import SOFTMAX, Clock, accuracy, chosen, head_model, minimize
@@ -32,6 +33,27 @@ def finished(anchors=None, gated="auto", **options):
     return run
 
 
+class _AsTheyAre:
+    """No whitening: interpolation then makes the change of least norm in the parameters themselves."""
+
+    def __init__(self, jacobian):
+        pass
+
+    def rows(self, inputs, gates):
+        return inputs, gates
+
+    def theta(self, phi):
+        return phi.astype(np.float32)
+
+    def transposed(self, gradient):
+        return gradient
+
+
+def not_whitened(data, limit):
+    with mock.patch("keras_dal.interpolation.Whitening", _AsTheyAre):
+        return finished()(data, limit)
+
+
 def lbfgs(gated, copies=False):
     def run(data, limit):
         train = data
@@ -51,9 +73,10 @@ def augmented(data):
 
 METHODS = {
     "converge": finished(),
+    "converge, change not whitened": not_whitened,
     "converge, unlabelled images as anchors": finished(lambda data: data["zu"]),
     "converge, augmented images as anchors": finished(augmented),
-    "plain head, ridge 1e-3": finished(gated=False, ridge=1e-3),
+    "plain head, ridge 1e-2": finished(gated=False, ridge=1e-2),
     "gated head, ridge 1e-3": finished(gated=True, ridge=1e-3),
     "plain head, L-BFGS": lbfgs(gated=False),
     "gated head, L-BFGS": lbfgs(gated=True),

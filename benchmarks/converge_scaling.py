@@ -1,12 +1,12 @@
 """What an iteration of `converge` costs: against plain matrix products, against samples and units, and in memory.
 
-    python benchmarks/converge_scaling.py               # about two minutes on two cores, 5 GiB of disk
+    python benchmarks/converge_scaling.py               # about four minutes on two cores, 5 GiB of disk
 
-An iteration is one product with the Hessian, as conjugate gradients make it. Its time is compared with that of the
-same matrix products alone (NumPy's sgemm on whole matrices). Memory is what the process itself holds (anonymous
-pages, read from /proc every few milliseconds) while a plain head is solved on 1,000,000 x 512 features that lie on
-disk. `max_bytes` limits what of the features is held; arrays of one number per sample and output come on top. Writes
-benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
+An iteration is one product with the Hessian, as conjugate gradients make it; an interpolation moves the logits of
+samples exactly. Their time is compared with that of the same matrix products alone (NumPy's sgemm on whole matrices).
+Memory is what the process itself holds (anonymous pages, read from /proc every few milliseconds) while a plain head is
+solved on 1,000,000 x 512 features that lie on disk. `max_bytes` limits what of the features is held; arrays of one
+number per sample and output come on top. Writes benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from matplotlib.ticker import NullFormatter
 from keras_dal import converge
 from keras_dal.criteria import Separation
 from keras_dal.gated import GatedBranch
+from keras_dal.interpolation import Interpolation
 from keras_dal.products import CachedJacobian
 from keras_dal.whitening import Whitening
 
@@ -31,7 +32,8 @@ RESULT = Path(__file__).parent / "results" / "converge_scaling.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "converge_scaling.png"
 FEATURES, OUTPUTS = 64, 10
 SAMPLES = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
-UNITS = [256, 512, 1024, 2048, 4096, 8192, 16384]
+GATES = [25, 50, 100, 200, 400, 800, 1600]
+MOVED = [500, 1_000, 2_000, 4_000, 8_000, 16_000]
 
 
 def features(samples):
@@ -39,17 +41,17 @@ def features(samples):
     return np.maximum(generator.normal(size=(samples, FEATURES)), 0).astype(np.float32)
 
 
-def branch(z, units):
+def branch(z, gates):
     """Return a gated head beside a plain one, adapted to features."""
-    layer = GatedBranch(keras.layers.Dense(OUTPUTS), units, seed=0)
+    layer = GatedBranch(keras.layers.Dense(OUTPUTS), gates, seed=0)
     layer.build((None, z.shape[1]))
     layer.adapt(z[:10_000])
     return layer.linear_head()[0]
 
 
-def iteration(z, units):
-    """Return a function that multiplies a direction by the Hessian."""
-    head, labels = branch(z, units), np.random.default_rng(1).integers(0, OUTPUTS, len(z))
+def iteration(z, gates):
+    """Return a function that multiplies a direction by the Hessian, and the shapes of its matrix products."""
+    head, labels = branch(z, gates), np.random.default_rng(1).integers(0, OUTPUTS, len(z))
     jacobian = CachedJacobian(head, z)
     whitening = Whitening(CachedJacobian(head, z[:10_000]))
     start = np.zeros((len(z), OUTPUTS), np.float32)
@@ -60,16 +62,33 @@ def iteration(z, units):
         change = jacobian.logits(whitening.theta(direction))
         return whitening.transposed(jacobian.adjoint(curve(change)))
 
-    return product
+    n, m, maps = len(z), FEATURES + 1, gates * OUTPUTS
+    inner, outer = [(n, m, maps), (m, n, maps)], [(m, m, maps), (m * OUTPUTS, gates, gates)] * 2
+    return product, inner + outer + [(n, m, OUTPUTS), (m, n, OUTPUTS)]
 
 
-def plain_products(samples, units):
-    """Return a function that makes the iteration's matrix products and nothing else, and their operations."""
-    m = FEATURES + 1
-    inner = [(samples, m, units), (samples, units, OUTPUTS), (samples, OUTPUTS, units), (m, samples, units)]
-    outer = [(m, m, units), (m, units, units)] * 2
-    dense = [(samples, m, OUTPUTS), (m, samples, OUTPUTS)]
-    shapes = inner + outer + dense
+def interpolation(z, gates):
+    """Return a function that moves the logits of all samples, and the shapes of its matrix products.
+
+    Half of a Gram matrix is computed, and a Cholesky factorization takes a third of n^3 operations.
+    """
+    mixture = CachedJacobian(branch(z, gates).parts[0], z)
+    anchors = mixture.restricted(np.arange(min(len(z), 10_000)))
+    moves = np.random.default_rng(1).normal(size=(len(z), OUTPUTS))
+
+    def moved():
+        solver = Interpolation(mixture, anchors)
+        solver.extend(np.arange(len(z)))
+        return solver.change(moves)
+
+    n, m = len(z), FEATURES + 1
+    gram = [(n, m, n // 2), (n, gates, n // 2), (n, m, m), (n, gates, gates)]
+    moments = [(m, len(anchors), m), (gates, len(anchors), gates)]
+    return moved, [*gram, *moments, (n, n, n // 6), (n, n, 2 * OUTPUTS), (m, n, gates * OUTPUTS)]
+
+
+def plain_products(shapes):
+    """Return a function that makes matrix products of these shapes and nothing else, and their operations."""
     ones = [
         (np.ones((a, b), np.float32), np.ones((b, c), np.float32), np.empty((a, c), np.float32)) for a, b, c in shapes
     ]
@@ -88,14 +107,16 @@ def seconds(function, repeats=7):
     return float(np.median(times))
 
 
-def arithmetic(samples, units):
-    """Return the speed of an iteration and of its matrix products alone."""
-    plain, operations = plain_products(samples, units)
-    ours, theirs = seconds(iteration(features(samples), units)), seconds(plain)
+def arithmetic(kind, samples, gates):
+    """Return the speed of an iteration or an interpolation and of its matrix products alone."""
+    ours, shapes = kind(features(samples), gates)
+    plain, operations = plain_products(shapes)
+    ours, theirs = seconds(ours), seconds(plain)
     return {
         "samples": samples,
-        "units": units,
-        "iteration GFLOP/s": operations / ours / 1e9,
+        "gates": gates,
+        "seconds": ours,
+        "GFLOP/s": operations / ours / 1e9,
         "sgemm GFLOP/s": operations / theirs / 1e9,
         "ratio": theirs / ours,
     }
@@ -136,15 +157,16 @@ def memory(samples, width, max_bytes):
 
 
 def draw(results):
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, (name, label) in zip(axes, (("samples", "samples n"), ("units", "gated units H")), strict=True):
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    labels = {"samples": "samples n", "gates": "gates K", "moved": "moved samples"}
+    for axis, (name, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
         sizes, times = np.array(results[name]["sizes"]), np.array(results[name]["seconds"])
+        power = 3 if name == "moved" else 1
         axis.loglog(sizes, times, "o-", label="measured")
-        axis.loglog(sizes, times[-1] * sizes / sizes[-1], "--", color="0.6", label="linear")
-        axis.set(xlabel=label, ylabel="seconds per iteration")
+        axis.loglog(sizes, times[-1] * (sizes / sizes[-1]) ** power, "--", color="0.6", label=f"power {power}")
+        axis.set(xlabel=label, ylabel="seconds per " + ("interpolation" if name == "moved" else "iteration"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axes[0].legend(frameon=False)
+        axis.legend(frameon=False)
     figure.savefig(PICTURE, dpi=120)
 
 
@@ -155,16 +177,21 @@ def main():
         "command": "python benchmarks/converge_scaling.py",
         "machine": describe(),
         "memory": memory(1_000_000, 512, GIB // 4),
-        "arithmetic": arithmetic(10_000, 2770),
+        "iteration": arithmetic(iteration, 10_000, 616),
+        "interpolation": arithmetic(interpolation, 5_000, 616),
         "samples": {
-            "units": 256,
+            "gates": 32,
             "sizes": SAMPLES,
-            "seconds": [seconds(iteration(features(n), 256)) for n in SAMPLES],
+            "seconds": [seconds(iteration(features(n), 32)[0]) for n in SAMPLES],
         },
-        "units": {
+        "gates": {
             "samples": 10_000,
-            "sizes": UNITS,
-            "seconds": [seconds(iteration(features(10_000), units)) for units in UNITS],
+            "sizes": GATES,
+            "seconds": [seconds(iteration(features(10_000), gates)[0]) for gates in GATES],
+        },
+        "moved": {
+            "sizes": MOVED,
+            "seconds": [seconds(interpolation(features(n), 4 * n // 65)[0], repeats=1) for n in MOVED],
         },
     }
     RESULT.write_text(json.dumps(results, indent=1) + "\n")

@@ -64,7 +64,7 @@ def price(samples, repeats):
     heads = head_only(model), head_only(gated)
     return {
         "samples": samples,
-        "units": find_structure(gated).layer.gated.units,
+        "gates": find_structure(gated).layer.num_gates,
         "plain_parameters": model.count_params(),
         "gated_trainable": sum(int(np.prod(v.shape)) for v in gated.trainable_variables),
         "gated_parameters": gated.count_params(),
@@ -80,14 +80,14 @@ def table(results):
         "",
         f"Measured here, by `{results['command']}`: a ResNet-8 with 64 features and 10 classes, batches of "
         f"{BATCH}, medians of {results['repeats']} alternating steps; {results['machine']['processor']}, "
-        f"{results['machine']['cores']} cores. The fixed parameters are the gates and V.",
+        f"{results['machine']['cores']} cores. The fixed parameters are those of the gates.",
         "",
-        "| samples | units | parameters, plain | trainable, gated | all, gated | step of the whole model, ms | ratio "
+        "| samples | gates | parameters, plain | trainable, gated | all, gated | step of the whole model, ms | ratio "
         "| step of the head, ms | ratio |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["rows"]:
-        sizes = "samples", "units", "plain_parameters", "gated_trainable", "gated_parameters"
+        sizes = "samples", "gates", "plain_parameters", "gated_trainable", "gated_parameters"
         times = [
             f"{row[kind]['plain_ms']} → {row[kind]['gated_ms']} | {row[kind]['ratio']}" for kind in ("whole", "head")
         ]

@@ -23,7 +23,7 @@ def add_gated_head(
     place="beside",
     gates="random",
     sharpness=10.0,
-    oversample=2.0,
+    oversample=4.0,
     loss=None,
     seed=None,
     batch_size=256,
@@ -31,8 +31,9 @@ def add_gated_head(
 ):
     """Return a copy of a model with a gated head that can reach every labelling of the training samples.
 
-    Beside the head, the new units add nothing at first: the copy computes what the model does. Before the head, as in
-    the paper, the gated units and the last layer start anew. The number of units is
+    Beside the head, a mixture of linear maps adds nothing at first: the copy computes what the model does. It has
+    `K = ceil(oversample n / (m + 1))` gates: as many parameters for each output as there are samples, times
+    `oversample`. Before the head, as in the paper, gated units and the last layer start anew. Their number is
     `H = max(ceil(oversample n C' / (m + 1)), C')`, with `C' = C - 1` for softmax and C otherwise: as many parameters
     as labels, and as many units as free outputs, since the rows of one sample span at most H directions.
 
@@ -42,10 +43,10 @@ def add_gated_head(
             exploring, the features move away from what they were.
         num_samples: n, where x is not given, or not all of it.
         place: `"beside"` or `"before"` the last layer.
-        gates: `"random"` or `"learned"`, as in `GatedDense`.
+        gates: `"random"`, or before the last layer also `"learned"`, as in `GatedDense`.
         sharpness: as in `GatedDense`.
         oversample: parameters over labels, at least 1; with more, `converge` disturbs test images less.
-        loss: as for `model.compile`; the compiled one by default. It decides only whether softmax saves one output.
+        loss: as for `model.compile`; the compiled one by default. Softmax needs units for one output less.
         seed: integer for the random numbers.
         batch_size: samples per evaluation of the features.
         verbose: whether to print what was added.
@@ -57,7 +58,7 @@ def add_gated_head(
     Raises:
         ValueError: a model without a linear head, or with a gated one, or bad arguments.
     """
-    _check(x, num_samples, place, oversample)
+    _check(x, num_samples, place, gates, oversample)
     samples = None if x is None else first_inputs(x)
     structure = find_structure(model, samples)
     head = structure.layer
@@ -67,10 +68,14 @@ def add_gated_head(
     if x is not None:
         features = np.concatenate([batch[0] for batch in feature_batches(structure, x, batch_size=batch_size)])
     n = len(features) if num_samples is None and features is not None else num_samples or 0
-    outputs = structure.num_outputs - _is_softmax(model, loss, structure.activation)
-    units = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
-    options = {"gates": gates, "sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
-    replacement = (_beside if place == "beside" else _before)(head, structure.num_features, features, units, options)
+    options = {"sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
+    if place == "beside":
+        units = math.ceil(oversample * n / (structure.num_features + 1))
+        replacement = _beside(head, structure.num_features, features, units, options)
+    else:
+        outputs = structure.num_outputs - _is_softmax(model, loss, structure.activation)
+        units = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
+        replacement = _before(head, structure.num_features, features, units, {"gates": gates, **options})
     inputs = sample_inputs(model, samples)
     copy = copy_with_replacement(model, head, replacement, build=lambda new: new(inputs, training=False))
     if place == "beside":
@@ -78,17 +83,21 @@ def add_gated_head(
     if model.compiled:
         copy.compile_from_config(model.get_compile_config())
     if verbose:
-        print(_message(model, copy, units, place, head, n, outputs), flush=True)
+        print(_message(model, copy, units, place, head, n), flush=True)
     return copy
 
 
-def _check(x, num_samples, place, oversample):
+def _check(x, num_samples, place, gates, oversample):
     if x is None and num_samples is None:
         raise ValueError("Pass the training inputs x, or num_samples. Received: x=None, num_samples=None")
     if num_samples is not None and not (isinstance(num_samples, (int, np.integer)) and num_samples > 0):
         raise ValueError(f"num_samples must be a positive integer. Received: num_samples={num_samples!r}")
     if place not in _PLACES:
         raise ValueError(f"place must be one of {_PLACES}. Received: place={place!r}")
+    if place == "beside" and gates != "random":
+        raise ValueError(
+            f"Beside the last layer gates are random; learned ones go before it. Received: gates={gates!r}"
+        )
     if not oversample >= 1:
         raise ValueError(f"oversample must be at least 1. Received: oversample={oversample!r}")
 
@@ -102,7 +111,7 @@ def _beside(head, width, features, units, options):
     branch = GatedBranch(head, units, name=head.name, **options)
     branch.build((None, width))
     assign_variables(head, branch.dense)
-    if features is not None and branch.gated.gates == "random":
+    if features is not None:
         branch.adapt(features)
     return branch
 
@@ -128,12 +137,13 @@ def _check_outputs(structure, copy, branch, inputs):
         )
 
 
-def _message(model, copy, units, place, head, n, outputs):
+def _message(model, copy, units, place, head, n):
     trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
+    kind = "gates" if place == "beside" else "gated units"
     return (
-        f"Gated head: {units:,} units {place} {head.name!r} for {n:,} samples with {outputs} free outputs each, "
-        f"{trainable:,} trainable and {fixed:,} fixed parameters more."
+        f"Gated head: {units:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
+        "fixed parameters more."
     )
 
 

@@ -34,11 +34,13 @@ def converge(
 ):
     """Train the last layer of a model to its global optimum, in seconds, on features that are computed once.
 
-    Classifiers: among the heads that put every training sample on its right side, one that changes the logits on the
-    anchors least is approached, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for falling `ridge`
-    up to the first point where all are right. Multiplying theta_S by `Result.scale` then brings the cross-entropy to
-    `tol`, which proves that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Where the
-    head cannot separate the samples a gated head is added, and where that is not wanted the loss itself is minimized.
+    Classifiers: the head is changed until every training sample is on its right side, and predictions as little as
+    possible. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
+    falling `ridge` up to the first point where all are right. Where it cannot separate the samples a gated branch is
+    added, whose own part is finished gently, and the samples that are left are moved by interpolation (with `anchors`,
+    by the minimum above). Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
+    that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Where a gated branch is not
+    wanted the loss itself is minimized.
     Regressors: the squared error is minimized with the same measure of change until it is at most `tol`, or at its
     minimum. Our derivation from the framework of Kawaguchi, Zhang and Deng (2022).
 
@@ -95,12 +97,13 @@ def converge(
     task = Task(structure, loss, train, still, validation, path, max_bytes)
     separable = loss.margins(task.start[:1], task.targets[:1]) is not None and ridge is None
     try:
-        if gated is True and not structure.gated_layers:
-            task = task.with_head(_gated(structure, train, inputs))
+        plain = not structure.gated_layers
         if not separable:
+            if gated is True and plain:
+                task = task.with_head(_gated(structure, train, inputs))
             task.minimize(RIDGES if ridge is None else [ridge], tol)
-        elif not task.separate():
-            if gated == "auto" and not structure.gated_layers:
+        elif (gated is True and plain) or not task.separate():
+            if gated is not False and plain:
                 task = task.with_head(_gated(structure, train, inputs))
                 path.restart()
                 task.separate()

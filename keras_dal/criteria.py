@@ -33,6 +33,18 @@ class Separation:
         counted = self._short(logits)[rows] > 0
         return lambda change: self._from_pairs(2 * counted * self.gaps(change, rows), rows)
 
+    def nearest(self, logits):
+        """Return the nearest logits `(n, C)` with every gap at least delta."""
+        if not self.exclusive:
+            return self.targets * np.maximum(self.targets * logits, self.delta)
+        right = logits[self.right][:, None]
+        others = np.sort(np.where(self.right, -np.inf, logits + self.delta), axis=1)[:, :0:-1]
+        # the right class rises to the mean of itself and of the others that it must push down, the highest first
+        raised = np.cumsum(np.hstack([right, others]), axis=1) / np.arange(1, logits.shape[1] + 1)
+        pushed = np.sum(others > raised[:, :-1], axis=1, keepdims=True)
+        raised = np.take_along_axis(raised, pushed, axis=1)
+        return np.where(self.right, raised, np.minimum(logits, raised - self.delta))
+
     def gaps(self, logits, rows=slice(None)):
         if not self.exclusive:
             return self.targets[rows] * logits

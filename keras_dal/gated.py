@@ -9,15 +9,88 @@ from keras_dal import heads
 _GATES = ("learned", "random")
 
 
+class _Gated(keras.layers.Layer):
+    """Standardized inputs and the parameters of fixed gates, which are no part of what is trained."""
+
+    def __init__(self, num_gates, sharpness, seed, **kwargs):
+        super().__init__(**kwargs)
+        if not sharpness > 0:
+            raise ValueError(f"sharpness must be positive. Received: sharpness={sharpness!r}")
+        self.num_gates, self.sharpness, self.seed = int(num_gates), float(sharpness), seed
+
+    def _build_gates(self, m, random):
+        gaussian = keras.initializers.RandomNormal(stddev=m**-0.5, seed=self.seed) if random else "zeros"
+        self.gate_kernel = self._fixed("gate_kernel", (m, self.num_gates), gaussian)
+        self.gate_bias = self._fixed("gate_bias", (self.num_gates,), "zeros")
+        self.mean = self._fixed("mean", (m,), "zeros")
+        self.scale = self._fixed("scale", (m,), "ones")
+
+    def _fixed(self, name, shape, initializer):
+        return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=False)
+
+    def _standardize(self, inputs):
+        return (inputs - self.mean) / self.scale
+
+    def _preactivation(self, u):
+        return ops.matmul(u, self.gate_kernel) + self.gate_bias
+
+    def _sigmoid(self, preactivation):
+        return ops.sigmoid(ops.multiply(preactivation, self.sharpness))
+
+    def adapt(self, features):
+        """Standardize by these features and put the threshold of every random gate through one of them.
+
+        Args:
+            features: array of shape `(n, m)`, the layer's inputs on the training samples.
+        """
+        features = np.asarray(features, np.float64)
+        if features.ndim != 2 or not features.size or not np.isfinite(features).all():
+            raise ValueError(
+                f"adapt needs finite features of shape (n, m). Received: features of shape {features.shape}"
+            )
+        if not self.built:
+            self.build(features.shape)
+        mean, scale = features.mean(axis=0), features.std(axis=0)
+        scale[scale <= 1e-6 * scale.max()] = 1.0  # a feature that never moves stays at zero, as in Normalization
+        self.mean.assign(mean)
+        self.scale.assign(scale)
+        if self._random:
+            through = np.random.default_rng(self.seed).integers(len(features), size=self.num_gates)
+            u = (features[through] - mean) / scale
+            self.gate_bias.assign(-np.einsum("hm,mh->h", u, _numpy(self.gate_kernel)))
+
+    def _gates(self, kernel, bias):
+        """Return what the heads in NumPy need to compute gates of this kernel and bias."""
+        arrays = {"mean": self.mean, "scale": self.scale, "gate_kernel": kernel, "gate_bias": bias}
+        return {name: _numpy(array) for name, array in arrays.items()} | {"sharpness": self.sharpness}
+
+    @property
+    def gates_frozen(self):
+        """True when the outputs are linear in the trainable parameters."""
+        return self._random
+
+    def freeze_gates(self, noise=0.0, seed=None):
+        """Fix learned gates where they are, plus Gaussian noise; a second call, or random gates, change nothing.
+
+        Args:
+            noise: standard deviation of the noise, relative to that of the gates' parameters.
+            seed: integer for the noise.
+        """
+        if noise < 0:
+            raise ValueError(f"noise must not be negative. Received: noise={noise!r}")
+        if not self.gates_frozen:
+            self._freeze(noise, seed)
+
+
 @keras.saving.register_keras_serializable(package="keras_dal")
-class GatedDense(keras.layers.Layer):
+class GatedDense(_Gated):
     """`h = p * sigmoid(sharpness * gate)` with `p = u W + w` and `u = (x - mean) / scale`.
 
     With learned gates `gate = p` while exploring (SiLU at sharpness 1, nearly ReLU above 10) and `gate = u R + r` once
     `freeze_gates` has set `R = W`, `r = w` plus noise. With random gates R is Gaussian from the start. With its gates
     fixed the layer is linear in `(W, w)`, and the Jacobian of a linear layer V on top of it, whose row for sample i and
     output j is `(V_j * g_i) kron (u_i, 1)`, has rank `min(nC, H (m + 1))` for almost every V and R as soon as `H >= C`
-    (the paper's way to fulfil the data-architecture alignment condition; the branch and random gates are ours).
+    (the paper's way to fulfil the data-architecture alignment condition; random gates are ours).
 
     Args:
         units: number H of gated units.
@@ -41,95 +114,50 @@ class GatedDense(keras.layers.Layer):
         seed=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        if not (isinstance(units, (int, np.integer)) and units > 0):
-            raise ValueError(f"units must be a positive integer. Received: units={units!r}")
+        _check_count("units", units)
         if gates not in _GATES:
             raise ValueError(f"gates must be one of {_GATES}. Received: gates={gates!r}")
-        if not sharpness > 0:
-            raise ValueError(f"sharpness must be positive. Received: sharpness={sharpness!r}")
-        self.units, self.gates, self.sharpness, self.seed = (
-            int(units),
-            gates,
-            float(sharpness),
-            seed,
-        )
+        super().__init__(units, sharpness, seed, **kwargs)
+        self.units, self.gates = self.num_gates, gates
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, input_shape):
-        m, random = input_shape[-1], self.gates == "random"
         self.kernel = self.add_weight(
             name="kernel",
-            shape=(m, self.units),
+            shape=(input_shape[-1], self.units),
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
         )
         self.bias = self.add_weight(name="bias", shape=(self.units,), initializer="zeros")
-        gaussian = keras.initializers.RandomNormal(stddev=m**-0.5, seed=self.seed) if random else "zeros"
-        self.gate_kernel = self._fixed("gate_kernel", (m, self.units), gaussian)
-        self.gate_bias = self._fixed("gate_bias", (self.units,), "zeros")
-        self.mean = self._fixed("mean", (m,), "zeros")
-        self.scale = self._fixed("scale", (m,), "ones")
-        self.frozen = self._fixed("frozen", (), "ones" if random else "zeros")
-
-    def _fixed(self, name, shape, initializer):
-        return self.add_weight(name=name, shape=shape, initializer=initializer, trainable=False)
+        self._build_gates(input_shape[-1], self._random)
+        self.frozen = self._fixed("frozen", (), "ones" if self._random else "zeros")
 
     def call(self, inputs):
-        u = (inputs - self.mean) / self.scale
-        linear = ops.matmul(u, self.kernel) + self.bias
-        gate = ops.matmul(u, self.gate_kernel) + self.gate_bias
+        u = self._standardize(inputs)
+        linear, gate = ops.matmul(u, self.kernel) + self.bias, self._preactivation(u)
         if self.gates == "learned":  # a weight decides, not a Python flag, so that a compiled function follows it
             gate = ops.where(self.frozen > 0.5, gate, linear)
-        return linear * ops.sigmoid(ops.multiply(gate, self.sharpness))
+        return linear * self._sigmoid(gate)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
+
+    @property
+    def _random(self):
+        return self.gates == "random"
 
     @property
     def gates_frozen(self):
         """True when the layer is linear in its kernel and bias."""
         return bool(_numpy(self.frozen) > 0.5)
 
-    def freeze_gates(self, noise=0.0, seed=None):
-        """Fix learned gates where they are, plus Gaussian noise; a second call, or random gates, change nothing.
-
-        Args:
-            noise: standard deviation of the noise, relative to that of the gates' parameters.
-            seed: integer for the noise.
-        """
-        if noise < 0:
-            raise ValueError(f"noise must not be negative. Received: noise={noise!r}")
-        if self.gates_frozen:
-            return
+    def _freeze(self, noise, seed):
         gates = np.concatenate([_numpy(self.kernel), _numpy(self.bias)[None]])
         gates += noise * gates.std() * np.random.default_rng(seed).standard_normal(gates.shape)
         self.gate_kernel.assign(gates[:-1])
         self.gate_bias.assign(gates[-1])
         self.frozen.assign(1.0)
-
-    def adapt(self, features):
-        """Standardize by these features and put the threshold of every random gate through one of them.
-
-        Args:
-            features: array of shape `(n, m)`, the layer's inputs on the training samples.
-        """
-        features = np.asarray(features, np.float64)
-        if features.ndim != 2 or not features.size or not np.isfinite(features).all():
-            raise ValueError(
-                f"adapt needs finite features of shape (n, m). Received: features of shape {features.shape}"
-            )
-        if not self.built:
-            self.build(features.shape)
-        mean, scale = features.mean(axis=0), features.std(axis=0)
-        scale[scale <= 1e-6 * scale.max()] = 1.0  # a feature that never moves stays at zero, as in Normalization
-        self.mean.assign(mean)
-        self.scale.assign(scale)
-        if self.gates == "random":
-            through = np.random.default_rng(self.seed).integers(len(features), size=self.units)
-            u = (features[through] - mean) / scale
-            self.gate_bias.assign(-np.einsum("hm,mh->h", u, _numpy(self.gate_kernel)))
 
     def linear_head(self, output_layer):
         """Return the head that this layer and a `Dense` layer after it make, with the gates as they are now.
@@ -138,23 +166,10 @@ class GatedDense(keras.layers.Layer):
             A `heads.GatedHead`, and the variables it is linear in, in the order of its shapes.
         """
         bias = (output_layer.bias,) if output_layer.use_bias else ()
-        return self._head(output_layer.kernel, output_layer.use_bias), (
-            self.kernel,
-            self.bias,
-            *bias,
-        )
-
-    def _head(self, output_kernel, use_bias):
         gates = (self.gate_kernel, self.gate_bias) if self.gates_frozen else (self.kernel, self.bias)
-        return heads.GatedHead(
-            mean=_numpy(self.mean),
-            scale=_numpy(self.scale),
-            gate_kernel=_numpy(gates[0]),
-            gate_bias=_numpy(gates[1]),
-            sharpness=self.sharpness,
-            output_kernel=_numpy(output_kernel),
-            use_bias=use_bias,
-        )
+        output = {"output_kernel": _numpy(output_layer.kernel), "use_bias": output_layer.use_bias}
+        head = heads.GatedHead(**self._gates(*gates), **output)
+        return head, (self.kernel, self.bias, *bias)
 
     def get_config(self):
         return {
@@ -169,79 +184,75 @@ class GatedDense(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class GatedBranch(keras.layers.Layer):
-    """`activation(dense(z) + gated(z) V)`: a linear head with gated units beside it, at first exactly that head.
+class GatedBranch(_Gated):
+    """`activation(dense(z) + sum_k g_k (u W_k + w_k))`: a linear head beside a mixture of linear maps, at first zero.
 
-    V is Gaussian and fixed, the kernel of the gated units is zero at the start, and with fixed gates the logits are
-    linear in the parameters of `linear_head`.
+    The K gates `g = sigmoid(sharpness (u R + r))` with Gaussian R are shared by all outputs and stay as they are, so
+    the logits are linear in the parameters of `linear_head` from the start. The Jacobian of the mixture is
+    `A kron I_C` with rows `g_i kron (u_i, 1)` of A, whose rank is `min(n, K (m + 1))` for almost every R: one small
+    factorization, whatever C is, solves for any logits of the training samples (our derivation).
 
     Args:
         dense: the `keras.layers.Dense` head, or its configuration; its activation is applied after the sum.
-        units: number H of gated units.
-        gates: `"random"` or `"learned"`, as in `GatedDense`.
-        sharpness: as in `GatedDense`.
-        seed: integer for V and the random gates.
+        num_gates: number K of gates.
+        sharpness: positive slope of the sigmoid in the gate's pre-activation.
+        seed: integer for the random gates.
+
+    Raises:
+        ValueError: num_gates or sharpness not positive.
     """
 
-    def __init__(self, dense, units, gates="random", sharpness=10.0, seed=None, **kwargs):
+    _random = True
+
+    def __init__(self, dense, num_gates, sharpness=10.0, seed=None, **kwargs):
+        _check_count("num_gates", num_gates)
         if isinstance(dense, dict):
             dense = keras.saving.deserialize_keras_object(dense)
-        super().__init__(**{"dtype": dense.dtype_policy, **kwargs})
-        self._config = {"dense": keras.saving.serialize_keras_object(dense)}
+        super().__init__(num_gates, sharpness, seed, **{"dtype": dense.dtype_policy, **kwargs})
+        self._dense_config = keras.saving.serialize_keras_object(dense)
         self.activation = dense.activation
         self.dense = keras.layers.Dense.from_config({**dense.get_config(), "activation": "linear"})
-        self.gated = GatedDense(
-            units,
-            gates,
-            sharpness,
-            kernel_initializer="zeros",
-            seed=seed,
-            dtype=self.dtype_policy,
-            name="gated",
-        )
-        self._config |= {
-            "units": units,
-            "gates": gates,
-            "sharpness": sharpness,
-            "seed": seed,
-        }
 
     def build(self, input_shape):
+        m, outputs = input_shape[-1], self.dense.units
         self.dense.build(input_shape)
-        self.gated.build(input_shape)
-        seed = self.gated.seed
-        self.output_kernel = self.add_weight(
-            name="output_kernel",
-            shape=(self.gated.units, self.dense.units),
-            initializer=keras.initializers.RandomNormal(
-                stddev=self.gated.units**-0.5, seed=None if seed is None else seed + 1
-            ),
-            trainable=False,
-        )
+        self.kernel = self.add_weight(name="kernel", shape=(m, self.num_gates, outputs), initializer="zeros")
+        self.bias = self.add_weight(name="bias", shape=(self.num_gates, outputs), initializer="zeros")
+        self._build_gates(m, random=True)
 
     def call(self, inputs):
-        return self.activation(self.dense(inputs) + ops.matmul(self.gated(inputs), self.output_kernel))
+        u = self._standardize(inputs)
+        maps = ops.tensordot(u, self.kernel, 1) + self.bias
+        mixed = ops.einsum("...k,...kc->...c", self._sigmoid(self._preactivation(u)), maps)
+        return self.activation(self.dense(inputs) + mixed)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.dense.units)
 
-    def adapt(self, features):
-        """Adapt the gated units to the training features, as `GatedDense.adapt` does."""
-        self.gated.adapt(features)
-
     def linear_head(self):
-        """Return the sum of the branch and the dense head, with the gates as they are now.
+        """Return the sum of the mixture and the dense head.
 
         Returns:
             A `heads.SumHead`, and the variables it is linear in, in the order of its shapes.
         """
         dense, bias = self.dense, (self.dense.bias,) if self.dense.use_bias else ()
-        gated = self.gated._head(self.output_kernel, use_bias=False)
-        head = heads.SumHead([gated, heads.DenseHead(dense.kernel.shape[0], dense.units, dense.use_bias)])
-        return head, (self.gated.kernel, self.gated.bias, dense.kernel, *bias)
+        mixture = heads.MixtureHead(**self._gates(self.gate_kernel, self.gate_bias), num_outputs=dense.units)
+        head = heads.SumHead([mixture, heads.DenseHead(dense.kernel.shape[0], dense.units, dense.use_bias)])
+        return head, (self.kernel, self.bias, dense.kernel, *bias)
 
     def get_config(self):
-        return {**super().get_config(), **self._config}
+        return {
+            **super().get_config(),
+            "dense": self._dense_config,
+            "num_gates": self.num_gates,
+            "sharpness": self.sharpness,
+            "seed": self.seed,
+        }
+
+
+def _check_count(name, count):
+    if not (isinstance(count, (int, np.integer)) and count > 0):
+        raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
 
 
 def _numpy(variable):

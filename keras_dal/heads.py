@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+_ENTRIES = 2**22  # values of a mixture's maps that exist at a time
+
 
 class Head:
     """What `f(z) = sum_k theta_k df(z)/dtheta_k` looks like from outside."""
@@ -26,6 +28,9 @@ class Head:
     def adjoint(self, features, cotangent):
         """Return `J' vec(cotangent)`, shape `(num_parameters,)`, for features `(k, m)` and a cotangent `(k, C)`."""
         raise NotImplementedError
+
+    def columns(self, features) -> np.ndarray | None:
+        """Return A, shape `(k, P / C)`, where the Jacobian is `A kron I_C`; None where outputs share no such factor."""
 
     def split(self, theta):
         """Return the views of a flat theta that have this head's `shapes`."""
@@ -46,6 +51,9 @@ class DenseHead(Head):
         self.use_bias = use_bias
         self.shapes = ((num_features, num_outputs),) + (((num_outputs,),) if use_bias else ())
 
+    def columns(self, features):
+        return np.column_stack([features, np.ones(len(features))]) if self.use_bias else features
+
     def logits(self, features, theta):
         kernel, *bias = self.split(theta.astype(features.dtype, copy=False))
         return features @ kernel + (bias[0] if bias else 0)
@@ -55,28 +63,35 @@ class DenseHead(Head):
         return self.join([kernel, cotangent.sum(axis=0)] if self.use_bias else [kernel], features.dtype)
 
 
-class GatedHead(Head):
-    """`f(z) = ((u W + w) * sigmoid(sharpness (u R + r))) V + c` with `u = (z - mean) / scale`, linear in `(W, w, c)`.
+class _Gates(Head):
+    """Gates `g = sigmoid(sharpness (u R + r))` of standardized features `u = (z - mean) / scale`."""
 
-    Row (i, j) of its Jacobian is `(V_j * g_i) kron (u_i, 1)`: columns by the gates `g_i`, not by the features alone.
-    """
-
-    def __init__(self, mean, scale, gate_kernel, gate_bias, sharpness, output_kernel, use_bias):
+    def __init__(self, mean, scale, gate_kernel, gate_bias, sharpness):
         self.mean, self.scale = mean, scale
         self.gate_kernel, self.gate_bias, self.sharpness = gate_kernel, gate_bias, sharpness
-        self.output_kernel = output_kernel
-        self.use_bias = use_bias
-        units, self.num_outputs = output_kernel.shape
-        self.shapes = (gate_kernel.shape, (units,)) + (((self.num_outputs,),) if use_bias else ())
 
     def standardize(self, features):
         return ((features - self.mean) / self.scale).astype(features.dtype, copy=False)
 
     def gates(self, features):
-        """Return g, shape `(k, H)`, the same for every theta."""
+        """Return g, of shape `(k, number of gates)`, the same for every theta."""
         preactivation = self.standardize(features) @ self.gate_kernel.astype(features.dtype) + self.gate_bias
         with np.errstate(over="ignore"):  # what overflows is a gate of zero; SciPy's expit takes ten times as long
             return 1 / (1 + np.exp((-self.sharpness * preactivation).astype(features.dtype, copy=False)))
+
+
+class GatedHead(_Gates):
+    """`f(z) = ((u W + w) * g) V + c` with H units and gates, linear in `(W, w, c)`.
+
+    Row (i, j) of its Jacobian is `(V_j * g_i) kron (u_i, 1)`: columns by the gates `g_i`, not by the features alone.
+    """
+
+    def __init__(self, mean, scale, gate_kernel, gate_bias, sharpness, output_kernel, use_bias):
+        super().__init__(mean, scale, gate_kernel, gate_bias, sharpness)
+        self.output_kernel = output_kernel
+        self.use_bias = use_bias
+        units, self.num_outputs = output_kernel.shape
+        self.shapes = (gate_kernel.shape, (units,)) + (((self.num_outputs,),) if use_bias else ())
 
     def logits(self, features, theta):
         kernel, bias, *output_bias = self.split(theta.astype(features.dtype, copy=False))
@@ -89,6 +104,49 @@ class GatedHead(Head):
         return self.join(parts + ([cotangent.sum(axis=0)] if self.use_bias else []), features.dtype)
 
 
+class MixtureHead(_Gates):
+    """`f(z) = sum_k g_k (u W_k + w_k)`, linear maps mixed by K gates that all outputs share.
+
+    Its Jacobian is `A kron I_C` with rows `g_i kron (u_i, 1)` of A, and `A A' = (G G') o (U U' + 1)`.
+    """
+
+    use_bias = False
+
+    def __init__(self, mean, scale, gate_kernel, gate_bias, sharpness, num_outputs):
+        super().__init__(mean, scale, gate_kernel, gate_bias, sharpness)
+        self.num_outputs = num_outputs
+        features, gates = gate_kernel.shape
+        self.shapes = ((features, gates, num_outputs), (gates, num_outputs))
+
+    def columns(self, features):
+        inputs, gates = self.standardize(features), self.gates(features)
+        return np.hstack([(inputs[:, :, None] * gates[:, None, :]).reshape(len(features), -1), gates])
+
+    def logits(self, features, theta):
+        kernel, bias = self.split(theta.astype(features.dtype, copy=False))
+        logits = np.empty((len(features), self.num_outputs), features.dtype)
+        for rows, inputs, gates in self._blocks(features):
+            maps = (inputs @ kernel.reshape(len(kernel), -1)).reshape(len(inputs), *bias.shape)
+            logits[rows] = np.matmul(gates[:, None, :], maps)[:, 0] + gates @ bias
+        return logits
+
+    def adjoint(self, features, cotangent):
+        total = np.zeros(self.num_parameters, features.dtype)
+        kernel, bias = self.split(total)
+        for rows, inputs, gates in self._blocks(features):
+            gated = gates[:, :, None] * cotangent[rows, None, :]
+            kernel += np.tensordot(inputs.T, gated, 1)
+            bias += gated.sum(axis=0)
+        return total
+
+    def _blocks(self, features):
+        """Yield slices of the samples with their inputs and gates, few enough for all maps of one to fit."""
+        step = max(1, _ENTRIES // math.prod(self.shapes[1]))
+        for start in range(0, len(features), step):
+            rows = slice(start, start + step)
+            yield rows, self.standardize(features[rows]), self.gates(features[rows])
+
+
 class SumHead(Head):
     """The sum of several heads on the same features: a gated branch beside a dense head."""
 
@@ -97,6 +155,10 @@ class SumHead(Head):
         self.num_outputs = self.parts[0].num_outputs
         self.shapes = sum((part.shapes for part in self.parts), ())
         self._ends = np.cumsum([part.num_parameters for part in self.parts])[:-1]
+
+    def columns(self, features):
+        columns = [part.columns(features) for part in self.parts]
+        return None if any(each is None for each in columns) else np.hstack(columns)
 
     def logits(self, features, theta):
         thetas = np.split(theta, self._ends)

@@ -31,10 +31,12 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28):
     Returns:
         A `Jacobian`.
     """
-    kind = KroneckerJacobian
-    if not isinstance(head, heads.DenseHead):
-        size = 8 * len(features) * head.num_outputs * head.num_parameters
-        kind = DenseJacobian if size <= max_bytes else IterativeJacobian
+    shared = head.columns(features[:1]) is not None
+    size = 8 * len(features) * head.num_parameters * (1 / head.num_outputs if shared else head.num_outputs)
+    if size > max_bytes and not isinstance(head, heads.DenseHead):
+        kind = IterativeJacobian
+    else:
+        kind = KroneckerJacobian if shared else DenseJacobian
     return kind(head, features, np.ones(len(features)) if weights is None else weights, centered)
 
 
@@ -139,13 +141,12 @@ class _FactorizedJacobian(Jacobian):
 
 
 class KroneckerJacobian(_FactorizedJacobian):
-    """`[Z, 1] kron I_C` of a plain head: one small factorization serves all outputs."""
+    """`A kron I_C`, with `A = [Z, 1]` for a plain head: one factorization serves all outputs."""
 
     def __init__(self, head, features, weights, centered):
         super().__init__(head, features, weights, centered)
-        matrix = np.column_stack([features, np.ones(len(features))]) if head.use_bias else features
         self.copies = head.num_outputs
-        self._factorize(matrix * self.roots, "SVD of the features")
+        self._factorize(head.columns(features) * self.roots, "SVD of what all outputs share")
 
     def combine(self, coefficients):
         return self.seen(self.left @ coefficients.reshape(-1, self.head.num_outputs)) / self.roots
@@ -224,24 +225,28 @@ class IterativeJacobian(Jacobian):
 
 
 def spectral_norm_bound(head, features, weights, centered=False):
-    """Return an upper bound of sigma_max(J_S), exact for a plain head, from matrices of order m + 1 and H only.
+    """Return an upper bound of sigma_max(J_S), exact for a plain head, from matrices of the order of m + 1 and H only.
 
     For gated units `J J'` is the entrywise product of the Gram matrices of `(u_i, 1)` and of `V_j * g_i`. By Schur's
     product theorem `sigma_max(A o B) <= max_i A_ii sigma_max(B)` for positive semidefinite A and B; scaled to
-    `A_ii = 1` this leaves the largest eigenvalue of `(V V') o (G' D G)`, of order H, with `D_ii = |u_i|^2 + 1`.
+    `A_ii = 1` this leaves the largest eigenvalue of `(V V') o (G' D G)`, of order H, with `D_ii = |u_i|^2 + 1`. A
+    mixture has the same without `V V'`.
     Iterative estimates of sigma_max are lower bounds and would not do.
     """
     if isinstance(head, heads.SumHead):
         return np.sqrt(sum(spectral_norm_bound(part, features, weights, centered) ** 2 for part in head.parts))
     if isinstance(head, heads.DenseHead):
-        columns = np.column_stack([features, np.ones(len(features))]) if head.use_bias else features
+        columns = head.columns(features)
         return _root_of_largest_eigenvalue(columns.T @ (columns * weights[:, None]))
-    if not isinstance(head, heads.GatedHead):
+    if not isinstance(head, (heads.GatedHead, heads.MixtureHead)):
         raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
-    output = head.output_kernel - head.output_kernel.mean(axis=1, keepdims=True) * centered
     gates = head.gates(features)
     squares = weights * (1.0 + np.sum(head.standardize(features) ** 2, axis=1))
-    largest = _root_of_largest_eigenvalue((output @ output.T) * (gates.T @ (gates * squares[:, None])))
+    moments = gates.T @ (gates * squares[:, None])
+    if isinstance(head, heads.MixtureHead):
+        return _root_of_largest_eigenvalue(moments)
+    output = head.output_kernel - head.output_kernel.mean(axis=1, keepdims=True) * centered
+    largest = _root_of_largest_eigenvalue((output @ output.T) * moments)
     return np.hypot(largest, np.sqrt(weights.sum()) * _SAFETY * head.use_bias)
 
 

@@ -39,6 +39,18 @@ class CachedJacobian:
         other.__dict__.update(self.__dict__, features=features, _prepared=prepared)
         return other
 
+    def part(self, index):
+        """Return J_S of one part alone."""
+        other, part = object.__new__(CachedJacobian), self.parts[index]
+        prepared = self._prepared and [self._prepared[index]]
+        size = part.shape[0] * part.shape[1]
+        other.__dict__.update(self.__dict__, parts=[part], num_parameters=size, _prepared=prepared)
+        return other
+
+    def inputs_and_gates(self):
+        """Return both, for all samples, of the one part there is."""
+        return self._prepared[0] if self._prepared else self.parts[0].prepare(self.features[:])
+
     def logits(self, theta):
         """Return the logits `(n, C)`, float32, for a flat theta `(P,)`."""
         weights = [self.on.array(weight) for weight in self.split(theta)]
@@ -118,20 +130,27 @@ class StackedJacobian:
         return sum(each.adjoint(piece) for each, piece in zip(self.jacobians, pieces, strict=True))
 
 
-class _Gated:
-    """`((inputs W) * gates) V`; the bias is the last row of W, which is how `GatedHead` lays out its theta."""
-
-    gated = True
+class _WithGates:
+    """Standardized features with a one, and gates; the bias is the last row of W, as the heads lay out their theta."""
 
     def __init__(self, head, on):
         self.head, self.on = head, on
-        self.output, self.back = on.array(head.output_kernel), on.array(head.output_kernel.T)
-        self.shape = (head.gate_kernel.shape[0] + 1, head.gate_kernel.shape[1])
 
     def prepare(self, features):
         features = np.asarray(features, np.float32)
         inputs = _with_ones(self.head.standardize(features))
         return self.on.array(inputs), self.on.array(self.head.gates(features))
+
+
+class _Gated(_WithGates):
+    """`((inputs W) * gates) V`."""
+
+    copies = 1
+
+    def __init__(self, head, on):
+        super().__init__(head, on)
+        self.output, self.back = on.array(head.output_kernel), on.array(head.output_kernel.T)
+        self.shape = (head.gate_kernel.shape[0] + 1, head.gate_kernel.shape[1])
 
     def apply(self, inputs, gates, weight):
         return self.on.matmul(self.on.gated_matmul(inputs, weight, gates), self.output)
@@ -149,10 +168,33 @@ class _Gated:
         return np.array(self.on.numpy(self.on.gated_matmul(self.on.array(signs), self.back, gates)))
 
 
+class _Mixture(_WithGates):
+    """`sum_k gates_k (inputs W_k)`, W_k beside one another."""
+
+    def __init__(self, head, on):
+        super().__init__(head, on)
+        (features, gates), self.copies = head.gate_kernel.shape, head.num_outputs
+        self.shape = (features + 1, gates * self.copies)
+
+    def apply(self, inputs, gates, weight):
+        return self.on.mixed_matmul(inputs, weight, gates)
+
+    def transposed(self, inputs, gates, cotangent):
+        return self.on.transposed_matmul(inputs, self.on.outer(gates, cotangent))
+
+    def gate_moments(self, gates):
+        """Return the sum of `g g'` over the samples."""
+        return self.on.numpy(self.on.transposed_matmul(gates, gates))
+
+    def gate_rows(self, gates, signs):
+        """Return the gates themselves."""
+        return np.array(self.on.numpy(gates))
+
+
 class _Dense:
     """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
 
-    gated = False
+    copies = None  # of a factor for gates
 
     def __init__(self, num_features, num_outputs, use_bias, on):
         self.num_features, self.use_bias, self.on = num_features, use_bias, on
@@ -174,6 +216,8 @@ def _parts(head, on):
         return [part for each in head.parts for part in _parts(each, on)]
     if isinstance(head, heads.DenseHead):
         return [_Dense(head.shapes[0][0], head.num_outputs, head.use_bias, on)]
+    if isinstance(head, heads.MixtureHead):
+        return [_Mixture(head, on)]
     if isinstance(head, heads.GatedHead):
         return [_Gated(head, on)] + ([_Dense(0, head.num_outputs, True, on)] if head.use_bias else [])
     raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")

@@ -1,11 +1,15 @@
-"""The convex problem of one head on cached features, and the two ways to solve it."""
+"""The convex problem of one head on cached features, and the three ways to solve it."""
+
+import functools
 
 import numpy as np
 
 from keras_dal.criteria import Anchored, Separation, WholeLoss
+from keras_dal.heads import MixtureHead, SumHead
+from keras_dal.interpolation import Interpolation
 from keras_dal.path import Point
 from keras_dal.products import CachedJacobian, StackedJacobian
-from keras_dal.solver import INEXACT, Problem, Step
+from keras_dal.solver import INEXACT, Problem
 from keras_dal.whitening import Whitening
 
 RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
@@ -16,6 +20,11 @@ _STALLED = 0.15  # decrease of the objective in one step, relative to it, at whi
 _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
 _ANCHORS = 10_000  # of the training samples, where no anchors are given
 _DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
+_INTERPOLATED = 0.02  # the same where samples are moved by interpolation
+_FIRST = 1.5  # samples that are moved or held in the first round, over those that are short of their margin
+_KEPT = 0.2  # part of its margin that a sample keeps, or else it joins in the next round
+_ROUNDS = 12  # of interpolation: two to five are usual
+_GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which the loss is minimized before
 
 
 class Task:
@@ -35,18 +44,19 @@ class Task:
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
         self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
         self.head, self.theta = structure.head(), structure.theta()
+        self._max_bytes = max_bytes
         self.targets = loss.targets(train.labels, structure.num_outputs)
-        self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
-        self.start = self.jacobian.logits(self.theta)
+        self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
+        self.start = self.samples.logits(self.theta)
         if anchors is None:
             self.anchors = _some(len(train))
-            still = self.jacobian.restricted(self.anchors) if len(self.anchors) < len(train) else self.jacobian
+            still = self.samples.restricted(self.anchors) if len(self.anchors) < len(train) else self.samples
         else:
             self.anchors = len(train) + np.arange(len(anchors))
             still = CachedJacobian(self.head, anchors, max_bytes)
-            self.jacobian = StackedJacobian([self.jacobian, still])
+            self.jacobian = StackedJacobian([self.samples, still])
             self.start = np.concatenate([self.start, still.logits(self.theta)])
-        self.whitening = Whitening(still)
+        self._still = still
         if validation is not None:
             self.seen = CachedJacobian(self.head, validation.features, max_bytes)
             self.seen_targets = loss.targets(validation.labels, structure.num_outputs)
@@ -55,24 +65,77 @@ class Task:
         """Return the same task for another head on the same features."""
         return Task(structure, *self._arguments)
 
+    @functools.cached_property
+    def whitening(self):
+        """The coordinates phi, made when they are needed first."""
+        return Whitening(self._still)
+
+    @property
+    def can_interpolate(self):
+        """Whether the head is a mixture beside another head, and predictions are to stay on the samples only."""
+        mixed = isinstance(self.head, SumHead) and isinstance(self.head.parts[0], MixtureHead)
+        return mixed and self.jacobian is self.samples
+
+    def interpolate(self):
+        """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
+
+        Each sample gets the nearest logits with the wanted margin. Those that lose theirs on the way join and are held
+        where they were, round by round.
+
+        Returns:
+            Whether every sample is on its right side.
+        """
+        if np.min(self.loss.margins(self.start, self.targets)) > 0:
+            self.path.add(self.unchanged())
+            return True
+        mixture, own = self.samples.part(0), self.samples.part(1)
+        problem = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, over=own, whitening=Whitening(own))
+        step, point = self._minimize(problem, _NEARLY)
+        theta, logits = point.theta, step.logits
+        criterion = self._separation(logits, _INTERPOLATED)
+        wanted, solver = criterion.nearest(logits), Interpolation(mixture, self._still.part(0))
+        margins = self.loss.margins(logits, self.targets)
+        joining = np.sort(np.argsort(margins)[: int(_FIRST * np.sum(margins < criterion.delta))])
+        for _ in range(_ROUNDS):
+            too_large = 4 * (len(solver.chosen) + len(joining)) ** 2 > self._max_bytes
+            if too_large or np.min(margins) >= _KEPT * criterion.delta:
+                break
+            try:
+                solver.extend(joining)
+            except np.linalg.LinAlgError:
+                break  # Newton's method needs no factorization
+            change = solver.change((wanted - logits)[solver.chosen])
+            theta = theta + np.pad(change, (0, len(theta) - len(change)))
+            logits = self.jacobian.logits(theta)
+            point = self._point(theta, logits, 0.0, self._violation(criterion, logits))
+            self.path.add(point)
+            margins = self.loss.margins(logits, self.targets)
+            joining = np.setdiff1d(np.flatnonzero(margins < _KEPT * criterion.delta), solver.chosen)
+        return point.separated
+
+    def _violation(self, criterion, logits):
+        return float(self.train.weights @ criterion.values(logits[: len(self.train)])) / len(self.train)
+
     def separate(self):
         """Walk to the first point where every sample is on its right side; return whether there is one."""
-        objective = self._separation()
+        if self.can_interpolate and self.interpolate():
+            return True
+        objective = self._separation(self.start, _DELTA)
         phi, left = None, np.inf
         for ridge in RIDGES:
             step, point = self._follow(objective, ridge, phi)
             if point.separated:
                 return True
             phi, before = step.phi, left
-            left = float(self.train.weights @ objective.values(step.logits[: len(self.train)])) / len(self.train)
+            left = self._violation(objective, step.logits)
             if left > _STUCK * before and not self.structure.gated_layers:
                 break
         return False
 
-    def _separation(self):
+    def _separation(self, logits, margin):
         exclusive = self.loss.activation == "softmax"
-        gaps = Separation(self.targets, 1.0, exclusive).gaps(self.start[: len(self.train)])
-        delta = _DELTA * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
+        gaps = Separation(self.targets, 1.0, exclusive).gaps(logits[: len(self.train)])
+        delta = margin * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
         return Separation(self.targets, delta, exclusive)
 
     def _follow(self, objective, ridge, phi):
@@ -100,16 +163,21 @@ class Task:
         """Minimize the loss itself, for falling weights of the change, until it is at most tol."""
         phi = None
         for ridge in ridges:
-            problem, before = self._problem(WholeLoss(self.loss, self.targets), ridge), np.inf
-            for step, point in self._walk(problem, phi):
-                if point.loss <= tol:
-                    return
-                if step.gap <= 1e-2 * tol or before - step.objective < 1e-2 * tol:
-                    break
-                before = step.objective
+            step, point = self._minimize(self._problem(WholeLoss(self.loss, self.targets), ridge), tol, phi)
+            if point.loss <= tol:
+                return
             phi = step.phi
 
-    def _problem(self, objective, ridge, inexact=INEXACT):
+    def _minimize(self, problem, tol, phi=None):
+        """Return the step and the point at which the loss is at most tol, or nearly the least."""
+        step, point, before = None, None, np.inf
+        for step, point in self._walk(problem, phi):
+            if point.loss <= tol or step.gap <= 1e-2 * tol or before - step.objective < 1e-2 * tol:
+                break
+            before = step.objective
+        return step, point
+
+    def _problem(self, objective, ridge, inexact=INEXACT, over=None, whitening=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`.
 
         The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
@@ -118,26 +186,26 @@ class Task:
         hold = np.zeros(len(self.start))
         hold[self.anchors] = ridge / len(self.anchors)
         anchored = Anchored(objective, self.train.weights / len(self.train), self.start, hold)
-        return Problem(self.jacobian, self.whitening, anchored, ridge, inexact)
+        return Problem(over or self.jacobian, whitening or self.whitening, anchored, ridge, inexact)
 
     def unchanged(self):
         """Return the point at which every path begins."""
-        zero = np.zeros(self.jacobian.num_parameters)
-        return self._point(Step(zero, self.start, np.nan, np.inf, np.nan), RIDGES[0])
+        return self._point(self.theta, self.start, RIDGES[0], np.inf)
 
     def _walk(self, problem, phi):
         """Yield each step of a problem with its point on the path."""
         for step, _ in zip(problem.steps(phi), range(_STEPS), strict=False):
-            point = self._point(step, problem.ridge)
+            change = problem.whitening.theta(step.phi)
+            theta = self.theta + np.pad(change, (len(self.theta) - len(change), 0))  # the last part's, or all
+            point = self._point(theta, step.logits, problem.ridge, step.gap)
             if phi is None or step.phi is not phi:
                 self.path.add(point)
             yield step, point
 
-    def _point(self, step, ridge):
-        logits = step.logits[: len(self.train)].astype(np.float64)
+    def _point(self, theta, all_logits, ridge, gap):
+        logits = all_logits[: len(self.train)].astype(np.float64)
         margins = self.loss.margins(logits, self.targets)
-        moved = step.logits[self.anchors] - self.start[self.anchors]
-        theta = self.theta + self.whitening.theta(step.phi)
+        moved = all_logits[self.anchors] - self.start[self.anchors]
         return Point(
             seconds=self.path.elapsed(),
             ridge=ridge,
@@ -145,7 +213,7 @@ class Task:
             accuracy=None if margins is None else float(np.mean(margins > 0)),
             margin=None if margins is None else float(np.min(margins)),
             moved=float(np.sqrt(np.mean(np.sum(moved**2, axis=1)))),
-            gap=step.gap,
+            gap=gap,
             validation=None if self.validation is None else self._validated(theta),
             theta=theta,
         )

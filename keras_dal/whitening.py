@@ -1,5 +1,7 @@
 """Coordinates of a head's parameters in which the mean squared change of its logits is about the squared distance."""
 
+from typing import Any
+
 import numpy as np
 from scipy import linalg
 
@@ -15,8 +17,8 @@ class Whitening:
 
     The row of output j for anchor a is `(V_j * g_a) kron u_a`. Summed over j, the mean of its outer products is
     approximated by `mean(u u') kron (mean(g g') * (V V'))`, as if inputs and gates were independent (the idea of K-FAC,
-    Martens and Grosse, 2015); for a plain head it is exact. Of many units the largest eigenvalues stand for the second
-    factor. Parts of a sum are treated apart.
+    Martens and Grosse, 2015); for a plain head it is exact, and a mixture has no `V V'`. Of many units the largest
+    eigenvalues stand for the second factor. Parts of a sum are treated apart.
 
     Args:
         jacobian: a `CachedJacobian` on the anchors.
@@ -31,7 +33,7 @@ class Whitening:
                 inputs[index] = inputs[index] + square.astype(np.float64)
                 gates[index].add(part_gates)
         self._inputs = [_Full(total / len(jacobian), self._on) for total in inputs]
-        self._gates = [collector.factor() for collector in gates]
+        self._gates: list[Any] = [collector.factor() for collector in gates]
 
     def theta(self, phi):
         """Return `T phi`, float32 of shape `(P,)`."""
@@ -44,6 +46,10 @@ class Whitening:
         maps = [(inputs.left, gates.transposed_right) for inputs, gates in pairs]
         return self._mapped(gradient, maps).astype(np.float64)
 
+    def rows(self, inputs, gates):
+        """Return inputs and gates of some samples of a mixture, the only part, whose products are rows of `J T`."""
+        return self._inputs[0].transposed_right(inputs), self._gates[0].rows(gates)
+
     def _mapped(self, theta, maps):
         pieces = zip(self._split(theta), maps, strict=True)
         products = (left(right(self._on.array(piece))) for piece, (left, right) in pieces)
@@ -52,9 +58,10 @@ class Whitening:
 
 def _collector(part, jacobian):
     """Return what makes the second factor of a part from its gates, block by block."""
-    if not part.gated:
+    if part.copies is None:
         return _Identity()
-    return (_Moments if part.shape[1] <= _FULL else _Rows)(part, jacobian)
+    collector = (_Moments if part.shape[1] // part.copies <= _FULL else _Rows)(part, jacobian)
+    return collector if part.copies == 1 else _Shared(collector, part.copies, jacobian.on)
 
 
 class _Moments:
@@ -76,7 +83,7 @@ class _Rows:
     def __init__(self, part, jacobian):
         self._part, self._jacobian, self._rows = part, jacobian, []
         self._generator = np.random.default_rng(0)
-        self._step = -(-len(jacobian) * part.shape[1] // _ENTRIES)
+        self._step = -(-len(jacobian) * part.shape[1] // (part.copies * _ENTRIES))
 
     def add(self, gates):
         gates = gates[:: self._step]
@@ -85,6 +92,33 @@ class _Rows:
 
     def factor(self):
         return _LowRank(np.concatenate(self._rows), self._jacobian.on)
+
+
+class _Shared:
+    """A factor for gates that several outputs have in common, applied to each output's parameters."""
+
+    def __init__(self, collector, outputs, on):
+        self._outputs, self._on = outputs, on
+        self.add, self._collected = collector.add, collector.factor
+
+    def factor(self):
+        self._factor = self._collected()
+        return self
+
+    def rows(self, gates):
+        return self._factor.transposed_right(gates)
+
+    def right(self, piece):
+        return self._each(piece, self._factor.right)
+
+    def transposed_right(self, piece):
+        return self._each(piece, self._factor.transposed_right)
+
+    def _each(self, piece, product):
+        rows, gates = piece.shape[0], piece.shape[1] // self._outputs
+        by_output = self._on.swapped(piece, (rows, gates, self._outputs))
+        mapped = product(self._on.reshape(by_output, (-1, gates)))
+        return self._on.reshape(self._on.swapped(mapped, (rows, self._outputs, gates)), piece.shape)
 
 
 class _Identity:

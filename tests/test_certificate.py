@@ -31,6 +31,11 @@ def gated_head(rng, m, units, outputs, use_bias):
     )
 
 
+def mixture_head(rng, m, units, outputs, use_bias):
+    like = gated_head(rng, m, max(1, units // outputs), outputs, use_bias)
+    return heads.MixtureHead(like.mean, like.scale, like.gate_kernel, like.gate_bias, like.sharpness, outputs)
+
+
 def make_head(kind, rng, m, units, outputs):
     if kind == "plain":
         return heads.DenseHead(m, outputs)
@@ -38,10 +43,11 @@ def make_head(kind, rng, m, units, outputs):
         return heads.DenseHead(m, outputs, use_bias=False)
     if kind == "before":
         return gated_head(rng, m, units, outputs, use_bias=True)
-    return heads.SumHead([gated_head(rng, m, units, outputs, use_bias=False), heads.DenseHead(m, outputs)])
+    gated = (mixture_head if kind == "mixture" else gated_head)(rng, m, units, outputs, use_bias=False)
+    return heads.SumHead([gated, heads.DenseHead(m, outputs)])
 
 
-HEADS = ("plain", "plain without bias", "before", "beside")
+HEADS = ("plain", "plain without bias", "before", "beside", "mixture")
 
 
 def dense_jacobian(head, z):
@@ -54,7 +60,9 @@ def dense_jacobian(head, z):
     else:
         u = (z - head.mean) / head.scale
         gates = 1 / (1 + np.exp(-head.sharpness * (u @ head.gate_kernel + head.gate_bias)))
-        rows = np.einsum("hj,ih->ijh", head.output_kernel, gates)
+        rows = np.einsum("hj,ih->ijh", head.output_kernel, gates) if hasattr(head, "output_kernel") else None
+        if rows is None:
+            rows = np.einsum("jc,ih->ijhc", identity, gates).reshape(n, head.num_outputs, -1)
         blocks = [np.einsum("im,ijh->ijmh", u, rows).reshape(n, head.num_outputs, -1), rows]
     if head.use_bias:
         blocks.append(np.broadcast_to(identity, (n, *identity.shape)))
@@ -74,7 +82,7 @@ def make_problem(seed, rows=None):
     if seed % 3 == 0:
         z[:, m // 2 :] = z[:, : m - m // 2] @ rng.normal(size=(m - m // 2, m - m // 2))
     units = max(outputs, int(rng.uniform(0.5, 1.6) * n * outputs / (m + 1)))
-    head = make_head(HEADS[seed % 4], rng, m, units, outputs)
+    head = make_head("mixture" if seed % 8 == 7 else HEADS[seed % 4], rng, m, units, outputs)
     name = tuple(LOSSES)[seed % 5 % 3]
     y = rng.integers(0, outputs, n) if name == "softmax" else rng.integers(0, 2, (n, outputs))
     return head, z, LOSSES[name].targets(y, outputs), LOSSES[name]
@@ -130,7 +138,7 @@ def loss_and_gradient(name, f, targets):
 
 @pytest.mark.parametrize("penalty", [0.0, 1e-3])
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("kind", ["plain", "beside"])
+@pytest.mark.parametrize("kind", ["plain", "beside", "mixture"])
 def test_gradient_descent_stays_below_the_bound_at_every_step(kind, name, penalty):
     for seed in range(3):
         rng = np.random.default_rng(seed)

@@ -215,14 +215,70 @@ def test_every_point_of_the_path_can_be_chosen(model, digits):
     assert f"{result.margin:.4g}" in str(result)
 
 
-def test_many_units_are_separated_too(model, digits, monkeypatch):
+def gated_points(result):
+    """The points after the head beside the mixture was finished."""
+    return [point for point in result.path if point.ridge == 0]
+
+
+def test_a_branch_is_solved_for_by_interpolation(model, digits):
     (x, y), validation, _, _ = digits
     before = accuracy(model, *validation)
-    monkeypatch.setattr("keras_dal.whitening._FULL", 100)
-    result = converge(model, x, y, gated=True, verbose=0)
-    assert result.structure.gated_layers[0].units > 100
+    result = converge(model, x, y, gated=True, validation_data=validation, verbose=0)
+    assert 1 <= len(gated_points(result)) <= 6
     assert result.margin > 0
+    assert result.point.gap < 1e-3 * gated_points(result)[0].moved ** 2
     assert accuracy(result.model, *validation) > before - 0.02
+    first = result.path[0]
+    assert first.moved == 0.0
+    assert first.accuracy == pytest.approx(accuracy(model, x, y))
+
+
+def test_a_branch_that_was_trained_is_finished_from_where_it_is(model, digits):
+    x, y = digits[0]
+    gated = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
+    branch = find_structure(gated).layer
+    branch.kernel.assign(0.02 * np.random.default_rng(0).normal(size=branch.kernel.shape))
+    start = gated.predict(x, verbose=0)
+    result = converge(gated, x, y, verbose=0)
+    assert result.model is gated
+    assert accuracy(gated, x, y) == 1.0
+    assert gated_points(result)
+    change = gated.predict(x, verbose=0) - start
+    assert result.point.moved == pytest.approx(np.sqrt(np.mean(np.sum(change**2, axis=1))), rel=1e-3)
+    again = converge(gated, x, y, verbose=0)
+    assert len(again.path) == 1
+    assert again.point.moved == 0.0
+
+
+def test_a_factor_that_does_not_fit_is_not_made(model, digits):
+    x, y = digits[0]
+    result = converge(model, x, y, gated=True, max_bytes=2**14, verbose=0)  # enough for 64 samples
+    assert not gated_points(result)
+    assert accuracy(result.model, x, y) == 1.0
+
+
+def test_labels_that_contradict_one_another_end_without_separation(model, digits):
+    x, y = digits[0]
+    x, y = np.concatenate([x, x[:5]]), np.concatenate([y, (y[:5] + 1) % 10])
+    result = converge(model, x, y, gated=True, verbose=0)
+    assert result.stopped_by == COMPLETE
+    assert not result.point.separated
+    assert not result.reached
+    assert result.point.accuracy > 0.97
+
+
+@pytest.mark.parametrize("full", [100, 4096])
+def test_anchors_are_held_still_by_newtons_method(model, digits, monkeypatch, full):
+    (x, y), validation, unlabelled, _ = digits
+    before = accuracy(model, *validation)
+    monkeypatch.setattr("keras_dal.whitening._FULL", full)  # gates up to which their moments are factorized whole
+    gated = keras_dal.add_gated_head(model, x, place="before", oversample=2, seed=0, verbose=False)
+    assert find_structure(gated).layer.units > 100
+    for start, anchors in ((model, unlabelled), (gated, None)):
+        result = converge(start, x, y, gated=True, anchors=anchors, verbose=0)
+        assert not gated_points(result)
+        assert result.margin > 0
+    assert accuracy(converge(model, x, y, gated=True, anchors=unlabelled, verbose=0).model, *validation) > before - 0.02
 
 
 def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):
@@ -253,7 +309,7 @@ def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path)
 
     def interrupting(self, theta):
         products.append(0)
-        if len(products) == 40:
+        if len(products) == 12:
             signal.raise_signal(signal.SIGINT)
         return original(self, theta)
 

@@ -139,7 +139,7 @@ def test_branch_adds_nothing_until_it_moves_and_survives_saving(tmp_path):
     model = keras.Sequential([keras.Input((5,)), branch])
     np.testing.assert_array_equal(np.array(branch(x)), expected)
     assert branch.dense.kernel.regularizer is not None
-    branch.gated.kernel.assign(np.ones((5, 6)))
+    branch.kernel.assign(np.arange(90.0).reshape(5, 6, 3) / 90)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
@@ -170,6 +170,35 @@ def test_rank_is_the_least_of_labels_parameters_and_directions(n, m, units, outp
     jacobian = np.stack([head.logits(x.astype("float64"), unit) for unit in np.eye(head.num_parameters)], axis=-1)
     rank = np.linalg.matrix_rank(jacobian.reshape(n * outputs, -1))
     assert rank == min(n * outputs, units * (m + 1), n * units)
+
+
+def test_a_branch_is_the_sum_of_its_formula():
+    x, branch = features(), GatedBranch(layers.Dense(3, bias_initializer="normal"), 6, sharpness=2.0, seed=0)
+    branch.adapt(x)
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(5, 6, 3)), rng.normal(size=(6, 3))
+    branch.kernel.assign(kernel)
+    branch.bias.assign(bias)
+    expected = np.array(branch.dense(x))
+    gate_kernel, gate_bias, mean, scale = values([branch.gate_kernel, branch.gate_bias, branch.mean, branch.scale])
+    u = (x - mean) / scale
+    for k in range(6):
+        gate = 1 / (1 + np.exp(-2.0 * (u @ gate_kernel[:, k] + gate_bias[k])))
+        expected = expected + gate[:, None] * (u @ kernel[:, k] + bias[k])
+    np.testing.assert_allclose(branch(x), expected, rtol=1e-4, atol=1e-4)
+    assert branch.gates_frozen
+    branch.freeze_gates(noise=1.0)
+    np.testing.assert_allclose(branch(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "m", "gates", "outputs"), [(30, 4, 6, 3), (30, 4, 5, 3), (6, 30, 1, 5), (12, 8, 3, 2)])
+def test_rank_of_a_branch_is_that_of_one_output_times_outputs(n, m, gates, outputs):
+    x = features(n, m)
+    branch = GatedBranch(layers.Dense(outputs, use_bias=False), gates, sharpness=3.0, seed=0)
+    branch.adapt(x)
+    mixture = branch.linear_head()[0].parts[0]
+    jacobian = np.stack([mixture.logits(x.astype("float64"), unit) for unit in np.eye(mixture.num_parameters)], axis=-1)
+    assert np.linalg.matrix_rank(jacobian.reshape(n * outputs, -1)) == outputs * min(n, gates * (m + 1))
 
 
 class Subclassed(keras.Model):
@@ -265,16 +294,21 @@ def test_the_placement_before_the_last_layer_is_recognized(make):
     assert not any("still move" in sentence for sentence in certificate.not_covered)
 
 
-def test_units_are_counted_by_free_outputs_and_the_number_is_said(capsys):
+def test_gates_are_counted_by_samples_and_units_by_free_outputs_and_the_number_is_said(capsys):
     model = functional()
     beside = add_gated_head(model, num_samples=100, oversample=1.5)
-    assert find_structure(beside).layer.gated.units == 50  # 1.5 * 100 * (3 - 1) / (5 + 1)
+    assert find_structure(beside).layer.num_gates == 25  # 1.5 * 100 / (5 + 1)
     added = sum(np.prod(v.shape) for v in beside.trainable_variables) - sum(
         np.prod(v.shape) for v in model.trainable_variables
     )
-    assert added == 50 * 6
-    assert "300 trainable" in capsys.readouterr().out
-    assert find_structure(add_gated_head(model, num_samples=1, verbose=False)).layer.gated.units == 2
+    assert added == 25 * 6 * 3
+    assert "25 gates" in (said := capsys.readouterr().out)
+    assert "450 trainable" in said
+    before = add_gated_head(model, num_samples=100, place="before", oversample=1.5)
+    assert find_structure(before).layer.units == 50  # 1.5 * 100 * (3 - 1) / (5 + 1)
+    assert "50 gated units" in capsys.readouterr().out
+    fewest = add_gated_head(model, num_samples=1, place="before", verbose=False)
+    assert find_structure(fewest).layer.units == 2
 
 
 def test_applications_take_a_gated_head():
@@ -303,7 +337,8 @@ def test_bad_arguments_get_one_clear_sentence():
         ({"num_samples": 0}, "num_samples must be a positive integer"),
         ({"num_samples": 9, "place": "after"}, "place must be one of"),
         ({"num_samples": 9, "oversample": 0.5}, "oversample must be at least 1"),
-        ({"num_samples": 9, "gates": "fixed"}, "gates must be one of"),
+        ({"num_samples": 9, "gates": "fixed", "place": "before"}, "gates must be one of"),
+        ({"num_samples": 9, "gates": "learned"}, "Beside the last layer gates are random"),
         ({"num_samples": 9, "sharpness": 0}, "sharpness must be positive"),
     ]:
         with pytest.raises(ValueError, match=f"{message}.*Received"):
@@ -312,6 +347,8 @@ def test_bad_arguments_get_one_clear_sentence():
         add_gated_head(add_gated_head(model, num_samples=9, verbose=False), num_samples=9)
     with pytest.raises(ValueError, match="units must be.*Received: units=0"):
         GatedDense(0)
+    with pytest.raises(ValueError, match="num_gates must be.*Received: num_gates=0"):
+        GatedBranch(layers.Dense(3), 0)
     with pytest.raises(ValueError, match="finite features.*Received"):
         GatedDense(2).adapt(np.full((3, 2), np.nan))
     layer = GatedDense(2)

@@ -75,7 +75,7 @@ def test_a_branch_that_was_added_after_exploration_is_trained():
     monitor = keras_dal.AlignmentMonitor(data=(x, y), verbose=False)
     history = model.fit(x, y, epochs=2, callbacks=[monitor, snapshots], verbose=0).history
     assert history["alignment"] == pytest.approx([1.0, 1.0], abs=1e-6)
-    head = {"gated/kernel", "gated/bias", "logits/kernel", "logits/bias"}
+    head = {"kernel", "bias", "logits/kernel", "logits/bias"}
     assert moved(snapshots.taken[0], snapshots.taken[2]) == {f"logits/{name}" for name in head}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_dal.heads import DenseHead, GatedHead, SumHead
+from keras_dal.heads import DenseHead, GatedHead, MixtureHead, SumHead
 
 M, C, H = 4, 3, 5
 
@@ -25,12 +25,25 @@ def gated_head(generator, use_bias):
     )
 
 
+def mixture_head(generator):
+    return MixtureHead(
+        mean=generator.standard_normal(M),
+        scale=generator.uniform(0.5, 2.0, M),
+        gate_kernel=generator.standard_normal((M, H)),
+        gate_bias=generator.standard_normal(H),
+        sharpness=3.0,
+        num_outputs=C,
+    )
+
+
 HEADS = {
     "dense": lambda generator: DenseHead(M, C),
     "dense, no bias": lambda generator: DenseHead(M, C, use_bias=False),
     "gated": lambda generator: gated_head(generator, True),
     "gated, no bias": lambda generator: gated_head(generator, False),
     "sum": lambda generator: SumHead([gated_head(generator, False), DenseHead(M, C)]),
+    "mixture": mixture_head,
+    "branch": lambda generator: SumHead([mixture_head(generator), DenseHead(M, C)]),
 }
 
 
@@ -50,6 +63,11 @@ def by_hand(head, z, theta):
         gate = 1 / (
             1 + np.exp(-head.sharpness * (sum(u[i] * head.gate_kernel[i, h] for i in range(M)) + head.gate_bias[h]))
         )
+        if isinstance(head, MixtureHead):
+            for j in range(C):
+                inner = sum(u[i] * theta[(i * H + h) * C + j] for i in range(M)) + theta[(M * H + h) * C + j]
+                logits[j] += gate * inner
+            continue
         unit = (sum(u[i] * theta[i * H + h] for i in range(M)) + theta[M * H + h]) * gate
         logits += unit * head.output_kernel[h]
     return logits
@@ -67,6 +85,26 @@ def test_logits_adjoint_and_sizes(name, seed):
     assert np.sum(logits * cotangent) == pytest.approx(head.adjoint(z, cotangent) @ theta, rel=1e-9, abs=1e-9)
     np.testing.assert_allclose(head.logits(z, 2.5 * theta), 2.5 * logits, rtol=1e-9, atol=1e-9)
     assert head.num_parameters == sum(int(np.prod(shape)) for shape in head.shapes)
+
+
+def test_a_mixture_of_many_samples_is_computed_in_blocks(monkeypatch):
+    head, generator = mixture_head(np.random.default_rng(0)), np.random.default_rng(1)
+    z, theta, cotangent = (generator.standard_normal(shape) for shape in ((7, M), head.num_parameters, (7, C)))
+    whole = head.logits(z, theta), head.adjoint(z, cotangent)
+    monkeypatch.setattr("keras_dal.heads._ENTRIES", 2 * H * C + 1)
+    np.testing.assert_allclose(head.logits(z, theta), whole[0], rtol=1e-12)
+    np.testing.assert_allclose(head.adjoint(z, cotangent), whole[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_columns_are_the_factor_that_all_outputs_share(name):
+    head = HEADS[name](np.random.default_rng(0))
+    z = np.random.default_rng(1).standard_normal((6, M))
+    jacobian = np.stack([head.logits(z, unit) for unit in np.eye(head.num_parameters)], axis=-1).reshape(6 * C, -1)
+    columns = head.columns(z)
+    assert (columns is None) == any(isinstance(part, GatedHead) for part in getattr(head, "parts", [head]))
+    if columns is not None:
+        np.testing.assert_allclose(np.kron(columns, np.eye(C)), jacobian, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", HEADS)

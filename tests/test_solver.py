@@ -32,11 +32,23 @@ def gated(generator, use_bias):
     )
 
 
+def mixture(generator):
+    return heads.MixtureHead(
+        mean=generator.normal(size=M),
+        scale=generator.uniform(0.5, 2, M),
+        gate_kernel=generator.normal(size=(M, H)),
+        gate_bias=generator.normal(size=H),
+        sharpness=3.0,
+        num_outputs=C,
+    )
+
+
 KINDS = {
     "dense": lambda generator: heads.DenseHead(M, C),
     "dense without bias": lambda generator: heads.DenseHead(M, C, use_bias=False),
     "gated": lambda generator: gated(generator, use_bias=True),
-    "branch": lambda generator: heads.SumHead([gated(generator, use_bias=False), heads.DenseHead(M, C)]),
+    "gated beside": lambda generator: heads.SumHead([gated(generator, use_bias=False), heads.DenseHead(M, C)]),
+    "branch": lambda generator: heads.SumHead([mixture(generator), heads.DenseHead(M, C)]),
 }
 
 
@@ -95,9 +107,10 @@ def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator)
 
 
 @pytest.mark.parametrize("units", [0, 100], ids=["largest eigenvalues", "all eigenvalues"])
-def test_whitening_conditions_the_jacobian_of_a_branch(generator, units, monkeypatch):
+@pytest.mark.parametrize("kind", ["gated beside", "branch"])
+def test_whitening_conditions_the_jacobian_of_gates(generator, kind, units, monkeypatch):
     monkeypatch.setattr("keras_dal.whitening._FULL", units)
-    head, anchors = KINDS["branch"](generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
+    head, anchors = KINDS[kind](generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
     jacobian = CachedJacobian(head, anchors)
     whitening, dense = Whitening(jacobian), columns(head, anchors)
     basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
