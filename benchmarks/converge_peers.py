@@ -307,9 +307,10 @@ def main():
         "start": start,
         "rows": rows,
     }
+    stem = "_".join(["converge_peers", name, str(n), *(arguments.heads if arguments.heads != HEADS else [])])
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"converge_peers_{name}_{n}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (DOCS / f"converge_peers_{name}_{n}.md").write_text(table(report))
+    (RESULTS / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (DOCS / f"{stem}.md").write_text(table(report))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ Rows are what the loss sees: scaled by the square roots of the sample weights an
 outputs removed, because a constant per sample changes neither the loss nor a prediction. Plain NumPy and SciPy.
 """
 
+import functools
+
 import numpy as np
 from scipy import linalg
 from scipy.sparse.linalg import LinearOperator, lsqr
 
 from keras_dal import heads
+from keras_dal.interpolation import Interpolation
 from keras_dal.products import CachedJacobian
 from keras_dal.whitening import Whitening
 
 _ITERATIONS, _RESTARTS = 150, 6
 _CLOSE = 3e-5  # residual over targets at which LSQR need not go on
 _GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
+_FACTOR_BYTES = 2**32  # of the largest Cholesky factor
 _SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 
 
@@ -182,9 +186,10 @@ class DenseJacobian(_FactorizedJacobian):
 
 
 class IterativeJacobian(Jacobian):
-    """Products only: LSQR gives a solution whose residual bounds the alignment from below; no rank is decided.
+    """Products only: a solution whose residual bounds the alignment from below; no rank is decided.
 
-    LSQR runs in whitened coordinates and float32, and starts again from the residual as float64 sees it.
+    It comes from LSQR in whitened coordinates and float32, which starts again from the residual as float64 sees it. A
+    mixture with as many parameters for each output as there are samples is interpolated instead, in the same way.
     """
 
     factorized = False
@@ -193,10 +198,37 @@ class IterativeJacobian(Jacobian):
         super().__init__(head, features, weights, centered)
         self.sigma_max = spectral_norm_bound(head, features, weights, centered)
         self._products = CachedJacobian(head, features.astype(np.float32))
-        self._whitening = Whitening(self._products)
+        self._interpolation = self._factorized()
         self.method = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
+        if self._interpolation:
+            self.method = f"a Cholesky factorization in float32, with at most {_RESTARTS} refinements"
+
+    def _factorized(self):
+        """Return the `Interpolation` of all samples, None where there is none."""
+        mixture = getattr(self.head, "parts", [self.head])[0]
+        if not isinstance(mixture, heads.MixtureHead) or 4 * len(self.features) ** 2 > _FACTOR_BYTES:
+            return None
+        if mixture.num_parameters < len(self.features) * mixture.num_outputs:
+            return None
+        part = self._products.part(0)
+        interpolation = Interpolation(part, part)
+        try:
+            interpolation.extend(np.arange(len(self.features)))
+        except np.linalg.LinAlgError:
+            return None
+        return interpolation
 
     def solve(self, targets):
+        if self._interpolation:
+            change = self._interpolation.change(targets).astype(np.float64)
+            return np.pad(change, (0, self.head.num_parameters - len(change)))
+        return self._least_squares(targets)
+
+    @functools.cached_property
+    def _whitening(self):
+        return Whitening(self._products)
+
+    def _least_squares(self, targets):
         def matvec(phi):
             return (self.seen(self._products.logits(self._whitening.theta(phi))) * self.roots).ravel()
 

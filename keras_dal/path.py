@@ -15,7 +15,7 @@ class Point:
 
     Attributes:
         seconds: since the solver started.
-        ridge: weight of the change.
+        ridge: weight of the change; 0 where samples are moved by interpolation.
         loss: mean training loss.
         accuracy: share of the training samples on their right side, None for the squared error.
         margin: smallest margin over the training samples, None for the squared error.

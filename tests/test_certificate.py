@@ -10,7 +10,7 @@ from scipy import optimize, special
 from keras_dal import heads, losses
 from keras_dal.certificate import Certificate, certify, certify_head
 from keras_dal.infimum import Enclosure
-from keras_dal.jacobian import DenseJacobian, IterativeJacobian, jacobian, spectral_norm_bound
+from keras_dal.jacobian import DenseJacobian, IterativeJacobian, KroneckerJacobian, jacobian, spectral_norm_bound
 
 LOSSES = {
     "softmax": losses.SoftmaxCrossEntropy(),
@@ -267,14 +267,19 @@ def test_spectral_norm_bound_holds_and_is_not_far_off(kind, centered):
         assert sigma_max <= spectral_norm_bound(head, z, weights, centered) <= 1.7 * sigma_max
 
 
-def test_iterative_certificate_is_weaker_and_says_so():
+@pytest.mark.parametrize(
+    ("kind", "method", "factorized"),
+    [("beside", "LSQR", DenseJacobian), ("mixture", "Cholesky", KroneckerJacobian)],
+)
+def test_iterative_certificate_is_weaker_and_says_so(kind, method, factorized):
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(50, 7)), rng.integers(0, 3, 50)
-    head, targets = make_head("beside", rng, 7, 25, 3), np.eye(3)[y]
+    head, targets = make_head(kind, rng, 7, 25, 3), np.eye(3)[y]
+    assert isinstance(jacobian(head, z), factorized)
     exact = certified(head, z, targets, LOSSES["softmax"])
     iterative = certified(head, z, targets, LOSSES["softmax"], max_bytes=1)
     assert isinstance(jacobian(head, z, max_bytes=1), IterativeJacobian)
-    assert isinstance(jacobian(head, z), DenseJacobian)
+    assert method in iterative.method
     assert (iterative.rank, iterative.tolerance, iterative.exact) == (None, None, False)
     assert exact.residual_share <= iterative.residual_share < 1e-8
     assert exact.beta <= iterative.beta
@@ -283,10 +288,11 @@ def test_iterative_certificate_is_weaker_and_says_so():
     assert "at least" in str(iterative)
 
 
-def test_iterative_certificate_of_an_unaligned_head_claims_nothing():
+@pytest.mark.parametrize("kind", ["beside", "mixture"])
+def test_iterative_certificate_of_an_unaligned_head_claims_nothing(kind):
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(80, 3)), rng.integers(0, 3, 80)
-    head = make_head("beside", rng, 3, 3, 3)
+    head = make_head(kind, rng, 3, 3, 3)
     certificate = certified(head, z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
     assert certificate.status == "undecided"
     assert certificate.infimum[0] == 0.0
