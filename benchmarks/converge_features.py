@@ -83,7 +83,8 @@ def main():
     for _ in range(arguments.epochs):
         model.fit(augmented(x, generator, mirror), y, batch_size=BATCH, verbose=2)
     copies = [trunk.predict(augmented(x, generator, mirror), verbose=0) for _ in range(arguments.copies)]
-    z, zu, zt = (trunk.predict(images, verbose=0) for images in (x, xu, xt))
+    z, zt = (trunk.predict(images, verbose=0) for images in (x, xt))
+    zu = trunk.predict(xu, verbose=0) if len(xu) else z[:0]
     kernel, bias = model.get_layer("head").get_weights()
     np.savez(
         arguments.output, z=z, y=y, za=np.reshape(copies, (-1, *z.shape)), zu=zu, zt=zt, yt=yt, K=kernel, b=bias, x=x

@@ -23,7 +23,7 @@ class CachedJacobian:
         self.on = on or arithmetic.fastest()
         self.parts, self.features = _parts(head, self.on), features
         self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
-        size = 4 * len(features) * sum(sum(part.shape) for part in self.parts)
+        size = 4 * len(features) * sum(part.width for part in self.parts)
         self._prepared = [part.prepare(features) for part in self.parts] if size <= max_bytes else None
 
     def __len__(self):
@@ -135,6 +135,7 @@ class _WithGates:
 
     def __init__(self, head, on):
         self.head, self.on = head, on
+        self.width = 1 + sum(head.gate_kernel.shape)  # of what is computed once for a sample
 
     def prepare(self, features):
         features = np.asarray(features, np.float32)
@@ -198,7 +199,8 @@ class _Dense:
 
     def __init__(self, num_features, num_outputs, use_bias, on):
         self.num_features, self.use_bias, self.on = num_features, use_bias, on
-        self.shape = (num_features + use_bias, num_outputs)
+        self.width = num_features + use_bias
+        self.shape = (self.width, num_outputs)
 
     def prepare(self, features):
         inputs = np.asarray(features[:, : self.num_features], np.float32)

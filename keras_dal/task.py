@@ -21,8 +21,7 @@ _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold:
 _ANCHORS = 10_000  # of the training samples, where no anchors are given
 _DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
 _INTERPOLATED = 0.02  # the same where samples are moved by interpolation
-_FIRST = 1.5  # samples that are moved or held in the first round, over those that are short of their margin
-_KEPT = 0.2  # part of its margin that a sample keeps, or else it joins in the next round
+_KEPT = 0.1  # part of its margin that a sample keeps, or else it joins in the next round
 _ROUNDS = 12  # of interpolation: two to five are usual
 _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which the loss is minimized before
 
@@ -95,7 +94,7 @@ class Task:
         criterion = self._separation(logits, _INTERPOLATED)
         wanted, solver = criterion.nearest(logits), Interpolation(mixture, self._still.part(0))
         margins = self.loss.margins(logits, self.targets)
-        joining = np.sort(np.argsort(margins)[: int(_FIRST * np.sum(margins < criterion.delta))])
+        joining = np.flatnonzero(margins < criterion.delta)
         for _ in range(_ROUNDS):
             too_large = 4 * (len(solver.chosen) + len(joining)) ** 2 > self._max_bytes
             if too_large or np.min(margins) >= _KEPT * criterion.delta:
