@@ -207,7 +207,9 @@ def test_every_point_of_the_path_can_be_chosen(model, digits):
     result = converge(model, x, y, validation_data=validation, verbose=0)
     assert len(result.path) > 2
     assert result.path[0].moved == 0.0
-    assert not any(point.separated for point in result.path[:-1])
+    separated = [point.separated for point in result.path]
+    assert separated == sorted(separated)  # and only the rounds that widen the margin come after the first
+    assert separated[-1]
     for point in (result.path[1], result.path[-1]):
         result.choose(point)
         assert accuracy(result.model, x, y) == pytest.approx(point.accuracy, abs=2e-3)
