@@ -46,7 +46,7 @@ def add_gated_head(
         gates: `"random"`, or before the last layer also `"learned"`, as in `GatedDense`.
         sharpness: as in `GatedDense`.
         oversample: parameters over labels, at least 1; with more, `converge` disturbs test images less.
-        loss: as for `model.compile`; the compiled one by default. Softmax needs units for one output less.
+        loss: as for `model.compile`; the compiled one by default. Softmax needs one output less before the last layer.
         seed: integer for the random numbers.
         batch_size: samples per evaluation of the features.
         verbose: whether to print what was added.
@@ -70,12 +70,12 @@ def add_gated_head(
     n = len(features) if num_samples is None and features is not None else num_samples or 0
     options = {"sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
     if place == "beside":
-        units = math.ceil(oversample * n / (structure.num_features + 1))
-        replacement = _beside(head, structure.num_features, features, units, options)
+        count = math.ceil(oversample * n / (structure.num_features + 1))
+        replacement = _beside(head, structure.num_features, features, count, options)
     else:
         outputs = structure.num_outputs - _is_softmax(model, loss, structure.activation)
-        units = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
-        replacement = _before(head, structure.num_features, features, units, {"gates": gates, **options})
+        count = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
+        replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
     inputs = sample_inputs(model, samples)
     copy = copy_with_replacement(model, head, replacement, build=lambda new: new(inputs, training=False))
     if place == "beside":
@@ -83,7 +83,7 @@ def add_gated_head(
     if model.compiled:
         copy.compile_from_config(model.get_compile_config())
     if verbose:
-        print(_message(model, copy, units, place, head, n), flush=True)
+        print(_message(model, copy, count, place, head, n), flush=True)
     return copy
 
 
@@ -107,8 +107,8 @@ def _is_softmax(model, loss, activation):
     return activation == "softmax" if given is None else resolve_loss(given, activation).activation == "softmax"
 
 
-def _beside(head, width, features, units, options):
-    branch = GatedBranch(head, units, name=head.name, **options)
+def _beside(head, width, features, num_gates, options):
+    branch = GatedBranch(head, num_gates, name=head.name, **options)
     branch.build((None, width))
     assign_variables(head, branch.dense)
     if features is not None:
@@ -137,12 +137,12 @@ def _check_outputs(structure, copy, branch, inputs):
         )
 
 
-def _message(model, copy, units, place, head, n):
+def _message(model, copy, count, place, head, n):
     trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
-        f"Gated head: {units:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
+        f"Gated head: {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
         "fixed parameters more."
     )
 

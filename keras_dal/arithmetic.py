@@ -153,8 +153,8 @@ class Accelerator:
 
     def gram(self, inputs, gates, jitter):
         """Return `(gates gates') * (inputs inputs')` with its diagonal times `1 + jitter`."""
-        result = self.cross_gram(inputs, gates, inputs, gates)
-        return result + jitter * ops.diag(ops.diag(result))
+        result, each = self.cross_gram(inputs, gates, inputs, gates), np.arange(len(gates))
+        return ops.scatter_update(result, np.stack([each, each], axis=1), ops.diag(result) * (1 + jitter))
 
     def cross_gram(self, inputs, gates, other_inputs, other_gates):
         """Return `(gates other_gates') * (inputs other_inputs')`."""
@@ -175,6 +175,8 @@ class Accelerator:
             try:
                 lower = ops.cholesky(matrix)
             except Exception as error:  # TensorFlow and torch have errors of their own, JAX returns NaN
+                if any(word in str(error).lower() for word in ("memory", "oom", "exhausted")):
+                    raise
                 raise np.linalg.LinAlgError(str(error)) from error
         return _finite(lower, self.numpy(ops.diag(lower)))
 

@@ -173,7 +173,8 @@ def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", 
         loss: as for `model.compile`; the compiled one by default.
         parameters: theta_S, as for `find_structure`.
         batch_size: samples per evaluation of the features.
-        max_bytes: largest Jacobian to factorize; beyond it the certificate is iterative.
+        max_bytes: largest Jacobian whose singular values are computed; beyond it no rank is decided, and the witness
+            comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR, which can take long.
 
     Returns:
         A `Certificate`.
@@ -219,7 +220,7 @@ def certify_head(
         theta: theta_S now, shape `(P,)`.
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`.
-        max_bytes: largest Jacobian to factorize.
+        max_bytes: largest Jacobian whose singular values are computed.
 
     Raises:
         ValueError: sample weights that are negative or all zero.

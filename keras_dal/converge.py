@@ -1,4 +1,4 @@
-"""Finishing a trained model: its head is solved on cached features, changing the function as little as possible."""
+"""Finishing a trained model: its head is solved on cached features, and its predictions change little."""
 
 import keras
 from keras import tree
@@ -34,8 +34,8 @@ def converge(
 ):
     """Train the last layer of a model to its global optimum, in seconds, on features that are computed once.
 
-    Classifiers: the head is changed until every training sample is on its right side, and predictions as little as
-    possible. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
+    Classifiers: the head is changed until every training sample is on its right side, and predictions elsewhere change
+    little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
     falling `ridge` up to the first point where all are right. Where it cannot separate the samples a gated branch is
     added, whose own part is finished gently, and the samples that are left are moved by interpolation (with `anchors`,
     by the minimum above). Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
@@ -61,10 +61,11 @@ def converge(
             any case, False never.
         ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative.
         patience: Newton steps without a better validation accuracy after which the best one is taken.
-        time_limit: seconds for the solver.
+        time_limit: seconds for the solver, looked at after each of its steps; one of an interpolation can be long.
         cache: directory in which features are kept and found again.
-        max_bytes: memory for features, and for gates; larger features are memory-mapped, and more gates are computed
-            again in every product.
+        max_bytes: memory for features, for gates, and for the factor of an interpolation, each; larger features are
+            memory-mapped, more gates are computed again in every product, and instead of a larger factor there is
+            Newton's method.
         batch_size: samples per evaluation of the features.
         verbose: 0 for silence.
 

@@ -57,7 +57,7 @@ class Separation:
         return short
 
     def _from_pairs(self, pairs, rows):
-        """Return the transpose of `_gaps` applied to one value per pair of sample and class."""
+        """Return the transpose of `gaps` applied to one value per pair of sample and class."""
         if not self.exclusive:
             return self.targets[rows] * pairs
         out = -pairs

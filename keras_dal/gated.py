@@ -1,4 +1,4 @@
-"""Gated units: a head whose Jacobian gains columns with every unit, not only with every feature."""
+"""Gates: heads whose Jacobian gains columns with every gate, not only with every feature."""
 
 import keras
 import numpy as np

@@ -75,9 +75,13 @@ class _Gates(Head):
 
     def gates(self, features):
         """Return g, of shape `(k, number of gates)`, the same for every theta."""
-        preactivation = self.standardize(features) @ self.gate_kernel.astype(features.dtype) + self.gate_bias
+        gates = self.standardize(features) @ self.gate_kernel.astype(features.dtype)  # and all else in its place
+        gates += self.gate_bias.astype(features.dtype)
+        gates *= -self.sharpness
         with np.errstate(over="ignore"):  # what overflows is a gate of zero; SciPy's expit takes ten times as long
-            return 1 / (1 + np.exp((-self.sharpness * preactivation).astype(features.dtype, copy=False)))
+            np.exp(gates, out=gates)
+        gates += 1
+        return np.reciprocal(gates, out=gates)
 
 
 class GatedHead(_Gates):

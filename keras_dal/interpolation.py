@@ -49,6 +49,7 @@ class Interpolation:
         except np.linalg.LinAlgError:
             if jitter >= _LARGEST:
                 raise
+        del block
         return self._factor(inputs, gates, solved, 10 * jitter)
 
     def change(self, moves):

@@ -16,9 +16,11 @@ from keras_dal.products import CachedJacobian
 from keras_dal.whitening import Whitening
 
 _ITERATIONS, _RESTARTS = 150, 6
+_LSQR = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
 _CLOSE = 3e-5  # residual over targets at which LSQR need not go on
 _GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
 _FACTOR_BYTES = 2**32  # of the largest Cholesky factor
+_BLOCK = 4096  # samples whose gates exist at a time in float64
 _SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 
 
@@ -30,7 +32,7 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28):
         features: float64 array of shape `(n, m)`.
         weights: positive sample weights `(n,)`; ones by default.
         centered: whether constants per row are removed (softmax).
-        max_bytes: largest matrix to factorize; beyond it the result is iterative.
+        max_bytes: largest matrix whose singular values are computed; beyond it the result is iterative.
 
     Returns:
         A `Jacobian`.
@@ -199,9 +201,7 @@ class IterativeJacobian(Jacobian):
         self.sigma_max = spectral_norm_bound(head, features, weights, centered)
         self._products = CachedJacobian(head, features.astype(np.float32))
         self._interpolation = self._factorized()
-        self.method = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
-        if self._interpolation:
-            self.method = f"a Cholesky factorization in float32, with at most {_RESTARTS} refinements"
+        self.method = "a Cholesky factorization in float32, refined" if self._interpolation else _LSQR
 
     def _factorized(self):
         """Return the `Interpolation` of all samples, None where there is none."""
@@ -246,13 +246,18 @@ class IterativeJacobian(Jacobian):
             return np.linalg.norm(self.seen(rows) * self.roots)
 
         theta, residual = np.zeros(self.head.num_parameters), targets
-        for _ in range(_RESTARTS):
+        for _ in range(2 * _RESTARTS):
             step = theta + self.solve(residual)
             before, left = size(residual), targets - self.logits(step)
             if size(left) < before:
                 theta, residual = step, left
-            if size(residual) > _GAIN * before or size(residual) <= _CLOSE * size(targets):
+            if size(residual) <= _CLOSE * size(targets):
                 break
+            if size(residual) > _GAIN * before:
+                if self._interpolation is None:
+                    break
+                self._interpolation = None  # what is left, of samples that are nearly equal say, is for LSQR
+                self.method += f", then {_LSQR}"
         return theta
 
 
@@ -272,9 +277,12 @@ def spectral_norm_bound(head, features, weights, centered=False):
         return _root_of_largest_eigenvalue(columns.T @ (columns * weights[:, None]))
     if not isinstance(head, (heads.GatedHead, heads.MixtureHead)):
         raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
-    gates = head.gates(features)
-    squares = weights * (1.0 + np.sum(head.standardize(features) ** 2, axis=1))
-    moments = gates.T @ (gates * squares[:, None])
+    moments = 0.0
+    for start in range(0, len(features), _BLOCK):
+        block = features[start : start + _BLOCK]
+        gates = head.gates(block)
+        squares = weights[start : start + _BLOCK] * (1.0 + np.sum(head.standardize(block) ** 2, axis=1))
+        moments = moments + gates.T @ (gates * squares[:, None])
     if isinstance(head, heads.MixtureHead):
         return _root_of_largest_eigenvalue(moments)
     output = head.output_kernel - head.output_kernel.mean(axis=1, keepdims=True) * centered

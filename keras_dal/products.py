@@ -4,7 +4,8 @@ import numpy as np
 
 from keras_dal import arithmetic, heads
 
-_BLOCK = 1024  # samples whose hidden values exist at a time
+_BLOCK = 1024  # samples whose hidden values exist at a time, at most
+_ENTRIES = 2**25  # hidden values that do
 
 
 class CachedJacobian:
@@ -79,8 +80,9 @@ class CachedJacobian:
 
     def blocks(self):
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""
-        for start in range(0, len(self), _BLOCK):
-            rows = slice(start, min(start + _BLOCK, len(self)))
+        step = max(1, min(_BLOCK, _ENTRIES // max(part.shape[1] for part in self.parts)))
+        for start in range(0, len(self), step):
+            rows = slice(start, min(start + step, len(self)))
             if self._prepared:
                 yield rows, [[a if a is None else a[rows] for a in arrays] for arrays in self._prepared]
             else:

@@ -6,8 +6,8 @@ import numpy as np
 from scipy import linalg
 
 _RIDGE = 1e-2  # relative: directions the anchors hardly see are not free
-_FULL = 4096  # gated units up to which their second moments are factorized whole, which takes the cube of their number
-_RANK = 256  # largest eigenvalues that are kept of more units
+_FULL = 4096  # gates or units up to which their moments are factorized whole, which takes the cube of their number
+_RANK = 256  # largest eigenvalues that are kept of more
 _SPARE, _ITERATIONS = 24, 2  # additional vectors, and iterations, to compute them
 _ENTRIES = 2**28  # entries of the matrix they are computed from
 

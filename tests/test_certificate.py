@@ -288,6 +288,15 @@ def test_iterative_certificate_is_weaker_and_says_so(kind, method, factorized):
     assert "at least" in str(iterative)
 
 
+def test_samples_that_are_nearly_equal_are_left_to_lsqr():
+    rng = np.random.default_rng(0)
+    z, y = np.maximum(rng.normal(size=(100, 16)), 0), rng.integers(0, 3, 100)
+    z[1], y[1] = z[0] * (1 + 1e-4), (y[0] + 1) % 3
+    certificate = certified(make_head("mixture", rng, 16, 90, 3), z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
+    assert certificate.status == "aligned"
+    assert "then LSQR" in certificate.method
+
+
 @pytest.mark.parametrize("kind", ["beside", "mixture"])
 def test_iterative_certificate_of_an_unaligned_head_claims_nothing(kind):
     rng = np.random.default_rng(0)

@@ -254,7 +254,8 @@ def test_a_branch_that_was_trained_is_finished_from_where_it_is(model, digits):
 
 def test_a_factor_that_does_not_fit_is_not_made(model, digits):
     x, y = digits[0]
-    result = converge(model, x, y, gated=True, max_bytes=2**14, verbose=0)  # enough for 64 samples
+    with pytest.warns(UserWarning, match="larger than max_bytes"):
+        result = converge(model, x, y, gated=True, max_bytes=2**14, verbose=0)  # enough for 64 samples
     assert not gated_points(result)
     assert accuracy(result.model, x, y) == 1.0
 
@@ -262,7 +263,8 @@ def test_a_factor_that_does_not_fit_is_not_made(model, digits):
 def test_labels_that_contradict_one_another_end_without_separation(model, digits):
     x, y = digits[0]
     x, y = np.concatenate([x, x[:5]]), np.concatenate([y, (y[:5] + 1) % 10])
-    result = converge(model, x, y, gated=True, verbose=0)
+    with pytest.warns(UserWarning, match="did not separate.*Received.* wrong"):
+        result = converge(model, x, y, gated=True, verbose=0)
     assert result.stopped_by == COMPLETE
     assert not result.point.separated
     assert not result.reached
