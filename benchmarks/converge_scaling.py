@@ -1,4 +1,4 @@
-"""What an iteration of `converge` costs: against plain matrix products, against samples and units, and in memory.
+"""What an iteration of `converge` costs: against plain matrix products, against samples and gates, and in memory.
 
     python benchmarks/converge_scaling.py               # about four minutes on two cores, 5 GiB of disk
 

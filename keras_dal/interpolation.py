@@ -17,25 +17,28 @@ class Interpolation:
     Args:
         mixture: the `CachedJacobian` of a `MixtureHead` on all samples.
         anchors: the same on the samples whose mean squared change T whitens.
+        max_bytes: size of the largest factor.
     """
 
-    def __init__(self, mixture, anchors):
+    def __init__(self, mixture, anchors, max_bytes=2**32):
         self._mixture, self._whitening, self._on = mixture, Whitening(anchors), mixture.on
+        self._max_bytes = max_bytes
         self.chosen, self._samples, self._panels = np.empty(0, int), [], []
 
     def extend(self, rows):
         """Add samples, by their indices in ascending order.
 
         Raises:
-            np.linalg.LinAlgError: Q is singular in float32.
+            np.linalg.LinAlgError: Q is singular in float32, or its factor larger than max_bytes.
         """
         if not len(rows):
             return
+        if 4 * (len(self.chosen) + len(rows)) ** 2 > self._max_bytes:
+            raise np.linalg.LinAlgError("The factor is larger than max_bytes.")
         inputs, gates = self._whitening.rows(*self._mixture.restricted(rows).inputs_and_gates())
-        before = [self._on.cross_gram(inputs, gates, *sample) for sample in self._samples]
-        solved = self._forward([self._on.swapped(block, block.shape) for block in before])
+        solved = self._forward([self._on.cross_gram(*sample, inputs, gates) for sample in self._samples])
         lower = self._factor(inputs, gates, solved, _JITTER)
-        self._panels.append(([self._on.swapped(block, block.shape) for block in solved], lower))
+        self._panels.append((solved, lower))
         self._samples.append((inputs, gates))
         self.chosen = np.concatenate([self.chosen, rows])
 
@@ -63,17 +66,17 @@ class Interpolation:
         parts = [self._on.array(part) for part in np.split(np.asarray(moves, np.float32), ends)]
         parts = self._forward(parts)
         for last in reversed(range(len(parts))):
-            rows, lower = self._panels[last]
+            above, lower = self._panels[last]
             parts[last] = self._on.solve_triangular(lower, parts[last], transposed=True)
-            for index, block in enumerate(rows):
-                parts[index] = parts[index] - self._on.transposed_matmul(block, parts[last])
+            for index, block in enumerate(above):
+                parts[index] = parts[index] - self._on.matmul(block, parts[last])
         return np.concatenate([self._on.numpy(part) for part in parts])
 
     def _forward(self, parts):
         """Return `L^-1` times a matrix given in panels."""
         done = []
-        for part, (rows, lower) in zip(parts, self._panels, strict=True):
-            for block, solved in zip(rows, done, strict=True):
-                part = part - self._on.matmul(block, solved)
+        for part, (above, lower) in zip(parts, self._panels, strict=True):
+            for block, solved in zip(above, done, strict=True):
+                part = part - self._on.transposed_matmul(block, solved)
             done.append(self._on.solve_triangular(lower, part))
         return done

@@ -19,7 +19,6 @@ _ITERATIONS, _RESTARTS = 150, 6
 _LSQR = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
 _CLOSE = 3e-5  # residual over targets at which LSQR need not go on
 _GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
-_FACTOR_BYTES = 2**32  # of the largest Cholesky factor
 _BLOCK = 4096  # samples whose gates exist at a time in float64
 _SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 
@@ -206,7 +205,7 @@ class IterativeJacobian(Jacobian):
     def _factorized(self):
         """Return the `Interpolation` of all samples, None where there is none."""
         mixture = getattr(self.head, "parts", [self.head])[0]
-        if not isinstance(mixture, heads.MixtureHead) or 4 * len(self.features) ** 2 > _FACTOR_BYTES:
+        if not isinstance(mixture, heads.MixtureHead):
             return None
         if mixture.num_parameters < len(self.features) * mixture.num_outputs:
             return None

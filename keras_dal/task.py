@@ -89,20 +89,17 @@ class Task:
             self.path.add(self.unchanged())
             return True
         mixture, own = self.samples.part(0), self.samples.part(1)
-        problem = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, over=own, whitening=Whitening(own))
+        problem = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, over=own)
         step, point = self._minimize(problem, _NEARLY)
         theta, logits = point.theta, step.logits
         criterion = self._separation(logits, _INTERPOLATED)
-        wanted, solver = criterion.nearest(logits), Interpolation(mixture, self._still.part(0))
+        wanted, solver = criterion.nearest(logits), Interpolation(mixture, self._still.part(0), self._max_bytes)
         margins = self.loss.margins(logits, self.targets)
         joining, reason = np.flatnonzero(margins < criterion.delta), "No factorization failed."
         for _ in range(_ROUNDS):
-            too_large = 4 * (len(solver.chosen) + len(joining)) ** 2 > self._max_bytes
             if np.min(margins) >= _KEPT * criterion.delta:
                 break
             try:
-                if too_large:
-                    raise np.linalg.LinAlgError("The factor is larger than max_bytes.")
                 solver.extend(joining)
             except np.linalg.LinAlgError as error:
                 reason = str(error)
@@ -186,7 +183,7 @@ class Task:
             before = step.objective
         return step, point
 
-    def _problem(self, objective, ridge, inexact=INEXACT, over=None, whitening=None):
+    def _problem(self, objective, ridge, inexact=INEXACT, over=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`.
 
         The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
@@ -195,7 +192,8 @@ class Task:
         hold = np.zeros(len(self.start))
         hold[self.anchors] = ridge / len(self.anchors)
         anchored = Anchored(objective, self.train.weights / len(self.train), self.start, hold)
-        return Problem(over or self.jacobian, whitening or self.whitening, anchored, ridge, inexact)
+        part = (self.jacobian, self.whitening) if over is None else (over, Whitening(over))
+        return Problem(*part, anchored, ridge, inexact)
 
     def unchanged(self):
         """Return the point at which every path begins."""

@@ -13,13 +13,19 @@ from keras_dal.heads import DenseHead, GatedHead, MixtureHead, SumHead
 M, C, H = 4, 3, 5
 
 
+def gates(generator):
+    return {
+        "mean": generator.standard_normal(M),
+        "scale": generator.uniform(0.5, 2.0, M),
+        "gate_kernel": generator.standard_normal((M, H)),
+        "gate_bias": generator.standard_normal(H),
+        "sharpness": 3.0,
+    }
+
+
 def gated_head(generator, use_bias):
     return GatedHead(
-        mean=generator.standard_normal(M),
-        scale=generator.uniform(0.5, 2.0, M),
-        gate_kernel=generator.standard_normal((M, H)),
-        gate_bias=generator.standard_normal(H),
-        sharpness=3.0,
+        **gates(generator),
         output_kernel=generator.standard_normal((H, C)),
         use_bias=use_bias,
     )
@@ -27,11 +33,7 @@ def gated_head(generator, use_bias):
 
 def mixture_head(generator):
     return MixtureHead(
-        mean=generator.standard_normal(M),
-        scale=generator.uniform(0.5, 2.0, M),
-        gate_kernel=generator.standard_normal((M, H)),
-        gate_bias=generator.standard_normal(H),
-        sharpness=3.0,
+        **gates(generator),
         num_outputs=C,
     )
 

@@ -20,13 +20,19 @@ def generator():
     return np.random.default_rng(0)
 
 
+def gates(generator):
+    return {
+        "mean": generator.normal(size=M),
+        "scale": generator.uniform(0.5, 2, M),
+        "gate_kernel": generator.normal(size=(M, H)),
+        "gate_bias": generator.normal(size=H),
+        "sharpness": 3.0,
+    }
+
+
 def gated(generator, use_bias):
     return heads.GatedHead(
-        mean=generator.normal(size=M),
-        scale=generator.uniform(0.5, 2, M),
-        gate_kernel=generator.normal(size=(M, H)),
-        gate_bias=generator.normal(size=H),
-        sharpness=3.0,
+        **gates(generator),
         output_kernel=generator.normal(size=(H, C)),
         use_bias=use_bias,
     )
@@ -34,11 +40,7 @@ def gated(generator, use_bias):
 
 def mixture(generator):
     return heads.MixtureHead(
-        mean=generator.normal(size=M),
-        scale=generator.uniform(0.5, 2, M),
-        gate_kernel=generator.normal(size=(M, H)),
-        gate_bias=generator.normal(size=H),
-        sharpness=3.0,
+        **gates(generator),
         num_outputs=C,
     )
 
