@@ -1,4 +1,7 @@
-"""What the solver minimizes, as functions of logits: how far samples are from their right side, or a loss."""
+"""What the solver minimizes, as functions of logits: how far samples are from their right side, or a loss.
+
+Values are float64, because their sums decide; gradients and curvatures are float32, because they enter products.
+"""
 
 import numpy as np
 from scipy import special
@@ -18,10 +21,11 @@ class Separation:
     def __init__(self, targets, delta, exclusive):
         self.targets = np.asarray(targets, np.float32)
         self.delta, self.exclusive = np.float32(delta), exclusive
-        self.right = self.targets == 1.0
+        self._labels = np.argmax(self.targets, axis=1)[:, None] if exclusive else None
 
     def values(self, logits):
-        return np.sum(np.square(self._short(logits), dtype=np.float64), axis=1)
+        short = self._short(logits)
+        return np.einsum("ij,ij->i", short, short, dtype=np.float64)
 
     def gradient(self, logits):
         return self._from_pairs(-2 * self._short(logits), slice(None))
@@ -30,39 +34,45 @@ class Separation:
         return self._short(logits).any(axis=1)
 
     def curvature(self, logits, rows):
-        counted = self._short(logits)[rows] > 0
-        return lambda change: self._from_pairs(2 * counted * self.gaps(change, rows), rows)
+        counted = (self._short(logits[rows], rows) > 0) * np.float32(2)
+        return lambda change, block: self._from_pairs(counted[block] * self.gaps(change, rows[block]), rows[block])
 
     def nearest(self, logits):
         """Return the nearest logits `(n, C)` with every gap at least delta."""
         if not self.exclusive:
             return self.targets * np.maximum(self.targets * logits, self.delta)
-        right = logits[self.right][:, None]
-        others = np.sort(np.where(self.right, -np.inf, logits + self.delta), axis=1)[:, :0:-1]
+        right = np.take_along_axis(logits, self._labels, axis=1)
+        others = logits + self.delta
+        np.put_along_axis(others, self._labels, -np.inf, axis=1)
+        others = np.sort(others, axis=1)[:, :0:-1]
         # the right class rises to the mean of itself and of the others that it must push down, the highest first
         raised = np.cumsum(np.hstack([right, others]), axis=1) / np.arange(1, logits.shape[1] + 1)
         pushed = np.sum(others > raised[:, :-1], axis=1, keepdims=True)
         raised = np.take_along_axis(raised, pushed, axis=1)
-        return np.where(self.right, raised, np.minimum(logits, raised - self.delta))
+        nearest = np.minimum(logits, raised - self.delta)
+        np.put_along_axis(nearest, self._labels, raised, axis=1)
+        return nearest
 
     def gaps(self, logits, rows=slice(None)):
         if not self.exclusive:
             return self.targets[rows] * logits
-        return logits[self.right[rows]][:, None] - logits
+        return np.take_along_axis(logits, self._labels[rows], axis=1) - logits
 
-    def _short(self, logits):
-        short = np.maximum(0, self.delta - self.gaps(logits))
+    def _short(self, logits, rows=slice(None)):
+        short = self.delta - self.gaps(logits, rows)
+        np.maximum(short, 0, out=short)
         if self.exclusive:
-            short[self.right] = 0
+            np.put_along_axis(short, self._labels[rows], 0, axis=1)
         return short
 
     def _from_pairs(self, pairs, rows):
-        """Return the transpose of `gaps` applied to one value per pair of sample and class."""
+        """Return the transpose of `gaps` applied to one value per pair of sample and class, 0 for the right class."""
         if not self.exclusive:
             return self.targets[rows] * pairs
-        out = -pairs
-        out[self.right[rows]] += pairs.sum(axis=1)
-        return out
+        right = pairs.sum(axis=1, keepdims=True)
+        np.negative(pairs, out=pairs)
+        np.put_along_axis(pairs, self._labels[rows], right, axis=1)
+        return pairs
 
 
 class Anchored:
@@ -77,8 +87,8 @@ class Anchored:
 
     def __init__(self, criterion, weights, start, hold=None):
         self.criterion, self.start, self.size = criterion, start, len(weights)
-        self.weights = np.asarray(weights, np.float64)
-        self.hold = np.zeros(len(start)) if hold is None else np.asarray(hold, np.float64)
+        self.weights = np.asarray(weights, np.float32)
+        self.hold = np.zeros(len(start), np.float32) if hold is None else np.asarray(hold, np.float32)
 
     def values(self, logits):
         values = self.hold * np.sum(np.square(logits - self.start, dtype=np.float64), axis=1)
@@ -86,7 +96,8 @@ class Anchored:
         return values
 
     def gradient(self, logits):
-        gradient = 2 * self.hold[:, None] * (logits - self.start)
+        gradient = logits - self.start
+        gradient *= 2 * self.hold[:, None]
         gradient[: self.size] += self.weights[:, None] * self.criterion.gradient(logits[: self.size])
         return gradient
 
@@ -96,14 +107,25 @@ class Anchored:
         return active
 
     def curvature(self, logits, rows):
-        rows = np.arange(len(logits))[rows]
-        first = rows[: np.searchsorted(rows, self.size)]
-        inner = self.criterion.curvature(logits[: self.size], first)
-        hold, weights = 2 * self.hold[rows, None], self.weights[first, None]
+        """Return a function that multiplies changes of some rows' logits by the second derivative there.
 
-        def product(change):
-            bent = hold * change
-            bent[: len(first)] += weights * inner(change[: len(first)])
+        Args:
+            logits: of all rows, `(n, C)`.
+            rows: indices `(k,)` in ascending order.
+
+        Returns:
+            A function of changes `(b, C)` and of the slice of `rows` that they belong to.
+        """
+        size = int(np.searchsorted(rows, self.size))
+        inner = self.criterion.curvature(logits[: self.size], rows[:size])
+        hold, weights = 2 * self.hold[rows, None], self.weights[rows[:size], None]
+
+        def product(change, block):
+            bent = hold[block] * change
+            first = slice(block.start, min(block.stop, size))
+            if first.start < first.stop:
+                count = first.stop - first.start
+                bent[:count] += weights[first] * inner(change[:count], first)
             return bent
 
         return product
@@ -118,10 +140,10 @@ class WholeLoss:
     """
 
     def __init__(self, loss, targets):
-        self.loss, self.targets = loss, targets
+        self.loss, self.targets = loss, np.asarray(targets, np.float32)
 
     def values(self, logits):
-        return self.loss.values(logits.astype(np.float64), self.targets)
+        return self.loss.values(logits, self.targets)
 
     def gradient(self, logits):
         return self.loss.gradient(logits, self.targets)
@@ -132,9 +154,10 @@ class WholeLoss:
     def curvature(self, logits, rows):
         logits, outputs = logits[rows], logits.shape[1]
         if self.loss.activation == "linear":
-            return lambda change: change * (2.0 / outputs)
+            return lambda change, block: change * np.float32(2 / outputs)
         if self.loss.activation == "sigmoid":
             p = special.expit(logits)
-            return lambda change: p * (1 - p) * change / outputs
+            slopes = p * (1 - p) / np.float32(outputs)
+            return lambda change, block: slopes[block] * change
         p = special.softmax(logits, axis=1)
-        return lambda change: p * (change - np.sum(p * change, axis=1, keepdims=True))
+        return lambda change, block: p[block] * (change - np.einsum("ij,ij->i", p[block], change)[:, None])

@@ -63,7 +63,7 @@ class SquaredError(Loss):
         return 2.0 / num_outputs
 
     def values(self, logits, targets):
-        return np.mean((logits - targets) ** 2, axis=1)
+        return np.mean((logits - targets) ** 2, axis=1, dtype=np.float64)
 
     def gradient(self, logits, targets):
         return (logits - targets) * (2.0 / targets.shape[1])
@@ -99,7 +99,9 @@ class SoftmaxCrossEntropy(Loss):
         return 0.5
 
     def values(self, logits, targets):
-        return special.logsumexp(logits, axis=1) - np.sum(logits * targets, axis=1)
+        below = logits - np.max(logits, axis=1, keepdims=True)  # at most 0, so that float32 loses nothing small
+        total = np.sum(np.exp(below), axis=1, dtype=np.float64)
+        return np.log(total) - np.sum(below * targets, axis=1, dtype=np.float64)
 
     def gradient(self, logits, targets):
         return special.softmax(logits, axis=1) - targets
@@ -131,7 +133,7 @@ class SigmoidCrossEntropy(Loss):
         return 0.25 / num_outputs
 
     def values(self, logits, targets):
-        return np.mean(np.logaddexp(0.0, -targets * logits), axis=1)
+        return np.mean(np.logaddexp(0.0, -targets * logits), axis=1, dtype=np.float64)
 
     def gradient(self, logits, targets):
         return -targets * special.expit(-targets * logits) / targets.shape[1]

@@ -1,5 +1,8 @@
 """Products with J_S on features that stay as they are: float32 matrix products, block by block."""
 
+import functools
+import operator
+
 import numpy as np
 
 from keras_dal import arithmetic, heads
@@ -57,19 +60,35 @@ class CachedJacobian:
         weights = [self.on.array(weight) for weight in self.split(theta)]
         logits = np.empty((len(self), self.num_outputs), np.float32)
         for rows, block in self.blocks():
-            terms = zip(self.parts, block, weights, strict=True)
-            total = sum(part.apply(inputs, gates, weight) for part, (inputs, gates), weight in terms)
-            logits[rows] = self.on.numpy(total)
+            logits[rows] = self._apply(block, weights)
         return logits
 
     def adjoint(self, cotangent):
         """Return `J' vec(cotangent)`, float64 of shape `(P,)`, for a cotangent `(n, C)`."""
-        cotangent = self.on.array(cotangent)
+        return self._pulled_back((cotangent[rows], block) for rows, block in self.blocks())
+
+    def normal(self, theta, curve):
+        """Return `J' curve(J theta)`, float64 of shape `(P,)`, in one pass over the samples.
+
+        Args:
+            theta: flat, `(P,)`.
+            curve: a function of the logits `(b, C)` of some samples and of their slice, `criteria.Anchored.curvature`.
+        """
+        weights = [self.on.array(weight) for weight in self.split(theta)]
+        return self._pulled_back((curve(self._apply(block, weights), rows), block) for rows, block in self.blocks())
+
+    def _apply(self, block, weights):
+        terms = zip(self.parts, block, weights, strict=True)
+        products = (part.apply(inputs, gates, weight) for part, (inputs, gates), weight in terms)
+        return self.on.numpy(functools.reduce(operator.add, products))
+
+    def _pulled_back(self, cotangents):
         total = np.zeros(self.num_parameters)
         pieces = self.split(total, np.float64)
-        for rows, block in self.blocks():
+        for cotangent, block in cotangents:
+            cotangent = self.on.array(cotangent)
             for part, (inputs, gates), piece in zip(self.parts, block, pieces, strict=True):
-                piece += self.on.numpy(part.transposed(inputs, gates, cotangent[rows]))
+                piece += self.on.numpy(part.transposed(inputs, gates, cotangent))
         return total
 
     def split(self, theta, dtype: type = np.float32):
@@ -130,6 +149,15 @@ class StackedJacobian:
         """Return `J' vec(cotangent)`, float64 of shape `(P,)`."""
         pieces = np.split(cotangent, self._ends[:-1])
         return sum(each.adjoint(piece) for each, piece in zip(self.jacobians, pieces, strict=True))
+
+    def normal(self, theta, curve):
+        """Return `J' curve(J theta)`, float64 of shape `(P,)`, as `CachedJacobian.normal`."""
+
+        def shifted(start):
+            return lambda change, rows: curve(change, slice(start + rows.start, start + rows.stop))
+
+        starts = self._ends - [len(each) for each in self.jacobians]
+        return sum(each.normal(theta, shifted(start)) for each, start in zip(self.jacobians, starts, strict=True))
 
 
 class _WithGates:

@@ -1,12 +1,14 @@
 """Newton's method for a convex loss over a head on cached features, with exact line searches."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy import optimize
 from scipy.sparse.linalg import LinearOperator, cg
 
-INEXACT = 0.1  # residual of a Newton system, relative to the gradient
+INEXACT = 0.2  # residual of a Newton system, relative to the gradient
+_LENGTH = 1e-2  # relative precision of a step's length
 _CONJUGATE_GRADIENTS = 100  # at most, for one Newton step, at that residual; more at a smaller one
 
 
@@ -57,44 +59,47 @@ class Problem:
         logits = self.start + self.jacobian.logits(self.whitening.theta(phi)) if phi.any() else self.start
         while True:
             active = np.flatnonzero(self.objective.active(logits))
-            seen = self.jacobian.restricted(active) if len(active) < 0.9 * len(logits) else self.jacobian
-            rows = active if seen is not self.jacobian else slice(None)
-            gradient = self._pulled_back(seen, self.objective.gradient(logits)[rows]) + 2 * self.ridge * phi
+            if len(active) >= 0.9 * len(logits):
+                active = np.arange(len(logits))
+            seen = self.jacobian.restricted(active) if len(active) < len(logits) else self.jacobian
+            gradient = self._pulled_back(seen, self.objective.gradient(logits)[active]) + 2 * self.ridge * phi
             norm = float(np.linalg.norm(gradient))
             gap = norm**2 / (4 * self.ridge) if self.ridge else np.inf
             yield Step(phi, logits, self.value(phi, logits), gap, norm)
-            direction = self._newton_direction(seen, rows, logits, gradient)
+            direction = self._newton_direction(seen, self.objective.curvature(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
-            length = self._line_search(phi, direction, logits, change)
+            length = self._line_search(phi, direction, logits, change, gradient @ direction)
             phi, logits = phi + length * direction, logits + np.float32(length) * change
 
     def _pulled_back(self, jacobian, cotangent):
         return self.whitening.transposed(jacobian.adjoint(cotangent))
 
-    def _newton_direction(self, seen, rows, logits, gradient):
-        curve = self.objective.curvature(logits, rows)
-
+    def _newton_direction(self, seen, curve, gradient):
         def product(direction):
-            change = seen.logits(self.whitening.theta(direction))
-            return self._pulled_back(seen, curve(change)) + 2 * self.ridge * direction
+            bent = seen.normal(self.whitening.theta(direction), curve)
+            return self.whitening.transposed(bent) + 2 * self.ridge * direction
 
         shape = (self.jacobian.num_parameters,) * 2
         hessian = LinearOperator(shape, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
         limit = int(_CONJUGATE_GRADIENTS * np.log(self.inexact) / np.log(INEXACT))
         return cg(hessian, -gradient, rtol=self.inexact, maxiter=limit)[0]
 
-    def _line_search(self, phi, direction, logits, change):
+    def _line_search(self, phi, direction, logits, change, start):
         """Return the minimizing step length: logits are linear in it, so no product with J is needed."""
 
+        @functools.cache
         def slope(length):
+            if not length:
+                return start
             cotangent = self.objective.gradient(logits + np.float32(length) * change)
-            return np.vdot(cotangent, change) + 2 * self.ridge * (phi + length * direction) @ direction
+            bend = np.einsum("ij,ij->", cotangent, change, dtype=np.float64)
+            return bend + 2 * self.ridge * (phi + length * direction) @ direction
 
-        start, far = slope(0.0), 1.0
         if not start < 0:
             return 0.0
+        far = 1.0
         if abs(slope(far)) <= INEXACT * -start:
             return far
         while slope(far) < 0 and far < 1e6:
             far *= 2
-        return optimize.root_scalar(slope, bracket=(0.0, far), rtol=1e-3).root if far < 1e6 else far
+        return optimize.root_scalar(slope, bracket=(0.0, far), rtol=_LENGTH).root if far < 1e6 else far

@@ -210,7 +210,7 @@ class Task:
             yield step, point
 
     def _point(self, theta, all_logits, ridge, gap):
-        logits = all_logits[: len(self.train)].astype(np.float64)
+        logits = all_logits[: len(self.train)]
         margins = self.loss.margins(logits, self.targets)
         moved = all_logits[self.anchors] - self.start[self.anchors]
         return Point(
@@ -226,7 +226,7 @@ class Task:
         )
 
     def _validated(self, theta):
-        logits = self.seen.logits(theta).astype(np.float64)
+        logits = self.seen.logits(theta)
         margins = self.loss.margins(logits, self.seen_targets)
         return float(np.mean(self.loss.values(logits, self.seen_targets) if margins is None else margins > 0))
 
