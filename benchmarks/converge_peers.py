@@ -102,14 +102,14 @@ def least_loss(data):
 
 
 def scipy_lbfgs(data, gated, limit):
-    model, clock = head_model(data, gated), Clock(limit, data["least"][gated])
-    minimize(model, data, clock)
+    model = head_model(data, gated)
+    structure, clock = find_structure(model), Clock(limit, data["least"][gated])
+    minimize(structure, data, clock)
     return clock.report(model, data)
 
 
-def minimize(model, data, clock):
+def minimize(structure, data, clock):
     """Minimize the cross-entropy of a head by L-BFGS until the clock stops it."""
-    structure = find_structure(model)
     jacobian = CachedJacobian(structure.head(), data["z"])  # the same products, so that only the method differs
     targets = SOFTMAX.targets(data["y"], structure.num_outputs)
     last = structure.theta()
@@ -130,8 +130,8 @@ def minimize(model, data, clock):
 
 
 def torch_lbfgs(data, gated, limit):
-    model, clock = head_model(data, gated), Clock(limit, data["least"][gated])
-    structure = find_structure(model)
+    model = head_model(data, gated)
+    structure, clock = find_structure(model), Clock(limit, data["least"][gated])
     z, y = torch.from_numpy(data["z"]), torch.from_numpy(data["y"])
     theta = [torch.tensor(part, dtype=torch.float32, requires_grad=True) for part in structure_parts(structure)]
     logits = torch_logits(structure, z)
@@ -196,8 +196,8 @@ def fit_by_adam(model, x, y, clock):
 
 def scikit_learn(solver):
     def solve(data, gated, limit):
-        model, clock = head_model(data, gated), Clock(limit, data["least"][gated])
-        structure = find_structure(model)
+        model = head_model(data, gated)
+        structure, clock = find_structure(model), Clock(limit, data["least"][gated])
         columns = structure.head().columns(data["z"])  # the outputs share them, so this is a regression on columns
         penalty = np.inf if solver == "lbfgs" else 1e6
         found = LogisticRegression(C=penalty, solver=solver, max_iter=1000, fit_intercept=False)

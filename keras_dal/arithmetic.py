@@ -52,25 +52,27 @@ class Host:
         product *= gates
         return product
 
-    def mixed_matmul(self, left, right, gates):
-        """Return `sum_k gates_k (left right_k)` for the K matrices side by side in `right`."""
+    def mixed_matmul(self, left, right, weights):
+        """Return `sum_k weights_k (left right_k)` for the matrices side by side in `right`."""
         maps = self._product(left, right)
-        return np.matmul(gates[:, None, :], maps.reshape(*gates.shape, -1))[:, 0]
+        return np.matmul(weights[:, None, :], maps.reshape(*weights.shape, -1))[:, 0]
 
-    def outer(self, gates, rows):
-        """Return `gates_k rows` side by side, valid until the next call."""
-        product = self._scratch((*gates.shape, rows.shape[1]))
-        np.multiply(gates[:, :, None], rows[:, None, :], out=product)
-        return product.reshape(len(gates), -1)
+    def outer(self, weights, rows):
+        """Return `weights_k rows` side by side, valid until the next call."""
+        product = self._scratch((*weights.shape, rows.shape[1]))
+        np.multiply(weights[:, :, None], rows[:, None, :], out=product)
+        return product.reshape(len(weights), -1)
 
-    def gram(self, inputs, gates, jitter):
-        """Return `(gates gates') * (inputs inputs')` with its diagonal times `1 + jitter`, zero above its blocks."""
+    def gram(self, inputs, gates, jitter, shift):
+        """Return `(gates gates') * (inputs inputs')`, 0 above its blocks; its diagonal times `1 + jitter` plus shift."""
         result = np.zeros((len(gates), len(gates)), np.float32)
         for start in range(0, len(gates), _BLOCK):
             stop = min(start + _BLOCK, len(gates))
             others = inputs[:stop], gates[:stop]
             self._write_gram(result[start:stop, :stop], inputs[start:stop], gates[start:stop], *others)
-        result[np.diag_indices_from(result)] *= 1 + jitter
+        diagonal = np.einsum("ii->i", result)
+        diagonal *= 1 + jitter
+        diagonal += shift
         return result
 
     def cross_gram(self, inputs, gates, other_inputs, other_gates):
@@ -94,6 +96,10 @@ class Host:
             self._buffer = np.empty(size, np.float32)
         return self._buffer[:size].reshape(shape)
 
+    def without_gram(self, matrix, columns):
+        """Return `matrix - columns' columns` in its lower triangle; the matrix is overwritten."""
+        return linalg.blas.ssyrk(-1.0, columns.T, beta=1.0, c=matrix.T, overwrite_c=1).T  # BLAS's order is by columns
+
     def cholesky(self, matrix):
         """Return the lower factor of a matrix, of which it reads the lower triangle and overwrites all.
 
@@ -105,7 +111,8 @@ class Host:
 
     def solve_triangular(self, lower, right, transposed=False):
         """Return `lower^-1 right`, or the same with the transpose of `lower`."""
-        return linalg.solve_triangular(lower, right, trans=int(transposed), lower=True, check_finite=False)
+        # both transposed, BLAS takes them as they lie; LAPACK's trtrs wakes its threads for the smallest system
+        return linalg.blas.strsm(1.0, lower.T, right.T, side=1, trans_a=int(transposed)).T
 
 
 def _finite(lower, diagonal):
@@ -146,24 +153,28 @@ class Accelerator:
         """Return `(left right) * gates`."""
         return self.matmul(left, right) * gates
 
-    def mixed_matmul(self, left, right, gates):
-        """Return `sum_k gates_k (left right_k)` for the K matrices side by side in `right`."""
-        maps = ops.reshape(self.matmul(left, right), (*gates.shape, -1))
-        return self.matmul(gates[:, None, :], maps)[:, 0]
+    def mixed_matmul(self, left, right, weights):
+        """Return `sum_k weights_k (left right_k)` for the matrices side by side in `right`."""
+        maps = ops.reshape(self.matmul(left, right), (*weights.shape, -1))
+        return self.matmul(weights[:, None, :], maps)[:, 0]
 
-    def gram(self, inputs, gates, jitter):
-        """Return `(gates gates') * (inputs inputs')` with its diagonal times `1 + jitter`."""
+    def gram(self, inputs, gates, jitter, shift):
+        """Return `(gates gates') * (inputs inputs')`, the diagonal times `1 + jitter` plus shift."""
         result, each = self.cross_gram(inputs, gates, inputs, gates), np.arange(len(gates))
-        return ops.scatter_update(result, np.stack([each, each], axis=1), ops.diag(result) * (1 + jitter))
+        return ops.scatter_update(result, np.stack([each, each], axis=1), ops.diag(result) * (1 + jitter) + shift)
 
     def cross_gram(self, inputs, gates, other_inputs, other_gates):
         """Return `(gates other_gates') * (inputs other_inputs')`."""
         products = self.matmul(gates, ops.transpose(other_gates))
         return products * self.matmul(inputs, ops.transpose(other_inputs))
 
-    def outer(self, gates, rows):
-        """Return `gates_k rows` side by side."""
-        return ops.reshape(gates[:, :, None] * rows[:, None, :], (gates.shape[0], -1))
+    def outer(self, weights, rows):
+        """Return `weights_k rows` side by side."""
+        return ops.reshape(weights[:, :, None] * rows[:, None, :], (weights.shape[0], -1))
+
+    def without_gram(self, matrix, columns):
+        """Return `matrix - columns' columns`."""
+        return matrix - self.transposed_matmul(columns, columns)
 
     def cholesky(self, matrix):
         """Return the lower factor of a matrix.

@@ -37,8 +37,8 @@ def converge(
     Classifiers: the head is changed until every training sample is on its right side, and predictions elsewhere change
     little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
     falling `ridge` up to the first point where all are right. Where it cannot separate the samples a gated branch is
-    added, whose own part is finished gently, and the samples that are left are moved by interpolation (with `anchors`,
-    by the minimum above). Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
+    added, whose own part is finished gently, and the samples that are left are moved by interpolation, while anchors
+    are held. Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
     that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Where a gated branch is not
     wanted the loss itself is minimized.
     Regressors: the squared error is minimized with the same measure of change until it is at most `tol`, or at its
@@ -56,7 +56,7 @@ def converge(
         loss: as for `model.compile`; the compiled one by default.
         validation_data: `(x, y)`, or a dataset of such batches; accuracy and calibration on it are reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
-            the training inputs by default.
+            the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
         gated: `"auto"` adds a gated head where a classifier's own head does not separate the samples, True adds it in
             any case, False never.
         ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative.

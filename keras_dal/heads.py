@@ -128,27 +128,42 @@ class MixtureHead(_Gates):
 
     def logits(self, features, theta):
         kernel, bias = self.split(theta.astype(features.dtype, copy=False))
+        matrix = self._exchanged(kernel).reshape(-1, self._width)
         logits = np.empty((len(features), self.num_outputs), features.dtype)
-        for rows, inputs, gates in self._blocks(features):
-            maps = (inputs @ kernel.reshape(len(kernel), -1)).reshape(len(inputs), *bias.shape)
-            logits[rows] = np.matmul(gates[:, None, :], maps)[:, 0] + gates @ bias
+        for rows, gates, first, second in self._blocks(features):
+            maps = (first @ matrix).reshape(*second.shape, self.num_outputs)
+            logits[rows] = np.matmul(second[:, None, :], maps)[:, 0] + gates @ bias
         return logits
 
     def adjoint(self, features, cotangent):
-        total = np.zeros(self.num_parameters, features.dtype)
-        kernel, bias = self.split(total)
-        for rows, inputs, gates in self._blocks(features):
-            gated = gates[:, :, None] * cotangent[rows, None, :]
-            kernel += np.tensordot(inputs.T, gated, 1)
-            bias += gated.sum(axis=0)
-        return total
+        matrix = np.zeros((max(self.shapes[0][:2]), self._width), features.dtype)
+        bias = np.zeros(self.shapes[1], features.dtype)
+        for rows, gates, first, second in self._blocks(features):
+            matrix += first.T @ (second[:, :, None] * cotangent[rows, None, :]).reshape(len(first), -1)
+            bias += gates.T @ cotangent[rows]
+        kernel = self._exchanged(matrix.reshape(len(matrix), -1, self.num_outputs))
+        return self.join([kernel, bias], features.dtype)
+
+    @property
+    def _gates_first(self):
+        """Whether the sum over gates is made first: over the more numerous, so that little is left of each sample."""
+        features, gates, _ = self.shapes[0]
+        return gates > features
+
+    @property
+    def _width(self):
+        return min(self.shapes[0][:2]) * self.num_outputs
+
+    def _exchanged(self, kernel):
+        return kernel.swapaxes(0, 1) if self._gates_first else kernel
 
     def _blocks(self, features):
-        """Yield slices of the samples with their inputs and gates, few enough for all maps of one to fit."""
-        step = max(1, _ENTRIES // math.prod(self.shapes[1]))
+        """Yield slices of the samples with their gates, and inputs and gates in the order of the sums."""
+        step = max(1, _ENTRIES // self._width)
         for start in range(0, len(features), step):
             rows = slice(start, start + step)
-            yield rows, self.standardize(features[rows]), self.gates(features[rows])
+            inputs, gates = self.standardize(features[rows]), self.gates(features[rows])
+            yield rows, gates, *((gates, inputs) if self._gates_first else (inputs, gates))
 
 
 class SumHead(Head):

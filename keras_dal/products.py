@@ -57,7 +57,7 @@ class CachedJacobian:
 
     def logits(self, theta):
         """Return the logits `(n, C)`, float32, for a flat theta `(P,)`."""
-        weights = [self.on.array(weight) for weight in self.split(theta)]
+        weights = self._weights(theta)
         logits = np.empty((len(self), self.num_outputs), np.float32)
         for rows, block in self.blocks():
             logits[rows] = self._apply(block, weights)
@@ -74,32 +74,38 @@ class CachedJacobian:
             theta: flat, `(P,)`.
             curve: a function of the logits `(b, C)` of some samples and of their slice, `criteria.Anchored.curvature`.
         """
-        weights = [self.on.array(weight) for weight in self.split(theta)]
+        weights = self._weights(theta)
         return self._pulled_back((curve(self._apply(block, weights), rows), block) for rows, block in self.blocks())
+
+    def _weights(self, theta):
+        """Return the matrix of each part, None for one that computes nothing, as a branch does at first."""
+        pairs = zip(self.parts, self.split(theta), strict=True)
+        return [part.factor(weight) if weight.any() else None for part, weight in pairs]
 
     def _apply(self, block, weights):
         terms = zip(self.parts, block, weights, strict=True)
-        products = (part.apply(inputs, gates, weight) for part, (inputs, gates), weight in terms)
+        products = [part.apply(*arrays, weight) for part, arrays, weight in terms if weight is not None]
+        if not products:
+            return np.zeros((len(block[0][0]), self.num_outputs), np.float32)
         return self.on.numpy(functools.reduce(operator.add, products))
 
     def _pulled_back(self, cotangents):
-        total = np.zeros(self.num_parameters)
-        pieces = self.split(total, np.float64)
+        totals = [np.zeros(part.working) for part in self.parts]
         for cotangent, block in cotangents:
             cotangent = self.on.array(cotangent)
-            for part, (inputs, gates), piece in zip(self.parts, block, pieces, strict=True):
-                piece += self.on.numpy(part.transposed(inputs, gates, cotangent))
-        return total
+            for index, (part, arrays) in enumerate(zip(self.parts, block, strict=True)):
+                totals[index] += self.on.numpy(part.transposed(*arrays, cotangent)).astype(np.float64)
+        return np.concatenate([part.flat(total) for part, total in zip(self.parts, totals, strict=True)])
 
-    def split(self, theta, dtype: type = np.float32):
-        """Return a flat theta as one matrix for each part, views of it where the dtype allows."""
+    def split(self, theta):
+        """Return a flat theta as one float32 matrix for each part."""
         ends = np.cumsum([part.shape[0] * part.shape[1] for part in self.parts])[:-1]
-        pieces = np.split(np.asarray(theta, dtype), ends)
+        pieces = np.split(np.asarray(theta, np.float32), ends)
         return [piece.reshape(part.shape) for piece, part in zip(pieces, self.parts, strict=True)]
 
     def blocks(self):
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""
-        step = max(1, min(_BLOCK, _ENTRIES // max(part.shape[1] for part in self.parts)))
+        step = max(1, min(_BLOCK, _ENTRIES // max(part.working[1] for part in self.parts)))
         for start in range(0, len(self), step):
             rows = slice(start, min(start + step, len(self)))
             if self._prepared:
@@ -141,6 +147,10 @@ class StackedJacobian:
             [each if len(piece) == len(each) else each.restricted(piece - start) for each, piece, start in kept]
         )
 
+    def part(self, index):
+        """Return the rows of one part alone."""
+        return StackedJacobian([each.part(index) for each in self.jacobians])
+
     def logits(self, theta):
         """Return the logits of all rows, float32."""
         return np.concatenate([each.logits(theta) for each in self.jacobians])
@@ -160,12 +170,28 @@ class StackedJacobian:
         return sum(each.normal(theta, shifted(start)) for each, start in zip(self.jacobians, starts, strict=True))
 
 
-class _WithGates:
+class _Part:
+    """One summand of a head, with the `shape` of its matrix of parameters and the one it is `working` with."""
+
+    def __init__(self, on, shape):
+        self.on, self.shape, self.working = on, shape, shape
+
+    def factor(self, weight):
+        """Return the matrix of parameters as `apply` takes it."""
+        return self.on.array(weight)
+
+    def flat(self, total):
+        """Return a sum of what `transposed` returned, in the order of theta."""
+        return np.ravel(total)
+
+
+class _WithGates(_Part):
     """Standardized features with a one, and gates; the bias is the last row of W, as the heads lay out their theta."""
 
-    def __init__(self, head, on):
-        self.head, self.on = head, on
-        self.width = 1 + sum(head.gate_kernel.shape)  # of what is computed once for a sample
+    def __init__(self, head, on, outputs):
+        features, gates = head.gate_kernel.shape
+        super().__init__(on, (features + 1, gates * outputs))
+        self.head, self.width = head, features + 1 + gates  # of what is computed once for a sample
 
     def prepare(self, features):
         features = np.asarray(features, np.float32)
@@ -179,9 +205,8 @@ class _Gated(_WithGates):
     copies = 1
 
     def __init__(self, head, on):
-        super().__init__(head, on)
+        super().__init__(head, on, outputs=1)
         self.output, self.back = on.array(head.output_kernel), on.array(head.output_kernel.T)
-        self.shape = (head.gate_kernel.shape[0] + 1, head.gate_kernel.shape[1])
 
     def apply(self, inputs, gates, weight):
         return self.on.matmul(self.on.gated_matmul(inputs, weight, gates), self.output)
@@ -200,18 +225,39 @@ class _Gated(_WithGates):
 
 
 class _Mixture(_WithGates):
-    """`sum_k gates_k (inputs W_k)`, W_k beside one another."""
+    """`sum_k gates_k (inputs W_k)`, W_k beside one another.
+
+    The sum over inputs and gates is made over the more numerous of both first, so that little is left of each sample.
+    """
 
     def __init__(self, head, on):
-        super().__init__(head, on)
-        (features, gates), self.copies = head.gate_kernel.shape, head.num_outputs
-        self.shape = (features + 1, gates * self.copies)
+        super().__init__(head, on, outputs=head.num_outputs)
+        self.copies, (features, gates) = head.num_outputs, head.gate_kernel.shape
+        self._gates_first = gates > features + 1
+        if self._gates_first:
+            self.working = (gates, (features + 1) * self.copies)
+
+    def factor(self, weight):
+        return self.on.array(self._exchanged(weight) if self._gates_first else weight)
+
+    def flat(self, total):
+        return np.ravel(self._exchanged(total) if self._gates_first else total)
+
+    def _exchanged(self, matrix):
+        """Return `(b, a C)` for a matrix `(a, b C)`."""
+        rows = len(matrix)
+        return matrix.reshape(rows, -1, self.copies).swapaxes(0, 1).reshape(-1, rows * self.copies)
+
+    def _ordered(self, inputs, gates):
+        return (gates, inputs) if self._gates_first else (inputs, gates)
 
     def apply(self, inputs, gates, weight):
-        return self.on.mixed_matmul(inputs, weight, gates)
+        first, second = self._ordered(inputs, gates)
+        return self.on.mixed_matmul(first, weight, second)
 
     def transposed(self, inputs, gates, cotangent):
-        return self.on.transposed_matmul(inputs, self.on.outer(gates, cotangent))
+        first, second = self._ordered(inputs, gates)
+        return self.on.transposed_matmul(first, self.on.outer(second, cotangent))
 
     def gate_moments(self, gates):
         """Return the sum of `g g'` over the samples."""
@@ -222,15 +268,14 @@ class _Mixture(_WithGates):
         return np.array(self.on.numpy(gates))
 
 
-class _Dense:
+class _Dense(_Part):
     """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
 
     copies = None  # of a factor for gates
 
     def __init__(self, num_features, num_outputs, use_bias, on):
-        self.num_features, self.use_bias, self.on = num_features, use_bias, on
-        self.width = num_features + use_bias
-        self.shape = (self.width, num_outputs)
+        self.num_features, self.use_bias, self.width = num_features, use_bias, num_features + use_bias
+        super().__init__(on, (self.width, num_outputs))
 
     def prepare(self, features):
         inputs = np.asarray(features[:, : self.num_features], np.float32)

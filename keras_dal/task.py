@@ -23,6 +23,8 @@ _ANCHORS = 10_000  # of the training samples, where no anchors are given
 _DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
 _INTERPOLATED = 0.02  # the same where samples are moved by interpolation
 _KEPT = 0.1  # part of its margin that a sample keeps, or else it joins in the next round
+_JOINED = 0.5  # the same of those that join then, so that few rounds are needed
+_HELD = 2_000  # anchors that are held while samples are moved, at most, and as many as are moved if none are given
 _ROUNDS = 12  # of interpolation: two to four are usual
 _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which the loss is minimized before
 
@@ -49,7 +51,7 @@ class Task:
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self.start = self.samples.logits(self.theta)
         if anchors is None:
-            self.anchors = _some(len(train))
+            self.anchors = _some(len(train), _ANCHORS)
             still = self.samples.restricted(self.anchors) if len(self.anchors) < len(train) else self.samples
         else:
             self.anchors = len(train) + np.arange(len(anchors))
@@ -72,9 +74,8 @@ class Task:
 
     @property
     def can_interpolate(self):
-        """Whether the head is a mixture beside another head, and predictions are to stay on the samples only."""
-        mixed = isinstance(self.head, SumHead) and isinstance(self.head.parts[0], MixtureHead)
-        return mixed and self.jacobian is self.samples
+        """Whether the head is a mixture beside another head."""
+        return isinstance(self.head, SumHead) and isinstance(self.head.parts[0], MixtureHead)
 
     def interpolate(self):
         """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
@@ -85,39 +86,48 @@ class Task:
         Returns:
             Whether every sample is on its right side.
         """
-        if np.min(self.loss.margins(self.start, self.targets)) > 0:
+        if np.min(self._margins(self.start)) > 0:
             self.path.add(self.unchanged())
             return True
-        mixture, own = self.samples.part(0), self.samples.part(1)
-        problem = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, over=own)
-        step, point = self._minimize(problem, _NEARLY)
-        theta, logits = point.theta, step.logits
-        criterion = self._separation(logits, _INTERPOLATED)
-        wanted, solver = criterion.nearest(logits), Interpolation(mixture, self._still.part(0), self._max_bytes)
-        margins = self.loss.margins(logits, self.targets)
-        joining, reason = np.flatnonzero(margins < criterion.delta), "No factorization failed."
-        for _ in range(_ROUNDS):
-            if np.min(margins) >= _KEPT * criterion.delta:
-                break
-            try:
-                solver.extend(joining)
-            except np.linalg.LinAlgError as error:
-                reason = str(error)
-                break
-            change = solver.change((wanted - logits)[solver.chosen])
-            theta = theta + np.pad(change, (0, len(theta) - len(change)))
-            logits = self.jacobian.logits(theta)
-            point = self._point(theta, logits, 0.0, self._violation(criterion, logits))
-            self.path.add(point)
-            margins = self.loss.margins(logits, self.targets)
-            joining = np.setdiff1d(np.flatnonzero(margins < _KEPT * criterion.delta), solver.chosen)
+        finished = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, part=1)
+        step, start = self._minimize(finished, _NEARLY)
+        solver = Interpolation(self.samples.part(0), self._still.part(0), self._max_bytes)
+        reason, point = "No factorization failed", start
+        try:
+            for point in self._rounds(solver, start.theta, step.logits):
+                self.path.add(point)
+        except np.linalg.LinAlgError as error:
+            reason = str(error)
         if not point.separated:
             warnings.warn(
-                f"Interpolation did not separate the samples; Newton's method goes on. Received: {reason} "
-                f"{len(solver.chosen)} samples moved or held, {np.sum(margins <= 0)} wrong",
+                f"Interpolation did not separate the samples; Newton's method goes on. Received: {reason}, "
+                f"{len(solver.chosen)} samples moved or held, training accuracy {point.accuracy}",
                 stacklevel=4,
             )
         return point.separated
+
+    def _rounds(self, solver, theta, start):
+        """Yield the point after each round of interpolation, until every sample keeps a part of its margin."""
+        logits, margins = start, self._margins(start)
+        start = start[: len(self.train)]
+        criterion = self._separation(start, _INTERPOLATED)
+        wanted, least = criterion.nearest(start), _KEPT * criterion.delta
+        joining = np.flatnonzero(margins < criterion.delta)
+        most = min(_HELD, len(joining)) if self.jacobian is self.samples else _HELD
+        solver.hold(self._still.part(0).restricted(_some(len(self._still), most)))
+        for _ in range(_ROUNDS):
+            if np.min(margins) >= least:
+                return
+            solver.extend(joining)
+            change = solver.change((wanted - logits[: len(wanted)])[solver.chosen])
+            theta = theta + np.pad(change, (0, len(theta) - len(change)))
+            logits = self.jacobian.logits(theta)
+            yield self._point(theta, logits, 0.0, self._violation(criterion, logits))
+            margins = self._margins(logits)
+            joining = np.setdiff1d(np.flatnonzero(margins < _JOINED * criterion.delta), solver.chosen)
+
+    def _margins(self, logits):
+        return self.loss.margins(logits[: len(self.train)], self.targets)
 
     def _violation(self, criterion, logits):
         return float(self.train.weights @ criterion.values(logits[: len(self.train)])) / len(self.train)
@@ -183,8 +193,8 @@ class Task:
             before = step.objective
         return step, point
 
-    def _problem(self, objective, ridge, inexact=INEXACT, over=None):
-        """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`.
+    def _problem(self, objective, ridge, inexact=INEXACT, part=None):
+        """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`, over one part or all.
 
         The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
         problem strongly convex.
@@ -192,8 +202,10 @@ class Task:
         hold = np.zeros(len(self.start))
         hold[self.anchors] = ridge / len(self.anchors)
         anchored = Anchored(objective, self.train.weights / len(self.train), self.start, hold)
-        part = (self.jacobian, self.whitening) if over is None else (over, Whitening(over))
-        return Problem(*part, anchored, ridge, inexact)
+        if part is None:
+            return Problem(self.jacobian, self.whitening, anchored, ridge, inexact)
+        whitening = Whitening(self._still.part(part))
+        return Problem(self.jacobian.part(part), whitening, anchored, ridge, inexact)
 
     def unchanged(self):
         """Return the point at which every path begins."""
@@ -231,5 +243,6 @@ class Task:
         return float(np.mean(self.loss.values(logits, self.seen_targets) if margins is None else margins > 0))
 
 
-def _some(size):
-    return np.sort(np.random.default_rng(0).permutation(size)[:_ANCHORS])
+def _some(size, most):
+    """Return indices of random samples, `most` at most, in ascending order."""
+    return np.sort(np.random.default_rng(0).permutation(size)[:most])

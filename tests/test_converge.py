@@ -82,7 +82,7 @@ def test_the_head_that_separates_changes_less_than_the_one_of_least_loss(model, 
         return np.sqrt(np.mean(np.sum(change**2, axis=1)))
 
     assert gentle.point.moved == pytest.approx(moved(gentle), rel=1e-2)
-    assert moved(gentle) < 0.2 * moved(plain)
+    assert moved(gentle) < 0.5 * moved(plain)
     assert plain.loss < 1e-3 < gentle.loss
 
 
@@ -263,7 +263,7 @@ def test_a_factor_that_does_not_fit_is_not_made(model, digits):
 def test_labels_that_contradict_one_another_end_without_separation(model, digits):
     x, y = digits[0]
     x, y = np.concatenate([x, x[:5]]), np.concatenate([y, (y[:5] + 1) % 10])
-    with pytest.warns(UserWarning, match="did not separate.*Received.* wrong"):
+    with pytest.warns(UserWarning, match="did not separate.*Received.* training accuracy"):
         result = converge(model, x, y, gated=True, verbose=0)
     assert result.stopped_by == COMPLETE
     assert not result.point.separated
@@ -272,17 +272,29 @@ def test_labels_that_contradict_one_another_end_without_separation(model, digits
 
 
 @pytest.mark.parametrize("full", [100, 4096])
-def test_anchors_are_held_still_by_newtons_method(model, digits, monkeypatch, full):
-    (x, y), validation, unlabelled, _ = digits
-    before = accuracy(model, *validation)
+def test_gates_before_the_head_are_solved_for_by_newtons_method(model, digits, monkeypatch, full):
+    x, y = digits[0]
     monkeypatch.setattr("keras_dal.whitening._FULL", full)  # gates up to which their moments are factorized whole
     gated = keras_dal.add_gated_head(model, x, place="before", oversample=2, seed=0, verbose=False)
     assert find_structure(gated).layer.units > 100
-    for start, anchors in ((model, unlabelled), (gated, None)):
-        result = converge(start, x, y, gated=True, anchors=anchors, verbose=0)
-        assert not gated_points(result)
-        assert result.margin > 0
-    assert accuracy(converge(model, x, y, gated=True, anchors=unlabelled, verbose=0).model, *validation) > before - 0.02
+    result = converge(gated, x, y, verbose=0)
+    assert not gated_points(result)
+    assert result.margin > 0
+    assert accuracy(gated, x, y) == 1.0
+
+
+def test_anchors_are_held_while_samples_are_moved(model, digits):
+    (x, y), validation, unlabelled, _ = digits
+    before = accuracy(model, *validation)
+    held = converge(model, x, y, gated=True, anchors=unlabelled, verbose=0)
+    assert gated_points(held)
+    assert held.margin > 0
+    assert accuracy(held.model, *validation) > before - 0.02
+    free = converge(model, x, y, gated=True, verbose=0)
+    start, *ends = (each.predict(unlabelled, verbose=0) for each in (model, held.model, free.model))
+    moved = [np.sqrt(np.mean(np.sum((end - start) ** 2, axis=1))) for end in ends]
+    assert moved[0] < moved[1]
+    assert held.point.moved == pytest.approx(moved[0], rel=1e-3)
 
 
 def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):

@@ -52,6 +52,30 @@ def test_change_is_the_whitened_least_squares_solution(head, generator, joins, m
 
 
 @pytest.mark.parametrize("on", [Host, Accelerator])
+def test_anchors_are_held_as_far_as_the_moves_allow(head, generator, on, monkeypatch):
+    """The minimum of mean squared change plus squared norm under the moves, from its optimality conditions."""
+    monkeypatch.setattr("keras_dal.interpolation._BLOCK", 4)
+    features, still = generator.normal(size=(2, N, M))
+    mixture, anchors = CachedJacobian(head, features, on=on()), CachedJacobian(head, still[:25], on=on())
+    solver = Interpolation(mixture, anchors)
+    solver.hold(anchors)
+    solver.extend(np.arange(6))
+    solver.extend(np.arange(6, 9))
+    moves, size = generator.normal(size=(9, C)), head.num_parameters
+    basis = coordinates(Whitening(anchors), size)
+    moved, held = (
+        np.stack([head.logits(each, unit) for unit in np.eye(size)], axis=-1).reshape(-1, size) @ basis
+        for each in (features[:9], still[:25])
+    )
+    hessian = held.T @ held / 25 + np.eye(size)
+    system = np.block([[hessian, moved.T], [moved, np.zeros((len(moved),) * 2)]])
+    expected = basis @ np.linalg.solve(system, np.concatenate([np.zeros(size), moves.ravel()]))[:size]
+    change = solver.change(moves)
+    np.testing.assert_allclose(change, expected, atol=5e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(mixture.logits(change)[:9], moves, atol=1e-3)
+
+
+@pytest.mark.parametrize("on", [Host, Accelerator])
 def test_a_singular_matrix_is_refused(head, generator, on):
     features = generator.normal(size=(N, M))
     features[5] = np.nan
