@@ -10,6 +10,7 @@ from scipy import linalg
 from keras_dal import _backend
 
 _BLOCK = 1024  # rows of a Gram matrix that are made at a time
+_SYRK, _TRSM = linalg.get_blas_funcs(("syrk", "trsm"), dtype=np.float32)
 
 
 def fastest():
@@ -64,7 +65,7 @@ class Host:
         return product.reshape(len(weights), -1)
 
     def gram(self, inputs, gates, jitter, shift):
-        """Return `(gates gates') * (inputs inputs')`, 0 above its blocks; its diagonal times `1 + jitter` plus shift."""
+        """Return `(gates gates') * (inputs inputs')`, 0 above its blocks; diagonal times `1 + jitter` plus shift."""
         result = np.zeros((len(gates), len(gates)), np.float32)
         for start in range(0, len(gates), _BLOCK):
             stop = min(start + _BLOCK, len(gates))
@@ -98,7 +99,7 @@ class Host:
 
     def without_gram(self, matrix, columns):
         """Return `matrix - columns' columns` in its lower triangle; the matrix is overwritten."""
-        return linalg.blas.ssyrk(-1.0, columns.T, beta=1.0, c=matrix.T, overwrite_c=1).T  # BLAS's order is by columns
+        return _SYRK(-1.0, columns.T, beta=1.0, c=matrix.T, overwrite_c=1).T  # BLAS's order is by columns
 
     def cholesky(self, matrix):
         """Return the lower factor of a matrix, of which it reads the lower triangle and overwrites all.
@@ -112,7 +113,7 @@ class Host:
     def solve_triangular(self, lower, right, transposed=False):
         """Return `lower^-1 right`, or the same with the transpose of `lower`."""
         # both transposed, BLAS takes them as they lie; LAPACK's trtrs wakes its threads for the smallest system
-        return linalg.blas.strsm(1.0, lower.T, right.T, side=1, trans_a=int(transposed)).T
+        return _TRSM(1.0, lower.T, right.T, side=1, trans_a=int(transposed)).T
 
 
 def _finite(lower, diagonal):

@@ -21,7 +21,7 @@ class Separation:
     def __init__(self, targets, delta, exclusive):
         self.targets = np.asarray(targets, np.float32)
         self.delta, self.exclusive = np.float32(delta), exclusive
-        self._labels = np.argmax(self.targets, axis=1)[:, None] if exclusive else None
+        self._labels = np.argmax(self.targets, axis=1)[:, None]
 
     def values(self, logits):
         short = self._short(logits)

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ class CachedJacobian:
 
     def _apply(self, block, weights):
         terms = zip(self.parts, block, weights, strict=True)
-        products = [part.apply(*arrays, weight) for part, arrays, weight in terms if weight is not None]
+        products = [part.apply(u, gates, weight) for part, (u, gates), weight in terms if weight is not None]
         if not products:
             return np.zeros((len(block[0][0]), self.num_outputs), np.float32)
         return self.on.numpy(functools.reduce(operator.add, products))
@@ -93,8 +94,8 @@ class CachedJacobian:
         totals = [np.zeros(part.working) for part in self.parts]
         for cotangent, block in cotangents:
             cotangent = self.on.array(cotangent)
-            for index, (part, arrays) in enumerate(zip(self.parts, block, strict=True)):
-                totals[index] += self.on.numpy(part.transposed(*arrays, cotangent)).astype(np.float64)
+            for part, (inputs, gates), total in zip(self.parts, block, totals, strict=True):
+                total += self.on.numpy(part.transposed(inputs, gates, cotangent))
         return np.concatenate([part.flat(total) for part, total in zip(self.parts, totals, strict=True)])
 
     def split(self, theta):
@@ -175,6 +176,18 @@ class _Part:
 
     def __init__(self, on, shape):
         self.on, self.shape, self.working = on, shape, shape
+
+    def prepare(self, features) -> tuple:
+        """Return inputs and gates, arrays with a row for each sample, or None for no gates."""
+        raise NotImplementedError
+
+    def apply(self, inputs, gates, weight) -> Any:
+        """Return the logits."""
+        raise NotImplementedError
+
+    def transposed(self, inputs, gates, cotangent) -> Any:
+        """Return the transpose of `apply`, as a function of the weight."""
+        raise NotImplementedError
 
     def factor(self, weight):
         """Return the matrix of parameters as `apply` takes it."""

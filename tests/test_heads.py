@@ -13,12 +13,12 @@ from keras_dal.heads import DenseHead, GatedHead, MixtureHead, SumHead
 M, C, H = 4, 3, 5
 
 
-def gates(generator):
+def gates(generator, count=H):
     return {
         "mean": generator.standard_normal(M),
         "scale": generator.uniform(0.5, 2.0, M),
-        "gate_kernel": generator.standard_normal((M, H)),
-        "gate_bias": generator.standard_normal(H),
+        "gate_kernel": generator.standard_normal((M, count)),
+        "gate_bias": generator.standard_normal(count),
         "sharpness": 3.0,
     }
 
@@ -31,11 +31,8 @@ def gated_head(generator, use_bias):
     )
 
 
-def mixture_head(generator):
-    return MixtureHead(
-        **gates(generator),
-        num_outputs=C,
-    )
+def mixture_head(generator, count=H):
+    return MixtureHead(**gates(generator, count), num_outputs=C)
 
 
 HEADS = {
@@ -45,6 +42,7 @@ HEADS = {
     "gated, no bias": lambda generator: gated_head(generator, False),
     "sum": lambda generator: SumHead([gated_head(generator, False), DenseHead(M, C)]),
     "mixture": mixture_head,
+    "mixture, few gates": lambda generator: mixture_head(generator, 2),
     "branch": lambda generator: SumHead([mixture_head(generator), DenseHead(M, C)]),
 }
 
@@ -58,19 +56,19 @@ def by_hand(head, z, theta):
     if isinstance(head, DenseHead):
         bias = theta[M * C :] if head.use_bias else np.zeros(C)
         return np.array([sum(z[i] * theta[i * C + j] for i in range(M)) + bias[j] for j in range(C)])
-    u = [(z[i] - head.mean[i]) / head.scale[i] for i in range(M)]
-    bias = theta[M * H + H :] if head.use_bias else np.zeros(C)
+    u, count = [(z[i] - head.mean[i]) / head.scale[i] for i in range(M)], head.gate_kernel.shape[1]
+    bias = theta[(M + 1) * count :] if head.use_bias else np.zeros(C)
     logits = bias.copy()
-    for h in range(H):
+    for h in range(count):
         gate = 1 / (
             1 + np.exp(-head.sharpness * (sum(u[i] * head.gate_kernel[i, h] for i in range(M)) + head.gate_bias[h]))
         )
         if isinstance(head, MixtureHead):
             for j in range(C):
-                inner = sum(u[i] * theta[(i * H + h) * C + j] for i in range(M)) + theta[(M * H + h) * C + j]
+                inner = sum(u[i] * theta[(i * count + h) * C + j] for i in range(M)) + theta[(M * count + h) * C + j]
                 logits[j] += gate * inner
             continue
-        unit = (sum(u[i] * theta[i * H + h] for i in range(M)) + theta[M * H + h]) * gate
+        unit = (sum(u[i] * theta[i * count + h] for i in range(M)) + theta[M * count + h]) * gate
         logits += unit * head.output_kernel[h]
     return logits
 
@@ -93,7 +91,7 @@ def test_a_mixture_of_many_samples_is_computed_in_blocks(monkeypatch):
     head, generator = mixture_head(np.random.default_rng(0)), np.random.default_rng(1)
     z, theta, cotangent = (generator.standard_normal(shape) for shape in ((7, M), head.num_parameters, (7, C)))
     whole = head.logits(z, theta), head.adjoint(z, cotangent)
-    monkeypatch.setattr("keras_dal.heads._ENTRIES", 2 * H * C + 1)
+    monkeypatch.setattr("keras_dal.heads._ENTRIES", 2 * M * C + 1)
     np.testing.assert_allclose(head.logits(z, theta), whole[0], rtol=1e-12)
     np.testing.assert_allclose(head.adjoint(z, cotangent), whole[1], rtol=1e-12)
 

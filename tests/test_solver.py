@@ -20,12 +20,12 @@ def generator():
     return np.random.default_rng(0)
 
 
-def gates(generator):
+def gates(generator, count=H):
     return {
         "mean": generator.normal(size=M),
         "scale": generator.uniform(0.5, 2, M),
-        "gate_kernel": generator.normal(size=(M, H)),
-        "gate_bias": generator.normal(size=H),
+        "gate_kernel": generator.normal(size=(M, count)),
+        "gate_bias": generator.normal(size=count),
         "sharpness": 3.0,
     }
 
@@ -38,11 +38,8 @@ def gated(generator, use_bias):
     )
 
 
-def mixture(generator):
-    return heads.MixtureHead(
-        **gates(generator),
-        num_outputs=C,
-    )
+def mixture(generator, count=H):
+    return heads.MixtureHead(**gates(generator, count), num_outputs=C)
 
 
 KINDS = {
@@ -51,6 +48,7 @@ KINDS = {
     "gated": lambda generator: gated(generator, use_bias=True),
     "gated beside": lambda generator: heads.SumHead([gated(generator, use_bias=False), heads.DenseHead(M, C)]),
     "branch": lambda generator: heads.SumHead([mixture(generator), heads.DenseHead(M, C)]),
+    "branch of few gates": lambda generator: heads.SumHead([mixture(generator, 3), heads.DenseHead(M, C)]),
 }
 
 
