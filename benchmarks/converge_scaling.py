@@ -55,15 +55,15 @@ def iteration(z, gates):
     jacobian = CachedJacobian(head, z)
     whitening = Whitening(CachedJacobian(head, z[:10_000]))
     start = np.zeros((len(z), OUTPUTS), np.float32)
-    curve = Separation(np.eye(OUTPUTS)[labels], 1.0, exclusive=True).curvature(start, slice(None))
+    curve = Separation(np.eye(OUTPUTS)[labels], 1.0, exclusive=True).curvature(start, np.arange(len(z)))
     direction = np.random.default_rng(2).normal(size=head.num_parameters)
 
     def product():
-        change = jacobian.logits(whitening.theta(direction))
-        return whitening.transposed(jacobian.adjoint(curve(change)))
+        return whitening.transposed(jacobian.normal(whitening.theta(direction), curve))
 
     n, m, maps = len(z), FEATURES + 1, gates * OUTPUTS
-    inner, outer = [(n, m, maps), (m, n, maps)], [(m, m, maps), (m * OUTPUTS, gates, gates)] * 2
+    more, fewer = max(gates, m), min(gates, m) * OUTPUTS
+    inner, outer = [(n, more, fewer), (more, n, fewer)], [(m, m, maps), (m * OUTPUTS, gates, gates)] * 2
     return product, inner + outer + [(n, m, OUTPUTS), (m, n, OUTPUTS)]
 
 
@@ -84,7 +84,8 @@ def interpolation(z, gates):
     n, m = len(z), FEATURES + 1
     gram = [(n, m, n // 2), (n, gates, n // 2), (n, m, m), (n, gates, gates)]
     moments = [(m, len(anchors), m), (gates, len(anchors), gates)]
-    return moved, [*gram, *moments, (n, n, n // 6), (n, n, 2 * OUTPUTS), (m, n, gates * OUTPUTS)]
+    more, fewer = max(gates, m), min(gates, m) * OUTPUTS
+    return moved, [*gram, *moments, (n, n, n // 6), (n, n, 2 * OUTPUTS), (more, n, fewer)]
 
 
 def plain_products(shapes):
@@ -178,7 +179,7 @@ def main():
         "machine": describe(),
         "memory": memory(1_000_000, 512, GIB // 4),
         "iteration": arithmetic(iteration, 10_000, 616),
-        "interpolation": arithmetic(interpolation, 5_000, 616),
+        "interpolation": arithmetic(interpolation, 10_000, 616),
         "samples": {
             "gates": 32,
             "sizes": SAMPLES,
