@@ -45,9 +45,6 @@ class _AsTheyAre:
     def theta(self, phi):
         return phi.astype(np.float32)
 
-    def transposed(self, gradient):
-        return gradient
-
 
 def not_whitened(data, limit):
     with mock.patch("keras_dal.interpolation.Whitening", _AsTheyAre):
@@ -61,7 +58,7 @@ def lbfgs(gated, copies=False):
             z = np.concatenate([data["z"], *data["za"]])
             train = data | {"z": z, "y": np.tile(data["y"], 1 + len(data["za"]))}
         model = head_model(data, gated)
-        minimize(model, train, Clock(limit))
+        minimize(find_structure(model), train, Clock(limit))
         return model
 
     return run
