@@ -51,6 +51,11 @@ def not_whitened(data, limit):
         return finished()(data, limit)
 
 
+def nothing_held(data, limit):
+    with mock.patch("keras_dal.task._HELD", 0):
+        return finished()(data, limit)
+
+
 def lbfgs(gated, copies=False):
     def run(data, limit):
         train = data
@@ -70,6 +75,7 @@ def augmented(data):
 
 METHODS = {
     "converge": finished(),
+    "converge, no anchor held": nothing_held,
     "converge, change not whitened": not_whitened,
     "converge, unlabelled images as anchors": finished(lambda data: data["zu"]),
     "converge, augmented images as anchors": finished(augmented),

@@ -5,7 +5,8 @@
 An iteration is one product with the Hessian, as conjugate gradients make it; an interpolation moves the logits of
 samples exactly. Their time is compared with that of the same matrix products alone (NumPy's sgemm on whole matrices).
 Memory is what the process itself holds (anonymous pages, read from /proc every few milliseconds) while a plain head is
-solved on 1,000,000 x 512 features that lie on disk, because `max_bytes` is less than they are. Writes benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
+solved on 1,000,000 x 512 features that lie on disk, because `max_bytes` is less than they are. Writes
+benchmarks/results/converge_scaling.json and docs/converge_scaling.png.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from keras import ops
 from keras_dal import heads
 
 _GATES = ("learned", "random")
+_BLOCK = 16_384  # samples that are looked at together
 
 
 class _Gated(keras.layers.Layer):
@@ -43,14 +44,14 @@ class _Gated(keras.layers.Layer):
         Args:
             features: array of shape `(n, m)`, the layer's inputs on the training samples.
         """
-        features = np.asarray(features, np.float64)
-        if features.ndim != 2 or not features.size or not np.isfinite(features).all():
+        features = np.asarray(features)
+        if features.ndim != 2 or not features.size or not np.isfinite(features.sum(dtype=np.float64)):
             raise ValueError(
                 f"adapt needs finite features of shape (n, m). Received: features of shape {features.shape}"
             )
         if not self.built:
             self.build(features.shape)
-        mean, scale = features.mean(axis=0), features.std(axis=0)
+        mean, scale = _mean_and_deviation(features)
         scale[scale <= 1e-6 * scale.max()] = 1.0  # a feature that never moves stays at zero, as in Normalization
         self.mean.assign(mean)
         self.scale.assign(scale)
@@ -248,6 +249,13 @@ class GatedBranch(_Gated):
             "sharpness": self.sharpness,
             "seed": self.seed,
         }
+
+
+def _mean_and_deviation(features):
+    """Return both in float64, block by block: features may be larger than memory."""
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(features), _BLOCK)]
+    mean = sum(features[rows].sum(axis=0, dtype=np.float64) for rows in blocks) / len(features)
+    return mean, np.sqrt(sum(np.square(features[rows] - mean).sum(axis=0) for rows in blocks) / len(features))
 
 
 def _check_count(name, count):

@@ -151,10 +151,13 @@ def _scale(loss_at, tol, bound, margin, outputs):
     if loss_at(1.0) <= tol:
         return 1.0
     far = 1.0
-    while bound(far * margin, outputs) > tol:
+    while bound(far * margin, outputs) > tol / 2:
         far *= 2
-    found = optimize.root_scalar(lambda s: np.log(max(loss_at(s), 1e-300) / tol) + 1e-9, bracket=(1.0, far))
-    return float(found.root)
+
+    def excess(scale):  # of a loss a thousandth smaller than tol, which the root's precision cannot miss
+        return np.log(max(loss_at(scale), 1e-300) / tol) + 1e-3
+
+    return float(optimize.root_scalar(excess, bracket=(1.0, far), rtol=1e-6).root)
 
 
 def _logits(head, features, theta):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 from typing import Any
 
@@ -61,8 +62,9 @@ class Structure:
 
     def assign(self, theta):
         """Writes a flat theta_S, of shape `(head().num_parameters,)`, into the model."""
-        for variable, value in zip(self.linear_parameters, self.head().split(np.asarray(theta)), strict=True):
-            variable.assign(value)
+        ends = np.cumsum([math.prod(variable.shape) for variable in self.linear_parameters])[:-1]
+        for variable, value in zip(self.linear_parameters, np.split(np.asarray(theta), ends), strict=True):
+            variable.assign(value.reshape(variable.shape))
 
     def features(self, x):
         """Return the features of one batch of inputs as the model computes them, `(k, m)`, in inference mode."""
