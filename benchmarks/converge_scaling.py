@@ -1,6 +1,6 @@
 """What an iteration of `converge` costs: against plain matrix products, against samples and gates, and in memory.
 
-    python benchmarks/converge_scaling.py               # about four minutes on two cores, 5 GiB of disk
+    python benchmarks/converge_scaling.py               # about three minutes on two cores, 5 GiB of disk
 
 An iteration is one product with the Hessian, as conjugate gradients make it; an interpolation moves the logits of
 samples exactly. Their time is compared with that of the same matrix products alone (NumPy's sgemm on whole matrices).
