@@ -111,9 +111,9 @@ def converge(
             elif gated is False:
                 task.minimize(RIDGES[-1:], tol)
     except Stopped as stop:
-        path.stopped_by = str(stop)
+        path.cut_short(str(stop))
     except KeyboardInterrupt:
-        path.stopped_by = "an interrupt"
+        path.cut_short("an interrupt")
     if not path.points:
         path.points.append(task.unchanged())
     return finished(task, path, tol)

@@ -6,7 +6,8 @@ import time
 import keras
 import numpy as np
 
-COMPLETE = "the end of the path"
+SEPARATED, REACHED, CERTIFIED = "separation", "the tolerance", "the certified gap"
+STALLED, EXHAUSTED = "a step that gained nothing", "the end of the path"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,7 +21,8 @@ class Point:
         accuracy: share of the training samples on their right side, None for the squared error.
         margin: smallest margin over the training samples, None for the squared error.
         moved: root mean square change of an anchor's logits.
-        gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum.
+        gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum; of a
+            gradient in float32.
         validation: accuracy on the validation data (loss, for the squared error), None without them.
         theta: theta_S, float64 `(P,)`.
     """
@@ -56,8 +58,12 @@ class Path:
 
     def __init__(self, patience=None, time_limit=None, verbose=True):
         self.patience, self.time_limit = patience, time_limit
-        self.points, self.stopped_by = [], COMPLETE
+        self.points, self.stopped_by, self._cut_short = [], EXHAUSTED, False
         self._started, self._bar = time.perf_counter(), keras.utils.Progbar(None) if verbose else None
+
+    def cut_short(self, reason):
+        """Note what ended the path before its end."""
+        self.stopped_by, self._cut_short = reason, True
 
     def restart(self):
         """Forget the points of another head."""
@@ -85,7 +91,7 @@ class Path:
 
     def best(self):
         """Return the last point, or the best on validation data where the path was stopped before its end."""
-        if self.stopped_by == COMPLETE or self.points[0].validation is None:
+        if not self._cut_short or self.points[0].validation is None:
             return self.points[-1]
         return self.points[self._best_validated()]
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import optimize, special
 
 from keras_dal.certificate import certify_head
-from keras_dal.path import Point
+from keras_dal.path import SEPARATED, Point
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048
@@ -46,7 +46,9 @@ class Result:
         reached: whether `scaled_loss` is at most `tol`.
         before, after, scaled: `Calibration` on the validation data of the model as it came, as it is, and at `scale`;
             None without validation data and for the squared error.
-        stopped_by: what ended the path.
+        stopped_by: what ended the path: "separation"; where a loss is minimized "the tolerance", "the certified gap" or
+            "a step that gained nothing"; "the end of the path", all weights and steps tried; "the time limit",
+            "patience" or "an interrupt".
         seconds: of the solver, without the pass for the features.
     """
 
@@ -92,6 +94,9 @@ class Result:
         if self.margin is not None:
             rows.append(("training accuracy", f"{self.point.accuracy:.2%}, smallest margin {self.margin:.4g}"))
         rows.append(("logits moved by", f"{self.point.moved:.4g} (root mean square on the anchors)"))
+        if self.stopped_by != SEPARATED and np.isfinite(self.point.gap):
+            weighted = f"of the loss plus {self.point.ridge:.0e} times the change"
+            rows.append(("gap to the minimum", f"at most {self.point.gap:.2g} ({weighted})"))
         for name in ("before", "after", "scaled"):
             if getattr(self, name) is not None:
                 accuracy, nll, ece = getattr(self, name)

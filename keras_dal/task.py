@@ -8,12 +8,12 @@ import numpy as np
 from keras_dal.criteria import Anchored, Separation, WholeLoss
 from keras_dal.heads import MixtureHead, SumHead
 from keras_dal.interpolation import Interpolation
-from keras_dal.path import Point
+from keras_dal.path import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED, Point
 from keras_dal.products import CachedJacobian, StackedJacobian
 from keras_dal.solver import INEXACT, Problem
 from keras_dal.whitening import Whitening
 
-RIDGES = 10.0 ** -np.arange(1, 9)  # weights of the change, from gentle to nearly free
+RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gentle to nearly free
 _STEPS = 25  # Newton steps for one weight
 _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
 _PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
@@ -90,7 +90,7 @@ class Task:
             self.path.add(self.unchanged())
             return True
         finished = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, part=1)
-        step, start = self._minimize(finished, _NEARLY)
+        step, start, _ = self._minimize(finished, _NEARLY)
         solver = Interpolation(self.samples.part(0), self._still.part(0), self._max_bytes)
         reason, point = "No factorization failed", start
         try:
@@ -134,8 +134,12 @@ class Task:
 
     def separate(self):
         """Walk to the first point where every sample is on its right side; return whether there is one."""
-        if self.can_interpolate and self.interpolate():
-            return True
+        separated = (self.can_interpolate and self.interpolate()) or self._follow_weights()
+        if separated:
+            self.path.stopped_by = SEPARATED
+        return separated
+
+    def _follow_weights(self):
         objective = self._separation(self.start, _DELTA)
         phi, left = None, np.inf
         for ridge in RIDGES:
@@ -179,19 +183,24 @@ class Task:
         """Minimize the loss itself, for falling weights of the change, until it is at most tol."""
         phi = None
         for ridge in ridges:
-            step, point = self._minimize(self._problem(WholeLoss(self.loss, self.targets), ridge), tol, phi)
-            if point.loss <= tol:
+            problem = self._problem(WholeLoss(self.loss, self.targets), ridge)
+            step, _, self.path.stopped_by = self._minimize(problem, tol, phi)
+            if self.path.stopped_by == REACHED:
                 return
             phi = step.phi
 
     def _minimize(self, problem, tol, phi=None):
-        """Return the step and the point at which the loss is at most tol, or nearly the least."""
+        """Return the step and point where the loss is at most tol, or nearly the least, and what ended it there."""
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
-            if point.loss <= tol or step.gap <= 1e-2 * tol or before - step.objective < 1e-2 * tol:
-                break
+            if point.loss <= tol:
+                return step, point, REACHED
+            if step.gap <= 1e-2 * tol:
+                return step, point, CERTIFIED
+            if before - step.objective < 1e-2 * tol:
+                return step, point, STALLED
             before = step.objective
-        return step, point
+        return step, point, EXHAUSTED
 
     def _problem(self, objective, ridge, inexact=INEXACT, part=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`, over one part or all.

@@ -14,7 +14,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import keras_dal
 from keras_dal.converge import converge
-from keras_dal.path import COMPLETE
+from keras_dal.path import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED
 from keras_dal.products import CachedJacobian
 from keras_dal.structure import find_structure
 
@@ -56,7 +56,7 @@ def test_a_classifier_reaches_full_training_accuracy_and_any_loss(model, digits)
     result = converge(model, x, y, validation_data=validation, anchors=unlabelled, tol=1e-4, verbose=0)
     assert accuracy(result.model, x, y) == 1.0
     assert result.reached
-    assert result.stopped_by == COMPLETE
+    assert result.stopped_by == SEPARATED
     assert accuracy(result.model, *validation) > before - 0.02
     logits = result.model.predict(x, verbose=0).astype(np.float64)
     loss = np.mean(special.logsumexp(logits, axis=1) - logits[np.arange(len(y)), y])
@@ -115,6 +115,15 @@ def test_without_a_gated_head_the_loss_is_minimized(model, digits):
     assert expected - 1e-3 < result.loss < expected + 1e-4
     assert not result.reached
     assert result.scale == 1.0
+    assert result.stopped_by in (CERTIFIED, STALLED)
+
+
+def test_a_strong_ridge_ends_at_a_certified_gap(model, digits):
+    x, y = digits[0]
+    result = converge(model, x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
+    assert result.stopped_by == CERTIFIED
+    assert result.point.gap <= 1e-5
+    assert f"at most {result.point.gap:.2g}" in str(result)
 
 
 def test_the_certificate_has_the_margin_as_its_witness(model, digits):
@@ -152,6 +161,7 @@ def test_a_regressor_reaches_the_least_squares_solution():
     assert model.evaluate(x, y, verbose=0) == pytest.approx(least, rel=1e-3)
     assert result.margin is None
     stopped = converge(model, x, y, gated=True, tol=1e-2, verbose=0)
+    assert stopped.stopped_by == REACHED
     assert stopped.reached
     assert stopped.scaled_loss <= 1e-2
 
@@ -265,7 +275,7 @@ def test_labels_that_contradict_one_another_end_without_separation(model, digits
     x, y = np.concatenate([x, x[:5]]), np.concatenate([y, (y[:5] + 1) % 10])
     with pytest.warns(UserWarning, match="did not separate.*Received.* training accuracy"):
         result = converge(model, x, y, gated=True, verbose=0)
-    assert result.stopped_by == COMPLETE
+    assert result.stopped_by == EXHAUSTED
     assert not result.point.separated
     assert not result.reached
     assert result.point.accuracy > 0.97
