@@ -36,7 +36,7 @@ def finished(anchors=None, gated="auto", **options):
 class _AsTheyAre:
     """No whitening: interpolation then makes the change of least norm in the parameters themselves."""
 
-    def __init__(self, jacobian):
+    def __init__(self, jacobian, samples):
         pass
 
     def rows(self, inputs, gates):

@@ -79,7 +79,7 @@ def interpolation(z, gates):
     def moved():
         solver = Interpolation(mixture, anchors)
         solver.extend(np.arange(len(z)))
-        return solver.change(moves)
+        return solver.change(moves)[0]
 
     n, m = len(z), FEATURES + 1
     gram = [(n, m, n // 2), (n, gates, n // 2), (n, m, m), (n, gates, gates)]

@@ -1,7 +1,10 @@
 """`python -m keras_dal converge|certify|alignment model.keras --data train.npz`: the package from the shell."""
 
 import argparse
+import os
+import pathlib
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -12,22 +15,35 @@ from keras_dal.converge import converge
 
 
 def main(arguments=None):
-    """Run one command; return the exit status: 0, 1 where the wanted loss was not reached, 2 for bad input."""
+    """Run one command; return the exit status.
+
+    0 is success, 1 a loss that was not reached (the model is saved all the same), 2 bad input, 130 an interrupt before
+    there was anything to save.
+    """
     options = _parser().parse_args(arguments)
     try:
+        if options.run is _converge:
+            _check_output(options.output)
         model = keras.saving.load_model(options.model)
         x, y, weight = _read(options.data)
         return options.run(options, model, x, y, weight)
     except (ValueError, OSError) as error:
         print(f"keras_dal: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("keras_dal: interrupted, nothing was saved", file=sys.stderr)
+        return 130
 
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m keras_dal", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, run, text in (
-        ("converge", _converge, "solve the head for its global optimum and save the model"),
+        (
+            "converge",
+            _converge,
+            "fit every training sample by the head, with little change elsewhere, and save the model",
+        ),
         ("certify", _certify, "print what is proved about training the head"),
         ("alignment", _alignment, "print how much of the labels the head can reach"),
     ):
@@ -37,11 +53,13 @@ def _parser():
         command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
         command.add_argument("--json", action="store_true", help="print JSON") if name == "certify" else None
         if name == "converge":
-            command.add_argument("--output", required=True, help="where to save the model")
+            command.add_argument("--output", required=True, help="where to save the model, a .keras file")
             command.add_argument("--tol", type=float, default=1e-4, help="training loss to reach (default %(default)s)")
             command.add_argument("--validation", help=".npz file with x and y")
             command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")
             command.add_argument("--gated", choices=("auto", "always", "never"), default="auto")
+            command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change instead")
+            command.add_argument("--patience", type=int, help="steps without a better validation accuracy")
             command.add_argument("--scaled", action="store_true", help="save at the scale that reaches the loss")
             command.add_argument("--time-limit", type=float, help="seconds for the solver")
             command.add_argument("--cache", help="directory in which features are kept")
@@ -52,10 +70,19 @@ def _read(path):
     """Return x, y and sample_weight of an .npz file, None for what it does not have."""
     if not path.endswith(".npz"):
         raise ValueError(f"Data must be an .npz file with x and y. Received: {path}")
+    if os.path.exists(path) and not zipfile.is_zipfile(path):
+        raise ValueError(f"The file is not a whole .npz file. Received: {path}")
     with np.load(path) as arrays:
         if "x" not in arrays:
             raise ValueError(f"The file must hold an array named x. Received: {path} with {sorted(arrays)}")
         return tuple(arrays.get(name) for name in ("x", "y", "sample_weight"))
+
+
+def _check_output(path):
+    """Raise before anything is computed, if the model could not be saved."""
+    path = pathlib.Path(path)
+    if path.suffix != ".keras" or not path.parent.is_dir():
+        raise ValueError(f"--output must be a .keras file in a directory that exists. Received: {path}")
 
 
 def _converge(options, model, x, y, weight):
@@ -68,14 +95,28 @@ def _converge(options, model, x, y, weight):
         validation_data=_read(options.validation)[:2] if options.validation else None,
         anchors=_read(options.anchors)[0] if options.anchors else None,
         gated={"auto": "auto", "always": True, "never": False}[options.gated],
+        ridge=options.ridge,
+        patience=options.patience,
         time_limit=options.time_limit,
         cache=options.cache,
     )
+    print(f"\n{result}", flush=True)
     if options.scaled:
         result.rescale()
-    result.model.save(options.output)
-    print(f"\n{result}\nsaved              {options.output}")
+    _save(result.model, options.output)
+    print(f"saved              {options.output}")
     return 0 if result.reached else 1
+
+
+def _save(model, path):
+    """Save under another name first: what was at this path is lost only when the new file is whole."""
+    path = pathlib.Path(path)
+    partial = path.with_suffix(".partial.keras")
+    try:
+        model.save(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _certify(options, model, x, y, weight):

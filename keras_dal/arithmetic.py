@@ -47,6 +47,10 @@ class Host:
         """Return `left' right`."""
         return left.T @ right
 
+    def squares(self, array):
+        """Return the sum of the squares of every column, float64."""
+        return np.einsum("ij,ij->j", array, array, dtype=np.float64)
+
     def gated_matmul(self, left, right, gates):
         """Return `(left right) * gates`, valid until the next call."""
         product = self._product(left, right)
@@ -149,6 +153,10 @@ class Accelerator:
     def transposed_matmul(self, left, right):
         """Return `left' right`."""
         return self.matmul(ops.transpose(left), right)
+
+    def squares(self, array):
+        """Return the sum of the squares of every column, float64."""
+        return self.numpy(ops.sum(ops.square(array), axis=0)).astype(np.float64)
 
     def gated_matmul(self, left, right, gates):
         """Return `(left right) * gates`."""

@@ -17,6 +17,7 @@ from keras_dal.features import are_arrays, batches, checked_weight, feature_batc
 
 _CHUNK = 2**24  # bytes read at a time for a checksum
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
+_COMPARED = 32  # rows that are computed again
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,13 +43,14 @@ class CachedFeatures:
 
 
 def cached_features(
-    structure, x, y=None, sample_weight=None, batch_size=256, directory=None, max_bytes=2**30, on_batch=None
+    structure, x, y=None, sample_weight=None, batch_size=256, directory=None, max_bytes=2**32, on_batch=None
 ):
     """Return the features of data, from a valid file in `directory` or from one pass over the data.
 
-    A file is named after the data and every weight outside the head, has a checksum, and is written under another name
-    first: an interrupted run leaves no file that could be mistaken for a whole one. One that is truncated, altered or
-    does not agree with a few rows that are computed again is refused with a warning and replaced.
+    A file is named after the data, the configuration of the model and every weight outside the head, has a checksum,
+    and is written under another name first: an interrupted run leaves no file that could be mistaken for a whole one.
+    One that is truncated, altered or does not agree with some rows that are computed again is refused with a warning
+    and replaced.
 
     Args:
         structure: a `Structure`.
@@ -68,7 +70,12 @@ def cached_features(
         OSError: the features do not fit on the disk; nothing is left behind.
     """
     path = None
-    if directory is not None and are_arrays(x):
+    if directory is not None and not are_arrays(x):
+        warnings.warn(
+            f"Features of a dataset are not kept: only arrays can be recognized. Received: {type(x).__name__}",
+            stacklevel=3,
+        )
+    elif directory is not None:
         path = pathlib.Path(directory) / f"{_fingerprint(structure, x)}.features"
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
@@ -169,21 +176,35 @@ def _valid_file(path, structure, x, max_bytes):
 
 
 def _agrees(rows, structure, x):
-    """Whether the first kept rows are what the model computes now."""
-    now = np.asarray(structure.features(tree.map_structure(lambda part: part[:8], x)), np.float32)
-    return now.shape == rows[:8].shape and np.max(np.abs(now - rows[:8])) <= _AGREEMENT * np.max(np.abs(now))
+    """Whether some kept rows, from the first to the last, are what the model computes now."""
+    some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))
+    now = np.asarray(structure.features(tree.map_structure(lambda part: part[some], x)), np.float32)
+    kept = rows[some]
+    return now.shape == kept.shape and np.max(np.abs(now - kept)) <= _AGREEMENT * np.max(np.abs(now))
 
 
 def _fingerprint(structure, x):
-    """Return a name for the features: the data's bytes and those of every weight that is not the head's."""
-    digest = hashlib.blake2b(digest_size=16)
-    head = {id(variable) for layer in (structure.layer, structure.output_layer) for variable in layer.variables}
-    weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in head]
+    """Return a name for the features, from all they depend on: configuration, weights outside the head, and data."""
+    digest = hashlib.blake2b(_configuration(structure.model).encode(), digest_size=16)
+    layers = (structure.layer, structure.output_layer)
+    others = {id(variable) for layer in layers for variable in layer.variables}
+    # what random layers draw from is new in every process, and says nothing about inference
+    others |= {id(v) for v in structure.model.variables if v.path.endswith("seed_generator_state")}
+    weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
     for array in (*weights, *tree.flatten(x)):
         array = np.ascontiguousarray(array)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _configuration(model):
+    """Return how the model is made, without how it was compiled; the name of its class where it cannot tell."""
+    try:
+        description = json.loads(model.to_json())
+    except (NotImplementedError, TypeError, ValueError):
+        return type(model).__qualname__
+    return json.dumps({key: value for key, value in description.items() if key != "compile_config"}, sort_keys=True)
 
 
 def _checksum(path):

@@ -38,8 +38,8 @@ class Certificate:
         status: "aligned", "separable", "not separable", "not aligned" (squared error) or "undecided".
         reason: what proves the status.
         infimum: lower and upper bound of the loss's infimum over theta_S.
-        margin: smallest margin of the best parameters found, None for the squared error.
-        witness_norm: norm of the witness: v, or the parameters with that margin.
+        margin: smallest margin of the witness, None for the squared error.
+        witness_norm: norm of the witness: theta_S now where it separates the samples, else v, or what a search found.
         beta: upper bound of the objective's curvature, None where a penalty has none.
         comparisons: pairs (objective, squared distance from theta_S now), one for each comparison point of the bound.
         not_covered: what the numbers do not speak about, one sentence each.
@@ -139,12 +139,13 @@ class Certificate:
         rank = "not decided" if self.rank is None else f"{self.rank} of {self.full_rank}"
         yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
         yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
-        yield "infimum of the loss", f"between {self.infimum[0]:.6g} and {self.infimum[1]:.6g}"
+        low, high = self.infimum
+        yield "infimum of the loss", f"{low:.6g}" if low == high else f"between {low:.6g} and {high:.6g}"
         yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
         yield "parameters in theta_S", f"{self.num_parameters}"
         yield "rank of J_S", f"{rank} ({self.method})"
         yield "alignment", f"{share}{self.alignment:.8g} (residual share {self.residual_share:.2e})"
-        yield "smallest margin", None if self.margin is None else f"{self.margin:.4g} at the best parameters found"
+        yield "smallest margin", None if self.margin is None else f"{self.margin:.4g} at the witness"
         yield "norm of the witness", f"{self.witness_norm:.4g}"
         if self.beta is not None:
             yield "smoothness beta, step", f"{self.beta:.4g}, {self.step:.4g}"
@@ -191,17 +192,20 @@ def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", 
     )
     if labels is None:
         raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    targets = resolved.targets(labels, structure.num_outputs)
+    return certify_structure(structure, features, targets, resolved, structure.theta(), weights, max_bytes)
+
+
+def certify_structure(structure, features, targets, loss, theta, weights=None, max_bytes=2**28):
+    """Certify the head of a model on cached features, with its L2 penalty and with what the model does in training.
+
+    Args:
+        structure: a `Structure`.
+        features, targets, loss, theta, weights, max_bytes: as for `certify_head`.
+    """
     penalty = l2_factors(structure.linear_parameters)
-    certificate = certify_head(
-        structure.head(),
-        features,
-        resolved.targets(labels, structure.num_outputs),
-        resolved,
-        structure.theta(),
-        weights,
-        0.0 if penalty is None else penalty,
-        max_bytes,
-    )
+    factors = 0.0 if penalty is None else penalty
+    certificate = certify_head(structure.head(), features, targets, loss, theta, weights, factors, max_bytes)
     open_points = (*certificate.not_covered, *caveats.of_training(structure, penalty))
     beta = None if penalty is None else certificate.beta
     return dataclasses.replace(certificate, beta=beta, not_covered=open_points)
@@ -277,7 +281,7 @@ def _has_bias(head):
 def _enclosure(objective, v, theta):
     """Return what is known about the infimum, from witnesses at hand or else by a search."""
     jac, best = objective.jacobian, None
-    for candidate in (v, theta):
+    for candidate in (theta, v):
         logits = jac.logits(candidate)
         value, margin = objective.loss_of(logits), objective.smallest_margin(logits)
         if margin is not None and margin > 0:

@@ -34,9 +34,13 @@ class Interpolation:
     """
 
     def __init__(self, mixture, anchors, max_bytes=2**32):
-        self._mixture, self._whitening, self._on = mixture, Whitening(anchors), mixture.on
-        self._max_bytes, self._held, self._panels = max_bytes, 0, []
-        self.chosen = np.empty(0, int)
+        self._mixture, self._whitening, self._on = mixture, Whitening(anchors, mixture), mixture.on
+        self._max_bytes, self.num_free = max_bytes, mixture.num_parameters // mixture.num_outputs
+        self.clear()
+
+    def clear(self):
+        """Forget all samples, those that are held too."""
+        self._held, self._panels, self.chosen = 0, [], np.empty(0, int)
 
     def hold(self, anchors):
         """Make the change of least squared norm plus mean squared change of the logits of these, before any sample.
@@ -83,16 +87,26 @@ class Interpolation:
         return self._factor(inputs, gates, above, variance, 10 * jitter)
 
     def change(self, moves):
-        """Return the change of theta `(P,)` that moves the logits of the chosen samples by moves `(k, C)`."""
+        """Return the change of theta that moves the logits of the chosen samples, and the multipliers of these.
+
+        Args:
+            moves: changes of the logits `(k, C)`, in the order of `chosen`.
+
+        Returns:
+            The change `(P,)` and `alpha`, float32 `(k, C)`. The sum of `moves * alpha` is the minimum: the squared norm
+            of the change in whitened coordinates, plus the mean squared change of what is held.
+        """
         moves = np.asarray(moves, np.float32)
         still = np.zeros((self._held, moves.shape[1]), np.float32)
+        alphas = self._solve(np.concatenate([still, moves]))
         (part,), total = self._mixture.parts, 0.0
-        for panel, alpha in zip(self._panels, self._solve(np.concatenate([still, moves])), strict=True):
+        for panel, alpha in zip(self._panels, alphas, strict=True):
             for start in range(0, len(panel.gates), _BLOCK):
                 rows = slice(start, start + _BLOCK)
                 pulled_back = part.transposed(panel.inputs[rows], panel.gates[rows], alpha[rows])
                 total = total + self._on.numpy(pulled_back).astype(np.float64)
-        return self._whitening.theta(part.flat(total))
+        multipliers = np.concatenate([self._on.numpy(alpha) for alpha in alphas])[self._held :]
+        return self._whitening.theta(part.flat(total)), multipliers
 
     def _solve(self, moves):
         """Return alpha in panels."""

@@ -219,7 +219,7 @@ class IterativeJacobian(Jacobian):
 
     def solve(self, targets):
         if self._interpolation:
-            change = self._interpolation.change(targets).astype(np.float64)
+            change = self._interpolation.change(targets)[0].astype(np.float64)
             return np.pad(change, (0, self.head.num_parameters - len(change)))
         return self._least_squares(targets)
 

@@ -44,8 +44,17 @@ def restored(variables):
     try:
         yield
     finally:
-        for variable, value in zip(variables, before, strict=True):
+        assign_all(variables, before)
+
+
+def assign_all(variables, values):
+    """Assign values to variables: to all of them, even when it is interrupted."""
+    for index, (variable, value) in enumerate(zip(variables, values, strict=True)):
+        try:
             variable.assign(value)
+        except KeyboardInterrupt:
+            assign_all(variables[index:], values[index:])
+            raise
 
 
 def probes(form, evaluate):
@@ -63,10 +72,10 @@ def probes(form, evaluate):
     features, outputs = evaluate()
     tolerance = _TOLERANCES[str(features.dtype)]
     if not np.isfinite(features).all() or not features.any():
+        wrong = f"{np.sum(~np.isfinite(features))} values that are not finite" if features.any() else "zeros only"
         raise ValueError(
             "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
-            f"pass other samples. Received: {np.sum(~np.isfinite(features))} values that are not finite among "
-            f"{features.size} inputs of layer {form.layer.name!r}"
+            f"pass other samples. Received: {wrong} among {features.size} inputs of layer {form.layer.name!r}"
         )
     a, b = (_of_unit_logits(form.head(), features, generator) for _ in range(2))
     for theta in (np.zeros_like(a), a, b, a + b):

@@ -240,6 +240,8 @@ def _matrix(y, num_outputs):
 
 
 def _integers(y, num_outputs):
+    if not np.issubdtype(y.dtype, np.number) and y.dtype != bool:
+        raise ValueError(f"Labels must be numbers. Received: y of dtype {y.dtype}")
     if not np.isfinite(y).all() or (y != np.floor(y)).any() or y.min() < 0 or y.max() >= num_outputs:
         raise ValueError(
             f"Integer labels must lie in 0..{num_outputs - 1}, one class per model output. "

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 
-import keras
 import numpy as np
 
 SEPARATED, REACHED, CERTIFIED = "separation", "the tolerance", "the certified gap"
@@ -21,10 +20,10 @@ class Point:
         accuracy: share of the training samples on their right side, None for the squared error.
         margin: smallest margin over the training samples, None for the squared error.
         moved: root mean square change of an anchor's logits.
-        gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum; of a
+        gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum; from a
             gradient in float32.
         validation: accuracy on the validation data (loss, for the squared error), None without them.
-        theta: theta_S, float64 `(P,)`.
+        theta: theta_S, float64 `(P,)`; of the head alone, where a branch beside it was added later.
     """
 
     seconds: float
@@ -42,6 +41,11 @@ class Point:
         """Whether every training sample is on its right side."""
         return self.margin is not None and self.margin > 0
 
+    @property
+    def fit(self):
+        """What orders points by their training samples, the better the larger."""
+        return (self.accuracy or 0.0, -self.loss)
+
 
 class Stopped(Exception):
     """Ends a path before its end; the argument says why."""
@@ -53,49 +57,78 @@ class Path:
     Args:
         patience: points without a better validation value after which the path ends, or None.
         time_limit: seconds after which it ends, or None.
-        verbose: whether a line is shown.
+        verbose: whether a line is printed for each point.
     """
 
     def __init__(self, patience=None, time_limit=None, verbose=True):
-        self.patience, self.time_limit = patience, time_limit
-        self.points, self.stopped_by, self._cut_short = [], EXHAUSTED, False
-        self._started, self._bar = time.perf_counter(), keras.utils.Progbar(None) if verbose else None
+        self.patience, self.time_limit, self.verbose = patience, time_limit, verbose
+        self.points, self.stopped_by, self._cut_short, self._first = [], EXHAUSTED, False, 0
+        self._started = time.perf_counter()
 
     def cut_short(self, reason):
         """Note what ended the path before its end."""
         self.stopped_by, self._cut_short = reason, True
 
     def restart(self):
-        """Forget the points of another head."""
-        self.points = []
+        """Begin to count for patience anew, as the path goes on with another head."""
+        self._first = len(self.points)
 
     def elapsed(self):
         return time.perf_counter() - self._started
+
+    def check_time(self):
+        """Raise `Stopped` if time is used up."""
+        if self.time_limit is not None and self.elapsed() > self.time_limit:
+            raise Stopped("the time limit")
 
     def add(self, point):
         """Append a point and show it.
 
         Raises:
-            Stopped: patience or time are used up.
+            Stopped: patience or time are used up, or numbers are not finite; then the point is not appended.
         """
+        if not np.isfinite(point.loss):
+            raise Stopped("numbers that are not finite")
         self.points.append(point)
-        if self._bar:
-            names = ("loss", "margin", "accuracy", "moved", "gap", "validation")
-            values = [(name, getattr(point, name)) for name in names if getattr(point, name) is not None]
-            self._bar.stateful_metrics = {name for name, _ in values}
-            self._bar.update(len(self.points), values=values)
-        if self.time_limit is not None and point.seconds > self.time_limit:
-            raise Stopped("the time limit")
-        if self.patience is not None and len(self.points) - 1 - self._best_validated() >= self.patience:
+        if self.verbose:
+            print(_line(len(self.points), point), flush=True)
+        self.check_time()
+        if self.patience is not None and len(self.points) - 1 - self._best_validated(self._first) >= self.patience:
             raise Stopped("patience")
 
     def best(self):
-        """Return the last point, or the best on validation data where the path was stopped before its end."""
-        if not self._cut_short or self.points[0].validation is None:
-            return self.points[-1]
-        return self.points[self._best_validated()]
+        """Return the last point if it is what the path was to reach, or else the best one.
 
-    def _best_validated(self):
-        values = [point.validation for point in self.points]
+        That is the best on validation data, where the path was cut short and there are any, and otherwise the one with
+        the most training samples on their right side, or the least loss.
+        """
+        if self._cut_short and self.points[0].validation is not None:
+            return self.points[self._best_validated(0)]
+        if self.points[-1].separated or self.stopped_by in (REACHED, CERTIFIED, STALLED):
+            return self.points[-1]
+        return max(self.points, key=lambda point: point.fit)
+
+    def _best_validated(self, first):
+        values = [point.validation for point in self.points[first:]]
         sign = 1 if self.points[0].accuracy is not None else -1
-        return int(np.argmax([sign * value for value in values]))
+        return first + int(np.argmax([sign * value for value in values]))
+
+
+def _line(number, point):
+    """Return a row of the table of points, after its head where it is the first."""
+    classifies, validated = point.accuracy is not None, point.validation is not None
+    columns = [
+        ("step", f"{number:d}"),
+        ("seconds", f"{point.seconds:.2f}"),
+        ("loss", f"{point.loss:.4g}"),
+        *([("accuracy", f"{point.accuracy:.2%}"), ("margin", f"{point.margin:.3g}")] if classifies else []),
+        ("moved", f"{point.moved:.3g}"),
+        ("gap", f"{point.gap:.2g}"),
+        *(
+            [("validation", f"{point.validation:.2%}" if classifies else f"{point.validation:.4g}")]
+            if validated
+            else []
+        ),
+    ]
+    row = " ".join(f"{value:>10}" for _, value in columns)
+    return row if number > 1 else " ".join(f"{name:>10}" for name, _ in columns) + "\n" + row

@@ -85,35 +85,37 @@ def bound(certificate, losses, path, accuracies=None):
 
 
 def solution(result, path):
-    """Draw accuracy, smallest margin and change of the logits along the path that `converge` took, over its seconds.
+    """Draw the path that `converge` took: accuracy and smallest margin, or the loss of a regressor, and the change.
 
     Args:
-        result: the `Result` of `converge` for a classifier.
+        result: the `Result` of `converge`.
         path: file to write.
 
     Returns:
         The path.
-
-    Raises:
-        ValueError: the result of a regression, which has neither accuracy nor margins.
     """
-    points = result.path
-    if points[0].accuracy is None:
-        raise ValueError(f"Only a classifier has accuracy and margins. Received: a result for {result.loss_name}")
-    figure, axes = _figure(13, 3.8, columns=3)
-    seconds = [point.seconds for point in points]
-    axes[0].plot(seconds, [point.accuracy for point in points], ".-", color=_COLORS["wrapped"], label="training")
+    points, steps = result.path, range(1, len(result.path) + 1)
+    classifies = points[0].accuracy is not None
+    names = {"accuracy": "accuracy", "margin": "smallest training margin"} if classifies else {"loss": "loss"}
+    names["moved"] = f"change of the anchors' {'logits' if classifies else 'outputs'}"
+    kept = next(step for step, point in zip(steps, points, strict=True) if point is result.point)
+    gates = next(
+        (step for step, point in zip(steps, points, strict=True) if len(point.theta) > len(points[0].theta)), 1
+    )
+    figure, axes = _figure(4.4 * len(names), 3.8, columns=len(names))
+    for axis, (name, label) in zip(axes, names.items(), strict=True):
+        axis.plot(steps, [getattr(point, name) for point in points], ".-", color=_COLORS["wrapped"], label="training")
+        axis.axvline(kept, color="black", linewidth=0.8, linestyle="--", label="kept")
+        if gates > 1:
+            axis.axvline(gates - 0.5, color="0.55", linewidth=0.8, linestyle=":", label="gated head added")
+        axis.set(xlabel="step", ylabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if points[0].validation is not None:
         validation = [point.validation for point in points]
-        axes[0].plot(seconds, validation, ".:", color=_COLORS["alignment"], label="validation")
-    axes[1].plot(seconds, [point.margin for point in points], ".-", color=_COLORS["wrapped"])
-    axes[1].axhline(0, color=_COLORS["bound"], linewidth=0.8)
-    axes[2].plot(seconds, [point.moved for point in points], ".-", color=_COLORS["wrapped"])
-    labels = ("accuracy", "smallest training margin", "change of the anchors' logits")
-    for axis, label in zip(axes, labels, strict=True):
-        axis.axvline(result.point.seconds, color="black", linewidth=0.8, linestyle="--", label="kept")
-        axis.set(xlabel="seconds of the solver", ylabel=label)
-    axes[0].legend(frameon=False)
+        axes[0].plot(steps, validation, ".:", color=_COLORS["alignment"], label="validation")
+    if classifies:
+        axes[1].axhline(0, color=_COLORS["bound"], linewidth=0.8)
+    axes[0].legend(frameon=False, fontsize="small")
     return _written(figure, path)
 
 

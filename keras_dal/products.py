@@ -232,6 +232,10 @@ class _Gated(_WithGates):
         output = self.head.output_kernel
         return self.on.numpy(self.on.transposed_matmul(gates, gates)) * (output @ output.T)
 
+    def gate_squares(self, gates):
+        """Return the diagonal of that."""
+        return self.on.squares(gates) * np.sum(np.square(self.head.output_kernel, dtype=np.float64), axis=1)
+
     def gate_rows(self, gates, signs):
         """Return rows `g * (V signs)` whose outer products have this mean, for random signs `(k, C)`."""
         return np.array(self.on.numpy(self.on.gated_matmul(self.on.array(signs), self.back, gates)))
@@ -275,6 +279,10 @@ class _Mixture(_WithGates):
     def gate_moments(self, gates):
         """Return the sum of `g g'` over the samples."""
         return self.on.numpy(self.on.transposed_matmul(gates, gates))
+
+    def gate_squares(self, gates):
+        """Return the diagonal of that."""
+        return self.on.squares(gates)
 
     def gate_rows(self, gates, signs):
         """Return the gates themselves."""

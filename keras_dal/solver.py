@@ -21,14 +21,12 @@ class Step:
         logits: of all rows, float32 `(n, C)`.
         objective: loss plus ridge.
         gap: upper bound of how far the objective is above its minimum; infinite without a ridge.
-        gradient_norm: norm of the objective's gradient in phi.
     """
 
     phi: np.ndarray
     logits: np.ndarray
     objective: float
     gap: float
-    gradient_norm: float
 
 
 class Problem:
@@ -40,11 +38,12 @@ class Problem:
         objective: a `criteria.Anchored` on n rows; its `start`, float32, is where `phi = 0`.
         ridge: weight of the squared distance, not negative.
         inexact: residual of a Newton system, relative to the gradient.
+        watch: called without arguments between products; what it raises ends the solver.
     """
 
-    def __init__(self, jacobian, whitening, objective, ridge, inexact=INEXACT):
+    def __init__(self, jacobian, whitening, objective, ridge, inexact=INEXACT, watch=lambda: None):
         self.jacobian, self.whitening, self.objective = jacobian, whitening, objective
-        self.start, self.ridge, self.inexact = objective.start, ridge, inexact
+        self.start, self.ridge, self.inexact, self.watch = objective.start, ridge, inexact, watch
 
     def value(self, phi, logits):
         return float(np.sum(self.objective.values(logits)) + self.ridge * (phi @ phi))
@@ -63,9 +62,8 @@ class Problem:
                 active = np.arange(len(logits))
             seen = self.jacobian.restricted(active) if len(active) < len(logits) else self.jacobian
             gradient = self._pulled_back(seen, self.objective.gradient(logits)[active]) + 2 * self.ridge * phi
-            norm = float(np.linalg.norm(gradient))
-            gap = norm**2 / (4 * self.ridge) if self.ridge else np.inf
-            yield Step(phi, logits, self.value(phi, logits), gap, norm)
+            gap = float(gradient @ gradient) / (4 * self.ridge) if self.ridge else np.inf
+            yield Step(phi, logits, self.value(phi, logits), gap)
             direction = self._newton_direction(seen, self.objective.curvature(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
             length = self._line_search(phi, direction, logits, change, gradient @ direction)
@@ -76,6 +74,7 @@ class Problem:
 
     def _newton_direction(self, seen, curve, gradient):
         def product(direction):
+            self.watch()
             bent = seen.normal(self.whitening.theta(direction), curve)
             return self.whitening.transposed(bent) + 2 * self.ridge * direction
 

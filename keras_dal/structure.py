@@ -23,7 +23,7 @@ _ACTIVATIONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Structure:
     """What `find_structure` found: `logits = head(features)`, linear in `linear_parameters`.
 
@@ -47,6 +47,13 @@ class Structure:
     num_features: int
     num_outputs: int
 
+    def __repr__(self):
+        shapes = [tuple(variable.shape) for variable in self.linear_parameters]
+        return (
+            f"<Structure of {self.model.name!r}: {self.num_features} features into layer {self.layer.name!r}, "
+            f"{self.num_outputs} logits, activation {self.activation!r}, linear parameters {shapes}>"
+        )
+
     @property
     def use_bias(self):
         """Whether the logits have a bias among the linear parameters."""
@@ -62,9 +69,17 @@ class Structure:
 
     def assign(self, theta):
         """Writes a flat theta_S, of shape `(head().num_parameters,)`, into the model."""
+        linearity.assign_all(self.linear_parameters, self._split(theta))
+
+    def rounded(self, theta):
+        """Return a flat theta_S as the model's variables would hold it, float64."""
+        parts = zip(self._split(theta), self.linear_parameters, strict=True)
+        return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
+
+    def _split(self, theta):
         ends = np.cumsum([math.prod(variable.shape) for variable in self.linear_parameters])[:-1]
-        for variable, value in zip(self.linear_parameters, np.split(np.asarray(theta), ends), strict=True):
-            variable.assign(value.reshape(variable.shape))
+        parts = zip(np.split(np.asarray(theta), ends), self.linear_parameters, strict=True)
+        return [part.reshape(variable.shape) for part, variable in parts]
 
     def features(self, x):
         """Return the features of one batch of inputs as the model computes them, `(k, m)`, in inference mode."""

@@ -8,6 +8,7 @@ import numpy as np
 from keras_dal.criteria import Anchored, Separation, WholeLoss
 from keras_dal.heads import MixtureHead, SumHead
 from keras_dal.interpolation import Interpolation
+from keras_dal.moves import Moves
 from keras_dal.path import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED, Point
 from keras_dal.products import CachedJacobian, StackedJacobian
 from keras_dal.solver import INEXACT, Problem
@@ -22,15 +23,13 @@ _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold:
 _ANCHORS = 10_000  # of the training samples, where no anchors are given
 _DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
 _INTERPOLATED = 0.02  # the same where samples are moved by interpolation
-_KEPT = 0.1  # part of its margin that a sample keeps, or else it joins in the next round
-_JOINED = 0.5  # the same of those that join then, so that few rounds are needed
 _HELD = 2_000  # anchors that are held while samples are moved, at most, and as many as are moved if none are given
 _ROUNDS = 12  # of interpolation: two to four are usual
 _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which the loss is minimized before
 
 
 class Task:
-    """A head, the samples it is to fit and the anchors it is to leave alone.
+    """A head, the samples it is to fit and the anchors it is to leave alone. Gates that still move are frozen.
 
     Args:
         structure: the `Structure` of the model.
@@ -45,9 +44,13 @@ class Task:
     def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
         self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
+        self.targets = loss.targets(train.labels, structure.num_outputs)
+        self.seen_targets = validation and loss.targets(validation.labels, structure.num_outputs)
+        for layer in structure.gated_layers:
+            layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
         self._max_bytes = max_bytes
-        self.targets = loss.targets(train.labels, structure.num_outputs)
+        self.left = np.zeros(len(train), bool)  # on their wrong side, as `interpolate` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self.start = self.samples.logits(self.theta)
         if anchors is None:
@@ -59,9 +62,7 @@ class Task:
             self.jacobian = StackedJacobian([self.samples, still])
             self.start = np.concatenate([self.start, still.logits(self.theta)])
         self._still = still
-        if validation is not None:
-            self.seen = CachedJacobian(self.head, validation.features, max_bytes)
-            self.seen_targets = loss.targets(validation.labels, structure.num_outputs)
+        self.seen = validation and CachedJacobian(self.head, validation.features, max_bytes)
 
     def with_head(self, structure):
         """Return the same task for another head on the same features."""
@@ -70,7 +71,7 @@ class Task:
     @functools.cached_property
     def whitening(self):
         """The coordinates phi, made when they are needed first."""
-        return Whitening(self._still)
+        return Whitening(self._still, self.samples)
 
     @property
     def can_interpolate(self):
@@ -80,64 +81,83 @@ class Task:
     def interpolate(self):
         """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
 
-        Each sample gets the nearest logits with the wanted margin. Those that lose theirs on the way join and are held
-        where they were, round by round.
-
         Returns:
-            Whether every sample is on its right side.
+            Whether every sample is on its right side, but for those that are left, which `self.left` tells.
         """
         if np.min(self._margins(self.start)) > 0:
             self.path.add(self.unchanged())
             return True
         finished = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, part=1)
-        step, start, _ = self._minimize(finished, _NEARLY)
+        step, point, _ = self._minimize(finished, _NEARLY, unit=np.mean(self.train.weights))
         solver = Interpolation(self.samples.part(0), self._still.part(0), self._max_bytes)
-        reason, point = "No factorization failed", start
+        reason = f"{_ROUNDS} rounds left some"
         try:
-            for point in self._rounds(solver, start.theta, step.logits):
-                self.path.add(point)
-        except np.linalg.LinAlgError as error:
-            reason = str(error)
-        if not point.separated:
+            for moved in self._rounds(solver, point.theta, step.logits):
+                self.path.add(point := moved)
+        except (np.linalg.LinAlgError, MemoryError) as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+        wrong = round((1 - (point.accuracy or 0.0)) * len(self.train))
+        if wrong > np.sum(self.left):
             warnings.warn(
-                f"Interpolation did not separate the samples; Newton's method goes on. Received: {reason}, "
-                f"{len(solver.chosen)} samples moved or held, training accuracy {point.accuracy}",
+                "Interpolation did not separate the samples, and Newton's method goes on, which can take long: "
+                f"time_limit ends it. Received: {reason}; {len(solver.chosen)} samples moved or held, training "
+                f"accuracy {point.accuracy}",
                 stacklevel=4,
             )
-        return point.separated
+            return False
+        if wrong:
+            self.path.stopped_by = f"{SEPARATED} of all samples but {wrong}"
+            warnings.warn(
+                f"{wrong} of {len(self.train)} samples stay on their wrong side, because their labels contradict those "
+                "of nearly equal samples. Look at them (Result.left), correct their labels or give them weight 0, and "
+                f"the others can be certified. Received: training accuracy {point.accuracy}",
+                stacklevel=4,
+            )
+        return True
 
-    def _rounds(self, solver, theta, start):
-        """Yield the point after each round of interpolation, until every sample keeps a part of its margin."""
-        logits, margins = start, self._margins(start)
-        start = start[: len(self.train)]
+    def _rounds(self, solver, theta, logits):
+        """Yield the point after each round of interpolation.
+
+        Args:
+            solver: an `Interpolation`.
+            theta: where it begins, `(P,)`.
+            logits: of all rows there.
+        """
+        begins, size = (theta, logits), len(self.train)
+        start = logits[:size]
         criterion = self._separation(start, _INTERPOLATED)
-        wanted, least = criterion.nearest(start), _KEPT * criterion.delta
-        joining = np.flatnonzero(margins < criterion.delta)
-        most = min(_HELD, len(joining)) if self.jacobian is self.samples else _HELD
-        solver.hold(self._still.part(0).restricted(_some(len(self._still), most)))
+        short = np.sum(self._margins(start) < criterion.delta)
+        most = min(_HELD, short) if self.jacobian is self.samples else _HELD
+        held = self._still.part(0).restricted(_some(len(self._still), most))
+        moves = Moves(solver, held, criterion, self._margins, start, (criterion.delta / _INTERPOLATED) ** 2)
+        self.left = moves.left
         for _ in range(_ROUNDS):
-            if np.min(margins) >= least:
+            if moves.are_made(logits[:size]):
                 return
-            solver.extend(joining)
-            change = solver.change((wanted - logits[: len(wanted)])[solver.chosen])
+            while (change := moves.change(logits[:size])) is None:
+                theta, logits = begins
             theta = theta + np.pad(change, (0, len(theta) - len(change)))
             logits = self.jacobian.logits(theta)
             yield self._point(theta, logits, 0.0, self._violation(criterion, logits))
-            margins = self._margins(logits)
-            joining = np.setdiff1d(np.flatnonzero(margins < _JOINED * criterion.delta), solver.chosen)
 
     def _margins(self, logits):
         return self.loss.margins(logits[: len(self.train)], self.targets)
 
     def _violation(self, criterion, logits):
-        return float(self.train.weights @ criterion.values(logits[: len(self.train)])) / len(self.train)
+        return float(self._even_weights @ criterion.values(logits[: len(self.train)])) / len(self.train)
+
+    @property
+    def _even_weights(self):
+        """Sample weights of mean one: which samples are separated, and how, is no question of their unit."""
+        return self.train.weights / np.mean(self.train.weights)
 
     def separate(self):
-        """Walk to the first point where every sample is on its right side; return whether there is one."""
-        separated = (self.can_interpolate and self.interpolate()) or self._follow_weights()
-        if separated:
-            self.path.stopped_by = SEPARATED
-        return separated
+        """Walk to the first point where every sample that is not left is right; return whether there is one."""
+        self.path.stopped_by = SEPARATED
+        if (self.can_interpolate and self.interpolate()) or self._follow_weights():
+            return True
+        self.path.stopped_by = EXHAUSTED
+        return False
 
     def _follow_weights(self):
         objective = self._separation(self.start, _DELTA)
@@ -183,17 +203,24 @@ class Task:
         """Minimize the loss itself, for falling weights of the change, until it is at most tol."""
         phi = None
         for ridge in ridges:
-            problem = self._problem(WholeLoss(self.loss, self.targets), ridge)
+            problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
             step, _, self.path.stopped_by = self._minimize(problem, tol, phi)
             if self.path.stopped_by == REACHED:
                 return
             phi = step.phi
 
-    def _minimize(self, problem, tol, phi=None):
-        """Return the step and point where the loss is at most tol, or nearly the least, and what ended it there."""
+    def _minimize(self, problem, tol, phi=None, unit=1.0):
+        """Return the step and point where the loss is at most tol, or nearly the least, and what ended it there.
+
+        Args:
+            problem: a `Problem`.
+            tol: loss in the problem's unit.
+            phi: where to start.
+            unit: of a point's loss, in the problem's.
+        """
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
-            if point.loss <= tol:
+            if point.loss <= tol * unit:
                 return step, point, REACHED
             if step.gap <= 1e-2 * tol:
                 return step, point, CERTIFIED
@@ -202,7 +229,7 @@ class Task:
             before = step.objective
         return step, point, EXHAUSTED
 
-    def _problem(self, objective, ridge, inexact=INEXACT, part=None):
+    def _problem(self, objective, ridge, inexact=INEXACT, part=None, weights=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`, over one part or all.
 
         The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
@@ -210,11 +237,22 @@ class Task:
         """
         hold = np.zeros(len(self.start))
         hold[self.anchors] = ridge / len(self.anchors)
-        anchored = Anchored(objective, self.train.weights / len(self.train), self.start, hold)
+        weights = self._even_weights if weights is None else weights
+        anchored = Anchored(objective, weights / len(self.train), self.start, hold)
         if part is None:
-            return Problem(self.jacobian, self.whitening, anchored, ridge, inexact)
-        whitening = Whitening(self._still.part(part))
-        return Problem(self.jacobian.part(part), whitening, anchored, ridge, inexact)
+            jacobian, whitening = self.jacobian, self.whitening
+        else:
+            jacobian = self.jacobian.part(part)
+            whitening = Whitening(self._still.part(part), self.samples.part(part))
+        return Problem(jacobian, whitening, anchored, ridge, inexact, self.path.check_time)
+
+    def is_done(self, tol):
+        """Return whether the loss is at most tol before anything is changed; then the path is this point."""
+        point = self.unchanged()
+        if point.loss <= tol:
+            self.path.add(point)
+            self.path.stopped_by = REACHED
+        return point.loss <= tol
 
     def unchanged(self):
         """Return the point at which every path begins."""

@@ -22,18 +22,22 @@ class Whitening:
 
     Args:
         jacobian: a `CachedJacobian` on the anchors.
+        samples: the same on the samples that will be moved; anchors that are few, or unlike them, would otherwise make
+            coordinates that they do not see free. The anchors by default.
     """
 
-    def __init__(self, jacobian):
+    def __init__(self, jacobian, samples=None):
         self._split, self._on = jacobian.split, jacobian.on
+        input_scales, gate_scales = _scales(samples or jacobian)
         inputs, gates = [0.0] * len(jacobian.parts), [_collector(part, jacobian) for part in jacobian.parts]
         for _, block in jacobian.blocks():  # once: where memory is short, each pass computes all gates
             for index, (part_inputs, part_gates) in enumerate(block):
                 square = self._on.numpy(self._on.transposed_matmul(part_inputs, part_inputs))
                 inputs[index] = inputs[index] + square.astype(np.float64)
                 gates[index].add(part_gates)
-        self._inputs = [_Full(total / len(jacobian), self._on) for total in inputs]
-        self._gates: list[Any] = [collector.factor() for collector in gates]
+        pairs = zip(inputs, input_scales, strict=True)
+        self._inputs = [_Full(total / len(jacobian), scale, self._on) for total, scale in pairs]
+        self._gates: list[Any] = [each.factor(scale) for each, scale in zip(gates, gate_scales, strict=True)]
 
     def theta(self, phi):
         """Return `T phi`, float32 of shape `(P,)`."""
@@ -56,6 +60,17 @@ class Whitening:
         return np.concatenate([self._on.numpy(product).ravel() for product in products])
 
 
+def _scales(jacobian):
+    """Return the mean square of every input and of every gate, in lists by part; None for parts without gates."""
+    inputs, gates = [0.0] * len(jacobian.parts), [0.0] * len(jacobian.parts)
+    for _, block in jacobian.blocks():
+        for index, (part, (part_inputs, part_gates)) in enumerate(zip(jacobian.parts, block, strict=True)):
+            inputs[index] = inputs[index] + jacobian.on.squares(part_inputs) / len(jacobian)
+            if part.copies is not None:
+                gates[index] = gates[index] + part.gate_squares(part_gates) / len(jacobian)
+    return inputs, [None if part.copies is None else scale for part, scale in zip(jacobian.parts, gates, strict=True)]
+
+
 def _collector(part, jacobian):
     """Return what makes the second factor of a part from its gates, block by block."""
     if part.copies is None:
@@ -73,8 +88,8 @@ class _Moments:
     def add(self, gates):
         self._total = self._total + self._part.gate_moments(gates).astype(np.float64)
 
-    def factor(self):
-        return _Full(self._total / len(self._jacobian), self._jacobian.on)
+    def factor(self, scale):
+        return _Full(self._total / len(self._jacobian), scale, self._jacobian.on)
 
 
 class _Rows:
@@ -90,8 +105,8 @@ class _Rows:
         signs = self._generator.choice((-1.0, 1.0), (len(gates), self._jacobian.num_outputs))
         self._rows.append(self._part.gate_rows(gates, signs))
 
-    def factor(self):
-        return _LowRank(np.concatenate(self._rows), self._jacobian.on)
+    def factor(self, scale):
+        return _LowRank(np.concatenate(self._rows), scale, self._jacobian.on)
 
 
 class _Shared:
@@ -101,12 +116,12 @@ class _Shared:
         self._outputs, self._on = outputs, on
         self.add, self._collected = collector.add, collector.factor
 
-    def factor(self):
-        self._factor = self._collected()
+    def factor(self, scale):
+        self._factor = self._collected(scale)
         return self
 
     def rows(self, gates):
-        return self._factor.transposed_right(gates)
+        return self._factor.rows(gates)
 
     def right(self, piece):
         return self._each(piece, self._factor.right)
@@ -127,7 +142,7 @@ class _Identity:
     def add(self, gates):
         pass
 
-    def factor(self):
+    def factor(self, scale):
         return self
 
     def right(self, piece):
@@ -137,10 +152,16 @@ class _Identity:
 
 
 class _Full:
-    """Products with `L^-1` for `L L'` the second moments, slightly regularized in the scale of each coordinate."""
+    """Products with `L^-1` for `L L'` the second moments, slightly regularized in the scale of each coordinate.
 
-    def __init__(self, moments, on):
-        scale = np.diag(moments).copy()
+    Args:
+        moments: matrix `(k, k)`; it is overwritten.
+        scale: least scale of each coordinate, `(k,)`.
+        on: one of `arithmetic`.
+    """
+
+    def __init__(self, moments, scale, on):
+        scale = np.maximum(np.diag(moments), scale)
         scale[scale <= 0] = 1.0  # an input that is always zero; its gradient is zero too
         moments[np.diag_indices_from(moments)] += _RIDGE * scale
         lower = linalg.cholesky(moments, lower=True, check_finite=False, overwrite_a=True)
@@ -161,6 +182,8 @@ class _Full:
     def transposed_right(self, piece):
         return self._on.matmul(piece, self._transpose)
 
+    rows = transposed_right
+
 
 class _LowRank:
     """Products with the inverse root of second moments of which the largest eigenvalues are kept and the rest averaged.
@@ -170,14 +193,15 @@ class _LowRank:
 
     Args:
         rows: matrix `(k, H)` whose mean outer product the moments are; it is overwritten.
+        scale: least scale of each coordinate's square, `(H,)`.
         on: one of `arithmetic`.
     """
 
-    def __init__(self, rows, on):
-        scale = np.sqrt(np.mean(np.square(rows), axis=0))
+    def __init__(self, rows, scale, on):
+        scale = np.sqrt(np.maximum(np.mean(np.square(rows), axis=0), scale)).astype(np.float32)
         scale[scale <= 0] = 1.0
         rows /= scale * np.float32(np.sqrt(len(rows)))
-        units, rank = len(scale), min(_RANK, len(scale))
+        units, rank, trace = len(scale), min(_RANK, len(scale)), np.sum(np.square(rows), dtype=np.float64)
         matrix, basis = on.array(rows), np.random.default_rng(0).standard_normal((units, min(units, rank + _SPARE)))
         for _ in range(_ITERATIONS):
             image = on.matmul(matrix, on.array(_orthonormal(basis)))
@@ -186,7 +210,7 @@ class _LowRank:
         image = on.numpy(on.matmul(matrix, on.array(basis)))
         values, vectors = linalg.eigh(image.T @ image, check_finite=False)
         values, vectors = values[::-1][:rank], basis @ vectors[:, ::-1][:, :rank]
-        rest = max((units - values.sum()) / max(units - rank, 1), _RIDGE)  # the trace is the number of units
+        rest = max((trace - values.sum()) / max(units - rank, 1), _RIDGE)
         roots = np.maximum(values, rest) ** -0.5 - rest**-0.5
         self._on, self._scale, self._rest = on, on.array(scale), float(rest**-0.5)
         self._vectors, self._weighted = on.array(vectors), on.array((vectors * roots).T)
@@ -196,6 +220,8 @@ class _LowRank:
 
     def transposed_right(self, piece):
         return self._root(piece / self._scale)
+
+    rows = transposed_right
 
     def _root(self, piece):
         return self._rest * piece + self._on.matmul(self._on.matmul(piece, self._vectors), self._weighted)

@@ -70,7 +70,8 @@ def test_features_labels_and_weights_are_those_of_the_data(structure, x, expecte
 
 def test_a_dataset_is_read_once_and_not_kept(structure, x, expected, tmp_path):
     data = tf.data.Dataset.from_tensor_slices((x, np.arange(50))).batch(16)
-    found = cached_features(structure, data, directory=tmp_path)
+    with pytest.warns(UserWarning, match="not kept: only arrays can be recognized. Received:"):
+        found = cached_features(structure, data, directory=tmp_path)
     np.testing.assert_allclose(found.features, expected, rtol=1e-5, atol=1e-6)
     assert (found.labels == np.arange(50)).all()
     assert files(tmp_path) == []
@@ -92,15 +93,33 @@ def test_another_head_finds_the_same_features(model, x, tmp_path, passes):
     assert len(passes) == 1
 
 
-@pytest.mark.parametrize("change", ["data", "weights"])
-def test_other_data_or_weights_are_computed(model, x, tmp_path, passes, change):
+@pytest.mark.parametrize("change", ["data", "weights", "activation"])
+def test_what_features_depend_on_is_noticed(model, x, tmp_path, passes, change):
     cached_features(find_structure(model), x, directory=tmp_path)
     if change == "data":
         x[-1, -1] += 1e-3
-    else:
+    elif change == "weights":
         model.layers[0].bias.assign_add(np.full(8, 1e-3))
-    cached_features(find_structure(model), x, directory=tmp_path)
+    else:
+        other = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "elu"), keras.layers.Dense(3)])
+        other.set_weights(model.get_weights())
+        model = other
+    found = cached_features(find_structure(model), x, directory=tmp_path)
     assert len(passes) == 2
+    np.testing.assert_allclose(found.features, find_structure(model).features(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_with_dropout_is_recognized_when_it_is_loaded_again(x, tmp_path, passes):
+    layers = [keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "model.keras")
+    for _ in range(2):
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        cached_features(find_structure(loaded), x, directory=tmp_path / "cache")
+    loaded.compile("adam", "mse")
+    cached_features(find_structure(loaded), x, directory=tmp_path / "cache")
+    assert len(passes) == 1
 
 
 def damage_truncate(path):
@@ -122,7 +141,8 @@ def damage_lose_description(path):
 
 
 def damage_wrong_rows(path):
-    rows = np.fromfile(path, np.float32) + 1
+    rows = np.fromfile(path, np.float32)
+    rows[-8:] += 1  # the last of the samples
     rows.tofile(path)
     description = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps({**description, "checksum": cache._checksum(path)}))

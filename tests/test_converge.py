@@ -14,7 +14,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import keras_dal
 from keras_dal.converge import converge
-from keras_dal.path import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED
+from keras_dal.path import CERTIFIED, REACHED, SEPARATED, STALLED, Path
 from keras_dal.products import CachedJacobian
 from keras_dal.structure import find_structure
 
@@ -93,6 +93,64 @@ def test_an_own_head_that_separates_is_kept(model, digits):
     assert accuracy(model, x[:40], y[:40]) == 1.0
 
 
+@pytest.mark.parametrize("kind", ["one output", "one output, own branch", "two outputs"])
+def test_binary_classifiers_are_given_a_branch(digits, kind):
+    x, _ = digits[0]
+    labels = (np.random.default_rng(0).random((600, 2)) < 0.5)[:, : 1 + (kind == "two outputs")].astype("float32")
+    model = network(keras.losses.BinaryCrossentropy(from_logits=True), outputs=labels.shape[1])
+    if "branch" in kind:
+        model = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
+    result = converge(model, x, labels, verbose=0)
+    assert ((result.model.predict(x, verbose=0) > 0) == labels).all()
+    assert result.certificate.status == "aligned"
+
+
+@pytest.mark.parametrize("few", [1, 3, 20])
+def test_few_anchors_leave_the_rest_of_the_inputs_bounded(model, digits, few):
+    (x, y), validation, unlabelled, _ = digits
+    before = accuracy(model, *validation)
+    result = converge(model, x, y, anchors=unlabelled[:few], verbose=0)
+    assert accuracy(result.model, x, y) == 1.0
+    assert accuracy(result.model, *validation) > before - 0.02
+
+
+def test_numbers_that_are_not_finite_end_the_path_before_they_reach_the_model(model, digits, monkeypatch):
+    x, y = digits[0]
+    original = CachedJacobian.logits
+
+    def overflowing(self, theta):
+        logits = original(self, theta)
+        return logits if len(seen.append(0) or seen) < 8 else np.full_like(logits, np.nan)
+
+    seen = []
+    monkeypatch.setattr(CachedJacobian, "logits", overflowing)
+    result = converge(model, x, y, gated=False, verbose=0)
+    assert result.stopped_by == "numbers that are not finite"
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert np.isfinite(result.loss)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e6])
+def test_the_unit_of_sample_weights_changes_nothing_but_the_loss(model, digits, unit):
+    x, y = digits[0]
+    plain = converge(model, x, y, gated=True, verbose=0)
+    weighted = converge(model, x, y, np.full(len(y), unit), tol=1e-4 * unit, gated=True, verbose=0)
+    assert weighted.loss == pytest.approx(unit * plain.loss, rel=1e-6)
+    assert weighted.margin == pytest.approx(plain.margin, rel=1e-6)
+    assert weighted.scale == pytest.approx(plain.scale, rel=1e-4)
+    assert weighted.reached
+
+
+def test_a_model_whose_loss_is_small_enough_stays(model, digits):
+    x, y = digits[0]
+    weights = model.get_weights()
+    result = converge(model, x, y, tol=10.0, verbose=0)
+    assert result.stopped_by == REACHED
+    assert result.model is model
+    for kept, now in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(kept, now)
+
+
 def test_a_separated_model_is_only_scaled(model, digits):
     x, y = digits[0]
     converge(model, x[:40], y[:40], verbose=0)
@@ -133,6 +191,32 @@ def test_the_certificate_has_the_margin_as_its_witness(model, digits):
     assert certificate.status in ("separable", "aligned")
     assert certificate.infimum == (0.0, 0.0)
     assert certificate.loss == pytest.approx(result.loss, rel=1e-9)
+    assert certificate.margin == pytest.approx(result.margin, rel=1e-9)
+    assert result.certificate.not_covered == keras_dal.certify(result.model, x[:60], y[:60]).not_covered
+
+
+def test_a_penalty_on_the_head_is_reported(digits):
+    x, y = digits[0]
+    keras.utils.set_random_seed(0)
+    head = keras.layers.Dense(10, kernel_regularizer=keras.regularizers.L2(0.01))
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(24, "relu"), head])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = converge(model, x[:40], y[:40], verbose=0)
+    assert model.evaluate(x[:40], y[:40], verbose=0) == pytest.approx(result.loss + result.penalty, rel=1e-4)
+    assert result.certificate.penalty == pytest.approx(result.penalty, rel=1e-6)
+    result.rescale()
+    assert model.evaluate(x[:40], y[:40], verbose=0) == pytest.approx(result.tol + result.scaled_penalty, rel=1e-3)
+    assert "L2 penalty" in str(result)
+
+
+def test_a_head_in_low_precision_is_pointed_out(digits):
+    x, y = digits[0]
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(24, "relu"), keras.layers.Dense(10, dtype="mixed_bfloat16")]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="computed in bfloat16.*Received: layer"):
+        converge(model, x[:40], y[:40], verbose=0)
 
 
 def test_softmax_and_sigmoid_outputs(digits):
@@ -164,6 +248,21 @@ def test_a_regressor_reaches_the_least_squares_solution():
     assert stopped.stopped_by == REACHED
     assert stopped.reached
     assert stopped.scaled_loss <= 1e-2
+
+
+def test_a_regressor_is_reported_on_validation_data():
+    x, y = load_diabetes(return_X_y=True)
+    x, y = (x * 20).astype("float32"), ((y - 150) / 75)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    before = model.evaluate(x[300:], y[300:], verbose=0)
+    result = converge(model, x[:300], y[:300], validation_data=(x[300:], y[300:]), verbose=0)
+    assert result.before.loss == pytest.approx(before, rel=1e-4)
+    assert result.after.loss == pytest.approx(model.evaluate(x[300:], y[300:], verbose=0), rel=1e-4)
+    assert result.before.accuracy is None
+    assert f"validation after    loss {result.after.loss:.4g}" in str(result)
+    assert "not reached" in str(result)
 
 
 def test_a_regressor_stops_at_the_gentlest_weight_that_reaches_the_tolerance(digits):
@@ -207,8 +306,8 @@ def test_calibration_against_its_definition(model, digits):
             ece += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert result.before.ece == pytest.approx(ece, abs=1e-5)
     assert result.before.accuracy == pytest.approx(right.mean())
-    assert result.before.nll == pytest.approx(-np.mean(np.log(before[np.arange(len(yv)), yv])), rel=1e-4)
-    assert result.scaled.nll > result.after.nll  # why the scale is kept apart
+    assert result.before.loss == pytest.approx(-np.mean(np.log(before[np.arange(len(yv)), yv])), rel=1e-4)
+    assert result.scaled.loss > result.after.loss  # why the scale is kept apart
     assert result.scaled.accuracy == result.after.accuracy
 
 
@@ -217,14 +316,22 @@ def test_every_point_of_the_path_can_be_chosen(model, digits):
     result = converge(model, x, y, validation_data=validation, verbose=0)
     assert len(result.path) > 2
     assert result.path[0].moved == 0.0
+    assert len({len(point.theta) for point in result.path}) == 2  # the plain head's and the one with gates
     separated = [point.separated for point in result.path]
     assert separated == sorted(separated)  # and only the rounds that widen the margin come after the first
     assert separated[-1]
-    for point in (result.path[1], result.path[-1]):
-        result.choose(point)
+    for index in (1, len(result.path) // 2, -1):
+        point = result.path[index]
+        chosen = result.choose(point)
         assert accuracy(result.model, x, y) == pytest.approx(point.accuracy, abs=2e-3)
         assert accuracy(result.model, *validation) == pytest.approx(point.validation, abs=2e-3)
+        assert chosen.loss == pytest.approx(point.loss, rel=1e-3)
+        assert chosen.after.accuracy == pytest.approx(point.validation, abs=2e-3)
+        assert result.choose(index).loss == chosen.loss
     assert f"{result.margin:.4g}" in str(result)
+    for wrong in (len(result.path), None, "last"):
+        with pytest.raises(ValueError, match="must be one of the path.*Received"):
+            result.choose(wrong)
 
 
 def gated_points(result):
@@ -270,15 +377,32 @@ def test_a_factor_that_does_not_fit_is_not_made(model, digits):
     assert accuracy(result.model, x, y) == 1.0
 
 
-def test_labels_that_contradict_one_another_end_without_separation(model, digits):
-    x, y = digits[0]
-    x, y = np.concatenate([x, x[:5]]), np.concatenate([y, (y[:5] + 1) % 10])
-    with pytest.warns(UserWarning, match="did not separate.*Received.* training accuracy"):
-        result = converge(model, x, y, gated=True, verbose=0)
-    assert result.stopped_by == EXHAUSTED
-    assert not result.point.separated
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3])
+def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, digits, distance):
+    (x, y), validation, _, _ = digits
+    before = accuracy(model, *validation)
+    twins = x[:5] + distance * np.random.default_rng(0).normal(size=(5, 64)).astype("float32")
+    x, y = np.concatenate([x, twins]), np.concatenate([y, (y[:5] + 1) % 10])
+    weight = np.ones(len(y))
+    weight[10] = 0.0  # so that positions differ from those among the samples that count
+    with pytest.warns(UserWarning, match="samples stay on their wrong side.*Received"):
+        result = converge(model, x, y, weight, gated=True, verbose=0)
+    wrong = np.flatnonzero(result.model.predict(x, verbose=0).argmax(axis=1) != y)
+    assert set(wrong) <= {*result.left, 10}
+    assert set(result.left) <= {*range(5), *range(600, 605)}
+    assert result.stopped_by == f"separation of all samples but {len(wrong) - (10 in wrong)}"
+    assert "Result.left" in str(result)
     assert not result.reached
-    assert result.point.accuracy > 0.97
+    assert accuracy(result.model, *validation) > before - 0.02
+
+
+def test_a_mixture_of_too_few_gates_goes_on_by_newtons_method(model, digits):
+    x, y = digits[0]
+    small = keras_dal.add_gated_head(model, x, num_samples=50, seed=0, verbose=False)
+    with pytest.warns(UserWarning, match="did not separate.*Received.* training accuracy"):
+        result = converge(small, x, y, time_limit=2.0, verbose=0)
+    assert gated_points(result)
+    assert result.path[-1].ridge > 0
 
 
 @pytest.mark.parametrize("full", [100, 4096])
@@ -349,6 +473,53 @@ def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path)
     np.testing.assert_allclose(again.predict(x[:5], verbose=0), result.model.predict(x[:5], verbose=0), rtol=1e-5)
 
 
+def test_what_the_own_head_reached_is_kept_when_the_branch_is_interrupted(model, digits, monkeypatch):
+    x, y = digits[0]
+    original = Path.add
+
+    def interrupting(self, point):
+        if len(point.theta) > 250:
+            raise KeyboardInterrupt
+        original(self, point)
+
+    monkeypatch.setattr(Path, "add", interrupting)
+    result = converge(model, x, y, verbose=0)
+    assert result.stopped_by == "an interrupt"
+    assert result.accuracy == max(point.accuracy for point in result.path) > result.path[0].accuracy
+    assert accuracy(result.model, x, y) == pytest.approx(result.accuracy, abs=2e-3)
+
+
+@pytest.mark.parametrize("moment", ["assigning", "evaluating"])
+def test_an_interrupt_at_the_end_is_obeyed_when_the_model_is_whole(model, digits, monkeypatch, moment):
+    x, y = digits[0]
+    expected = converge(model, x[:40], y[:40], verbose=0)
+    weights = model.get_weights()
+    model.set_weights(digits[3])
+    pending = [KeyboardInterrupt]
+    target = find_structure(model).linear_parameters[1]
+    assign, rounded = type(target).assign, type(expected.structure).rounded
+
+    def assigning(self, value):
+        if self is target and np.array_equal(value, weights[-1]) and pending:
+            raise pending.pop()
+        return assign(self, value)
+
+    def evaluating(self, theta):
+        if pending:
+            raise pending.pop()
+        return rounded(self, theta)
+
+    if moment == "assigning":
+        monkeypatch.setattr(type(target), "assign", assigning)
+    else:
+        monkeypatch.setattr(type(expected.structure), "rounded", evaluating)
+    result = converge(model, x[:40], y[:40], verbose=0)
+    assert not pending
+    assert result.stopped_by == "an interrupt"
+    for mine, theirs in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_an_interrupt_while_reading_features_leaves_the_model(model, digits, tmp_path):
     x, y = digits[0]
 
@@ -356,7 +527,7 @@ def test_an_interrupt_while_reading_features_leaves_the_model(model, digits, tmp
         yield x[:50], y[:50]
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.warns(UserWarning, match="only arrays can be recognized"), pytest.raises(KeyboardInterrupt):
         converge(model, batches(), cache=tmp_path, max_bytes=0, verbose=0)
     for kept, now in zip(digits[3], model.get_weights(), strict=True):
         assert (kept == now).all()
@@ -365,8 +536,15 @@ def test_an_interrupt_while_reading_features_leaves_the_model(model, digits, tmp
 
 def test_progress_is_shown(model, digits, capsys):
     x, y = digits[0]
-    converge(model, x[:40], y[:40])
-    assert "margin" in capsys.readouterr().out
+    result = converge(model, x[:40], y[:40], validation_data=digits[1])
+    printed = capsys.readouterr().out
+    for name in ("training samples", "validation data", "40/40"):
+        assert name in printed
+    head, *rows = printed.splitlines()[-1 - len(result.path) :]
+    assert head.split() == ["step", "seconds", "loss", "accuracy", "margin", "moved", "gap", "validation"]
+    for row, point in zip(rows, result.path, strict=True):
+        assert f"{point.loss:.4g} {point.accuracy:10.2%}" in row
+        assert row.endswith(f"{point.validation:10.2%}")
 
 
 @pytest.mark.parametrize(
@@ -374,8 +552,13 @@ def test_progress_is_shown(model, digits, capsys):
     [
         ({"tol": 0}, "tol must be positive. Received: tol=0"),
         ({"gated": "maybe"}, "gated must be .*Received: gated='maybe'"),
-        ({"ridge": -1.0}, "ridge must not be negative. Received: ridge=-1.0"),
+        ({"ridge": -1.0}, "ridge must be a number that is not negative. Received: ridge=-1.0"),
         ({"patience": 2}, "patience needs validation_data.*Received: patience=2"),
+        ({"ridge": np.inf}, "ridge must be a number.*Received: ridge=inf"),
+        ({"anchors": np.zeros((3, 9))}, r"The anchors must have shapes.*\(64,\).*Received: \[\(9,\)\]"),
+        ({"validation_data": (np.zeros((3, 9)), [0])}, "The validation data must have shapes.*Received"),
+        ({"validation_data": (np.zeros((3, 64)), None)}, "validation_data must be .*Received: no labels"),
+        ({"y": np.array(list("abcde"))}, "Labels must be numbers. Received: y of dtype <U1"),
         ({"validation_data": (1, 2, 3)}, r"validation_data must be \(x, y\). Received: 3 parts"),
         ({"y": None}, "needs labels.*Received"),
         ({"y": np.full(5, 10)}, r"must lie in 0..9.*Received"),
@@ -397,6 +580,22 @@ def test_learned_gates_are_frozen_before_they_are_solved_for(digits):
     model.fit(x, y, epochs=2, verbose=0)
     result = converge(model, x, y, verbose=0)
     assert result.point.accuracy == accuracy(result.model, x, y) == 1.0
+
+
+def test_a_refused_call_freezes_no_gates(digits):
+    x = digits[0][0]
+    model = keras.Sequential([keras.Input((64,)), keras_dal.GatedDense(40), keras.layers.Dense(3)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match=r"must lie in 0..2"):
+        converge(model, x[:5], np.full(5, 7), verbose=0)
+    assert not model.layers[0].gates_frozen
+
+
+def test_weights_of_validation_data_are_refused(model, digits):
+    x, y = digits[0]
+    data = tf.data.Dataset.from_tensor_slices((x[:20], y[:20], np.linspace(0, 1, 20))).batch(10)
+    with pytest.raises(ValueError, match="must have no sample weights.*Received: weights from 0.0 to 1.0"):
+        converge(model, x[:20], y[:20], validation_data=data, verbose=0)
 
 
 def test_an_interrupt_before_the_first_point_leaves_the_model_as_it_was(model, digits, monkeypatch):

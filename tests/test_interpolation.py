@@ -45,8 +45,10 @@ def test_change_is_the_whitened_least_squares_solution(head, generator, joins, m
     jacobian = np.stack([head.logits(features, unit) for unit in np.eye(head.num_parameters)], axis=-1)
     basis = coordinates(Whitening(mixture), head.num_parameters)
     chosen = jacobian[solver.chosen].reshape(-1, head.num_parameters) @ basis
-    expected = basis @ np.linalg.lstsq(chosen, moves.ravel(), rcond=None)[0]
-    change = solver.change(moves)
+    phi = np.linalg.lstsq(chosen, moves.ravel(), rcond=None)[0]
+    expected = basis @ phi
+    change, multipliers = solver.change(moves)
+    assert np.sum(moves * multipliers) == pytest.approx(phi @ phi, rel=2e-3)
     np.testing.assert_allclose(change, expected, atol=2e-3 * np.abs(expected).max())
     np.testing.assert_allclose((jacobian @ change)[solver.chosen], moves, atol=1e-3)
 
@@ -62,7 +64,7 @@ def test_anchors_are_held_as_far_as_the_moves_allow(head, generator, on, monkeyp
     solver.extend(np.arange(6))
     solver.extend(np.arange(6, 9))
     moves, size = generator.normal(size=(9, C)), head.num_parameters
-    basis = coordinates(Whitening(anchors), size)
+    basis = coordinates(Whitening(anchors, mixture), size)
     moved, held = (
         np.stack([head.logits(each, unit) for unit in np.eye(size)], axis=-1).reshape(-1, size) @ basis
         for each in (features[:9], still[:25])
@@ -70,7 +72,9 @@ def test_anchors_are_held_as_far_as_the_moves_allow(head, generator, on, monkeyp
     hessian = held.T @ held / 25 + np.eye(size)
     system = np.block([[hessian, moved.T], [moved, np.zeros((len(moved),) * 2)]])
     expected = basis @ np.linalg.solve(system, np.concatenate([np.zeros(size), moves.ravel()]))[:size]
-    change = solver.change(moves)
+    change, multipliers = solver.change(moves)
+    phi = np.linalg.solve(basis, expected)
+    assert np.sum(moves * multipliers) == pytest.approx(phi @ hessian @ phi, rel=5e-3)
     np.testing.assert_allclose(change, expected, atol=5e-3 * np.abs(expected).max())
     np.testing.assert_allclose(mixture.logits(change)[:9], moves, atol=1e-3)
 
@@ -94,7 +98,7 @@ def test_equal_samples_are_moved_by_their_mean(head, generator, on, monkeypatch)
     solver = Interpolation(mixture, mixture)
     solver.extend(np.arange(2))
     moves = np.array([[1.0, 0.0, -1.0], [3.0, 0.0, 1.0]])
-    np.testing.assert_allclose(mixture.logits(solver.change(moves))[0], [2.0, 0.0, 0.0], atol=0.05)
+    np.testing.assert_allclose(mixture.logits(solver.change(moves)[0])[0], [2.0, 0.0, 0.0], atol=0.05)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -44,6 +44,45 @@ def test_a_loss_that_is_not_reached_is_the_exit_status(files, capsys):
     assert (files / "done.keras").exists()
 
 
+def test_a_model_that_cannot_be_saved_leaves_the_old_file(files, capsys, monkeypatch):
+    def full(self, path, *_, **__):
+        pathlib.Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    before = (files / "model.keras").read_bytes()
+    monkeypatch.setattr(keras.Model, "save", full)
+    assert run(files, "converge", "--output", files / "model.keras") == 2
+    printed = capsys.readouterr()
+    assert "No space left" in printed.err
+    assert "training accuracy" in printed.out
+    assert (files / "model.keras").read_bytes() == before
+    assert not list(files.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("output", ["done", "none/done.keras"])
+def test_where_to_save_is_checked_first(files, capsys, output):
+    assert run(files, "converge", "--output", files / output) == 2
+    printed = capsys.readouterr()
+    assert "--output must be a .keras file in a directory that exists. Received:" in printed.err
+    assert printed.out == ""
+
+
+def test_an_interrupt_before_there_is_a_model_is_said(files, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["keras_dal.converge"], "cached_features", interrupted)
+    assert run(files, "converge", "--output", files / "done.keras") == 130
+    assert "nothing was saved" in capsys.readouterr().err
+    assert not (files / "done.keras").exists()
+
+
+def test_options_of_the_solver_are_passed_on(files, capsys):
+    validation = ["--validation", files / "train.npz", "--patience", 1]
+    assert run(files, "converge", "--output", files / "done.keras", "--ridge", 1e-6, *validation) in (0, 1)
+    assert "ended by            patience" in capsys.readouterr().out
+
+
 def test_certify_prints_a_table_or_json(files, capsys):
     assert run(files, "certify") == 0
     assert "Certificate" in capsys.readouterr().out
@@ -62,6 +101,9 @@ def test_bad_files_get_one_sentence(files, capsys):
     assert "must hold an array named x. Received:" in capsys.readouterr().err
     assert main(["alignment", str(files / "none.keras"), "--data", "x.csv"]) == 2
     assert "keras_dal: " in capsys.readouterr().err
+    (files / "train.npz").write_bytes(b"garbage")
+    assert run(files, "certify") == 2
+    assert "is not a whole .npz file. Received:" in capsys.readouterr().err
 
 
 def test_the_module_runs():

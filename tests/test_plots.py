@@ -9,6 +9,7 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
+import keras_dal
 from keras_dal import plots
 from keras_dal.certificate import certify_head
 from keras_dal.heads import DenseHead
@@ -94,22 +95,37 @@ def points(validation):
 
 
 @pytest.mark.parametrize("validation", [True, False])
-def test_solution_shows_accuracy_margin_and_change_over_time(figures, tmp_path, validation):
+def test_solution_shows_accuracy_margin_and_change_over_its_steps(figures, tmp_path, validation):
     path = points(validation)
     plots.solution(SimpleNamespace(path=path, point=path[-1]), tmp_path / "path.png")
     accuracy, margin, moved = figures[0].axes
     np.testing.assert_array_equal(line(accuracy, "training").get_ydata(), [0.5, 0.9, 1.0])
-    np.testing.assert_array_equal(line(accuracy, "training").get_xdata(), [0.0, 0.4, 1.0])
-    assert line(accuracy, "kept").get_xdata()[0] == 1.0
+    np.testing.assert_array_equal(line(accuracy, "training").get_xdata(), [1, 2, 3])
+    assert line(accuracy, "kept").get_xdata()[0] == 3
+    assert "gated head added" not in [each.get_label() for each in accuracy.lines]
     assert ("validation" in [each.get_label() for each in accuracy.lines]) == validation
     np.testing.assert_array_equal(margin.lines[0].get_ydata(), [-1.0, -0.1, 0.3])
     np.testing.assert_array_equal(moved.lines[0].get_ydata(), [0.0, 0.2, 0.5])
 
 
-def test_solution_of_a_regression_is_refused(tmp_path):
-    point = Point(0.0, 0.1, 1.0, None, None, 0.0, 0.0, None, np.zeros(2))
-    with pytest.raises(ValueError, match="Received: a result for squared error"):
-        plots.solution(SimpleNamespace(path=(point,), point=point, loss_name="squared error"), tmp_path / "path.png")
+def test_solution_of_a_regression_shows_its_loss(figures, tmp_path):
+    path = [
+        Point(0.0, 0.1, 1.0, None, None, 0.0, 0.0, 2.0, np.zeros(2)),
+        Point(0.5, 0.1, 0.7, None, None, 0.1, 0.0, 1.5, np.zeros(5)),
+    ]
+    plots.solution(SimpleNamespace(path=path, point=path[0]), tmp_path / "path.png")
+    loss, moved = figures[0].axes
+    np.testing.assert_array_equal(line(loss, "training").get_ydata(), [1.0, 0.7])
+    np.testing.assert_array_equal(line(loss, "validation").get_ydata(), [2.0, 1.5])
+    np.testing.assert_array_equal(moved.lines[0].get_ydata(), [0.0, 0.1])
+    assert line(loss, "kept").get_xdata()[0] == 1
+    assert line(loss, "gated head added").get_xdata()[0] == 1.5
+
+
+def test_plots_are_there_when_the_package_is():
+    assert keras_dal.plots is plots
+    with pytest.raises(AttributeError, match="no attribute 'plot'"):
+        keras_dal.plot  # noqa: B018
 
 
 def test_importing_it_leaves_the_users_backend_alone(monkeypatch):
