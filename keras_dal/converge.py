@@ -14,7 +14,7 @@ from keras_dal.losses import loss_of
 from keras_dal.path import Path, Stopped
 from keras_dal.result import finished
 from keras_dal.structure import find_structure
-from keras_dal.task import RIDGES, Task
+from keras_dal.task import FEW_RIDGES, RIDGES, Task
 
 
 def converge(
@@ -67,7 +67,8 @@ def converge(
             any case, False never.
         ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative; the minimum is reached
             where the certified gap is at most a hundredth of `tol`.
-        patience: Newton steps without a better validation accuracy after which the best one is taken.
+        patience: points without a better validation accuracy after which the best one is taken, on the path of a
+            minimization or of a gated head; trying the own head is not ended by it.
         time_limit: seconds for the solver, looked at between its products; a factorization can be long.
         cache: directory in which features of arrays are kept and found again.
         max_bytes: memory for features, for gates, and for the factor of an interpolation, each; larger features are
@@ -111,10 +112,13 @@ def converge(
             task.separate() if separable else task.minimize(RIDGES if ridge is None else [ridge], tol)
         elif not separable:
             task.minimize(RIDGES if ridge is None else [ridge], tol)
-        elif not task.separate():
-            if gated is False:
-                task.minimize(RIDGES[-1:], tol)
-            elif plain:
+        else:
+            path.begin(patient=not plain)  # trying the own head takes few steps, and another stage follows
+            separated = task.separate()
+            path.begin()
+            if not separated and gated is False:
+                task.minimize(FEW_RIDGES, tol)
+            elif not separated and plain:
                 task = _with_gated_head(task, inputs, verbose)
                 task.separate()
     except Stopped as stop:
@@ -152,7 +156,6 @@ def _with_gated_head(task, inputs, verbose):
     copy = add_gated_head(model, few, num_samples=len(task.train), seed=0, verbose=bool(verbose))
     structure = find_structure(copy, few)
     structure.layer.adapt(task.train.features)
-    task.path.restart()
     return task.with_head(structure)
 
 

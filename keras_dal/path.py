@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 SEPARATED, REACHED, CERTIFIED = "separation", "the tolerance", "the certified gap"
-STALLED, EXHAUSTED = "a step that gained nothing", "the end of the path"
+STALLED, TIRED, EXHAUSTED = "a step that gained nothing", "the number of steps", "the end of the path"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,16 +62,17 @@ class Path:
 
     def __init__(self, patience=None, time_limit=None, verbose=True):
         self.patience, self.time_limit, self.verbose = patience, time_limit, verbose
-        self.points, self.stopped_by, self._cut_short, self._first = [], EXHAUSTED, False, 0
+        self.points, self.stopped_by, self._cut_short = [], EXHAUSTED, False
+        self._first, self._patient = 0, True
         self._started = time.perf_counter()
 
     def cut_short(self, reason):
         """Note what ended the path before its end."""
         self.stopped_by, self._cut_short = reason, True
 
-    def restart(self):
-        """Begin to count for patience anew, as the path goes on with another head."""
-        self._first = len(self.points)
+    def begin(self, patient=True):
+        """Begin another stage, for which patience counts anew, or not at all."""
+        self._first, self._patient = len(self.points), patient
 
     def elapsed(self):
         return time.perf_counter() - self._started
@@ -93,7 +94,9 @@ class Path:
         if self.verbose:
             print(_line(len(self.points), point), flush=True)
         self.check_time()
-        if self.patience is not None and len(self.points) - 1 - self._best_validated(self._first) >= self.patience:
+        if self.patience is None or not self._patient:
+            return
+        if len(self.points) - 1 - self._best_validated(self._first) >= self.patience:
             raise Stopped("patience")
 
     def best(self):
@@ -104,7 +107,7 @@ class Path:
         """
         if self._cut_short and self.points[0].validation is not None:
             return self.points[self._best_validated(0)]
-        if self.points[-1].separated or self.stopped_by in (REACHED, CERTIFIED, STALLED):
+        if self.points[-1].separated or self.stopped_by in (REACHED, CERTIFIED, STALLED, TIRED):
             return self.points[-1]
         return max(self.points, key=lambda point: point.fit)
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import optimize, special
 
 from keras_dal.certificate import certify_structure
-from keras_dal.path import CERTIFIED, STALLED, Point
+from keras_dal.path import CERTIFIED, STALLED, TIRED, Point
 from keras_dal.rate import l2_factors
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
@@ -56,8 +56,8 @@ class Result:
             nearly equal samples; usually none.
         penalty, scaled_penalty: L2 penalty on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
         stopped_by: what ended the path: "separation", perhaps of all samples but some; where a loss is minimized "the
-            tolerance", "the certified gap" or "a step that gained nothing"; "the end of the path", all weights and
-            steps tried; "the time limit", "patience", "an interrupt" or "numbers that are not finite".
+            tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
+            path", everything tried; "the time limit", "patience", "an interrupt" or "numbers that are not finite".
         seconds: of the solver, without the passes for the features.
     """
 
@@ -135,7 +135,7 @@ class Result:
             yield "left wrong", f"{len(self.left)} samples, which contradict nearly equal ones (Result.left)"
         moved = f"{self.point.moved:.4g}, of {self._data.size:.4g} (root mean square on anchors, on training samples)"
         yield ("outputs" if self.margin is None else "logits") + " moved by", moved
-        if self.stopped_by in (CERTIFIED, STALLED) and np.isfinite(self.point.gap):
+        if self.stopped_by in (CERTIFIED, STALLED, TIRED) and np.isfinite(self.point.gap):
             weighted = f"of the loss plus {self.point.ridge:.0e} times the change"
             yield "gap to the minimum", f"at most {self.point.gap:.2g} ({weighted})"
         for name in ("before", "after", "scaled"):

@@ -9,12 +9,13 @@ from keras_dal.criteria import Anchored, Separation, WholeLoss
 from keras_dal.heads import MixtureHead, SumHead
 from keras_dal.interpolation import Interpolation
 from keras_dal.moves import Moves
-from keras_dal.path import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED, Point
+from keras_dal.path import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED, TIRED, Point
 from keras_dal.products import CachedJacobian, StackedJacobian
 from keras_dal.solver import INEXACT, Problem
 from keras_dal.whitening import Whitening
 
 RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gentle to nearly free
+FEW_RIDGES = RIDGES[1::3]  # where the end is known to be the least loss, and the path is there to stop on
 _STEPS = 25  # Newton steps for one weight
 _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
 _PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
@@ -227,7 +228,7 @@ class Task:
             if before - step.objective < 1e-2 * tol:
                 return step, point, STALLED
             before = step.objective
-        return step, point, EXHAUSTED
+        return step, point, TIRED
 
     def _problem(self, objective, ridge, inexact=INEXACT, part=None, weights=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`, over one part or all.

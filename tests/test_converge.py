@@ -453,6 +453,13 @@ def test_a_time_limit_and_patience_end_the_path(model, digits):
     assert accuracy(model, *validation) == pytest.approx(result.point.validation, abs=2e-3)
 
 
+def test_patience_does_not_end_the_try_with_the_own_head(model, digits):
+    (x, y), validation, _, _ = digits
+    result = converge(model, x, y, patience=1, validation_data=validation, verbose=0)
+    assert len({len(point.theta) for point in result.path}) == 2
+    assert result.point.validation == max(point.validation for point in result.path)
+
+
 def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path):
     (x, y), validation, _, _ = digits
     products, original = [], CachedJacobian.logits
