@@ -82,6 +82,48 @@ def benchmark_section(path):
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
 
 
+def peers_summary(paths):
+    """Return the Markdown page that compares `converge` with the fastest other solver in every file and head."""
+    lines = [
+        "# `converge` against the fastest other solver",
+        "",
+        "Written by `python docs/results.py` from the files of `benchmarks/converge_peers.py`. Commands, machines and "
+        "all methods stand in the pages that are linked. Seconds to a training loss of 1e-2 and 1e-4 above the least, "
+        "the fastest of the others at that loss, and how many times longer it took. Test accuracy in percent.",
+        "",
+        "| features | head | `converge`, to 1e-2 | to 1e-4 | fastest other, to 1e-2 | to 1e-4 | times "
+        "| test before | after | other |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for path in paths:
+        result = json.loads(path.read_text())
+        for head in ("plain", "gated"):
+            rows = {name.split(": ")[1]: row for name, row in result["rows"].items() if name.startswith(head)}
+            if rows:
+                title = f"[{result['name'].removesuffix('_0')}, {result['samples']:,}]({path.stem}.md)"
+                start = f"{100 * result['start']['test']:.2f}"
+                lines.append(f"| {title} | {head} | " + " | ".join(_compared(rows, result["limit"], start)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _compared(rows, limit, start):
+    """Return the cells of one head: seconds, ratios and test accuracies."""
+    ours, others = rows["converge"], {name: row for name, row in rows.items() if not name.startswith("converge")}
+    seconds, fastest, ratios = [], [], []
+    for key in ("seconds_to_0.01", "seconds_to_0.0001"):
+        reached = {name: row[key] for name, row in others.items() if row[key] is not None}
+        best = min(reached, key=reached.get, default=None)
+        seconds.append("-" if ours[key] is None else f"{ours[key]:.3g}")
+        fastest.append(f"none in {limit:g}" if best is None else f"{reached[best]:.3g} ({best})")
+        bound = "> " if best is None else ""
+        ratios.append(
+            "-" if ours[key] is None else f"{bound}{(limit if best is None else reached[best]) / ours[key]:.2g}"
+        )
+    last = [name for name, row in others.items() if row["seconds_to_0.0001"] is not None] or list(others)
+    test = max(others[name]["test"] for name in last)
+    return [*seconds, *fastest, ", ".join(ratios), start, f"{100 * ours['test']:.2f}", f"{100 * test:.2f}"]
+
+
 def _written(value):
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
@@ -102,8 +144,10 @@ def main():
     arguments = parser.parse_args()
     if arguments.run is not None:
         take(arguments.run, arguments.name or arguments.run.name, arguments.remark)
+    results = DOCS.parent / "benchmarks" / "results"
+    (DOCS / "converge_peers.md").write_text(peers_summary(sorted(results.glob("converge_peers_*.json"))))
     sections = [run_section(path) for path in sorted((DOCS / "runs").glob("*.json"))]
-    sections += [benchmark_section(path) for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.json"))]
+    sections += [benchmark_section(path) for path in sorted(results.glob("*.json"))]
     (DOCS / "results.md").write_text("\n\n".join([HEADER.rstrip(), *sections]) + "\n")
 
 

@@ -12,6 +12,7 @@ from keras_dal.gated import GatedBranch, GatedDense
 from keras_dal.losses import resolve_loss
 from keras_dal.structure import find_structure
 
+OVERSAMPLE = 4.0
 _PLACES = ("beside", "before")
 
 
@@ -23,7 +24,7 @@ def add_gated_head(
     place="beside",
     gates="random",
     sharpness=10.0,
-    oversample=4.0,
+    oversample=OVERSAMPLE,
     loss=None,
     seed=None,
     batch_size=256,
@@ -70,7 +71,7 @@ def add_gated_head(
     n = len(features) if num_samples is None and features is not None else num_samples or 0
     options = {"sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
     if place == "beside":
-        count = math.ceil(oversample * n / (structure.num_features + 1))
+        count = num_gates(n, structure.num_features, oversample)
         replacement = _beside(head, structure.num_features, features, count, options)
     else:
         outputs = structure.num_outputs - _is_softmax(model, loss, structure.activation)
@@ -85,6 +86,11 @@ def add_gated_head(
     if verbose:
         print(_message(model, copy, count, place, head, n), flush=True)
     return copy
+
+
+def num_gates(num_samples, num_features, oversample=OVERSAMPLE):
+    """Return how many gates beside the head give each output `oversample` parameters per sample."""
+    return math.ceil(oversample * num_samples / (num_features + 1))
 
 
 def _check(x, num_samples, place, gates, oversample):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dal.add_head import add_gated_head
+from keras_dal.add_head import add_gated_head, num_gates
 from keras_dal.cache import cached_features
 from keras_dal.features import are_arrays, first_inputs
 from keras_dal.losses import loss_of
@@ -71,9 +71,9 @@ def converge(
             minimization or of a gated head; trying the own head is not ended by it.
         time_limit: seconds for the solver, looked at between its products; a factorization can be long.
         cache: directory in which features of arrays are kept and found again.
-        max_bytes: memory for features, for gates, and for the factor of an interpolation, each; larger features are
-            memory-mapped, more gates are computed again in every product, and instead of a larger factor there is
-            Newton's method.
+        max_bytes: memory for features, for gates, for the parameters of a gated head, and for the factor of an
+            interpolation, each. Larger features are memory-mapped, more gates are computed again in every product, a
+            larger head is not added, and instead of a larger factor there is Newton's method.
         batch_size: samples per evaluation of the features.
         verbose: 0 for silence; else a bar for each pass over data, and a line for each point of the path.
 
@@ -101,30 +101,16 @@ def converge(
         validation = gather("validation data", *pair)
         _check_validation(validation)
     path = Path(patience, time_limit, bool(verbose))
-    task = Task(structure, loss, train, still, validation, path, max_bytes)
-    separable = loss.margins(task.start[:1], task.targets[:1]) is not None and ridge is None
-    plain = not structure.gated_layers
+    tasks = [Task(structure, loss, train, still, validation, path, max_bytes)]
+    if gated is True and not structure.gated_layers and not _fits(tasks[0], max_bytes):
+        raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(tasks[0])}, {max_bytes=:,}")
     try:
-        if task.is_done(tol):
-            pass
-        elif gated is True and plain:
-            task = _with_gated_head(task, inputs, verbose)
-            task.separate() if separable else task.minimize(RIDGES if ridge is None else [ridge], tol)
-        elif not separable:
-            task.minimize(RIDGES if ridge is None else [ridge], tol)
-        else:
-            path.begin(patient=not plain)  # trying the own head takes few steps, and another stage follows
-            separated = task.separate()
-            path.begin()
-            if not separated and gated is False:
-                task.minimize(FEW_RIDGES, tol)
-            elif not separated and plain:
-                task = _with_gated_head(task, inputs, verbose)
-                task.separate()
+        _solve(tasks, gated, ridge, tol, max_bytes, functools.partial(_with_gated_head, inputs=inputs, verbose=verbose))
     except Stopped as stop:
         path.cut_short(str(stop))
     except KeyboardInterrupt:
         path.cut_short("an interrupt")
+    task = tasks[-1]
     if not path.points:
         path.points.append(task.unchanged())
     left = np.flatnonzero(everything.weights > 0)[task.left]
@@ -133,6 +119,35 @@ def converge(
     except KeyboardInterrupt:
         path.cut_short("an interrupt")
         return finished(task, path, tol, left)  # so that a first interrupt loses nothing; a second one is obeyed
+
+
+def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
+    """Walk the path, stage by stage; the last of `tasks` is the one whose head is solved for."""
+    (task,) = tasks
+    plain, separable = not task.structure.gated_layers, task.is_classifier and ridge is None
+    if task.is_done(tol):
+        return
+    if gated is True and plain:
+        tasks.append(add_gates(task))
+    if not separable:
+        tasks[-1].minimize(RIDGES if ridge is None else [ridge], tol)
+        return
+    more_follows = gated is False or (gated == "auto" and plain)
+    task.path.begin(patient=not more_follows)  # trying the own head takes few steps
+    if tasks[-1].separate() or not more_follows:
+        return
+    task.path.begin()
+    if gated == "auto" and _fits(task, max_bytes):
+        tasks.append(add_gates(task))
+        tasks[-1].separate()
+        return
+    if gated == "auto":
+        warnings.warn(
+            "The own head does not separate the samples, and a gated one is too large: its own loss is minimized. "
+            f"Raise max_bytes, or pass fewer samples. Received: {_size(task)}, {max_bytes=:,}",
+            stacklevel=3,
+        )
+    task.minimize(FEW_RIDGES, tol)
 
 
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):
@@ -147,6 +162,20 @@ def _gather(structure, training_x, verbose, options, name, x, y=None, sample_wei
     if bar and bar.target is None:
         bar.update(len(found), finalize=True)
     return found
+
+
+def _fits(task, max_bytes):
+    return 4 * _gated_parameters(task) <= max_bytes
+
+
+def _size(task):
+    return f"{_gated_parameters(task):,} parameters for {len(task.train):,} samples"
+
+
+def _gated_parameters(task):
+    """Return the number of linear parameters that a gated head for these samples would have."""
+    features, outputs = task.structure.num_features, task.structure.num_outputs
+    return num_gates(len(task.train), features) * (features + 1) * outputs
 
 
 def _with_gated_head(task, inputs, verbose):

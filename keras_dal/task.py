@@ -75,6 +75,11 @@ class Task:
         return Whitening(self._still, self.samples)
 
     @property
+    def is_classifier(self):
+        """Whether samples have a right side."""
+        return self.loss.margins(self.start[:1], self.targets[:1]) is not None
+
+    @property
     def can_interpolate(self):
         """Whether the head is a mixture beside another head."""
         return isinstance(self.head, SumHead) and isinstance(self.head.parts[0], MixtureHead)

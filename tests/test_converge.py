@@ -372,12 +372,22 @@ def test_a_branch_that_was_trained_is_finished_from_where_it_is(model, digits):
 def test_a_factor_that_does_not_fit_is_not_made(model, digits):
     x, y = digits[0]
     with pytest.warns(UserWarning, match="larger than max_bytes"):
-        result = converge(model, x, y, gated=True, max_bytes=2**14, verbose=0)  # enough for 64 samples
+        result = converge(model, x, y, gated=True, max_bytes=100_000, verbose=0)  # enough for 158 samples
     assert not gated_points(result)
     assert accuracy(result.model, x, y) == 1.0
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3])
+def test_a_gated_head_that_does_not_fit_is_not_made(model, digits):
+    x, y = digits[0]
+    with pytest.raises(ValueError, match=r"too large.*Received: 24,000 parameters for 600 samples"):
+        converge(model, x, y, gated=True, max_bytes=4 * 24_000 - 1, verbose=0)
+    with pytest.warns(UserWarning, match=r"a gated one is too large.*Received: 24,000 parameters.*max_bytes=10,000"):
+        result = converge(model, x, y, max_bytes=10_000, verbose=0)
+    assert result.model is model
+    assert result.loss < result.path[0].loss
+
+
 def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, digits, distance):
     (x, y), validation, _, _ = digits
     before = accuracy(model, *validation)
