@@ -46,7 +46,8 @@ class Task:
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
         self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
         self.targets = loss.targets(train.labels, structure.num_outputs)
-        self.seen_targets = validation and loss.targets(validation.labels, structure.num_outputs)
+        unseen = validation is None
+        self.seen_targets = None if unseen else loss.targets(validation.labels, structure.num_outputs)
         for layer in structure.gated_layers:
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
@@ -63,7 +64,7 @@ class Task:
             self.jacobian = StackedJacobian([self.samples, still])
             self.start = np.concatenate([self.start, still.logits(self.theta)])
         self._still = still
-        self.seen = validation and CachedJacobian(self.head, validation.features, max_bytes)
+        self.seen = None if unseen else CachedJacobian(self.head, validation.features, max_bytes)
 
     def with_head(self, structure):
         """Return the same task for another head on the same features."""

@@ -476,7 +476,7 @@ def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path)
 
     def interrupting(self, theta):
         products.append(0)
-        if len(products) == 12:
+        if len(products) == 6:
             signal.raise_signal(signal.SIGINT)
         return original(self, theta)
 
