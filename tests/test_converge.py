@@ -482,7 +482,11 @@ def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path)
 
     monkeypatch.setattr(CachedJacobian, "logits", interrupting)
     assert threading.current_thread() is threading.main_thread()
-    result = converge(model, x, y, gated=True, validation_data=validation, verbose=0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+    try:
+        result = converge(model, x, y, gated=True, validation_data=validation, verbose=0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.stopped_by == "an interrupt"
     assert result.point.validation == max(point.validation for point in result.path)
     result.model.save(tmp_path / "model.keras")
