@@ -18,7 +18,8 @@ from record import summarize  # noqa: E402
 HEADER = """# Results
 
 Measured here. Each figure stands in a committed JSON file, written by the command above it; this page is written from
-those files by `python docs/results.py`.
+those files by `python docs/results.py`. What `converge` takes against other solvers is summed up in
+[one table](converge_peers.md).
 
 The images were prepared copies, so figures from the full sets will differ: of CIFAR-10 all 60,000 images, compressed as
 JPEG; of CIFAR-100 10,000 for training and 2,000 for the test; of SVHN 883 and 200, all from its training file.
