@@ -109,7 +109,8 @@ def main():
         "train and test accuracy before": before,
         "gradient descent": {"loss": losses, "bound": bounds, "test accuracy": accuracies},
         "steps until the bound is at the wanted loss": certificate.steps_for(options.tol),
-        "steps above the bound": sum(loss > bound for loss, bound in zip(losses, bounds, strict=True)),
+        # from the first step on: before it the bound is the loss itself, here in float32
+        "steps above the bound": sum(loss > bound for loss, bound in zip(losses[1:], bounds[1:], strict=True)),
         "converge": {
             "scaled loss": result.scaled_loss,
             "scale": result.scale,
