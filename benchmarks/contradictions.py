@@ -3,7 +3,7 @@
     python benchmarks/contradictions.py cifar100_0.npz
 
 The file is one that `converge_features.py` wrote. Twins of some samples are added, their features changed by a relative
-distance and their labels by one; or some labels are changed and no twins added. Takes about a minute on two cores.
+distance and their labels by one; or some labels are changed and no twins added. Takes about five minutes on two cores.
 """
 
 import argparse

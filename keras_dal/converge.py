@@ -193,7 +193,7 @@ def _check(tol, gated, ridge, patience, time_limit, validation_data):
     for name, value in (("tol", tol), ("patience", patience), ("time_limit", time_limit)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive. Received: {name}={value!r}")
-    if not (isinstance(gated, str) and gated == "auto") and gated not in (True, False):
+    if gated not in ("auto", True, False):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
     if ridge is not None and not 0 <= ridge < np.inf:
         raise ValueError(f"ridge must be a number that is not negative. Received: ridge={ridge!r}")
@@ -201,7 +201,7 @@ def _check(tol, gated, ridge, patience, time_limit, validation_data):
         raise ValueError(f"validation_data must be (x, y). Received: {len(validation_data)} parts")
     if patience is not None and validation_data is None:
         raise ValueError(f"patience needs validation_data=(x, y). Received: patience={patience}, validation_data=None")
-    return "auto" if isinstance(gated, str) else bool(gated)
+    return gated if gated == "auto" else bool(gated)
 
 
 def _check_validation(data):

@@ -5,7 +5,7 @@ import numpy as np
 _KEPT = 0.1  # part of its margin that a sample keeps, or else it joins in the next round
 _JOINED = 0.5  # the same of those that join then, so that few rounds are needed
 _GENEROUS = 0.25  # cost of all samples, relative to the mean square of the logits' gaps, up to which none is left
-_DEAR = 30.0  # cost of one that is left, in parts of that mean square over n; below 10 where nothing contradicts
+_DEAR = 30.0  # cost of one that is left, in parts of that mean square over n: far above what one costs otherwise
 _CHEAPER = 0.5  # by which that falls whenever samples are left, so that this is soon over
 
 

@@ -119,19 +119,12 @@ class Path:
 
 def _line(number, point):
     """Return a row of the table of points, after its head where it is the first."""
-    classifies, validated = point.accuracy is not None, point.validation is not None
-    columns = [
-        ("step", f"{number:d}"),
-        ("seconds", f"{point.seconds:.2f}"),
-        ("loss", f"{point.loss:.4g}"),
-        *([("accuracy", f"{point.accuracy:.2%}"), ("margin", f"{point.margin:.3g}")] if classifies else []),
-        ("moved", f"{point.moved:.3g}"),
-        ("gap", f"{point.gap:.2g}"),
-        *(
-            [("validation", f"{point.validation:.2%}" if classifies else f"{point.validation:.4g}")]
-            if validated
-            else []
-        ),
-    ]
+    classifies = point.accuracy is not None
+    columns = [("step", f"{number:d}"), ("seconds", f"{point.seconds:.2f}"), ("loss", f"{point.loss:.4g}")]
+    if classifies:
+        columns += [("accuracy", f"{point.accuracy:.2%}"), ("margin", f"{point.margin:.3g}")]
+    columns += [("moved", f"{point.moved:.3g}"), ("gap", f"{point.gap:.2g}")]
+    if point.validation is not None:
+        columns.append(("validation", f"{point.validation:.2%}" if classifies else f"{point.validation:.4g}"))
     row = " ".join(f"{value:>10}" for _, value in columns)
     return row if number > 1 else " ".join(f"{name:>10}" for name, _ in columns) + "\n" + row

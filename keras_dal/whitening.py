@@ -28,7 +28,9 @@ class Whitening:
 
     def __init__(self, jacobian, samples=None):
         self._split, self._on = jacobian.split, jacobian.on
-        input_scales, gate_scales = _scales(samples or jacobian)
+        # moments have the anchors' own scale; a pass over the samples may compute all gates again
+        apart = samples is not None and samples.features is not jacobian.features
+        input_scales, gate_scales = _scales(samples) if apart else ([0.0] * len(jacobian.parts),) * 2
         inputs, gates = [0.0] * len(jacobian.parts), [_collector(part, jacobian) for part in jacobian.parts]
         for _, block in jacobian.blocks():  # once: where memory is short, each pass computes all gates
             for index, (part_inputs, part_gates) in enumerate(block):

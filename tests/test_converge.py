@@ -232,12 +232,18 @@ def test_softmax_and_sigmoid_outputs(digits):
     assert result.model.evaluate(x, labels, verbose=0)[0] == pytest.approx(1e-3, rel=2e-2)
 
 
-def test_a_regressor_reaches_the_least_squares_solution():
+def regressor():
+    """Return a network and the inputs and outputs that it is to fit."""
     x, y = load_diabetes(return_X_y=True)
     x, y = (x * 20).astype("float32"), ((y - 150) / 75)
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
     model.compile("adam", "mse")
+    return model, x, y
+
+
+def test_a_regressor_reaches_the_least_squares_solution():
+    model, x, y = regressor()
     features = find_structure(model).features(x)
     least = np.mean((LinearRegression().fit(features, y).predict(features) - y) ** 2)
     result = converge(model, x, y, verbose=0)
@@ -251,11 +257,7 @@ def test_a_regressor_reaches_the_least_squares_solution():
 
 
 def test_a_regressor_is_reported_on_validation_data():
-    x, y = load_diabetes(return_X_y=True)
-    x, y = (x * 20).astype("float32"), ((y - 150) / 75)
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
-    model.compile("adam", "mse")
+    model, x, y = regressor()
     before = model.evaluate(x[300:], y[300:], verbose=0)
     result = converge(model, x[:300], y[:300], validation_data=(x[300:], y[300:]), verbose=0)
     assert result.before.loss == pytest.approx(before, rel=1e-4)
