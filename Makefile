@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
-OTHER_BACKENDS := tests/test_two_lines.py tests/test_solver.py tests/test_interpolation.py tests/test_wrap.py::test_stateless_apply \
-	tests/test_converge.py::test_an_accelerator_finds_the_same_head
+OTHER_BACKENDS := tests/training/test_two_lines.py tests/solvers tests/training/test_wrap.py::test_stateless_apply \
+	tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
 
 .PHONY: quickstart test lint types clean
 
@@ -15,9 +15,10 @@ test: .venv/test
 	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest $(OTHER_BACKENDS)
 	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest $(OTHER_BACKENDS)
 
-lint: .venv/lint
+lint: .venv/lint .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/test .venv/lint
 	$(BIN)/pyright

@@ -16,7 +16,7 @@ import time
 import numpy as np
 from machine import describe
 
-from keras_dal.projection import StreamedQR
+from keras_dal.solvers.least_squares import StreamedQR
 
 RESULT = pathlib.Path(__file__).parent / "results" / "alignment_qr.json"
 BATCH = 256

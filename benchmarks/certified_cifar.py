@@ -25,8 +25,9 @@ from models import resnet  # noqa: E402
 
 import keras_dal  # noqa: E402
 from keras_dal import plots  # noqa: E402
+from keras_dal.features.batches import feature_batches  # noqa: E402
+from keras_dal.heads.cached_jacobian import CachedJacobian  # noqa: E402
 from keras_dal.losses import SoftmaxCrossEntropy  # noqa: E402
-from keras_dal.products import CachedJacobian  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "certified_cifar.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "certified_cifar.png"
@@ -64,7 +65,7 @@ def descend(model, certificate, train, test, steps):
 
 
 def features(structure, images):
-    batches = keras_dal.features.feature_batches(structure, images.x)
+    batches = feature_batches(structure, images.x)
     return np.concatenate([batch for batch, _, _ in batches]).astype(np.float32)
 
 

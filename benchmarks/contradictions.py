@@ -17,7 +17,7 @@ import numpy as np
 from converge_peers import accuracy, head_model
 from machine import describe
 
-from keras_dal.converge import converge
+from keras_dal.finishing.converge import converge
 
 SCRIPT = "benchmarks/contradictions.py"
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -92,7 +92,7 @@ def main():
     for kind, count, distance in CASES:
         z, y = contradicting(data, kind, count, distance)
         ours = solve(data, z, y)
-        with mock.patch("keras_dal.moves._GENEROUS", np.inf):
+        with mock.patch("keras_dal.finishing.contradictions._GENEROUS", np.inf):
             moved = solve(data, z, y)
         rows.append({"kind": kind, "count": count, "distance": distance, "left": ours, "moved": moved})
         print(rows[-1], flush=True)

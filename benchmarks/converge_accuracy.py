@@ -47,12 +47,12 @@ class _AsTheyAre:
 
 
 def not_whitened(data, limit):
-    with mock.patch("keras_dal.interpolation.Whitening", _AsTheyAre):
+    with mock.patch("keras_dal.solvers.min_norm_interpolation.Whitening", _AsTheyAre):
         return finished()(data, limit)
 
 
 def nothing_held(data, limit):
-    with mock.patch("keras_dal.task._HELD", 0):
+    with mock.patch("keras_dal.finishing.problem._HELD", 0):
         return finished()(data, limit)
 
 

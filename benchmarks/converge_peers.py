@@ -27,9 +27,9 @@ from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 
 from keras_dal import add_gated_head, find_structure
-from keras_dal.converge import converge
+from keras_dal.finishing.converge import converge
+from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses import SoftmaxCrossEntropy
-from keras_dal.products import CachedJacobian
 
 SCRIPT = "benchmarks/converge_peers.py"
 RESULTS = pathlib.Path(__file__).parent / "results"

@@ -15,8 +15,8 @@ import numpy as np
 from gated_study import resnet
 from machine import describe
 
-from keras_dal.add_head import add_gated_head
-from keras_dal.structure import find_structure
+from keras_dal.models.add_head import add_gated_head
+from keras_dal.models.structure import find_structure
 
 RESULTS = Path(__file__).parent / "results" / "gated_price.json"
 TABLE = Path(__file__).parents[1] / "docs" / "gated_price.md"

@@ -19,8 +19,8 @@ from keras import layers
 from machine import describe
 
 from keras_dal import add_gated_head, converge, find_structure, heads
-from keras_dal.features import feature_batches
-from keras_dal.jacobian import jacobian
+from keras_dal.features.batches import feature_batches
+from keras_dal.solvers.jacobian import jacobian
 
 RESULTS = Path(__file__).parent / "results" / "gated_study.json"
 TABLE = Path(__file__).parents[1] / "docs" / "gated_study.md"

@@ -2,16 +2,16 @@
 
 import importlib
 
-from keras_dal.add_head import add_gated_head
-from keras_dal.alignment import AlignmentReport, alignment
-from keras_dal.certificate import Certificate, certify
-from keras_dal.converge import converge
-from keras_dal.gated import GatedBranch, GatedDense
-from keras_dal.monitor import AlignmentMonitor
-from keras_dal.result import Result
-from keras_dal.structure import Structure, find_structure
-from keras_dal.tangent import tangent_operator
-from keras_dal.wrap import Wrap
+from keras_dal.analysis.alignment import AlignmentReport, alignment
+from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.finishing.converge import converge
+from keras_dal.finishing.result import Result
+from keras_dal.models.add_head import add_gated_head
+from keras_dal.models.gated_layers import GatedBranch, GatedDense
+from keras_dal.models.structure import Structure, find_structure
+from keras_dal.models.tangent import tangent_operator
+from keras_dal.training.monitor import AlignmentMonitor
+from keras_dal.training.wrap import Wrap
 
 
 def __getattr__(name):

@@ -9,9 +9,9 @@ import zipfile
 import keras
 import numpy as np
 
-from keras_dal.alignment import alignment
-from keras_dal.certificate import certify
-from keras_dal.converge import converge
+from keras_dal.analysis.alignment import alignment
+from keras_dal.analysis.certificate import certify
+from keras_dal.finishing.converge import converge
 
 
 def main(arguments=None):

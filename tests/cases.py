@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_dal.gated import GatedBranch, GatedDense
+from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
 NUM_FEATURES = 4
 

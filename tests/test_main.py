@@ -71,7 +71,7 @@ def test_an_interrupt_before_there_is_a_model_is_said(files, capsys, monkeypatch
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["keras_dal.converge"], "cached_features", interrupted)
+    monkeypatch.setattr(sys.modules["keras_dal.finishing.converge"], "cached_features", interrupted)
     assert run(files, "converge", "--output", files / "done.keras") == 130
     assert "nothing was saved" in capsys.readouterr().err
     assert not (files / "done.keras").exists()

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 import keras_dal
 from keras_dal import plots
-from keras_dal.certificate import certify_head
+from keras_dal.analysis.certificate import certify_head
+from keras_dal.finishing.history import Point
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SoftmaxCrossEntropy
-from keras_dal.path import Point
 
 HISTORY = {
     "loss": [1.0, 0.5, 0.1], "val_loss": [1.1, 0.7, 0.6], "accuracy": [0.3, 0.6, 0.9],

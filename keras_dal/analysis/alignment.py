@@ -1,0 +1,233 @@
+"""The alignment condition as numbers: how much of the labels lies in the column space of the Jacobian."""
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import aslinearoperator, lsqr
+
+from keras_dal import _backend
+from keras_dal.analysis.reports import AlignmentReport
+from keras_dal.analysis.separability import Verdict, by_residual, decide
+from keras_dal.features.batches import KeptRows, feature_batches, first_inputs, precision
+from keras_dal.heads import DenseHead
+from keras_dal.losses import loss_of
+from keras_dal.models.structure import find_structure
+from keras_dal.models.tangent import tangent_operator
+from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
+from keras_dal.solvers.least_squares import StreamedQR, kernel_change, project_moments
+
+__all__ = ["AlignmentReport", "alignment", "alignment_from_moments", "kernel_change"]
+
+_ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
+
+
+def alignment(
+    model, x, y=None, sample_weight=None, loss=None, parameters="head", batch_size=256, decide_separability=True
+):
+    """Measure how much of the labels lies in the column space of the Jacobian of a model's linear parameters.
+
+    One pass over the data; memory does not grow with it beyond a limit, after which features wait in a temporary file.
+    The factorization is in float64 on the host. Column means of the labels are removed where the head has a bias, and
+    row means for softmax, because constants per sample change no softmax (Kawaguchi, Zhang and Deng, 2022).
+
+    Args:
+        model: a Keras model that `find_structure` understands.
+        x: inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them, `(n, ...)`.
+        sample_weight: weights `(n,)`; rows are scaled by their roots, and weight 0 removes a sample.
+        loss: what `model.compile` takes; the compiled loss by default.
+        parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
+            most 300 iterations of LSQR on products of automatic differentiation.
+        batch_size: number of samples to evaluate at once, where x are arrays.
+        decide_separability: whether labels that are not aligned are tried for separability by a solver.
+
+    Returns:
+        An `AlignmentReport`.
+
+    Raises:
+        ValueError: no linear head, an unsupported loss, no data, labels out of range, or features that are not finite.
+    """
+    whole = isinstance(parameters, str) and parameters == "all"
+    structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
+    loss = loss_of(model, structure.activation, loss)
+    if whole:
+        return _measure_network(structure, loss, x, y, sample_weight, batch_size)
+    with KeptRows() as rows:
+        used = _gather(rows, structure, loss, feature_batches(structure, x, y, sample_weight, batch_size))
+        measure = _measure_plain if isinstance(structure.head(), DenseHead) else _measure_gated
+        return measure(structure, loss, rows, used, decide_separability)
+
+
+def alignment_from_moments(moments, num_samples, structure, loss):
+    """Measure the alignment of a plain head from sums that were gathered elsewhere.
+
+    Args:
+        moments: `[Z, 1, Y]' W [Z, 1, Y]`, float64 of shape `(m + 1 + C, m + 1 + C)`; Z are the inputs of
+            `structure.output_layer`.
+        num_samples: number of samples in the sums.
+        structure: the `Structure` they come from.
+        loss: the `losses.Loss` that made the targets Y.
+
+    Returns:
+        An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound.
+    """
+    c = structure.num_outputs
+    moments = np.asarray(moments, np.float64)
+    if moments.shape[0] <= c + 1 or moments.shape != (len(moments),) * 2 or not np.isfinite(moments).all():
+        raise ValueError(f"Moments must be a finite matrix of order m + 1 + C. Received: shape {moments.shape}")
+    if _is_softmax(loss):
+        centring = np.eye(len(moments))
+        centring[-c:, -c:] -= 1.0 / c
+        moments = centring @ moments @ centring
+    projection = project_moments(moments, c, structure.use_bias, precision(_backend.statistics_dtype()))
+    return _report_projection(
+        structure,
+        projection,
+        num_samples,
+        Verdict("undecided", "nothing: sums alone are no witness"),
+        num_features=len(moments) - c - 1,
+        lower_bound=structure.layer is structure.output_layer and bool(structure.gated_layers),
+    )
+
+
+def _is_softmax(loss):
+    return loss.activation == "softmax"
+
+
+def _gather(rows, structure, loss, batches):
+    """Keeps features, targets and weights of the samples that have a weight, and returns which samples those are."""
+    used = []
+    for features, y, weight in batches:
+        if y is None:
+            raise ValueError("The labels are missing. Pass y, or a dataset of (x, y). Received: y=None")
+        targets = loss.targets(y, structure.num_outputs)
+        if len(targets) != len(features):
+            raise ValueError(
+                "Inputs and labels must have the same number of samples. "
+                f"Received: {len(features)} inputs with {len(targets)} labels"
+            )
+        kept = np.ones(len(features), bool) if weight is None else weight > 0
+        weight = np.ones(len(features)) if weight is None else weight
+        rows.append(features[kept], targets[kept], weight[kept])
+        used.append(kept)
+    used = np.concatenate(used)
+    if not used.any():
+        raise ValueError("At least one sample must have a positive weight. Received: sample_weight of zeros only")
+    return used
+
+
+def _measure_plain(structure, loss, rows, used, decide_separability):
+    head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
+    for features, targets, weight in rows:
+        qr.update(features, _seen(loss, targets), weight)
+    projection = qr.project(precision(features.dtype))
+    theta = projection.coefficients.ravel()
+    per_sample, _ = _residual_squares(head, loss, rows, used, theta)
+    verdict = decide(head, loss, rows, theta, projection.residual_share, decide_separability)
+    return _report_projection(
+        structure,
+        projection,
+        qr.num_rows,
+        verdict,
+        residual_share_per_sample=_share(per_sample, projection.total.sum()),
+    )
+
+
+def _measure_gated(structure, loss, rows, used, decide_separability):
+    head = structure.head()
+    features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
+    plain = jacobian(head, features, weights)
+    columns = jacobian(head, features, weights, centered=True) if _is_softmax(loss) else plain
+    theta = columns.refined(targets)
+    total = _total(structure, _seen(loss, targets), weights)
+    shares = _shares(*_residual_squares(head, loss, rows, used, theta), total)
+    return _report(
+        structure,
+        len(features),
+        decide(head, loss, rows, theta, shares["residual_share"], decide_separability),
+        **shares,
+        rank=plain.rank,
+        tolerance=None if plain.tolerance is None else plain.tolerance / plain.sigma_max,
+        singular_values=getattr(plain, "values", None),
+        sigma_max=plain.sigma_max,
+        num_parameters=head.num_parameters,
+        lower_bound=isinstance(plain, IterativeJacobian),
+    )
+
+
+def _measure_network(structure, loss, x, y, sample_weight, batch_size):
+    operator = tangent_operator(structure.model, x, "all", batch_size)
+    targets = _seen(loss, loss.targets([] if y is None else y, structure.num_outputs))
+    weights = np.ones(len(targets)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    centred = targets - np.average(targets, axis=0, weights=weights) if structure.use_bias else targets
+    row_map = sparse.kron(sparse.diags(np.sqrt(weights)), _seen(loss, np.eye(structure.num_outputs)), format="csr")
+    right = row_map @ centred.ravel()
+    scaled = aslinearoperator(row_map) @ operator
+    direction = lsqr(scaled, right, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
+    squares = (right - scaled @ direction).reshape(targets.shape) ** 2
+    shares = _shares(squares.sum(axis=1), squares.sum(axis=0), _total(structure, targets, weights))
+    return _report(
+        structure,
+        int(np.sum(weights > 0)),
+        by_residual(shares["residual_share"], "undecided", "LSQR, which bounds the alignment from below"),
+        **shares,
+        num_parameters=operator.shape[1],
+        lower_bound=True,
+    )
+
+
+def _report_projection(structure, projection, num_samples, verdict, **fields):
+    return _report(
+        structure,
+        num_samples,
+        verdict,
+        residual_share=min(projection.residual_share, 1.0),
+        residual_share_per_class=projection.residual_share_per_class,
+        rank=projection.rank * structure.num_outputs,
+        tolerance=projection.tolerance,
+        singular_values=projection.singular_values,
+        sigma_max=projection.sigma_max,
+        num_parameters=projection.coefficients.size,
+        **fields,
+    )
+
+
+def _report(structure, num_samples, verdict, **fields):
+    sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
+    return AlignmentReport(
+        num_samples=num_samples, verdict=verdict.name, decided_by=verdict.decided_by, **{**sizes, **fields}
+    )
+
+
+def _seen(loss, targets):
+    """Return rows as the loss sees them: constants per sample change no softmax."""
+    return targets - targets.mean(axis=1, keepdims=True) if _is_softmax(loss) else targets
+
+
+def _total(structure, targets, weights):
+    """Return the squared norm of each column of the centred labels, `(C,)`."""
+    means = np.average(targets, axis=0, weights=weights) if structure.use_bias else 0.0
+    return weights @ (targets - means) ** 2
+
+
+def _residual_squares(head, loss, rows, used, theta):
+    """Return the squared, weighted residuals of each sample `(n,)`, zero where it was left out, and output `(C,)`."""
+    per_sample, per_class = np.zeros(len(used)), np.zeros(head.num_outputs)
+    parts = []
+    for features, targets, weight in rows:
+        squares = weight[:, None] * _seen(loss, targets - head.logits(features.astype(np.float64), theta)) ** 2
+        parts.append(squares.sum(axis=1))
+        per_class += squares.sum(axis=0)
+    per_sample[used] = np.concatenate(parts)
+    return per_sample, per_class
+
+
+def _share(part, total):
+    return np.divide(part, total, out=np.zeros_like(part), where=np.asarray(total) > 0)
+
+
+def _shares(per_sample, per_class, total):
+    return {
+        "residual_share": min(float(_share(per_sample.sum(keepdims=True), total.sum())[0]), 1.0),
+        "residual_share_per_class": _share(per_class, total),
+        "residual_share_per_sample": _share(per_sample, total.sum()),
+    }

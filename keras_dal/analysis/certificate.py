@@ -1,0 +1,303 @@
+"""What is proved about training a model's head from here, with its numbers."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+
+from keras_dal.analysis import assumptions
+from keras_dal.analysis.descent_bound import Objective, l2_factors
+from keras_dal.analysis.separability import ALIGNED
+from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.heads import SumHead
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, loss_of
+from keras_dal.models.structure import find_structure
+from keras_dal.solvers.duality import Enclosure, enclose_infimum
+from keras_dal.solvers.jacobian import jacobian
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What holds for full-batch gradient descent with step `1 / beta` on a head whose features stay as they are.
+
+    Attributes:
+        loss_name: which of the three losses.
+        num_samples: n, samples with weight zero left out.
+        num_features: m, inputs of the head.
+        num_outputs: C.
+        num_parameters: size of theta_S.
+        loss: mean training loss now.
+        penalty: the L2 penalty on theta_S now, which the objective adds to the loss.
+        rank: numerical rank of J_S as the loss sees it (without constants per sample for softmax), None if undecided.
+        full_rank: the rank at which every labelling is aligned.
+        tolerance: singular values up to it counted as zero, None if none were computed.
+        method: how rank, v and beta were computed.
+        exact: whether `residual_share` is the minimum; otherwise it is an upper bound.
+        residual_share: `||(I - P) Y_l||^2 / ||Y_l - mean||^2`, P the projector on the columns that count.
+        status: "aligned", "separable", "not separable", "not aligned" (squared error) or "undecided".
+        reason: what proves the status.
+        infimum: lower and upper bound of the loss's infimum over theta_S.
+        margin: smallest margin of the witness, None for the squared error.
+        witness_norm: norm of the witness: theta_S now where it separates the samples, else v, or what a search found.
+        beta: upper bound of the objective's curvature, None where a penalty has none.
+        comparisons: pairs (objective, squared distance from theta_S now), one for each comparison point of the bound.
+        not_covered: what the numbers do not speak about, one sentence each.
+    """
+
+    loss_name: str
+    num_samples: int
+    num_features: int
+    num_outputs: int
+    num_parameters: int
+    loss: float
+    penalty: float
+    rank: int | None
+    full_rank: int
+    tolerance: float | None
+    method: str
+    exact: bool
+    residual_share: float
+    status: str
+    reason: str
+    infimum: tuple[float, float]
+    margin: float | None
+    witness_norm: float
+    beta: float | None
+    comparisons: tuple[tuple[float, float], ...]
+    not_covered: tuple[str, ...]
+
+    @property
+    def alignment(self):
+        """Share of the labels in the column space of J_S, or a lower bound of it where `exact` is False."""
+        return 1.0 - self.residual_share
+
+    @property
+    def objective(self):
+        """Loss and penalty now: what is minimized."""
+        return self.loss + self.penalty
+
+    @property
+    def step(self):
+        """The gradient descent step the bound is about, `1 / beta`."""
+        return 1.0 / self._smoothness()
+
+    def bound(self, t):
+        """Return an upper bound of the objective after t steps of gradient descent.
+
+        For a convex, beta-smooth F, `F(theta_t) <= F(w) + beta ||theta_0 - w||^2 / (2 t)` for every w (the standard
+        rate, e.g. Bubeck 2015, section 3.2); the least value over the comparison points is returned.
+
+        Args:
+            t: number of steps with step size `1 / beta`, at least 0.
+        """
+        beta = self._smoothness()
+        if t < 0:
+            raise ValueError(f"The number of steps must not be negative. Received: t={t!r}")
+        if t == 0:
+            return self.objective
+        return min(self.objective, *(value + beta * far / (2 * t) for value, far in self.comparisons))
+
+    def steps_for(self, objective):
+        """Return the least number of steps after which the bound is at most `objective`; None if it never is."""
+        beta = self._smoothness()
+        if self.objective <= objective:
+            return 0
+        steps = [beta * far / (2 * (objective - value)) for value, far in self.comparisons if value < objective]
+        if not steps or not math.isfinite(min(steps)):
+            return None
+        least = max(1, math.ceil(min(steps)))
+        return least if self.bound(least) <= objective else least + 1
+
+    def loss_at_scale(self, scale):
+        """Return an upper bound of the loss at `scale` times the witness with positive margin; None without one."""
+        if self.margin is None or self.margin <= 0:
+            return None
+        loss = next(kind() for kind in (SoftmaxCrossEntropy, SigmoidCrossEntropy) if kind.name == self.loss_name)
+        return float(loss.at_margin(scale * self.margin, self.num_outputs))
+
+    def to_json(self):
+        """Return the certificate as a JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text):
+        """Return the certificate that `to_json` wrote."""
+        fields = json.loads(text)
+        for name in ("infimum", "not_covered"):
+            fields[name] = tuple(fields[name])
+        return cls(**{**fields, "comparisons": tuple(map(tuple, fields["comparisons"]))})
+
+    def __str__(self):
+        rows = [(name, value) for name, value in self._rows() if value is not None]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        return "\n".join([f"{'Certificate':<{width}}  {self.status}: {self.reason}", *lines])
+
+    def _rows(self):
+        share = "" if self.exact else "at least "
+        rank = "not decided" if self.rank is None else f"{self.rank} of {self.full_rank}"
+        yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
+        yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
+        low, high = self.infimum
+        yield "infimum of the loss", f"{low:.6g}" if low == high else f"between {low:.6g} and {high:.6g}"
+        yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
+        yield "parameters in theta_S", f"{self.num_parameters}"
+        yield "rank of J_S", f"{rank} ({self.method})"
+        yield "alignment", f"{share}{self.alignment:.8g} (residual share {self.residual_share:.2e})"
+        yield "smallest margin", None if self.margin is None else f"{self.margin:.4g} at the witness"
+        yield "norm of the witness", f"{self.witness_norm:.4g}"
+        if self.beta is not None:
+            yield "smoothness beta, step", f"{self.beta:.4g}, {self.step:.4g}"
+            bounds = (f"{self.bound(t):.4g} after {t:,}" for t in (100, 10_000, 1_000_000))
+            yield "objective at most", ", ".join(bounds) + " steps of gradient descent"
+        for sentence in self.not_covered:
+            yield "not covered", sentence
+
+    def _smoothness(self):
+        if self.beta is None:
+            raise ValueError(
+                "There is no bound: theta_S has a penalty that is not an L2 regularizer. Use keras.regularizers.L2. "
+                f"Received: not_covered={self.not_covered}"
+            )
+        return self.beta
+
+
+def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", batch_size=256, max_bytes=2**28):
+    """Certify what training theta_S alone can reach on these samples, and how fast.
+
+    Args:
+        model: a Keras model that `find_structure` understands.
+        x: inputs, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them.
+        sample_weight: weights, shape `(n,)`; the loss is the sum of the weighted losses divided by n.
+        loss: as for `model.compile`; the compiled one by default.
+        parameters: theta_S, as for `find_structure`.
+        batch_size: samples per evaluation of the features.
+        max_bytes: largest Jacobian whose singular values are computed; beyond it no rank is decided, and the witness
+            comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR, which can take long.
+
+    Returns:
+        A `Certificate`.
+
+    Raises:
+        ValueError: no linear head, an unsupported loss, or bad data.
+    """
+    structure = find_structure(model, first_inputs(x), parameters)
+    resolved = loss_of(model, structure.activation, loss)
+    batches = list(feature_batches(structure, x, y, sample_weight, batch_size=batch_size))
+    features, labels, weights = (
+        None if parts[0] is None else np.concatenate([np.asarray(part, np.float64) for part in parts])
+        for parts in zip(*batches, strict=True)
+    )
+    if labels is None:
+        raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    targets = resolved.targets(labels, structure.num_outputs)
+    return certify_structure(structure, features, targets, resolved, structure.theta(), weights, max_bytes)
+
+
+def certify_structure(structure, features, targets, loss, theta, weights=None, max_bytes=2**28):
+    """Certify the head of a model on cached features, with its L2 penalty and with what the model does in training.
+
+    Args:
+        structure: a `Structure`.
+        features, targets, loss, theta, weights, max_bytes: as for `certify_head`.
+    """
+    penalty = l2_factors(structure.linear_parameters)
+    factors = 0.0 if penalty is None else penalty
+    certificate = certify_head(structure.head(), features, targets, loss, theta, weights, factors, max_bytes)
+    open_points = (*certificate.not_covered, *assumptions.of_training(structure, penalty))
+    beta = None if penalty is None else certificate.beta
+    return dataclasses.replace(certificate, beta=beta, not_covered=open_points)
+
+
+def certify_head(
+    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=2**28
+):
+    """Certify a head on cached features, in float64 throughout and without Keras.
+
+    Args:
+        head: a `heads.Head` with P parameters and C outputs.
+        features: float64 array `(n, m)`.
+        targets: Y_l, from `loss.targets`, shape `(n, C)`.
+        loss: a `losses.Loss`.
+        theta: theta_S now, shape `(P,)`.
+        weights: sample weights `(n,)`, not negative, ones by default.
+        penalty: L2 factors of theta_S, a number or an array `(P,)`.
+        max_bytes: largest Jacobian whose singular values are computed.
+
+    Raises:
+        ValueError: sample weights that are negative or all zero.
+    """
+    weights = np.ones(len(features)) if weights is None else np.asarray(weights, np.float64)
+    kept = weights > 0
+    if np.any(weights < 0) or not kept.any():
+        raise ValueError(f"Sample weights must not be negative, nor all zero. Received: sample_weight={weights}")
+    features, targets, weights = features[kept], targets[kept], weights[kept] * kept.mean()
+    jac = jacobian(head, features, weights, loss.activation == "softmax", max_bytes)
+    objective = Objective(jac, loss, targets, weights, penalty)
+    v = jac.refined(targets)
+    witnessed = _residual_share(jac, targets, weights, jac.logits(v))
+    share = _residual_share(jac, targets, weights, jac.project(targets)) if jac.factorized else witnessed
+    found = _enclosure(objective, v, theta)
+    status, reason = _status(found, share, witnessed, jac)
+    return Certificate(
+        loss_name=loss.name,
+        num_samples=len(features),
+        num_features=features.shape[1],
+        num_outputs=head.num_outputs,
+        num_parameters=head.num_parameters,
+        loss=objective.loss_of(jac.logits(theta)),
+        penalty=objective.penalty_of(theta),
+        rank=jac.rank,
+        full_rank=jac.full_rank,
+        tolerance=jac.tolerance,
+        method=jac.method,
+        exact=jac.factorized,
+        residual_share=share,
+        status=status,
+        reason=reason,
+        infimum=(found.lower, found.upper),
+        margin=found.margin,
+        witness_norm=float(np.linalg.norm(found.theta)),
+        beta=objective.smoothness(),
+        comparisons=objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
+        not_covered=assumptions.ALWAYS + ((assumptions.RANK,) if jac.factorized else ()),
+    )
+
+
+def _residual_share(jac, targets, weights, reached):
+    """Return `||Y_l - reached||^2 / ||Y_l - mean||^2`; the mean is removed only where a bias makes it free."""
+    residual, seen = jac.seen(targets - reached), jac.seen(targets)
+    centered = seen - np.average(seen, axis=0, weights=weights) * _has_bias(jac.head)
+    left, total, everything = (float(np.sum(weights[:, None] * part**2)) for part in (residual, centered, seen))
+    return left / (total if total > 1e-20 * everything else max(everything, 1e-300))
+
+
+def _has_bias(head):
+    return any(map(_has_bias, head.parts)) if isinstance(head, SumHead) else head.use_bias
+
+
+def _enclosure(objective, v, theta):
+    """Return what is known about the infimum, from witnesses at hand or else by a search."""
+    jac, best = objective.jacobian, None
+    for candidate in (theta, v):
+        logits = jac.logits(candidate)
+        value, margin = objective.loss_of(logits), objective.smallest_margin(logits)
+        if margin is not None and margin > 0:
+            return Enclosure(0.0, 0.0, candidate, margin)
+        if best is None or value < best.upper:
+            best = Enclosure(0.0, value, candidate, margin)
+    return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
+
+
+def _status(found, share, witnessed, jac):
+    if witnessed <= ALIGNED:
+        return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64"
+    if found.margin is not None and found.margin > 0:
+        return "separable", f"parameters with smallest margin {found.margin:.2e}, evaluated in float64"
+    if found.margin is None and jac.factorized:
+        return "not aligned", f"least squares leaves a residual share of {share:.2e}"
+    if found.lower > 0:
+        return "not separable", f"a dual point, orthogonal to J up to rounding, has the value {found.lower:.3g}"
+    return "undecided", "neither separating parameters nor a positive lower bound were found"

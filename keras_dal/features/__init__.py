@@ -1,0 +1,1 @@
+"""From data to the features of a model, batch by batch, cached."""

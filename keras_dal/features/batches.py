@@ -1,0 +1,163 @@
+"""Features of a model, batch by batch, in inference mode."""
+
+import math
+import tempfile
+
+import keras
+import ml_dtypes
+import numpy as np
+from keras import tree
+
+from keras_dal import _backend
+from keras_dal.features.tracing import tap, to_numpy
+
+
+def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
+    """Yield the features of data, one batch at a time, in the order of the data.
+
+    Args:
+        structure: a `Structure`; its `layer` is the one whose inputs are the features.
+        x: inputs as Keras takes them: arrays, or a `tf.data.Dataset`, `PyDataset`, `DataLoader` or other iterable of
+            batches `x`, `(x, y)` or `(x, y, sample_weight)`, which then come from there.
+        y: labels of shape `(n, ...)`, or None.
+        sample_weight: weights of shape `(n,)`, not negative, or None.
+        batch_size: number of samples to evaluate at once, where x are arrays.
+
+    Yields:
+        Tuples of features `(k, m)`, labels or None, and float64 weights `(k,)` or None, as NumPy arrays.
+
+    Raises:
+        ValueError: no data, arrays of different lengths, features that are not finite, or weights that are negative.
+    """
+    evaluate = _feature_function(structure)
+    empty = True
+    for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size):
+        features = to_numpy(evaluate(x_batch))
+        if not len(features):
+            continue
+        empty = False
+        if not np.isfinite(features).all():
+            raise ValueError(
+                "The features must be finite; look for NaN or infinity in the inputs and in the model's weights. "
+                f"Received: {np.sum(~np.isfinite(features))} such values in the inputs of layer "
+                f"{structure.layer.name!r}"
+            )
+        yield features, y_batch, checked_weight(weight, len(features))
+    if empty:
+        raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
+
+
+def batches(x, y=None, sample_weight=None, batch_size=256):
+    """Yield `(x, y, sample_weight)` for each batch of arrays or of an iterable, None for what is missing."""
+    if not are_arrays(x):
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "A dataset brings its own labels and weights: leave y and sample_weight out. "
+                f"Received: x of type {type(x).__name__} together with y or sample_weight"
+            )
+        for batch in _iterate(x):
+            inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            yield inputs, *(None if part is None else to_numpy(part) for part in (labels, weight))
+        return
+    parts = [part for part in (x, y, sample_weight) if part is not None]
+    sizes = {np.shape(array)[:1] for array in tree.flatten(parts)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            "Inputs, labels and weights must have the same number of samples. Received: shapes "
+            f"{[np.shape(array) for array in tree.flatten(parts)]}"
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer. Received: batch_size={batch_size!r}")
+    y, sample_weight = (None if part is None else np.asarray(part) for part in (y, sample_weight))
+    for start in range(0, sizes.pop()[0], batch_size):
+        rows = slice(start, start + batch_size)
+        yield (
+            tree.map_structure(lambda array: array[rows], x),  # noqa: B023 (used before rows changes)
+            None if y is None else y[rows],
+            None if sample_weight is None else sample_weight[rows],
+        )
+
+
+def precision(dtype):
+    """Return the spacing of floating-point numbers at one, for the dtype of features."""
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def _feature_function(structure):
+    def evaluate(x):
+        with tap(structure.layer) as inputs:
+            structure.model(x, training=False)
+        return inputs[-1]
+
+    return _backend.compiled(evaluate, structure.model.variables)
+
+
+def are_arrays(x):
+    """Return whether these are inputs, not a dataset of them."""
+    return all(hasattr(part, "shape") for part in tree.flatten(x))
+
+
+def _iterate(x):
+    if isinstance(x, keras.utils.PyDataset):
+        if x.num_batches is None:
+            raise ValueError(f"The dataset must be finite. Received: {type(x).__name__} with num_batches=None")
+        return (x[index] for index in range(x.num_batches))
+    if callable(getattr(x, "cardinality", None)) and int(x.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
+        raise ValueError("The dataset must be finite: leave out repeat() or add take(). Received: an infinite dataset")
+    if not hasattr(x, "__iter__"):
+        raise ValueError(
+            f"x must be arrays, a tf.data.Dataset, a PyDataset or another iterable of batches. Received: x={x!r}"
+        )
+    return iter(x)
+
+
+def checked_weight(weight, size):
+    """Return weights as float64 `(size,)`, or None for None; raises a ValueError where they are no weights."""
+    if weight is None:
+        return None
+    weight = np.asarray(weight, np.float64).reshape(-1)
+    if len(weight) != size or not np.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError(
+            "Sample weights must be finite and not negative, one per sample. "
+            f"Received: {len(weight)} weights for {size} samples, the smallest {weight.min(initial=np.inf)}"
+        )
+    return weight
+
+
+def _description(x):
+    return f"shapes {[np.shape(part) for part in tree.flatten(x)]}" if are_arrays(x) else repr(type(x).__name__)
+
+
+def first_inputs(x):
+    """Return inputs that a look at the data does not use up, or None."""
+    if are_arrays(x):
+        return x
+    return None if iter(_iterate(x)) is x else next(batches(x), (None,))[0]
+
+
+class KeptRows:
+    """Rows that are written once and read again, in memory up to a limit and in a temporary file beyond it."""
+
+    def __init__(self, max_bytes=2**28):
+        self._file = tempfile.SpooledTemporaryFile(max_size=max_bytes)  # noqa: SIM115 (closed by __exit__)
+        self._batches = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def append(self, *arrays):
+        for array in arrays:
+            self._file.write(np.ascontiguousarray(array).tobytes())
+        self._batches.append([(array.dtype, array.shape) for array in arrays])
+
+    def __iter__(self):
+        """Yield the arrays of each `append`."""
+        self._file.seek(0)
+        for arrays in self._batches:
+            yield [self._read(dtype, shape) for dtype, shape in arrays]
+
+    def _read(self, dtype, shape):
+        return np.frombuffer(self._file.read(dtype.itemsize * math.prod(shape)), dtype).reshape(shape)

@@ -1,0 +1,1 @@
+"""Solving the convex phase on cached features, and what comes of it."""

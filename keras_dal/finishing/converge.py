@@ -1,0 +1,233 @@
+"""Finishing a trained model: its head is solved on cached features, and its predictions change little."""
+
+import functools
+import warnings
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_dal.features.batches import are_arrays, first_inputs
+from keras_dal.features.cache import cached_features
+from keras_dal.finishing.history import Path, Stopped
+from keras_dal.finishing.problem import FEW_RIDGES, RIDGES, Task
+from keras_dal.finishing.result import finished
+from keras_dal.losses import loss_of
+from keras_dal.models.add_head import add_gated_head, num_gates
+from keras_dal.models.structure import find_structure
+
+
+def converge(
+    model,
+    x,
+    y=None,
+    sample_weight=None,
+    *,
+    tol=1e-4,
+    loss=None,
+    validation_data=None,
+    anchors=None,
+    gated="auto",
+    ridge=None,
+    patience=None,
+    time_limit=None,
+    cache=None,
+    max_bytes=2**32,
+    batch_size=256,
+    verbose=1,
+):
+    """Train the last layer of a model to its global optimum, in seconds, on features that are computed once.
+
+    Classifiers: the head is changed until every training sample is on its right side, and predictions elsewhere change
+    little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
+    falling `ridge` up to the first point where all are right. Where it cannot separate the samples a gated branch is
+    added, whose own part is finished gently, and the samples that are still wrong are moved by interpolation, while
+    anchors are held. Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
+    that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Samples whose labels
+    contradict those of nearly equal ones are left wrong, with a warning, where moving them would cost more than all
+    others (`Result.left`). Where a gated branch is not wanted the loss itself is minimized.
+    Regressors: the squared error is minimized with the same measure of change until it is at most `tol`, or at its
+    minimum. Our derivation from the framework of Kawaguchi, Zhang and Deng (2022).
+
+    Learned gates that still move with their kernel are frozen first. Interrupting the solver (Ctrl-C) ends it at the
+    best point so far; the model's weights change only at the end.
+
+    Args:
+        model: a trained Keras model that `find_structure` understands.
+        x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them, `(n, ...)`.
+        sample_weight: weights `(n,)`; weight 0 removes a sample.
+        tol: training loss to reach at `Result.scale`, positive, in the unit of the loss. A model that is there already
+            stays as it is.
+        loss: as for `model.compile`; the compiled one by default.
+        validation_data: `(x, y)`, or a dataset of such batches; accuracy and calibration on it are reported.
+        anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
+            the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
+        gated: `"auto"` adds a gated head where a classifier's own head does not separate the samples, True adds it in
+            any case, False never.
+        ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative; the minimum is reached
+            where the certified gap is at most a hundredth of `tol`.
+        patience: points without a better validation accuracy after which the best one is taken, on the path of a
+            minimization or of a gated head; trying the own head is not ended by it.
+        time_limit: seconds for the solver, looked at between its products; a factorization can be long.
+        cache: directory in which features of arrays are kept and found again.
+        max_bytes: memory for features, for gates, for the parameters of a gated head, and for the factor of an
+            interpolation, each. Larger features are memory-mapped, more gates are computed again in every product, a
+            larger head is not added, and instead of a larger factor there is Newton's method.
+        batch_size: samples per evaluation of the features.
+        verbose: 0 for silence; else a bar for each pass over data, and a line for each point of the path.
+
+    Returns:
+        A `Result`; `result.model` is the given model, or a copy of it with a gated head.
+
+    Raises:
+        ValueError: no linear head, an unsupported loss, bad data or bad arguments.
+    """
+    gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
+    inputs = first_inputs(x)
+    structure = find_structure(model, inputs)
+    loss = loss_of(model, structure.activation, loss)
+    _warn_of_precision(structure)
+    options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
+    gather = functools.partial(_gather, structure, x, bool(verbose), options)
+    everything = gather("training samples", x, y, sample_weight)
+    if everything.labels is None:
+        raise ValueError(f"The solver needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    train = everything.weighted()
+    still = None if anchors is None else gather("anchors", anchors).features
+    validation = None
+    if validation_data is not None:
+        pair = validation_data if isinstance(validation_data, tuple) else (validation_data,)
+        validation = gather("validation data", *pair)
+        _check_validation(validation)
+    path = Path(patience, time_limit, bool(verbose))
+    tasks = [Task(structure, loss, train, still, validation, path, max_bytes)]
+    if gated is True and not structure.gated_layers and not _fits(tasks[0], max_bytes):
+        raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(tasks[0])}, {max_bytes=:,}")
+    try:
+        _solve(tasks, gated, ridge, tol, max_bytes, functools.partial(_with_gated_head, inputs=inputs, verbose=verbose))
+    except Stopped as stop:
+        path.cut_short(str(stop))
+    except KeyboardInterrupt:
+        path.cut_short("an interrupt")
+    task = tasks[-1]
+    if not path.points:
+        path.points.append(task.unchanged())
+    left = np.flatnonzero(everything.weights > 0)[task.left]
+    try:
+        return finished(task, path, tol, left)
+    except KeyboardInterrupt:
+        path.cut_short("an interrupt")
+        return finished(task, path, tol, left)  # so that a first interrupt loses nothing; a second one is obeyed
+
+
+def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
+    """Walk the path, stage by stage; the last of `tasks` is the one whose head is solved for."""
+    (task,) = tasks
+    plain, separable = not task.structure.gated_layers, task.is_classifier and ridge is None
+    if task.is_done(tol):
+        return
+    if gated is True and plain:
+        tasks.append(add_gates(task))
+    if not separable:
+        tasks[-1].minimize(RIDGES if ridge is None else [ridge], tol)
+        return
+    more_follows = gated is False or (gated == "auto" and plain)
+    task.path.begin(patient=not more_follows)  # trying the own head takes few steps
+    if tasks[-1].separate() or not more_follows:
+        return
+    task.path.begin()
+    if gated == "auto" and _fits(task, max_bytes):
+        tasks.append(add_gates(task))
+        tasks[-1].separate()
+        return
+    if gated == "auto":
+        warnings.warn(
+            "The own head does not separate the samples, and a gated one is too large: its own loss is minimized. "
+            f"Raise max_bytes, or pass fewer samples. Received: {_size(task)}, {max_bytes=:,}",
+            stacklevel=3,
+        )
+    task.minimize(FEW_RIDGES, tol)
+
+
+def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):
+    """Return the `CachedFeatures` of some data, with a progress bar."""
+    _check_shapes(name, training_x, x)
+    bar = None
+    if verbose:
+        print(f"keras_dal: features of the {name}", flush=True)
+        size = len(tree.flatten(x)[0]) if are_arrays(x) else None
+        bar = keras.utils.Progbar(size, unit_name="sample")
+    found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, **options)
+    if bar and bar.target is None:
+        bar.update(len(found), finalize=True)
+    return found
+
+
+def _fits(task, max_bytes):
+    return 4 * _gated_parameters(task) <= max_bytes
+
+
+def _size(task):
+    return f"{_gated_parameters(task):,} parameters for {len(task.train):,} samples"
+
+
+def _gated_parameters(task):
+    """Return the number of linear parameters that a gated head for these samples would have."""
+    features, outputs = task.structure.num_features, task.structure.num_outputs
+    return num_gates(len(task.train), features) * (features + 1) * outputs
+
+
+def _with_gated_head(task, inputs, verbose):
+    """Return the task for a copy of the model with a gated head for its features; the path goes on."""
+    few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
+    model = task.structure.model
+    copy = add_gated_head(model, few, num_samples=len(task.train), seed=0, verbose=bool(verbose))
+    structure = find_structure(copy, few)
+    structure.layer.adapt(task.train.features)
+    return task.with_head(structure)
+
+
+def _check(tol, gated, ridge, patience, time_limit, validation_data):
+    """Raise a ValueError for bad options; return `gated` as "auto" or a bool."""
+    for name, value in (("tol", tol), ("patience", patience), ("time_limit", time_limit)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive. Received: {name}={value!r}")
+    if gated not in ("auto", True, False):
+        raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
+    if ridge is not None and not 0 <= ridge < np.inf:
+        raise ValueError(f"ridge must be a number that is not negative. Received: ridge={ridge!r}")
+    if isinstance(validation_data, tuple) and len(validation_data) != 2:
+        raise ValueError(f"validation_data must be (x, y). Received: {len(validation_data)} parts")
+    if patience is not None and validation_data is None:
+        raise ValueError(f"patience needs validation_data=(x, y). Received: patience={patience}, validation_data=None")
+    return gated if gated == "auto" else bool(gated)
+
+
+def _check_validation(data):
+    if data.labels is None:
+        raise ValueError("validation_data must be (x, y) or a dataset of such batches. Received: no labels")
+    if np.any(data.weights != 1.0):
+        raise ValueError(
+            "validation_data must have no sample weights: its accuracy and calibration are those of all samples. "
+            f"Received: weights from {data.weights.min()} to {data.weights.max()}"
+        )
+
+
+def _check_shapes(name, training_x, x):
+    if not (are_arrays(training_x) and are_arrays(x)):
+        return
+    expected, given = ([np.shape(part)[1:] for part in tree.flatten(each)] for each in (training_x, x))
+    if expected != given:
+        raise ValueError(f"The {name} must have shapes (n, ...) with {expected}, as x has. Received: {given}")
+
+
+def _warn_of_precision(structure):
+    dtype = structure.output_layer.compute_dtype
+    if dtype in ("float16", "bfloat16"):
+        warnings.warn(
+            f"The logits are computed in {dtype}, whose rounding can undo small margins: the result speaks of the head "
+            "in float64. Give the last layer dtype='float32', as Keras advises for mixed precision. Received: layer "
+            f"{structure.output_layer.name!r}",
+            stacklevel=3,
+        )

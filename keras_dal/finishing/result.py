@@ -1,0 +1,276 @@
+"""What `converge` returns: a model, the path to it, its scale and its calibration."""
+
+import dataclasses
+import functools
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+
+from keras_dal.analysis.certificate import certify_structure
+from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.finishing.history import CERTIFIED, STALLED, TIRED, Point
+
+_BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
+_BLOCK = 2048
+
+
+class Quality(NamedTuple):
+    """How good a model is on validation data.
+
+    Attributes:
+        loss: mean loss; for the cross-entropies this is the negative log-likelihood.
+        accuracy: share of right predictions, None for the squared error.
+        ece: expected calibration error over 15 bins of confidence, None for the squared error.
+    """
+
+    loss: float
+    accuracy: float | None
+    ece: float | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """A model at one point of the path that `converge` took.
+
+    Losses, margins and accuracies are those of the head in float64, on features as the model computes them. A penalty
+    on theta_S is no part of them.
+
+    Attributes:
+        model: the Keras model, with the weights of `point`, at the scale its logits had before.
+        structure: its `Structure`.
+        loss_name: which of the three losses.
+        point: the point of the path that was kept.
+        path: all its points; `choose` takes another one.
+        loss: training loss of the model as it is.
+        accuracy: its training accuracy, None for the squared error.
+        margin: its smallest training margin, None for the squared error.
+        scale: factor of theta_S that brings the training loss to `scaled_loss`; 1 where no scale does.
+        scaled_loss: training loss at that scale.
+        tol: the training loss that was asked for.
+        reached: whether `scaled_loss` is at most `tol`.
+        before, after, scaled: `Quality` on the validation data of the model as it came, as it is, and at `scale`; None
+            without validation data.
+        left: indices of the training samples that were left on their wrong side, as their labels contradict those of
+            nearly equal samples; usually none.
+        penalty, scaled_penalty: L2 penalty on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
+        stopped_by: what ended the path: "separation", perhaps of all samples but some; where a loss is minimized "the
+            tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
+            path", everything tried; "the time limit", "patience", "an interrupt" or "numbers that are not finite".
+        seconds: of the solver, without the passes for the features.
+    """
+
+    model: Any
+    structure: Any
+    loss_name: str
+    point: Point
+    path: tuple[Point, ...]
+    loss: float
+    accuracy: float | None
+    margin: float | None
+    scale: float
+    scaled_loss: float
+    tol: float
+    before: Quality | None
+    after: Quality | None
+    scaled: Quality | None
+    left: np.ndarray
+    penalty: float
+    scaled_penalty: float
+    stopped_by: str
+    seconds: float
+    _data: Any
+    _theta: np.ndarray
+
+    @property
+    def reached(self):
+        return self.scaled_loss <= self.tol
+
+    @functools.cached_property
+    def certificate(self):
+        """The `Certificate` of the model at `point`, before any `rescale`, made at the first access.
+
+        It holds the features in float64.
+        """
+        data, features = self._data, np.asarray(self._data.features, np.float64)
+        return certify_structure(self.structure, features, data.targets, data.loss, self._theta, data.weights)
+
+    def choose(self, point):
+        """Write the weights of a point into the model, at the scale they have there, and return its `Result`.
+
+        Args:
+            point: one of `path`, or its index.
+
+        Raises:
+            ValueError: another point.
+        """
+        if isinstance(point, (int, np.integer)) and -len(self.path) <= point < len(self.path):
+            point = self.path[point]
+        if not any(point is each for each in self.path):
+            raise ValueError(
+                f"The point must be one of the path or an index below {len(self.path)}. Received: point={point!r}"
+            )
+        return _evaluated(self._data, point, self.path, self.stopped_by, self.seconds)
+
+    def rescale(self, scale=None):
+        """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back."""
+        self.structure.assign((self.scale if scale is None else scale) * self._theta)
+
+    def __repr__(self):
+        return f"<Result: loss {self.loss:.4g}, {self.scaled_loss:.4g} at scale {self.scale:.4g}, {self.stopped_by}>"
+
+    def __str__(self):
+        return "\n".join(f"{name:<18}  {text}" for name, text in self._rows())
+
+    def _rows(self):
+        met = "reached" if self.reached else "not reached"
+        at_scale = f" at scale {self.scale:.4g}: {self.scaled_loss:.4g}" if self.scale != 1 else ""
+        yield "training loss", f"{self.loss:.4g} ({self.loss_name}); wanted {self.tol:.4g}: {met}{at_scale}"
+        if self.penalty:
+            yield "left out", f"L2 penalty on the head: {self.penalty:.4g}, scaled {self.scaled_penalty:.4g}"
+        if self.accuracy is not None:
+            yield "training accuracy", f"{self.accuracy:.2%}, smallest margin {self.margin:.4g}"
+        if len(self.left):
+            yield "left wrong", f"{len(self.left)} samples, which contradict nearly equal ones (Result.left)"
+        moved = f"{self.point.moved:.4g}, of {self._data.size:.4g} (root mean square on anchors, on training samples)"
+        yield ("outputs" if self.margin is None else "logits") + " moved by", moved
+        if self.stopped_by in (CERTIFIED, STALLED, TIRED) and np.isfinite(self.point.gap):
+            weighted = f"of the loss plus {self.point.ridge:.0e} times the change"
+            yield "gap to the minimum", f"at most {self.point.gap:.2g} ({weighted})"
+        for name in ("before", "after", "scaled"):
+            quality = getattr(self, name)
+            if quality is None or (name == "scaled" and self.scale == 1):
+                continue
+            if quality.accuracy is None:
+                yield f"validation {name}", f"loss {quality.loss:.4g}"
+            else:
+                yield (
+                    f"validation {name}",
+                    f"{quality.accuracy:.2%} accuracy, NLL {quality.loss:.4g}, ECE {quality.ece:.4g}",
+                )
+        yield "ended by", f"{self.stopped_by}, {len(self.path)} points in {self.seconds:.2f} s"
+
+
+class _Data(NamedTuple):
+    """What a point of a path is evaluated on."""
+
+    structure: Any
+    head: Any
+    loss: Any
+    features: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    seen: np.ndarray | None
+    seen_targets: np.ndarray | None
+    start: np.ndarray
+    size: float
+    tol: float
+    left: np.ndarray
+
+
+def finished(task, path, tol, left):
+    """Write the best point of a path into the model of a task and return the `Result`.
+
+    Args:
+        task: a `Task`.
+        path: its `Path`.
+        tol: the training loss to reach.
+        left: indices of the samples that were left, among those that were given.
+    """
+    validation, start = task.validation, task.start[: len(task.train)]
+    data = _Data(
+        structure=task.structure,
+        head=task.head,
+        loss=task.loss,
+        features=task.train.features,
+        targets=task.targets,
+        weights=task.train.weights,
+        seen=None if validation is None else validation.features,
+        seen_targets=task.seen_targets,
+        start=task.theta,
+        size=float(np.sqrt(np.mean(np.sum(np.square(start, dtype=np.float64), axis=1)))),
+        tol=tol,
+        left=left,
+    )
+    return _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
+
+
+def _evaluated(data, point, path, stopped_by, seconds):
+    """Return the `Result` of a point and, when all else is done, write its weights into the model."""
+    started, structure, loss = time.perf_counter(), data.structure, data.loss
+    theta = structure.rounded(np.pad(point.theta, (len(data.start) - len(point.theta), 0)))
+    logits = _logits(data.head, data.features, theta)
+    margins = loss.margins(logits, data.targets)
+    margin = None if margins is None else float(np.min(margins))
+
+    def loss_at(scale):
+        return float(np.mean(data.weights * loss.values(scale * logits, data.targets)))
+
+    scale = _scale(loss_at, data.tol) if margin is not None and margin > 0 else 1.0
+    before = after = scaled = None
+    if data.seen is not None:
+        seen = [_logits(data.head, data.seen, each) for each in (data.start, theta)]
+        before, after, scaled = (_quality(each, data.seen_targets, loss) for each in (*seen, scale * seen[1]))
+    factors = l2_factors(structure.linear_parameters)
+    penalty = 0.0 if factors is None else float(np.sum(factors * theta**2))
+    structure.assign(theta)
+    return Result(
+        model=structure.model,
+        structure=structure,
+        loss_name=loss.name,
+        point=point,
+        path=path,
+        loss=loss_at(1.0),
+        accuracy=None if margins is None else float(np.mean(margins > 0)),
+        margin=margin,
+        scale=scale,
+        scaled_loss=loss_at(scale),
+        tol=data.tol,
+        before=before,
+        after=after,
+        scaled=scaled,
+        left=data.left,
+        penalty=penalty,
+        scaled_penalty=scale**2 * penalty,
+        stopped_by=stopped_by,
+        seconds=seconds + time.perf_counter() - started,
+        _data=data,
+        _theta=theta,
+    )
+
+
+def _scale(loss_at, tol):
+    """Return the least scale, from 1 on, with loss at most tol: it exists because every margin is positive."""
+    if loss_at(1.0) <= tol:
+        return 1.0
+
+    def excess(scale):  # over a loss a thousandth smaller than tol, which the root's precision cannot miss
+        return np.log(max(loss_at(scale), 1e-2 * tol) / tol) + 1e-3
+
+    far = 2.0
+    while excess(far) > 0:
+        far *= 2
+    return float(optimize.root_scalar(excess, bracket=(far / 2, far), rtol=1e-6).root)
+
+
+def _logits(head, features, theta):
+    """Return the logits in float64, block by block."""
+    starts = range(0, len(features), _BLOCK)
+    return np.concatenate([head.logits(np.asarray(features[i : i + _BLOCK], np.float64), theta) for i in starts])
+
+
+def _quality(logits, targets, loss):
+    """Return the `Quality` of logits `(n, C)`."""
+    value, margins = float(np.mean(loss.values(logits, targets))), loss.margins(logits, targets)
+    if margins is None:
+        return Quality(value, None, None)
+    if loss.activation == "softmax":
+        p = special.softmax(logits, axis=1)
+        confidence, right = p.max(axis=1), targets[np.arange(len(p)), p.argmax(axis=1)] == 1.0
+    else:
+        p = special.expit(logits)
+        confidence, right = np.maximum(p, 1 - p).ravel(), ((p > 0.5) == (targets > 0)).ravel()
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    ece = np.sum(np.abs(np.bincount(bins, right - confidence, _BINS))) / len(confidence)
+    return Quality(value, float(np.mean(margins > 0)), float(ece))

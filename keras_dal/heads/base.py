@@ -1,0 +1,41 @@
+"""Heads as functions of cached features: linear in the flat parameter vector, in plain NumPy.
+
+A head has `shapes` (of its linear parameters, in the order of `Structure.linear_parameters`), `num_parameters`,
+`num_outputs` and two maps that are transposes of each other in the parameters: `logits` and `adjoint`.
+"""
+
+import math
+
+import numpy as np
+
+
+class Head:
+    """What `f(z) = sum_k theta_k df(z)/dtheta_k` looks like from outside."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    num_outputs: int
+
+    @property
+    def num_parameters(self):
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def logits(self, features, theta):
+        """Return f, shape `(k, C)`, for features `(k, m)` and a flat theta `(num_parameters,)`, in features' dtype."""
+        raise NotImplementedError
+
+    def adjoint(self, features, cotangent):
+        """Return `J' vec(cotangent)`, shape `(num_parameters,)`, for features `(k, m)` and a cotangent `(k, C)`."""
+        raise NotImplementedError
+
+    def columns(self, features) -> np.ndarray | None:
+        """Return A, shape `(k, P / C)`, where the Jacobian is `A kron I_C`; None where outputs share no such factor."""
+
+    def split(self, theta):
+        """Return the views of a flat theta that have this head's `shapes`."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        return [part.reshape(shape) for part, shape in zip(np.split(theta, ends[:-1]), self.shapes, strict=True)]
+
+    @staticmethod
+    def join(arrays, dtype=np.float64):
+        """Return the flat theta of a list of arrays."""
+        return np.concatenate([np.asarray(array, dtype).ravel() for array in arrays])

@@ -1,0 +1,50 @@
+"""Gated units before a linear layer."""
+
+import numpy as np
+
+from keras_dal.heads.base import Head
+
+
+class Gates(Head):
+    """Gates `g = sigmoid(sharpness (u R + r))` of standardized features `u = (z - mean) / scale`."""
+
+    def __init__(self, mean, scale, gate_kernel, gate_bias, sharpness):
+        self.mean, self.scale = mean, scale
+        self.gate_kernel, self.gate_bias, self.sharpness = gate_kernel, gate_bias, sharpness
+
+    def standardize(self, features):
+        return ((features - self.mean) / self.scale).astype(features.dtype, copy=False)
+
+    def gates(self, features):
+        """Return g, of shape `(k, number of gates)`, the same for every theta."""
+        gates = self.standardize(features) @ self.gate_kernel.astype(features.dtype)  # and all else in its place
+        gates += self.gate_bias.astype(features.dtype)
+        gates *= -self.sharpness
+        with np.errstate(over="ignore"):  # what overflows is a gate of zero; SciPy's expit takes ten times as long
+            np.exp(gates, out=gates)
+        gates += 1
+        return np.reciprocal(gates, out=gates)
+
+
+class GatedHead(Gates):
+    """`f(z) = ((u W + w) * g) V + c` with H units and gates, linear in `(W, w, c)`.
+
+    Row (i, j) of its Jacobian is `(V_j * g_i) kron (u_i, 1)`: columns by the gates `g_i`, not by the features alone.
+    """
+
+    def __init__(self, mean, scale, gate_kernel, gate_bias, sharpness, output_kernel, use_bias):
+        super().__init__(mean, scale, gate_kernel, gate_bias, sharpness)
+        self.output_kernel = output_kernel
+        self.use_bias = use_bias
+        units, self.num_outputs = output_kernel.shape
+        self.shapes = (gate_kernel.shape, (units,)) + (((self.num_outputs,),) if use_bias else ())
+
+    def logits(self, features, theta):
+        kernel, bias, *output_bias = self.split(theta.astype(features.dtype, copy=False))
+        hidden = (self.standardize(features) @ kernel + bias) * self.gates(features)
+        return hidden @ self.output_kernel.astype(features.dtype) + (output_bias[0] if output_bias else 0)
+
+    def adjoint(self, features, cotangent):
+        hidden = (cotangent @ self.output_kernel.T.astype(features.dtype)) * self.gates(features)
+        parts = [self.standardize(features).T @ hidden, hidden.sum(axis=0)]
+        return self.join(parts + ([cotangent.sum(axis=0)] if self.use_bias else []), features.dtype)

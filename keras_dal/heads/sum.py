@@ -1,0 +1,26 @@
+"""Several heads on the same features."""
+
+import numpy as np
+
+from keras_dal.heads.base import Head
+
+
+class SumHead(Head):
+    """The sum of several heads on the same features: a gated branch beside a dense head."""
+
+    def __init__(self, parts):
+        self.parts = tuple(parts)
+        self.num_outputs = self.parts[0].num_outputs
+        self.shapes = sum((part.shapes for part in self.parts), ())
+        self._ends = np.cumsum([part.num_parameters for part in self.parts])[:-1]
+
+    def columns(self, features):
+        columns = [part.columns(features) for part in self.parts]
+        return None if any(each is None for each in columns) else np.hstack(columns)
+
+    def logits(self, features, theta):
+        thetas = np.split(theta, self._ends)
+        return sum(part.logits(features, each) for part, each in zip(self.parts, thetas, strict=True))
+
+    def adjoint(self, features, cotangent):
+        return np.concatenate([part.adjoint(features, cotangent) for part in self.parts])

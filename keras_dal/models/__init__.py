@@ -1,0 +1,1 @@
+"""Keras models: where they are linear, gated layers, and copies with another head."""

@@ -1,0 +1,145 @@
+"""The numerical check behind `find_structure`: random parameters, and what must hold for every value of them.
+
+Homogeneity of degree one, `f = sum_k theta_k df/dtheta_k`, is necessary and not enough: a ReLU network is homogeneous
+in each of its kernels. Convexity needs linearity, so the check is that the model equals its head, as a linear function
+of constant features, at several random theta_S, at zero, and with all other parameters moved too.
+"""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+
+from keras_dal.features.tracing import to_numpy
+
+# What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
+_TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """One evaluation of the model at random parameters.
+
+    Attributes:
+        logits: what the head makes of the features, `(k, C)`.
+        outputs: outputs of the model, `(k, C)`.
+        tolerance: by how much an activation of the logits and the outputs may differ.
+        reason: why the evaluation already shows that the model has no linear head, or None.
+    """
+
+    logits: np.ndarray
+    outputs: np.ndarray
+    tolerance: float
+    reason: str | None = None
+
+    def confirms(self, activation):
+        expected = activation(self.logits)
+        return expected.shape == self.outputs.shape and np.abs(expected - self.outputs).max() <= self.tolerance
+
+
+@contextlib.contextmanager
+def restored(variables):
+    """Lets variables change inside the context; afterwards they have the bits they had before, on an exception too."""
+    before = [to_numpy(variable).copy() for variable in variables]
+    try:
+        yield
+    finally:
+        assign_all(variables, before)
+
+
+def assign_all(variables, values):
+    """Assign values to variables: to all of them, even when it is interrupted."""
+    for index, (variable, value) in enumerate(zip(variables, values, strict=True)):
+        try:
+            variable.assign(value)
+        except KeyboardInterrupt:
+            assign_all(variables[index:], values[index:])
+            raise
+
+
+def probes(form, evaluate):
+    """Evaluate a model at random parameters, which are left in it.
+
+    Args:
+        form: a `Structure` whose theta_S is to be tried.
+        evaluate: a function without arguments that returns features and outputs for the model as it is now.
+
+    Yields:
+        A `Probe` for each theta_S, with the features of the first evaluation, since theta_S must not change them, and
+        one with all other trainable parameters moved too.
+    """
+    generator = np.random.default_rng(0)
+    features, outputs = evaluate()
+    tolerance = _TOLERANCES[str(features.dtype)]
+    if not np.isfinite(features).all() or not features.any():
+        wrong = f"{np.sum(~np.isfinite(features))} values that are not finite" if features.any() else "zeros only"
+        raise ValueError(
+            "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
+            f"pass other samples. Received: {wrong} among {features.size} inputs of layer {form.layer.name!r}"
+        )
+    a, b = (_of_unit_logits(form.head(), features, generator) for _ in range(2))
+    for theta in (np.zeros_like(a), a, b, a + b):
+        form.assign(theta)
+        again, outputs = evaluate()
+        yield _probe(form, features, outputs, tolerance, _change(features, again, tolerance, evaluate))
+    _move(form.model, generator)
+    features, outputs = evaluate()
+    if np.isfinite(features).all():
+        yield _probe(form, features, outputs, tolerance)
+
+
+def _probe(form, features, outputs, tolerance, reason=None):
+    logits = form.head().logits(np.asarray(features, np.float64), form.theta())
+    return Probe(logits, np.asarray(outputs, np.float64), tolerance * max(1.0, np.abs(logits).max()), reason)
+
+
+def defect(variables, evaluate):
+    """Return what is wrong with logits as a function of variables, in words; None where they are linear.
+
+    Random values are left in the variables.
+
+    Args:
+        variables: Keras variables.
+        evaluate: a function without arguments that returns the logits for the model as it is now, `(k, C)`.
+    """
+    generator = np.random.default_rng(0)
+    values = [to_numpy(variable) for variable in variables]
+    spread = [np.std(value, dtype=np.float64) + 0.1 for value in values]
+    a, b = ([s * generator.standard_normal(np.shape(v)) for s, v in zip(spread, values, strict=True)] for _ in range(2))
+
+    def at(arrays):
+        for variable, value in zip(variables, arrays, strict=True):
+            variable.assign(value)
+        return evaluate()
+
+    zero, first, second = at([0 * part for part in a]), at(a), at(b)
+    both = at([one + other for one, other in zip(a, b, strict=True)])
+    scale = max(np.abs(logits).max() for logits in (zero, first, second, both))
+    tolerance = 10 * scale * _TOLERANCES[str(variables[0].dtype)]
+    if np.abs(both - first - second + zero).max() > tolerance:
+        return "not linear"
+    return "linear up to a constant, not linear," if np.abs(zero).max() > tolerance else None
+
+
+def _of_unit_logits(head, features, generator):
+    """Return a random theta_S at which the logits have size one, where an activation shows what it does."""
+    theta = generator.standard_normal(head.num_parameters)
+    size = np.sqrt(np.mean(head.logits(features.astype(np.float64), theta) ** 2))
+    return theta / max(size, np.finfo(np.float32).tiny)
+
+
+def _change(before, after, tolerance, evaluate):
+    """Return why features changed with theta_S, or None where they did not."""
+    bound = tolerance * np.abs(before).max()
+    if np.abs(after - before).max() <= bound:
+        return None
+    if np.abs(evaluate()[0] - after).max() > bound:
+        return "its inputs are random in inference mode"
+    return "its parameters also change its own inputs (tied weights)"
+
+
+def _move(model, generator):
+    """Moves every trainable parameter a little: a scale of one or a branch of zero no longer hides then."""
+    for variable in model.trainable_variables:
+        value = to_numpy(variable).astype(np.float64)
+        variable.assign(value + 0.1 * (value.std() + 0.1) * generator.standard_normal(value.shape))

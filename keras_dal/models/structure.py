@@ -1,0 +1,268 @@
+"""The common model structure: which parameters the logits are linear in, and a numerical check that they are."""
+
+import dataclasses
+import inspect
+import math
+import re
+from typing import Any
+
+import keras
+import numpy as np
+from scipy import special
+
+from keras_dal.features.tracing import enlarged, evaluate, recorded_calls, sample_inputs, tap, to_numpy
+from keras_dal.heads import DenseHead, Head
+from keras_dal.models import linearity
+
+__all__ = ["Structure", "find_structure", "tap"]
+
+_ACTIVATIONS = {
+    "linear": lambda logits: logits,
+    "softmax": lambda logits: special.softmax(logits, axis=1),
+    "sigmoid": special.expit,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Structure:
+    """What `find_structure` found: `logits = head(features)`, linear in `linear_parameters`.
+
+    Attributes:
+        model: the model itself.
+        layer: the layer whose input are the features.
+        output_layer: the layer whose output are the logits; `layer` itself unless that is a gated layer before it.
+        activation: what the model applies to the logits, `"linear"`, `"softmax"` or `"sigmoid"`.
+        linear_parameters: theta_S, the Keras variables in the order of `head().shapes`.
+        gated_layers: the layers whose gates freeze at the switch; empty for a plain head.
+        num_features: m, the width of the features.
+        num_outputs: C, the width of the logits.
+    """
+
+    model: Any
+    layer: Any
+    output_layer: Any
+    activation: str
+    linear_parameters: tuple
+    gated_layers: tuple
+    num_features: int
+    num_outputs: int
+
+    def __repr__(self):
+        shapes = [tuple(variable.shape) for variable in self.linear_parameters]
+        return (
+            f"<Structure of {self.model.name!r}: {self.num_features} features into layer {self.layer.name!r}, "
+            f"{self.num_outputs} logits, activation {self.activation!r}, linear parameters {shapes}>"
+        )
+
+    @property
+    def use_bias(self):
+        """Whether the logits have a bias among the linear parameters."""
+        return bool(getattr(self.output_layer, "dense", self.output_layer).use_bias)
+
+    def head(self) -> Head:
+        """Return the head as a function of features in NumPy, with its gates as they are now."""
+        return _linear_head(self.layer, self.output_layer)[0]
+
+    def theta(self):
+        """Return theta_S, flat and float64."""
+        return Head.join([to_numpy(variable) for variable in self.linear_parameters])
+
+    def assign(self, theta):
+        """Writes a flat theta_S, of shape `(head().num_parameters,)`, into the model."""
+        linearity.assign_all(self.linear_parameters, self._split(theta))
+
+    def rounded(self, theta):
+        """Return a flat theta_S as the model's variables would hold it, float64."""
+        parts = zip(self._split(theta), self.linear_parameters, strict=True)
+        return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
+
+    def _split(self, theta):
+        ends = np.cumsum([math.prod(variable.shape) for variable in self.linear_parameters])[:-1]
+        parts = zip(np.split(np.asarray(theta), ends), self.linear_parameters, strict=True)
+        return [part.reshape(variable.shape) for part, variable in parts]
+
+    def features(self, x):
+        """Return the features of one batch of inputs as the model computes them, `(k, m)`, in inference mode."""
+        return evaluate(self.model, self.layer, x)[0]
+
+    def logits(self, x):
+        """Return the logits of one batch of inputs, `(k, C)` in float64, in inference mode.
+
+        What comes before the last layer is evaluated by the model, in its own precision; the last layer in float64.
+        """
+        head, variables = _linear_head(self.output_layer, self.output_layer)
+        features = np.asarray(evaluate(self.model, self.output_layer, x)[0], np.float64)
+        return head.logits(features, Head.join([to_numpy(v) for v in variables]))
+
+
+def find_structure(model, x=None, parameters="head"):
+    """Find the parameters that a model's logits are linear in, and check numerically that they are.
+
+    Recognized are models that end with a `Dense` layer, with a gated layer before or around it, each with linear,
+    softmax or sigmoid outputs. The check writes random values into the model's parameters and puts the old ones back,
+    bit for bit, on an exception too.
+
+    Args:
+        model: a built Keras model with one output.
+        x: a few sample inputs; needed only where the model does not know the shape of its inputs.
+        parameters: `"head"`, or theta_S as a layer, a layer's name, a list of those, or a regular expression that is
+            searched for in the paths of the variables.
+
+    Returns:
+        A `Structure`.
+
+    Raises:
+        ValueError: the model has no linear head, or `parameters` are not what its logits are linear in.
+    """
+    given, x = x, sample_inputs(model, x)
+    if not model.built:
+        model(x, training=False)
+    with linearity.restored(model.variables):  # seeds of random layers among them
+        calls, outputs = recorded_calls(model, x)
+        forms = _forms(model, calls, outputs)
+        if given is None and not evaluate(model, forms[0].layer, x)[0].any():
+            x = enlarged(x)  # a model for raw pixel values may see nothing in smaller ones
+        form = forms[0] if isinstance(parameters, str) and parameters == "head" else _selected(forms, parameters, x)
+        for layer in form.gated_layers:
+            layer.freeze_gates()  # as they will be after the switch
+        activation = _checked_activation(form, calls, x)
+    return dataclasses.replace(form, activation=activation)
+
+
+def _is_gated(layer, before):
+    """Whether a layer has gated units, before a linear layer or beside one.
+
+    It then has a method `linear_head`, which returns a head and its variables: it takes the linear layer that comes
+    after it (`GatedDense`), or nothing where the layer is a head by itself (`GatedBranch`).
+    """
+    return hasattr(layer, "linear_head") and bool(inspect.signature(layer.linear_head).parameters) == before
+
+
+def _linear_head(layer, output_layer):
+    """Return the NumPy head from the inputs of `layer` to the logits, and the variables that it is linear in."""
+    if layer is not output_layer:
+        return layer.linear_head(output_layer)
+    if _is_gated(layer, before=False):
+        return layer.linear_head()
+    bias = (layer.bias,) if layer.use_bias else ()
+    return DenseHead(*layer.kernel.shape, use_bias=layer.use_bias), (layer.kernel, *bias)
+
+
+def _is_head(layer):
+    return isinstance(layer, keras.layers.Dense) or _is_gated(layer, before=False)
+
+
+def _forms(model, calls, outputs):
+    """Return the structures that a model can have, before any check: with its gated layer first, where it has one."""
+    where = [index for index, call in enumerate(calls) if _is_head(call.layer)]
+    if not where:
+        raise ValueError(
+            "The model has no linear last layer: end it with keras.layers.Dense. "
+            f"Received: model {model.name!r}, which ends with {_describe(_after(calls, -1))}"
+        )
+    last = calls[where[-1]]
+    width = last.inputs.shape
+    if len(width) != 2 or len(outputs.shape) != 2:
+        raise ValueError(
+            "Features and outputs must have two axes, samples and values; pool or flatten the others before the last "
+            f"layer. Received: layer {last.layer.name!r} with inputs of shape {tuple(width)}, model outputs of shape "
+            f"{tuple(outputs.shape)}"
+        )
+    inputs = {last.layer: last.inputs}
+    before = [call for call in calls[: where[-1]] if not isinstance(call.layer, keras.layers.Dropout)][-1:]
+    if before and _is_gated(before[0].layer, before=True) and isinstance(last.layer, keras.layers.Dense):
+        inputs = {before[0].layer: before[0].inputs, **inputs}
+    return [
+        Structure(
+            model=model,
+            layer=layer,
+            output_layer=last.layer,
+            activation="linear",
+            linear_parameters=tuple(_linear_head(layer, last.layer)[1]),
+            gated_layers=tuple(gate for gate in layer._flatten_layers() if hasattr(gate, "gates_frozen")),
+            num_features=int(features.shape[-1]),
+            num_outputs=int(outputs.shape[1]),
+        )
+        for layer, features in inputs.items()
+    ]
+
+
+def _selected(forms, parameters, x):
+    """Return the form whose theta_S are the variables that the user names."""
+    model = forms[0].model
+    chosen = named_variables(model, parameters)
+    for form in forms:
+        linear = {id(variable) for variable in form.linear_parameters}
+        others = [variable for variable in chosen if id(variable) not in linear]
+        if linear <= {id(variable) for variable in chosen} and not any(v.trainable for v in others):
+            return form
+    variables = [variable for variable in chosen if variable.trainable]
+    defect = linearity.defect(variables, lambda: forms[0].logits(x)) if variables else "not trainable"
+    wanted = " or ".join(str([variable.path for variable in form.linear_parameters]) for form in forms)
+    raise ValueError(
+        f"The logits are {defect or 'linear, but not as a head of features,'} in the chosen parameters. Choose 'head', "
+        f"or exactly {wanted}. Received: parameters={parameters!r}, which are {[v.path for v in chosen]}"
+    )
+
+
+def named_variables(model, parameters):
+    """Return the variables of layers, of layers' names, or whose paths a regular expression is found in."""
+    layers = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+    names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
+    found = {}
+    for name in names:
+        if isinstance(name, keras.layers.Layer):
+            variables = name.variables if name in layers.values() else []
+        elif name in layers:
+            variables = layers[name].variables
+        else:
+            variables = [variable for variable in model.trainable_variables if re.search(name, variable.path)]
+        if not variables:
+            heads = [layer.name for layer in layers.values() if _is_head(layer)]
+            raise ValueError(
+                f"No layer of the model has this name and no path of a variable matches it. Its linear layers are "
+                f"{heads}. Received: parameters={parameters!r}"
+            )
+        found.update({id(variable): variable for variable in variables})
+    return list(found.values())
+
+
+def _checked_activation(form, calls, x):
+    """Return the activation for which the model equals `activation(head(features))` at random parameters."""
+    layer = form.output_layer
+    if not all(any(variable is own for own in form.model.variables) for variable in form.linear_parameters):
+        raise _refusal(layer, "its kernel is not a plain variable of the model (LoRA or quantization)")
+    fitting = dict(_ACTIVATIONS)
+    if form.num_outputs == 1:
+        del fitting["softmax"]  # constant, whatever the logits are
+    for probe in linearity.probes(form, lambda: evaluate(form.model, form.layer, x)):
+        if probe.reason:
+            raise _refusal(layer, probe.reason)
+        fitting = {name: function for name, function in fitting.items() if probe.confirms(function)}
+        if not fitting:
+            position = max(index for index, call in enumerate(calls) if call.layer is layer)
+            raise _refusal(
+                layer, f"what follows it is not linear, softmax or sigmoid: {_describe(_after(calls, position))}"
+            )
+    return next(iter(fitting))
+
+
+def _after(calls, position):
+    """Return the layers without sublayers that were called after a position, or the very last one."""
+    leaves = [call.layer for call in calls if not call.layer._layers]
+    later = [call.layer for call in calls[position + 1 :] if not call.layer._layers]
+    return later if position >= 0 else leaves[-1:]
+
+
+def _describe(layers):
+    names = ", ".join(f"{layer.name!r} ({type(layer).__name__})" for layer in layers)
+    return names or "an operation of the model or of the layer itself"
+
+
+def _refusal(layer, reason):
+    activation = getattr(layer, "activation", None)
+    return ValueError(
+        f"The outputs are not linear in the parameters of the last layer: {reason}. End the model with a Dense layer "
+        "whose outputs are the logits, with softmax or sigmoid after them at most. Received: "
+        f"layer {layer.name!r} ({type(layer).__name__}) with activation {getattr(activation, '__name__', activation)!r}"
+    )

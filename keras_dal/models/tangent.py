@@ -1,0 +1,167 @@
+r"""The Jacobian J of a model's logits in its parameters as a SciPy linear operator, never formed.
+
+Rows are the logits \( \mathrm{vec} f_X \), samples first, columns the parameters. For a linear head the products are
+analytic, on features that are computed once; for other parameters they are Jacobian-vector and vector-Jacobian products
+of automatic differentiation, in the precision of the model.
+"""
+
+import functools
+import math
+import time
+
+import keras
+import numpy as np
+from keras import tree
+from scipy.sparse.linalg import LinearOperator
+
+from keras_dal import _backend
+from keras_dal.features import tracing
+from keras_dal.features.batches import batches, feature_batches
+from keras_dal.models.structure import find_structure, named_variables
+
+_VECTORS = 4  # of each length that a Krylov method such as LSQR keeps
+
+
+def tangent_operator(model, x, parameters="head", batch_size=256, max_bytes=2**32):
+    """Return J as a linear operator, for the head of a model, its whole network, or any parameters between.
+
+    Args:
+        model: a Keras model that `find_structure` understands.
+        x: inputs of shape `(n, ...)`, or several such arrays in the structure that the model takes.
+        parameters: `"head"`, `"all"` trainable ones, or layers, names or a regular expression as in `find_structure`,
+            which need not be linear here.
+        batch_size: samples in one product of automatic differentiation.
+        max_bytes: limit of the memory that the operator and a Krylov method with it need; a larger one is refused
+            before anything is computed.
+
+    Returns:
+        A `HeadOperator` or an `AutodiffOperator`: a `scipy.sparse.linalg.LinearOperator` of shape `(n C, P)` and dtype
+        float64, with `num_bytes` of memory and `seconds_per_product`, measured on one product.
+
+    Raises:
+        MemoryError: the estimate is above `max_bytes`.
+        ValueError: no linear head, unknown parameters, or inputs that are empty or not finite.
+    """
+    linear = isinstance(parameters, str) and parameters == "head"
+    structure = find_structure(model, x)
+    if linear:
+        return HeadOperator(structure, x, batch_size, max_bytes)
+    everything = isinstance(parameters, str) and parameters == "all"
+    chosen = model.variables if everything else named_variables(model, parameters)
+    return AutodiffOperator(structure, x, [v for v in chosen if v.trainable], batch_size, max_bytes)
+
+
+class _Operator(LinearOperator):
+    def __init__(self, num_samples, num_outputs, num_parameters, num_bytes, max_bytes):
+        super().__init__(np.dtype(np.float64), (num_samples * num_outputs, num_parameters))
+        self.num_outputs = num_outputs
+        self.num_bytes = num_bytes + 8 * _VECTORS * sum(self.shape)
+        if self.num_bytes > max_bytes:
+            raise MemoryError(
+                f"Products with this Jacobian would take about {self.num_bytes:,} bytes (formed, it would take "
+                f"{8 * math.prod(self.shape):,}). Take fewer samples or raise max_bytes. "
+                f"Received: {num_samples:,} samples, {num_outputs:,} outputs, {num_parameters:,} parameters, "
+                f"max_bytes={max_bytes:,}"
+            )
+
+    @functools.cached_property
+    def seconds_per_product(self):
+        """Estimated time of one product, from one batch; LSQR makes two products per iteration."""
+        self._try()  # compiles
+        start = time.perf_counter()
+        return self._try() * (time.perf_counter() - start)
+
+    def _try(self):
+        """Does one batch of a product, and returns the number of batches."""
+        raise NotImplementedError
+
+
+class HeadOperator(_Operator):
+    """J restricted to the linear parameters, `[Z, 1] kron I_C` for a plain head."""
+
+    def __init__(self, structure, x, batch_size, max_bytes):
+        self._head = structure.head()
+        size = _num_samples(x)
+        super().__init__(
+            size, self._head.num_outputs, self._head.num_parameters, 8 * size * structure.num_features, max_bytes
+        )
+        features = [batch for batch, _, _ in feature_batches(structure, x, batch_size=batch_size)]
+        self._features = np.concatenate(features).astype(np.float64)
+
+    def _matvec(self, x):
+        return self._head.logits(self._features, np.ravel(x).astype(np.float64)).ravel()
+
+    def _try(self):
+        self._matvec(np.zeros(self.shape[1]))
+        return 1
+
+    def _rmatvec(self, x):
+        return self._head.adjoint(self._features, np.reshape(x, (-1, self.num_outputs)).astype(np.float64))
+
+
+class AutodiffOperator(_Operator):
+    """J in any variables of the model, in inference mode, by automatic differentiation one batch after another."""
+
+    def __init__(self, structure, x, variables, batch_size, max_bytes):
+        if not variables:
+            raise ValueError(
+                "At least one of the chosen parameters must be trainable. "
+                f"Received: model {structure.model.name!r} with trainable={structure.model.trainable}"
+            )
+        self.variables = tuple(variables)
+        sample = tracing.sample_inputs(structure.model, x)
+        values = batch_size * _bytes_per_sample(structure.model, sample)
+        size = sum(math.prod(variable.shape) for variable in variables)
+        super().__init__(_num_samples(x), structure.num_outputs, size, 3 * values, max_bytes)  # tangents, gradients too
+        self._x, self._batch_size = x, batch_size
+
+        def logits(inputs):
+            return tracing.logits(structure.model, structure.output_layer, inputs)
+
+        self._logits_dtype = keras.backend.standardize_dtype(logits(sample).dtype)
+        self._jvp = _backend.jvp(logits, self.variables)
+        self._vjp = _backend.vjp(logits, self.variables)
+
+    def _try(self):
+        first = next(batches(self._x, batch_size=self._batch_size))[0]
+        _flat(self._jvp(first, self._tangents(np.zeros(self.shape[1]))))
+        return math.ceil(_num_samples(self._x) / self._batch_size)
+
+    def _tangents(self, theta):
+        ends = np.cumsum([math.prod(variable.shape) for variable in self.variables])[:-1]
+        return [
+            keras.ops.convert_to_tensor(part.reshape(variable.shape), dtype=variable.dtype)
+            for part, variable in zip(np.split(np.ravel(theta), ends), self.variables, strict=True)
+        ]
+
+    def _matvec(self, x):
+        tangents = self._tangents(x)
+        return np.concatenate(
+            [_flat(self._jvp(batch, tangents)) for batch, _, _ in batches(self._x, batch_size=self._batch_size)]
+        )
+
+    def _rmatvec(self, x):
+        total, start = np.zeros(self.shape[1]), 0
+        cotangent = np.reshape(x, (-1, self.num_outputs))
+        for batch, _, _ in batches(self._x, batch_size=self._batch_size):
+            rows = cotangent[start : start + _num_samples(batch)]
+            gradients = self._vjp(batch, keras.ops.convert_to_tensor(rows, dtype=self._logits_dtype))
+            total += np.concatenate([_flat(gradient) for gradient in gradients])
+            start += len(rows)
+        return total
+
+
+def _flat(tensor):
+    return tracing.to_numpy(tensor).astype(np.float64).ravel()
+
+
+def _num_samples(x):
+    return len(tree.flatten(x)[0])
+
+
+def _bytes_per_sample(model, sample):
+    """Return the memory of what all layers return for one sample, which bounds what is kept for a gradient."""
+    calls, _ = tracing.recorded_calls(model, sample)
+    outputs = [output for call in calls for output in tree.flatten(call.outputs)]
+    sizes = [math.prod(output.shape) * 8 for output in outputs]
+    return sum(sizes) // _num_samples(sample)

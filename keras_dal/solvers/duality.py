@@ -1,0 +1,210 @@
+"""The infimum of a convex loss over a head, enclosed from both sides.
+
+From above by the loss of parameters, evaluated; 0 is proved by parameters with a positive smallest margin. From below
+by Fenchel duality: for u orthogonal to the columns of J, `inf L = inf_theta L(J theta) - <u, J theta> >= -L*(u)`. With
+`u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. Our derivation.
+"""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+from scipy import optimize, special
+from scipy.sparse.linalg import lsqr
+
+from keras_dal.solvers.jacobian import Products
+
+_GAP = 1e-7  # of the two bounds, at which the search ends
+_ITERATIONS = 200
+_WORK = 1e12  # multiplications, a minute or so, after which the search ends with the bounds it has
+_OVERHEAD = 1000  # multiplications that take as long as what else is done to one logit in one product
+_NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
+_NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being feasible
+
+
+@dataclasses.dataclass(frozen=True)
+class Enclosure:
+    """`lower <= inf L <= upper`, `upper` reached by `theta`; a positive `margin` proves that the infimum is 0."""
+
+    lower: float
+    upper: float
+    theta: np.ndarray
+    margin: float | None
+
+
+def enclose_infimum(jacobian, loss, targets, weights):
+    """Enclose the infimum of `sum_i w_i l(f_i, y_i) / n` over f in the column space of J.
+
+    Args:
+        jacobian: a factorized `Jacobian`.
+        loss: a `losses.Loss`.
+        targets: Y_l, shape `(n, C)`.
+        weights: positive sample weights, shape `(n,)`.
+
+    Returns:
+        An `Enclosure`; its bounds lie within 1e-7 of each other unless the search ended early.
+    """
+    if loss.name == "squared error":
+        theta = jacobian.refined(targets)
+        value = np.mean(weights * loss.values(jacobian.logits(theta), targets))
+        return Enclosure(value, value, theta, None)
+    search = _Search(jacobian, loss, targets, weights)
+    search.run()
+    theta = jacobian.theta(search.best)
+    logits = jacobian.logits(theta)
+    margin = float(np.min(loss.margins(logits, targets)))
+    upper = float(np.mean(weights * loss.values(logits, targets)))
+    return Enclosure(0.0 if margin > 0 else search.lower, 0.0 if margin > 0 else upper, theta, margin)
+
+
+class _OutOfWork(Exception):
+    """Ends a search that has become too long."""
+
+
+class _Search:
+    """Newton's method with a trust region in an orthonormal basis, ended by a margin or by the duality gap."""
+
+    def __init__(self, jacobian, loss, targets, weights):
+        self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
+        self.scale = weights[:, None] / len(weights)
+        self.dual = _SoftmaxDual(targets) if loss.activation == "softmax" else _SigmoidDual(targets)
+        self.lower, self.best, self.separated = 0.0, np.zeros(jacobian.size), False
+        self._seen = None, None
+        self.products_left = _WORK / (targets.size * (2 * jacobian.size / jacobian.copies + _OVERHEAD))
+        self.steepest = np.linalg.norm(self.gradient(self.best))
+
+    def run(self):
+        with contextlib.suppress(_OutOfWork, StopIteration):
+            self.stop_when_decided(self.best)  # a minimum at the start would end the search without a look at it
+            self._minimize()
+        if not self.lower and not self.separated:
+            self.products_left = np.inf
+            self.lower = self._lower_bound(self._logits(self.best))
+
+    def _minimize(self):
+        options = {"initial_trust_radius": 10.0, "max_trust_radius": 1e6, "gtol": 1e-14, "maxiter": _ITERATIONS}
+        optimize.minimize(
+            self.value,
+            self.best,
+            jac=self.gradient,
+            hessp=self.hessian_product,
+            method="trust-ncg",
+            callback=self.stop_when_decided,
+            options=options,
+        )
+
+    def _logits(self, coefficients):
+        """Return the logits; those of the last point are asked for again and again."""
+        if self._seen[0] is None or not np.array_equal(self._seen[0], coefficients):
+            self._seen = coefficients.copy(), self.jacobian.combine(coefficients)
+        return self._seen[1]
+
+    def value(self, coefficients):
+        return np.sum(self.scale[:, 0] * self.loss.values(self._logits(coefficients), self.targets))
+
+    def gradient(self, coefficients):
+        logits = self._logits(coefficients)
+        return self.jacobian.correlate(self.scale * self.loss.gradient(logits, self.targets))
+
+    def _spend(self):
+        self.products_left -= 1
+        if self.products_left < 0:
+            raise _OutOfWork
+
+    def hessian_product(self, coefficients, direction):
+        self._spend()
+        curved = self.dual.curved(self._logits(coefficients), self.jacobian.combine(direction))
+        return self.jacobian.correlate(self.scale * curved)
+
+    def stop_when_decided(self, coefficients):
+        self.best, logits = coefficients, self._logits(coefficients)
+        self.separated = np.min(self.loss.margins(logits, self.targets)) > 0
+        if self.separated:
+            raise StopIteration
+        if np.linalg.norm(self.gradient(coefficients)) > max(_NEAR * self.steepest, 1e-12):
+            return
+        self.lower = max(self.lower, self._lower_bound(logits))
+        if self.value(coefficients) - self.lower < _GAP:
+            raise StopIteration
+
+    def _lower_bound(self, logits):
+        """Return the entropy bound of the dual point nearest to the probabilities here, 0 where none is found."""
+        wrong = self.dual.wrong(logits)
+        for negligible in _NEGLIGIBLE:
+            kept = self.dual.pairs & (wrong > negligible)
+            mass = np.zeros_like(wrong)
+            mass[kept] = self._orthogonal((self.weights[:, None] * wrong)[kept], kept)
+            if mass.any() and mass.min() >= 0:
+                shares = mass / self.weights[:, None]
+                shares /= max(1.0, self.dual.most(shares))
+                return float(np.sum(self.scale * self.dual.entropy(shares)))
+        return 0.0
+
+    def _orthogonal(self, mass, kept):
+        """Return the mass on the kept pairs without its part in their column space."""
+
+        def matvec(coefficients):
+            self._spend()
+            return self.dual.gaps(self.jacobian.combine(coefficients))[kept]
+
+        def rmatvec(cotangent):
+            full = np.zeros(kept.shape)
+            full[kept] = cotangent
+            return self.jacobian.correlate(self.dual.gaps_adjoint(full))
+
+        operator = Products((len(mass), self.jacobian.size), matvec, rmatvec)
+        inside = lsqr(operator, mass, atol=1e-15, btol=1e-15, conlim=0, iter_lim=300)[0]
+        return mass - operator.matvec(inside)
+
+
+class _SoftmaxDual:
+    """Probabilities of the wrong classes: `u_i = sum_j q_ij (e_j - e_y)`."""
+
+    def __init__(self, targets):
+        self.targets, self.pairs = targets, targets == 0
+
+    def wrong(self, logits):
+        return special.softmax(logits, axis=1) * self.pairs
+
+    def most(self, shares):
+        return shares.sum(axis=1).max()
+
+    def entropy(self, shares):
+        right = np.maximum(0.0, 1.0 - shares.sum(axis=1, keepdims=True))
+        return special.entr(shares) + self.targets * special.entr(right)
+
+    def gaps(self, logits):
+        return logits - np.sum(logits * self.targets, axis=1, keepdims=True)
+
+    def gaps_adjoint(self, mass):
+        return mass - self.targets * mass.sum(axis=1, keepdims=True)
+
+    def curved(self, logits, direction):
+        p = special.softmax(logits, axis=1)
+        return p * (direction - np.sum(p * direction, axis=1, keepdims=True))
+
+
+class _SigmoidDual:
+    """Probability of the wrong side, per output: `u_ij = -t_ij q_ij`; the loss averages over the outputs."""
+
+    def __init__(self, targets):
+        self.targets, self.pairs = targets, np.ones(targets.shape, bool)
+
+    def wrong(self, logits):
+        return special.expit(-self.targets * logits)
+
+    def most(self, shares):
+        return shares.max()
+
+    def entropy(self, shares):
+        return (special.entr(shares) + special.entr(1.0 - shares)) / self.targets.shape[1]
+
+    def gaps(self, logits):
+        return -self.targets * logits
+
+    def gaps_adjoint(self, mass):
+        return -self.targets * mass
+
+    def curved(self, logits, direction):
+        p = special.expit(logits)
+        return p * (1.0 - p) * direction / self.targets.shape[1]

@@ -1,0 +1,1 @@
+"""Training in two phases: the optimizer, what drives it, and what is measured meanwhile."""

@@ -1,0 +1,131 @@
+"""What the monitor gathers inside the training step: moments of features and targets, and a few images."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_dal import _backend
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from keras_dal.training.kernel_change import NUM_PROBES
+
+
+class StepMoments(keras.metrics.Metric):
+    r"""Sums \( [Z, 1, Y]^\top W [Z, 1, Y] \) over one epoch, and keeps the first few inputs it ever saw.
+
+    A Keras metric, so that the sums are added up over replicas and part of the state on JAX. Its result is empty: the
+    sums are read on the host, once an epoch.
+
+    Args:
+        num_features: m, the width of the features Z.
+        num_outputs: C, the width of the targets Y.
+        loss: the `keras_dal.losses.Loss` that says what the targets are.
+        input_specs: what the model's inputs look like, a structure of KerasTensors, or None where that is not known;
+            then no inputs are kept.
+    """
+
+    def __init__(self, num_features, num_outputs, loss, input_specs=None):
+        super().__init__(name="keras_dal_moments", dtype=_backend.statistics_dtype())
+        self.num_features, self.num_outputs, self.loss = num_features, num_outputs, loss
+        size = num_features + 1 + num_outputs
+        self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
+        self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
+        self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
+        known = input_specs is not None and all(None not in part.shape[1:] for part in tree.flatten(input_specs))
+        self.probes = tree.map_structure(self._add_probe, input_specs) if known else None
+        self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
+
+    def _add_probe(self, spec):
+        return self.add_variable(
+            (NUM_PROBES, *spec.shape[1:]), "zeros", dtype="float32", aggregation="only_first_replica", name="probe"
+        )
+
+    def update_state(self, x, y, features, sample_weight=None):
+        """Adds one batch.
+
+        Args:
+            x: inputs of the model, `(k, ...)`.
+            y: labels as Keras takes them.
+            features: inputs of the head, `(k, m)`.
+            sample_weight: `(k,)`, or None for ones.
+        """
+        features = ops.cast(ops.stop_gradient(features), self.dtype)
+        targets = self._targets(y)
+        rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
+        weight = ops.ones_like(rows[:, :1])
+        if sample_weight is not None:
+            weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
+        self.sums.assign_add(ops.matmul(ops.transpose(rows), weight * rows))
+        used = ops.cast(weight > 0, self.dtype)
+        self.count.assign_add(ops.sum(used))
+        self.refused.assign_add(ops.sum(used * (1 - self._are_labels(targets))))
+        if self.probes is not None and self._look_like_probes(x):
+            tree.map_structure(self._keep, self.probes, x)
+            self.probed.assign(ops.ones((), dtype="float32"))
+
+    def _targets(self, y: Any) -> Any:
+        y = ops.cast(y, self.dtype)
+        if isinstance(self.loss, SoftmaxCrossEntropy):
+            if len(y.shape) == 1 or y.shape[-1] != self.num_outputs:
+                y = ops.one_hot(ops.cast(ops.reshape(y, (-1,)), "int32"), self.num_outputs, dtype=self.dtype)
+            return y
+        y = ops.reshape(y, (-1, self.num_outputs))
+        return 2 * y - 1 if isinstance(self.loss, SigmoidCrossEntropy) else y
+
+    def _are_labels(self, targets):
+        """Return 1 for every row of targets that hard labels can have made, else 0, `(k, 1)`."""
+        size = ops.abs(targets)
+        if isinstance(self.loss, SoftmaxCrossEntropy):
+            right = ops.logical_and(ops.max(size, axis=1) == 1, ops.sum(size, axis=1) == 1)
+        elif isinstance(self.loss, SigmoidCrossEntropy):
+            right = ops.all(size == 1, axis=1)
+        else:
+            right = ops.all(ops.isfinite(targets), axis=1)
+        return ops.cast(right, self.dtype)[:, None]
+
+    def _look_like_probes(self, x):
+        """Whether these inputs are as the model declares them: it may take others, as a dict or without channels."""
+        try:
+            tree.assert_same_structure(self.probes, x)
+        except (ValueError, TypeError):
+            return False
+        pairs = zip(tree.flatten(self.probes), tree.flatten(x), strict=True)
+        return all(tuple(probe.shape[1:]) == tuple(part.shape[1:]) for probe, part in pairs)
+
+    def _keep(self, probe, x):
+        index = ops.minimum(ops.arange(NUM_PROBES), ops.shape(x)[0] - 1)  # a small batch repeats its last sample
+        first = ops.take(ops.cast(x, probe.dtype), index, axis=0)
+        probe.assign(ops.where(self.probed.value == 0, first, probe.value))
+
+    def reset_state(self):
+        """Does nothing: Keras resets metrics before it validates, and the epoch is not over then."""
+
+    def clear(self):
+        """Starts the sums of an epoch at zero."""
+        self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
+        self.count.assign(ops.zeros((), dtype=self.dtype))
+        self.refused.assign(ops.zeros((), dtype=self.dtype))
+
+    def result(self):
+        return {}
+
+    def read(self):
+        """Return the sums as float64 `(m + 1 + C, m + 1 + C)` and the number of samples in them.
+
+        Raises:
+            ValueError: labels that are soft or out of range.
+        """
+        if refused := int(np.asarray(ops.convert_to_numpy(self.refused))):
+            raise ValueError(
+                f"The labels of {self.loss.name} must be hard: classes from 0 to C - 1, or zeros and ones. Take "
+                f"label smoothing and mixing of images out. Received: {refused} samples with other labels"
+            )
+        sums, count = (np.asarray(ops.convert_to_numpy(part), np.float64) for part in (self.sums, self.count))
+        return sums, round(float(count))
+
+    def samples(self):
+        """Return the inputs kept, as the model takes them, or None."""
+        if self.probes is None or not np.asarray(ops.convert_to_numpy(self.probed)):
+            return None
+        return tree.map_structure(ops.convert_to_numpy, self.probes)

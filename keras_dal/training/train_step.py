@@ -1,0 +1,150 @@
+"""The model's training step, seen from inside: hooks that exist only while it runs."""
+
+import contextlib
+import functools
+import threading
+
+from keras import ops
+
+from keras_dal import _backend
+from keras_dal.features.tracing import replaced
+from keras_dal.training.moments import StepMoments
+
+_MARK = "_keras_dal_hooked"  # of the train functions made here
+
+
+class StepHooks:
+    """Lets a callback see features in the training step, and make the frozen part constant after the switch.
+
+    The model itself is changed only while its train function runs, so nothing is left behind whenever training ends,
+    by an exception or a key press too.
+
+    Args:
+        model: the model that `fit` trains.
+        layer: the layer whose inputs are the features.
+        moments: a `StepMoments` that is fed with every batch, or None.
+        optimizer: the `Wrap` whose switch is promised, or None.
+    """
+
+    def __init__(self, model, layer, moments, optimizer):
+        self._model = model
+        self.layer = layer
+        self._moments = moments
+        self._optimizer = optimizer
+        self._frozen = ()
+        self._exploiting = False
+        self._armed = False
+
+    def install(self, linear_parameters=None):
+        """Makes the train function anew, so that it is traced with the hooks of the phase that begins.
+
+        Args:
+            linear_parameters: the variables that are trained from now on, or None while all are.
+        """
+        model = self._model
+        self._exploiting = linear_parameters is not None
+        if linear_parameters is not None:
+            linear = {id(variable) for variable in linear_parameters}
+            self._frozen = [v for v in model.trainable_variables if id(v) not in linear]
+        for left in [m for m in model._metrics if isinstance(m, StepMoments) and m is not self._moments]:
+            model._metrics.remove(left)  # by a fit that ended in an exception outside of a step
+            model.test_function = None
+        if self._moments is not None and self._moments not in model._metrics:
+            model._metrics.append(self._moments)  # part of the state that JAX carries
+            model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
+        model.make_train_function(force=True)
+        model.train_function = self._hooked(model.train_function)
+
+    def remove(self):
+        """Leaves the model as it was before `install`; the next `fit` traces its own train function."""
+        self._model.train_function = None
+        if self._moments in self._model._metrics:
+            self._model._metrics.remove(self._moments)
+            self._model.test_function = None
+
+    def arm(self):
+        """Says that the next step belongs to the `fit` these hooks were installed in."""
+        self._armed = True
+
+    def _hooked(self, function):
+        @functools.wraps(function)
+        def hooked(*args):
+            if not self._armed:  # left over from an interrupted fit, and found by one without this callback
+                self.remove()
+                self._model.make_train_function()
+                return self._model.train_function(*args)
+            self._armed = False
+            try:
+                with self._hooks():
+                    return function(*args)
+            except _backend.END_OF_DATA:
+                raise
+            except BaseException:
+                self.remove()
+                raise
+
+        setattr(hooked, _MARK, True)
+        return hooked
+
+    @contextlib.contextmanager
+    def _hooks(self):
+        with contextlib.ExitStack() as stack:
+            if self._optimizer is not None:
+                stack.enter_context(self._optimizer.driven())
+            if self._moments is not None:
+                stack.enter_context(self._measuring())
+            if self._exploiting:
+                stack.enter_context(replaced(self._model, "call", _in_inference_mode(self._model)))
+                stack.enter_context(replaced(self.layer, "call", _on_constants(self.layer)))
+                stack.enter_context(_backend.without_gradients(self._frozen))
+            yield
+
+    @contextlib.contextmanager
+    def _measuring(self):
+        seen = threading.local()  # replicas are traced in threads that take turns
+        layer_call, compute_loss = self.layer.call, self._model.compute_loss
+
+        def call(inputs, *args, **kwargs):
+            seen.features = inputs
+            return layer_call(inputs, *args, **kwargs)
+
+        def measured_loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+            loss = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
+            self._moments.update_state(x, y, seen.features, sample_weight)
+            return loss
+
+        with (
+            replaced(self.layer, "call", functools.wraps(layer_call)(call)),
+            replaced(self._model, "compute_loss", functools.wraps(compute_loss)(measured_loss)),
+        ):
+            yield
+
+
+def is_hooked(train_function):
+    """Return whether a train function is one that `StepHooks` made."""
+    return hasattr(train_function, _MARK)
+
+
+def _on_constants(layer):
+    """Return the layer's `call` without gradients for its inputs: a loss scale would look at those of the trunk."""
+    layer_call = layer.call
+
+    @functools.wraps(layer_call)
+    def call(inputs, *args, **kwargs):
+        return layer_call(ops.stop_gradient(inputs), *args, **kwargs)
+
+    return call
+
+
+def _in_inference_mode(model):
+    """Return the model's `call` with training=False for it and for all it calls."""
+    model_call = model.call
+
+    @functools.wraps(model_call)
+    def call(*args, **kwargs):
+        model._get_call_context().set_value("training", False)
+        if "training" in kwargs:
+            kwargs["training"] = False
+        return model_call(*args, **kwargs)
+
+    return call

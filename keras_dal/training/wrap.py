@@ -1,0 +1,338 @@
+"""Wrap: any Keras optimizer, made to train in two phases."""
+
+import contextlib
+import math
+import re
+from typing import Any
+
+import keras
+import numpy as np
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_dal.features.tracing import replaced
+from keras_dal.models.structure import find_structure
+from keras_dal.training.train_step import is_hooked
+
+
+@keras.saving.register_keras_serializable(package="keras_dal")
+class Wrap(keras.optimizers.Optimizer):
+    r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
+
+    While exploring, each step is the inner optimizer's own. At the switch the parameters outside
+    \( \theta_S \) freeze, and the loss that is left is convex (Kawaguchi, Zhang and Deng, 2022). In `fit`,
+    `AlignmentMonitor` drives the switch; in a loop of your own, `explore=None` and `switch(model)` do.
+
+    What is minimized after the switch is the compiled loss plus the model's regularizers, as functions of the linear
+    parameters; the inner optimizer's weight decay and clipping go on for these parameters alone.
+
+    Args:
+        optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
+        explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
+            counted from epoch 0, `"auto"` for when the monitored alignment stops improving, None to call `switch`.
+        exploit: what is trained after the switch: `"head"`, a layer, one or more layer names, or a regular expression
+            over variable paths. The output must be linear in it, which is checked.
+        noise: standard deviation of the Gaussian noise added to gates at the switch, relative to their own. A
+            plain linear head has no gates and gets no noise.
+        exploit_learning_rate: None for the inner optimizer's own, a float, a Keras schedule counted from the switch, or
+            `"auto"` for plain gradient descent with the step 1/beta, beta being the smoothness of the loss: the
+            inner optimizer rests, and full-batch training provably converges at a known rate.
+        name: name of the optimizer.
+
+    Raises:
+        ValueError: an argument outside these ranges, or an inner optimizer that cannot update a part of its variables.
+    """
+
+    def __init__(
+        self, optimizer, explore=0.6, exploit="head", noise=1e-3, exploit_learning_rate=None, name="wrap", **kwargs
+    ):
+        if kwargs:
+            raise ValueError(
+                "Wrap has no such arguments: set them on the optimizer it wraps. "
+                f"Received: {', '.join(f'{key}={value!r}' for key, value in kwargs.items())}"
+            )
+        _check_explore(explore)
+        _check_exploit(exploit)
+        _check_noise(noise)
+        _check_learning_rate(exploit_learning_rate)
+        rate = exploit_learning_rate if isinstance(exploit_learning_rate, float) else 0.0
+        super().__init__(learning_rate=rate, name=name)
+        self.inner_optimizer: Any = keras.optimizers.get(optimizer)
+        if isinstance(self.inner_optimizer, keras.optimizers.MultiOptimizer):
+            raise ValueError(
+                "The inner optimizer must be able to update a part of its variables, and a MultiOptimizer cannot. "
+                f"Wrap a single optimizer. Received: optimizer={self.inner_optimizer!r}"
+            )
+        self.explore = explore
+        self.exploit = exploit.name if isinstance(exploit, keras.layers.Layer) else exploit
+        self.noise = noise
+        self.exploit_learning_rate = exploit_learning_rate
+        self._linear_indices = None  # host copy of `_is_linear`: a traced step cannot read a variable
+        self._driven = explore is None
+
+    # The phase ------------------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self):
+        """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
+        return "explore" if self._linear_indices is None else "exploit"
+
+    def switch(self, model, x=None, learning_rate=None):
+        """Freezes everything but the linear parameters; a second call changes nothing.
+
+        In `fit`, `AlignmentMonitor` keeps batch normalization and dropout of the frozen part in inference mode. In a
+        loop of your own, call the model with `training=False` from here on, and trace a `tf.function` anew.
+
+        Args:
+            model: the model that is trained.
+            x: a few inputs, for a model that does not declare their shape.
+            learning_rate: step size 1/beta, needed with `exploit_learning_rate="auto"` and refused without.
+
+        Returns:
+            The `Structure` of the model: its linear parameters and its head.
+
+        Raises:
+            ValueError: no linear head, an unbuilt optimizer, or a learning rate missing or not asked for.
+        """
+        structure = find_structure(model, x, self.exploit)
+        if self.phase == "exploit":
+            return structure
+        if (self.exploit_learning_rate == "auto") != (learning_rate is not None):
+            raise ValueError(
+                "The step size at the switch goes with exploit_learning_rate='auto', and only with it. Received: "
+                f"exploit_learning_rate={self.exploit_learning_rate!r}, learning_rate={learning_rate}"
+            )
+        if not self.built:
+            self.build(model.trainable_variables)
+        indices = self._indices_of(structure.linear_parameters)
+        self.freeze_gates(structure)
+        if learning_rate is not None:
+            self._learning_rate.assign(learning_rate)
+        self._is_linear.assign(np.isin(np.arange(len(self._trainable_variables)), indices).astype("int32"))
+        self.synchronize()
+        self._settle_averages()
+        if model.train_function is not None and not is_hooked(model.train_function):
+            model.make_train_function(force=True)  # the old one was traced while everything was trained
+        return structure
+
+    def freeze_gates(self, structure):
+        """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""
+        for layer in structure.gated_layers:
+            layer.freeze_gates(noise=self.noise, seed=0)
+
+    def synchronize(self):
+        """Reads the phase from the optimizer's variables, after they were restored from outside."""
+        if self.built:
+            linear = np.flatnonzero(np.asarray(keras.ops.convert_to_numpy(self._is_linear)))
+            self._linear_indices = tuple(linear.tolist()) or None
+
+    @contextlib.contextmanager
+    def driven(self):
+        """While this is open, whoever opened it promises to call `switch` in time."""
+        with replaced(self, "_driven", True):
+            yield
+
+    def _indices_of(self, variables):
+        unknown = [v.path for v in variables if self._var_key(v) not in self._trainable_variables_indices]
+        if unknown:
+            raise ValueError(
+                "The linear parameters must be trainable when training begins. Set trainable=True on their layer "
+                f"before the first step. Received: untrained linear parameters {unknown}"
+            )
+        return [self._get_variable_index(v) for v in variables]
+
+    # The wrapper contract -------------------------------------------------------------------------------------------
+
+    def build(self, var_list):
+        if self.built:
+            return
+        var_list = list(var_list)
+        self._is_linear = self.add_variable(
+            shape=(len(var_list),), dtype="int32", aggregation="only_first_replica", name="is_linear"
+        )
+        if not self.inner_optimizer.built:
+            self.inner_optimizer.build(var_list)
+        super().build(var_list)
+
+    @property
+    def variables(self):
+        return self._variables + self.inner_optimizer.variables
+
+    def apply(self, grads, trainable_variables=None):
+        if not self._driven:
+            raise RuntimeError(
+                "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "
+                "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and call "
+                f"optimizer.switch(model). Received: explore={self.explore!r}"
+            )
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if not self.built:
+                with keras.name_scope(self.name):
+                    self.build(trainable_variables)
+        if self._linear_indices is None:
+            self.inner_optimizer.apply(grads, trainable_variables=trainable_variables)
+        else:
+            self._apply_linear(list(grads), trainable_variables or self._trainable_variables)
+
+    def _apply_linear(self, grads, variables):
+        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if self._is_linear_variable(v)]
+        grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
+        inner = self.inner_optimizer
+        if self.exploit_learning_rate == "auto":
+            super().apply(grads, variables)  # plain gradient descent: see `update_step`
+            inner._iterations.assign_add(1)
+            return
+        with contextlib.ExitStack() as stack:
+            if self.exploit_learning_rate is not None:
+                rate = self._current_exploit_learning_rate()
+                stack.enter_context(replaced(_innermost(inner), "_learning_rate", lambda: rate))
+            stack.enter_context(_averaging_only(_innermost(inner), self._linear_indices))
+            inner.apply(grads, trainable_variables=variables)
+        self._iterations.assign_add(1)  # the base class' own counter: steps since the switch
+
+    def _is_linear_variable(self, variable):
+        return self._get_variable_index(variable) in (self._linear_indices or ())
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * gradient)
+
+    @property
+    def learning_rate(self):
+        if self._linear_indices is None or self.exploit_learning_rate is None:
+            return self.inner_optimizer.learning_rate
+        return self._current_exploit_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        if self._linear_indices is None or self.exploit_learning_rate is None:
+            self.inner_optimizer.learning_rate = value
+        elif isinstance(self.exploit_learning_rate, LearningRateSchedule):
+            raise TypeError(
+                "The learning rate after the switch follows a schedule and cannot be set. Use a float "
+                f"exploit_learning_rate. Received: learning_rate={value}"
+            )
+        else:
+            self._learning_rate.assign(value)
+
+    def _current_exploit_learning_rate(self):
+        if isinstance(self.exploit_learning_rate, LearningRateSchedule):
+            return self.exploit_learning_rate(self._iterations)
+        return self._learning_rate
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        if self._linear_indices is None:
+            self.inner_optimizer.finalize_variable_values(var_list)
+            return
+        linear = sorted(filter(self._is_linear_variable, var_list), key=self._get_variable_index)
+        with _averaging_only(_innermost(self.inner_optimizer), self._linear_indices):
+            self.inner_optimizer.finalize_variable_values(linear)
+
+    @property
+    def _model_variables_moving_average(self):  # SwapEMAWeights asks for it where a loss scale stands in between
+        return _innermost(self.inner_optimizer)._model_variables_moving_average
+
+    def _settle_averages(self):
+        """Sets the averages of frozen variables to these variables, so that swapping them in changes nothing."""
+        inner = _innermost(self.inner_optimizer)
+        if inner.use_ema:
+            pairs = zip(self._trainable_variables, inner._model_variables_moving_average, strict=True)
+            for index, (variable, average) in enumerate(pairs):
+                if index not in (self._linear_indices or ()):
+                    average.assign(variable)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.synchronize()
+
+    def get_config(self):
+        rate = self.exploit_learning_rate
+        return {
+            "name": self.name,
+            "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
+            "explore": self.explore,
+            "exploit": self.exploit,
+            "noise": self.noise,
+            "exploit_learning_rate": keras.saving.serialize_keras_object(rate)
+            if isinstance(rate, LearningRateSchedule)
+            else rate,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("optimizer", "exploit_learning_rate"):
+            if isinstance(config[key], dict):
+                config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
+        return cls(**config)
+
+
+def find_wrap(optimizer):
+    """Return the `Wrap` inside an optimizer, however deep, or None."""
+    while optimizer is not None and not isinstance(optimizer, Wrap):
+        optimizer = getattr(optimizer, "inner_optimizer", None)
+    return optimizer
+
+
+def _innermost(optimizer):
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+@contextlib.contextmanager
+def _averaging_only(optimizer, indices):
+    """Shows the optimizer's moving averages only these variables: Keras averages all it was built with."""
+    if not optimizer.use_ema:
+        yield
+        return
+    averages = optimizer._model_variables_moving_average
+    with (
+        replaced(optimizer, "_model_variables_moving_average", [averages[i] for i in indices]),
+        replaced(optimizer, "_trainable_variables", [optimizer._trainable_variables[i] for i in indices]),
+    ):
+        yield
+
+
+def _check_explore(explore):
+    fraction = isinstance(explore, float) and 0.0 < explore < 1.0
+    epochs = isinstance(explore, int) and not isinstance(explore, bool) and explore >= 1
+    if not (explore is None or explore == "auto" or fraction or epochs):
+        raise ValueError(
+            f"`explore` must be a float in (0, 1), an int of at least 1, 'auto' or None. Received: explore={explore!r}"
+        )
+
+
+def _check_exploit(exploit):
+    names = [exploit] if isinstance(exploit, str) else exploit
+    listed = isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)
+    if not (listed or isinstance(exploit, keras.layers.Layer)):
+        raise ValueError(
+            "`exploit` must be 'head', a layer, layer names, or a regular expression over variable paths. "
+            f"Received: exploit={exploit!r}"
+        )
+    for name in names if listed else ():
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise ValueError(f"`exploit` is not a valid regular expression: {error}. Received: {name!r}") from error
+
+
+def _check_noise(noise):
+    if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"`noise` must be a finite number of at least 0. Received: noise={noise!r}")
+
+
+def _check_learning_rate(rate):
+    positive = isinstance(rate, float) and math.isfinite(rate) and rate > 0
+    if not (rate is None or rate == "auto" or positive or isinstance(rate, LearningRateSchedule)):
+        raise ValueError(
+            "`exploit_learning_rate` must be None, a positive float, a keras.optimizers.schedules schedule or 'auto'. "
+            f"Received: exploit_learning_rate={rate!r}"
+        )

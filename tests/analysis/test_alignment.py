@@ -1,0 +1,312 @@
+"""Alignment against dense float64 oracles: singular values of the Jacobian by automatic differentiation."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+from scipy import linalg, optimize
+
+from keras_dal.analysis.alignment import alignment, alignment_from_moments
+from keras_dal.losses import resolve_loss
+from keras_dal.models.structure import find_structure
+from keras_dal.solvers.least_squares import StreamedQR, kernel_change, project_moments
+
+N = 31
+
+
+def oracle(jacobian, targets, weights, softmax, use_bias):
+    """Return what is left of targets, the centred targets, rank and singular values of a Jacobian `(n, C, P)`."""
+    n, c, p = jacobian.shape
+    seen = np.eye(c) - softmax / c
+    roots = np.sqrt(weights)
+    rows = (roots[:, None, None] * np.einsum("ij,njp->nip", seen, jacobian)).reshape(n * c, p)
+    centred = targets @ seen
+    if use_bias:
+        centred = centred - weights @ centred / weights.sum()
+    centred = roots[:, None] * centred
+    left, values, _ = linalg.svd(rows, full_matrices=False)
+    left = left[:, values > 1e-10 * values[0]]
+    residual = centred.ravel() - left @ (left.T @ centred.ravel())
+    return residual.reshape(n, c), centred, left.shape[1], values
+
+
+def assert_agrees(report, residual, centred):
+    total = np.sum(centred**2)
+    assert report.residual_share == pytest.approx(np.sum(residual**2) / total, abs=1e-9)
+    assert report.alignment == 1.0 - report.residual_share
+    per_class = np.sum(residual**2, axis=0) / np.sum(centred**2, axis=0)
+    np.testing.assert_allclose(report.residual_share_per_class, per_class, atol=1e-9)
+    np.testing.assert_allclose(report.residual_share_per_sample, np.sum(residual**2, axis=1) / total, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_equals_dense_decomposition(case):
+    model, x, y = case.build(), case.inputs(N), case.labels(N)
+    weights = np.random.default_rng(3).uniform(0.5, 2.0, N)
+    weights[[2, 5]] = 0.0
+    report = alignment(model, x, y, weights, case.loss, batch_size=8)
+    structure = find_structure(model, x)
+    dense = cases.dense_jacobian(case, model, x, structure.linear_parameters)
+    softmax = case.activation != "sigmoid"
+    targets = np.eye(case.num_outputs)[y] if softmax else 2 * y - 1
+    residual, centred, rank, _ = oracle(dense, targets, weights, softmax, case.use_bias)
+    assert_agrees(report, residual, centred)
+    assert report.num_samples == N - 2
+    assert report.num_parameters == dense.shape[2]
+    if case.activation == "softmax":  # automatic differentiation of probabilities shows no constants per sample
+        rank = rank * case.num_outputs // (case.num_outputs - 1)
+    else:
+        full = oracle(dense, targets, weights, False, case.use_bias)
+        rank = full[2]
+        assert report.sigma_max == pytest.approx(full[3][0], rel=0.2 if case.gated else 1e-9)
+        assert report.sigma_max >= full[3][0] * (1 - 1e-12)
+    assert report.rank == rank
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_squared_error_equals_dense_decomposition(use_bias):
+    case = cases.Case("regression", lambda: cases.sequential(layers.Dense(2, use_bias=use_bias)))
+    model, x = case.build(), case.inputs(N)
+    y = np.random.default_rng(0).standard_normal((N, 2)) + 3.0
+    report = alignment(model, x, y, loss="mse")
+    dense = cases.dense_jacobian(case, model, x, model.layers[-1].trainable_variables)
+    residual, centred, rank, _ = oracle(dense, y, np.ones(N), False, use_bias)
+    assert_agrees(report, residual, centred)
+    assert report.rank == rank
+    assert report.verdict == "not aligned"
+
+
+def test_keras_application_equals_dense_decomposition():
+    keras.utils.set_random_seed(0)
+    model = keras.applications.ResNet50V2(weights=None, input_shape=(32, 32, 3), classes=3)
+    case = cases.Case("resnet", lambda: model, "softmax", input_shape=(32, 32, 3))
+    x, y = case.inputs(6), np.array([0, 0, 1, 1, 2, 2])
+    report = alignment(model, x, y, loss=case.loss)
+    features = keras.Model(model.input, model.layers[-1].input)(x, training=False).numpy().astype(np.float64)
+    dense = np.einsum("np,ij->nipj", np.column_stack([features, np.ones(6)]), np.eye(3)).reshape(6, 3, -1)
+    residual, centred, rank, _ = oracle(dense, np.eye(3)[y], np.ones(6), True, True)
+    assert report.residual_share == pytest.approx(np.sum(residual**2) / np.sum(centred**2), abs=1e-6)
+    assert report.rank * 2 == rank * 3
+    assert (report.num_features, report.num_parameters) == (2048, 3 * 2049)
+
+
+def test_whole_network_is_bounded_from_below():
+    case = cases.CASES[0]
+    model, x, y = case.build(), case.inputs(40), case.labels(40)
+    whole = alignment(model, x, y, loss=case.loss, parameters="all")
+    dense = cases.dense_jacobian(case, model, x, model.trainable_variables)
+    residual, centred, _, _ = oracle(dense, np.eye(3)[y], np.ones(40), True, True)
+    exact = 1 - np.sum(residual**2) / np.sum(centred**2)
+    head = alignment(model, x, y, loss=case.loss)
+    assert head.alignment < exact - 0.05
+    assert whole.alignment <= exact + 1e-9
+    assert whole.alignment == pytest.approx(exact, abs=1e-3)
+    assert whole.lower_bound
+    assert whole.rank is None
+
+
+class TestVerdicts:
+    """Each verdict has its proof, here compared with a linear program or with how the data were made."""
+
+    @staticmethod
+    def linear_model(num_features, num_outputs=3):
+        with cases.policy("float64"):
+            return keras.Sequential([layers.Input((num_features,)), layers.Dense(num_outputs)])
+
+    def verdict(self, x, y, num_outputs=3, **arguments):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return alignment(self.linear_model(x.shape[1], num_outputs), x, y, loss=loss, **arguments)
+
+    def test_fewer_samples_than_features_are_aligned(self):
+        generator = np.random.default_rng(0)
+        report = self.verdict(generator.standard_normal((10, 12)), np.arange(10) % 3)
+        assert report.verdict == "aligned"
+        assert report.residual_share < 1e-12
+
+    def test_separable_where_least_squares_fail(self):
+        x = np.array([[-1.0], [-1.1], [-0.1], [0.1], [1.0], [300.0]])
+        report = self.verdict(x, np.array([0, 0, 0, 1, 1, 1]), 2)
+        assert report.verdict == "separable"
+        assert "least squares" not in report.decided_by
+        assert report.alignment < 0.5
+
+    def test_exclusive_or_is_not_separable(self):
+        x = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]])
+        report = self.verdict(x, np.array([0, 1, 1, 0]), 2)
+        assert report.verdict == "not separable"
+        assert "no head has a loss below 6.931e-01" in report.decided_by
+        assert report.residual_share == pytest.approx(1.0)
+
+    def test_undecided_without_a_solver(self):
+        x = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]])
+        report = self.verdict(x, np.array([0, 1, 1, 0]), 2, decide_separability=False)
+        assert report.verdict == "undecided"
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_agrees_with_a_linear_program(self, seed):
+        generator = np.random.default_rng(seed)
+        x, y = generator.standard_normal((14, 3)), generator.integers(0, 3, 14)
+        features = np.column_stack([x, np.ones(14)])
+        gaps = [
+            np.kron(z, np.eye(3)[label] - np.eye(3)[other])
+            for z, label in zip(features, y, strict=True)
+            for other in {0, 1, 2} - {label}
+        ]
+        rows = np.column_stack([-np.array(gaps), np.ones(len(gaps))])  # margin <= gap, entries of theta in [-1, 1]
+        program = optimize.linprog(
+            np.append(np.zeros(12), -1.0), A_ub=rows, b_ub=np.zeros(len(gaps)), bounds=[(-1, 1)] * 12 + [(None, 1)]
+        )
+        expected = "separable" if -program.fun > 1e-9 else "not separable"
+        assert self.verdict(x, y).verdict == expected
+
+
+def test_rank_ignores_the_rounding_of_float32_features():
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((200, 5)).astype("float32")
+    mixing = np.array([[1, 0, 0.3], [0, 1, -0.7], [0, 0, 0.0], [0, 0, 0.0], [0, 0, 0.0]], "float32")
+    loss = keras.losses.MeanSquaredError()
+    model = keras.Sequential([layers.Input((5,)), layers.Dense(3, use_bias=False), layers.Dense(2)])
+    model.layers[0].kernel.assign(mixing)
+    report = alignment(model, x, generator.standard_normal((200, 2)), loss=loss)
+    features = model.layers[0](x).numpy().astype(np.float64)
+    assert np.linalg.matrix_rank(features) == 3  # in float64 rounding looks like a direction
+    assert report.rank == 2 * (2 + 1)
+    assert report.singular_values[-1] < report.tolerance * report.singular_values[0]
+
+
+def test_dead_and_tiny_features():
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((60, 4))
+    y = x[:, :2] + 0.1 * generator.standard_normal((60, 2))
+    case = cases.Case("linear", lambda: keras.Sequential([layers.Input((4,)), layers.Dense(2)]), input_shape=(4,))
+    shares = []
+    for scale in ([1.0, 1.0, 0.0, 1.0], [1.0, 2.0**-40, 0.0, 2.0**20]):  # a head can undo any scale but zero
+        report = alignment(case.build(), x * scale, y, loss="mse")
+        assert report.rank == 2 * 4
+        shares.append(report.residual_share)
+    assert shares[0] == pytest.approx(shares[1], rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 8), st.integers(1, 4), st.integers(1, 9), st.booleans(), st.integers(0, 2**31)
+)
+def test_streamed_projection_equals_least_squares(n, m, c, batch, use_bias, seed):
+    generator = np.random.default_rng(seed)
+    rank = generator.integers(1, m + 1)
+    z = generator.standard_normal((n, rank)) @ generator.standard_normal((rank, m))
+    y, weights = generator.standard_normal((n, c)), generator.uniform(0.1, 2.0, n)
+    qr = StreamedQR(m, c, use_bias)
+    for start in range(0, n, batch):
+        rows = slice(start, start + batch)
+        qr.update(z[rows], y[rows], weights[rows])
+    projection = qr.project(np.finfo(np.float64).eps)
+    columns = np.column_stack([z, np.ones(n)]) if use_bias else z
+    roots = np.sqrt(weights)[:, None]
+    solution, _, expected_rank, values = linalg.lstsq(roots * columns, roots * y, cond=1e-10)
+    np.testing.assert_allclose(
+        projection.residual, np.sum((roots * (y - columns @ solution)) ** 2, axis=0), rtol=1e-6, atol=1e-10
+    )
+    assert projection.rank == expected_rank
+    assert projection.sigma_max == pytest.approx(values[0])
+    np.testing.assert_allclose(columns @ projection.coefficients, columns @ solution, rtol=1e-6, atol=1e-6)
+    mean = weights @ y / weights.sum() if use_bias else 0.0
+    np.testing.assert_allclose(projection.total, weights @ (y - mean) ** 2, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_blocks_of_the_streamed_factorization_do_not_matter(use_bias):
+    generator = np.random.default_rng(0)
+    z, y = generator.standard_normal((5000, 9)), generator.standard_normal((5000, 2))
+    qr = StreamedQR(9, 2, use_bias)  # its buffer holds 1035 rows
+    for start in range(0, 5000, 1700):
+        qr.update(z[start : start + 1700], y[start : start + 1700])
+    columns = np.column_stack([z, np.ones(5000)]) if use_bias else z
+    residual = y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]
+    np.testing.assert_allclose(qr.project(1e-16).residual, np.sum(residual**2, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in cases.CASES if not case.gated], ids=lambda case: case.name)
+def test_moments_give_the_same(case):
+    model, x, y = case.build(), case.inputs(N), case.labels(N)
+    structure, loss = find_structure(model, x), resolve_loss(case.loss)
+    weights = np.random.default_rng(3).uniform(0.5, 2.0, N)
+    rows = np.column_stack([structure.features(x), np.ones(N), loss.targets(y, case.num_outputs)])
+    report = alignment_from_moments(rows.T @ (weights[:, None] * rows), N, structure, loss)
+    exact = alignment(model, x, y, weights, case.loss)
+    assert report.residual_share == pytest.approx(exact.residual_share, abs=1e-9)
+    np.testing.assert_allclose(report.residual_share_per_class, exact.residual_share_per_class, atol=1e-9)
+    assert report.rank == exact.rank
+    assert report.sigma_max == pytest.approx(exact.sigma_max)
+    assert report.verdict == "undecided"
+
+
+def test_moments_in_float32_do_not_invent_directions():
+    generator = np.random.default_rng(0)
+    z = generator.standard_normal((500, 3)) @ generator.standard_normal((3, 6))
+    rows = np.column_stack([z, np.ones(500), generator.standard_normal((500, 2))]).astype("float32")
+    projection = project_moments((rows.T @ rows).astype(np.float64), 2, True, np.finfo(np.float32).eps)
+    assert projection.rank == 4
+
+
+@pytest.mark.parametrize("size", [1e-7, 1.0])
+def test_kernel_change_equals_its_definition(size):
+    generator = np.random.default_rng(0)
+    start = generator.standard_normal((20, 4))
+    now = start + size * generator.standard_normal((20, 4))
+    expected = np.linalg.norm(now @ now.T - start @ start.T) / np.linalg.norm(start @ start.T)
+    assert kernel_change(now, start) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match=r"Received: features of shapes \(20, 4\) and \(20, 3\)"):
+        kernel_change(now, start[:, 1:])
+
+
+def test_report_reads_well():
+    case = cases.CASES[0]
+    text = str(alignment(case.build(), case.inputs(N), case.labels(N), loss=case.loss))
+    assert "rank 15 of 15" in text
+    assert "n = 31, m = 4, C = 3, P = 15" in text
+    assert "decided by" in text
+
+
+class TestBadInput:
+    """One sentence that says what to do, before any work."""
+
+    @pytest.mark.parametrize(
+        ("change", "pattern"),
+        [
+            ({"y": np.full(N, 3)}, r"Integer labels must lie in 0..2"),
+            ({"y": np.zeros(4, int)}, r"same number of samples.*\(31, 5\), \(4,\)"),
+            ({"y": None}, "labels are missing"),
+            ({"x": np.zeros((0, 5)), "y": np.zeros(0)}, "at least one sample"),
+            ({"x": np.zeros((N, 6))}, r"inputs of shape \(None, 5\)"),
+            ({"x": iter([])}, "no samples"),
+            ({"x": 3}, "iterable of batches"),
+            ({"sample_weight": np.zeros(N)}, "positive weight"),
+            ({"sample_weight": -np.ones(N)}, "not negative"),
+            ({"sample_weight": np.ones(3)}, "same number of samples"),
+            ({"loss": "mae"}, "supported losses"),
+            ({"loss": "sparse_categorical_crossentropy"}, "from_logits=True"),
+            ({"loss": None}, "Compile the model or pass loss"),
+            ({"parameters": "missing"}, "No layer of the model has this name"),
+            ({"batch_size": 0}, "positive integer"),
+        ],
+        ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
+    )
+    def test_says_what_to_do(self, change, pattern):
+        case = cases.CASES[0]
+        arguments = {"x": case.inputs(N), "y": case.labels(N), "loss": case.loss, **change}
+        if not hasattr(arguments["x"], "shape"):
+            arguments["y"] = None
+        with pytest.raises(ValueError, match=pattern) as error:
+            alignment(case.build(), **arguments)
+        assert "Received: " in str(error.value)
+
+    def test_features_that_are_not_finite(self):
+        case = cases.CASES[0]
+        x = case.inputs(N)
+        x[20, 0] = np.nan
+        with pytest.raises(ValueError, match=r"features must be finite.*Received: 4 such values"):
+            alignment(case.build(), x, case.labels(N), loss=case.loss)

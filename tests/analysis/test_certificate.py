@@ -1,0 +1,415 @@
+"""Certificates against dense float64 algebra, real gradient descent and independent solvers."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from scipy import optimize, special
+
+from keras_dal import heads, losses
+from keras_dal.analysis.certificate import Certificate, certify, certify_head
+from keras_dal.solvers.duality import Enclosure
+from keras_dal.solvers.jacobian import (
+    DenseJacobian,
+    IterativeJacobian,
+    KroneckerJacobian,
+    jacobian,
+    spectral_norm_bound,
+)
+
+LOSSES = {
+    "softmax": losses.SoftmaxCrossEntropy(),
+    "sigmoid": losses.SigmoidCrossEntropy(),
+    "mse": losses.SquaredError(),
+}
+
+
+def gated_head(rng, m, units, outputs, use_bias):
+    return heads.GatedHead(
+        mean=rng.normal(size=m),
+        scale=rng.uniform(0.5, 2.0, size=m),
+        gate_kernel=rng.normal(size=(m, units)) / np.sqrt(m),
+        gate_bias=rng.normal(size=units),
+        sharpness=3.0,
+        output_kernel=rng.normal(size=(units, outputs)),
+        use_bias=use_bias,
+    )
+
+
+def mixture_head(rng, m, units, outputs, use_bias):
+    like = gated_head(rng, m, max(1, units // outputs), outputs, use_bias)
+    return heads.MixtureHead(like.mean, like.scale, like.gate_kernel, like.gate_bias, like.sharpness, outputs)
+
+
+def make_head(kind, rng, m, units, outputs):
+    if kind == "plain":
+        return heads.DenseHead(m, outputs)
+    if kind == "plain without bias":
+        return heads.DenseHead(m, outputs, use_bias=False)
+    if kind == "before":
+        return gated_head(rng, m, units, outputs, use_bias=True)
+    gated = (mixture_head if kind == "mixture" else gated_head)(rng, m, units, outputs, use_bias=False)
+    return heads.SumHead([gated, heads.DenseHead(m, outputs)])
+
+
+HEADS = ("plain", "plain without bias", "before", "beside", "mixture")
+
+
+def dense_jacobian(head, z):
+    """J_S written down from its formula, shape (n, C, P), with no use of the head's own maps."""
+    n, identity = len(z), np.eye(head.num_outputs)
+    if isinstance(head, heads.SumHead):
+        return np.concatenate([dense_jacobian(part, z) for part in head.parts], axis=2)
+    if isinstance(head, heads.DenseHead):
+        blocks = [np.einsum("im,jc->ijmc", z, identity).reshape(n, head.num_outputs, -1)]
+    else:
+        u = (z - head.mean) / head.scale
+        gates = 1 / (1 + np.exp(-head.sharpness * (u @ head.gate_kernel + head.gate_bias)))
+        rows = np.einsum("hj,ih->ijh", head.output_kernel, gates) if hasattr(head, "output_kernel") else None
+        if rows is None:
+            rows = np.einsum("jc,ih->ijhc", identity, gates).reshape(n, head.num_outputs, -1)
+        blocks = [np.einsum("im,ijh->ijmh", u, rows).reshape(n, head.num_outputs, -1), rows]
+    if head.use_bias:
+        blocks.append(np.broadcast_to(identity, (n, *identity.shape)))
+    return np.concatenate(blocks, axis=2)
+
+
+SIZES = {12: 2000, 49: 2000, 27: 1000}  # of J_S in rows, where not drawn: two plain heads and a gated one
+
+
+def make_problem(seed, rows=None):
+    """A random head and random labels; a third of the features are low-rank, as those of networks are."""
+    rng = np.random.default_rng(seed)
+    outputs = int(rng.integers(2, 7))
+    n = max(8, int(rows or 10 ** rng.uniform(1.4, 2.5)) // outputs)
+    m = int(rng.integers(2, 40))
+    z = rng.normal(size=(n, m))
+    if seed % 3 == 0:
+        z[:, m // 2 :] = z[:, : m - m // 2] @ rng.normal(size=(m - m // 2, m - m // 2))
+    units = max(outputs, int(rng.uniform(0.5, 1.6) * n * outputs / (m + 1)))
+    head = make_head("mixture" if seed % 8 == 7 else HEADS[seed % 4], rng, m, units, outputs)
+    name = tuple(LOSSES)[seed % 5 % 3]
+    y = rng.integers(0, outputs, n) if name == "softmax" else rng.integers(0, 2, (n, outputs))
+    return head, z, LOSSES[name].targets(y, outputs), LOSSES[name]
+
+
+def oracle_rank_and_share(head, z, targets, loss):
+    matrix, right = dense_jacobian(head, z), targets
+    if loss.activation == "softmax":
+        matrix, right = matrix - matrix.mean(axis=1, keepdims=True), right - right.mean(axis=1, keepdims=True)
+    matrix = matrix.reshape(-1, matrix.shape[2])
+    left, values, _ = np.linalg.svd(matrix, full_matrices=False)
+    rank = int(np.sum(values > values[0] * max(matrix.shape) * np.finfo(float).eps))
+    residual = right.ravel() - left[:, :rank] @ (left[:, :rank].T @ right.ravel())
+    has_bias = not (isinstance(head, heads.DenseHead) and not head.use_bias)
+    return rank, np.sum(residual**2) / np.sum((right - right.mean(axis=0) * has_bias) ** 2), values[:rank]
+
+
+def certified(head, z, targets, loss, **kwargs):
+    return certify_head(head, z, targets, loss, np.zeros(head.num_parameters), **kwargs)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_rank_and_alignment_equal_a_dense_svd(block, monkeypatch):
+    def skipped(jac, *_):  # the infimum is tested below; here it would only cost time
+        return Enclosure(0.0, 1.0, np.zeros(jac.shape[1]), None)
+
+    monkeypatch.setattr("keras_dal.analysis.certificate.enclose_infimum", skipped)
+    monkeypatch.setattr("keras_dal.analysis.descent_bound._SCALES", np.ones(1))
+    for seed in range(10 * block, 10 * block + 10):
+        head, z, targets, loss = make_problem(seed, SIZES.get(seed))
+        rank, share, sigmas = oracle_rank_and_share(head, z, targets, loss)
+        certificate = certified(head, z, targets, loss)
+        assert certificate.rank == rank, seed
+        rounding = 100 * np.finfo(float).eps * sigmas[0] / sigmas[-1]  # of the last left singular vectors
+        assert certificate.residual_share == pytest.approx(share, abs=max(1e-8, rounding)), seed
+        if rounding < 1e-6:
+            assert (certificate.status == "aligned") == (share < 1e-8), seed
+        expected = loss.curvature(head.num_outputs) * sigmas[0] ** 2 / len(z)
+        assert certificate.beta == pytest.approx(expected, rel=1e-6)
+
+
+def loss_and_gradient(name, f, targets):
+    """The three losses once more, from their definitions; the sigmoid's targets are -1 and 1."""
+    n, outputs = f.shape
+    if name == "softmax":
+        p = np.exp(f - f.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        return -np.mean(np.log(np.sum(p * targets, axis=1))), (p - targets) / n
+    if name == "sigmoid":
+        return np.mean(np.log1p(np.exp(-targets * f))), -targets / (1 + np.exp(targets * f)) / (n * outputs)
+    return np.mean((f - targets) ** 2), 2 * (f - targets) / (n * outputs)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e-3])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["plain", "beside", "mixture"])
+def test_gradient_descent_stays_below_the_bound_at_every_step(kind, name, penalty):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        n, m, outputs = 40, 6, 3
+        z, y = rng.normal(size=(n, m)), rng.integers(0, outputs, n)
+        loss, head = LOSSES[name], make_head(kind, rng, m, 26, outputs)
+        targets = loss.targets(y if name == "softmax" else np.eye(outputs)[y], outputs)
+        theta = 0.3 * seed * rng.normal(size=head.num_parameters)
+        certificate = certify_head(head, z, targets, loss, theta, penalty=penalty)
+        matrix = dense_jacobian(head, z).reshape(n * outputs, -1)
+        for t in range(400):
+            value, gradient = loss_and_gradient(name, (matrix @ theta).reshape(n, outputs), targets)
+            value += penalty * np.sum(theta**2)
+            assert value <= certificate.bound(t) * (1 + 1e-12), (seed, t)
+            theta = theta - certificate.step * (matrix.T @ gradient.ravel() + 2 * penalty * theta)
+        assert certificate.bound(400) < certificate.bound(0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_keras_training_stays_below_the_bound(name):
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(60, 5)).astype("float32"), rng.integers(0, 3, 60)
+    y = labels if name == "softmax" else np.eye(3)[labels]
+    keras_loss = {
+        "softmax": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "sigmoid": keras.losses.BinaryCrossentropy(from_logits=True),
+        "mse": keras.losses.MeanSquaredError(),
+    }[name]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    model.compile("sgd", keras_loss)
+    certificate = certify(model, x, y)
+    model.compile(keras.optimizers.SGD(certificate.step), keras_loss)
+    history = model.fit(x, y, batch_size=60, epochs=40, verbose=0).history["loss"]  # history[t]: before step t + 1
+    assert all(value <= certificate.bound(t) * (1 + 1e-5) for t, value in enumerate(history))
+    assert history[0] == pytest.approx(certificate.loss, rel=1e-5)
+
+
+def test_steps_for_is_the_first_step_at_which_the_bound_is_reached():
+    head, z, targets, loss = make_problem(7)
+    certificate = certified(head, z, targets, loss)
+    for wanted in np.linspace(certificate.infimum[1] + 0.01, certificate.loss - 1e-6, 7):
+        t = certificate.steps_for(wanted)
+        assert certificate.bound(t) <= wanted < certificate.bound(t - 1)
+    assert certificate.steps_for(certificate.loss) == 0
+    assert certificate.steps_for(certificate.infimum[0] - 1e-3) is None
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_infimum_of_an_unaligned_head_equals_that_of_an_independent_solver(name):
+    for seed in (0, 3):
+        rng = np.random.default_rng(seed)
+        n, m, outputs = 100, 6, 4
+        z, y = rng.normal(size=(n, m)), rng.integers(0, outputs, n)
+        loss, head = LOSSES[name], make_head("before" if seed == 3 else "plain", rng, m, 4, outputs)
+        targets = loss.targets(y if name == "softmax" else np.eye(outputs)[y], outputs)
+        certificate = certified(head, z, targets, loss)
+        matrix = dense_jacobian(head, z).reshape(n * outputs, -1)
+
+        def objective(theta, matrix=matrix, targets=targets):
+            value, gradient = loss_and_gradient(name, (matrix @ theta).reshape(targets.shape), targets)
+            return value, matrix.T @ gradient.ravel()
+
+        options = {"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-16, "gtol": 1e-10}
+        found = optimize.minimize(objective, np.zeros(matrix.shape[1]), jac=True, method="L-BFGS-B", options=options)
+        lower, upper = certificate.infimum
+        assert lower - 1e-9 <= found.fun <= upper + 1e-6
+        assert upper - lower < 1e-6
+        assert upper == pytest.approx(found.fun, abs=1e-6)
+        assert certificate.status == ("not aligned" if name == "mse" else "not separable")
+        assert lower > 0.01
+
+
+def test_infimum_that_no_parameters_attain_is_enclosed():
+    """Class 0 can be separated from the others, which overlap: the loss falls for ever, to a limit above zero."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(90, 5))
+    y = np.where(z[:, 0] > 0, 0, rng.integers(1, 4, 90))
+    certificate = certified(heads.DenseHead(5, 4), z, np.eye(4)[y], LOSSES["softmax"])
+    others = y > 0
+    limit = certified(heads.DenseHead(5, 3), z[others], np.eye(3)[y[others] - 1], LOSSES["softmax"]).infimum[1]
+    assert certificate.status == "not separable"
+    assert certificate.infimum[0] <= limit * others.mean() + 1e-9
+    assert certificate.infimum[1] == pytest.approx(limit * others.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_separable_is_proved_by_parameters_and_not_confused_with_aligned(name):
+    rng = np.random.default_rng(1)
+    z, truth = rng.normal(size=(150, 6)), rng.normal(size=(6, 3))
+    y = np.argmax(z @ truth, axis=1) if name == "softmax" else (z @ truth > 0).astype(int)
+    certificate = certified(heads.DenseHead(6, 3), z, LOSSES[name].targets(y, 3), LOSSES[name])
+    assert certificate.status == "separable"
+    assert certificate.alignment < 0.9
+    assert certificate.margin > 0
+    assert certificate.infimum == (0.0, 0.0)
+    losses_at_scale = [certificate.loss_at_scale(scale / certificate.margin) for scale in (1, 10, 30)]
+    assert losses_at_scale[-1] < 1e-12
+    assert losses_at_scale == sorted(losses_at_scale, reverse=True)
+    assert certificate.steps_for(1e-3) is not None
+
+
+def test_loss_at_scale_bounds_the_loss_of_the_scaled_witness():
+    rng = np.random.default_rng(2)
+    z, head = rng.normal(size=(40, 5)), heads.DenseHead(5, 3)
+    theta = rng.normal(size=head.num_parameters)
+    y = np.argmax(head.logits(z, theta), axis=1)
+    certificate = certify_head(head, z, np.eye(3)[y], LOSSES["softmax"], theta)
+    assert certificate.witness_norm == pytest.approx(np.linalg.norm(theta))  # theta itself separates
+    for scale in (1.0, 5.0, 50.0):
+        assert np.mean(special.logsumexp(scale * head.logits(z, theta), axis=1)) - scale * np.mean(
+            head.logits(z, theta)[np.arange(40), y]
+        ) <= certificate.loss_at_scale(scale)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("kind", HEADS)
+def test_spectral_norm_bound_holds_and_is_not_far_off(kind, centered):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        z, weights = rng.normal(size=(30, 5)), rng.uniform(0.1, 3.0, 30)
+        head = make_head(kind, rng, 5, 12, 3)
+        matrix = dense_jacobian(head, z)
+        matrix = (matrix - matrix.mean(axis=1, keepdims=True) * centered) * np.sqrt(weights)[:, None, None]
+        sigma_max = np.linalg.norm(matrix.reshape(90, -1), 2)
+        assert sigma_max <= spectral_norm_bound(head, z, weights, centered) <= 1.7 * sigma_max
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "factorized"),
+    [("beside", "LSQR", DenseJacobian), ("mixture", "Cholesky", KroneckerJacobian)],
+)
+def test_iterative_certificate_is_weaker_and_says_so(kind, method, factorized):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(50, 7)), rng.integers(0, 3, 50)
+    head, targets = make_head(kind, rng, 7, 25, 3), np.eye(3)[y]
+    assert isinstance(jacobian(head, z), factorized)
+    exact = certified(head, z, targets, LOSSES["softmax"])
+    iterative = certified(head, z, targets, LOSSES["softmax"], max_bytes=1)
+    assert isinstance(jacobian(head, z, max_bytes=1), IterativeJacobian)
+    assert method in iterative.method
+    assert (iterative.rank, iterative.tolerance, iterative.exact) == (None, None, False)
+    assert exact.residual_share <= iterative.residual_share < 1e-8
+    assert exact.beta <= iterative.beta
+    assert iterative.status == "aligned"
+    assert "not decided" in str(iterative)
+    assert "at least" in str(iterative)
+
+
+def test_samples_that_are_nearly_equal_are_left_to_lsqr():
+    rng = np.random.default_rng(0)
+    z, y = np.maximum(rng.normal(size=(100, 16)), 0), rng.integers(0, 3, 100)
+    z[1], y[1] = z[0] * (1 + 1e-4), (y[0] + 1) % 3
+    certificate = certified(make_head("mixture", rng, 16, 90, 3), z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
+    assert certificate.status == "aligned"
+    assert "then LSQR" in certificate.method
+
+
+@pytest.mark.parametrize("kind", ["beside", "mixture"])
+def test_iterative_certificate_of_an_unaligned_head_claims_nothing(kind):
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(80, 3)), rng.integers(0, 3, 80)
+    head = make_head(kind, rng, 3, 3, 3)
+    certificate = certified(head, z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
+    assert certificate.status == "undecided"
+    assert certificate.infimum[0] == 0.0
+    assert certificate.infimum[1] < certificate.loss
+
+
+def test_weights_count_as_repeated_samples():
+    rng = np.random.default_rng(3)
+    z, y = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
+    weights = rng.integers(0, 4, 30)
+    repeated = np.repeat(np.arange(30), weights)
+    head, loss = heads.DenseHead(4, 3), LOSSES["softmax"]
+    weighted = certified(head, z, np.eye(3)[y], loss, weights=weights)
+    copied = certified(head, z[repeated], np.eye(3)[y[repeated]], loss)
+    ratio = len(repeated) / 30
+    assert weighted.rank == copied.rank
+    assert weighted.residual_share == pytest.approx(copied.residual_share, rel=1e-9)
+    assert weighted.loss == pytest.approx(ratio * copied.loss)
+    assert weighted.beta == pytest.approx(ratio * copied.beta)
+    assert weighted.infimum[1] == pytest.approx(ratio * copied.infimum[1], abs=1e-6)
+
+
+def test_json_round_trip_and_table():
+    head, z, targets, loss = make_problem(11)
+    certificate = certified(head, z, targets, loss)
+    again = Certificate.from_json(certificate.to_json())
+    assert again == certificate
+    assert again.bound(10) == certificate.bound(10)
+    assert json.loads(certificate.to_json())["num_samples"] == len(z)
+    for words in (certificate.status, loss.name, f"{certificate.rank} of {certificate.full_rank}", "full-batch"):
+        assert words in str(certificate)
+
+
+def classifier(regularizer=None):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(10, activation="relu"),
+            keras.layers.Dropout(0.5, name="noisy"),
+            keras.layers.Dense(3, activation="softmax", kernel_regularizer=regularizer),
+        ]
+    )
+
+
+def data(n=50):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, 6)).astype("float32"), rng.integers(0, 3, n)
+
+
+def test_certify_reads_the_model():
+    (x, y), model = data(), classifier()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    certificate = certify(model, x, y)
+    assert certificate.loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+    assert certificate.loss_name == "softmax cross-entropy"
+    assert (certificate.num_samples, certificate.num_features, certificate.num_outputs) == (50, 10, 3)
+    assert any("dropout" in sentence and "noisy" in sentence for sentence in certificate.not_covered)
+    assert certify(model, x, np.eye(3)[y], loss="categorical_crossentropy").rank == certificate.rank
+
+
+def test_what_the_objective_leaves_out_is_said():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4, activity_regularizer="l2", name="busy"), keras.layers.Dense(2)]
+    )
+    x, y = np.random.default_rng(0).normal(size=(20, 3)), np.zeros(20, int)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, loss_weights=0.5)
+    said = certify(model, x, y).not_covered
+    assert any("activity regularizers (busy)" in sentence for sentence in said)
+    assert any("loss_weights" in sentence for sentence in said)
+    model.compile("sgd", loss)
+    assert not any("loss_weights" in sentence for sentence in certify(model, x, y).not_covered)
+
+
+def test_certify_adds_an_l2_penalty_to_the_objective():
+    (x, y), model = data(), classifier(keras.regularizers.L2(0.01))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    certificate = certify(model, x, y)
+    assert certificate.objective == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+    assert certificate.penalty == pytest.approx(0.01 * np.sum(model.layers[-1].get_weights()[0] ** 2), rel=1e-5)
+
+
+def test_a_penalty_without_curvature_bound_leaves_no_rate():
+    (x, y), model = data(), classifier(keras.regularizers.L1(0.01))
+    certificate = certify(model, x, y, loss="sparse_categorical_crossentropy")
+    assert certificate.beta is None
+    assert "objective at most" not in str(certificate)
+    with pytest.raises(ValueError, match="L2 regularizer.*Received"):
+        certificate.bound(10)
+
+
+def test_bad_input_gets_one_clear_sentence():
+    (x, y), model = data(), classifier()
+    with pytest.raises(ValueError, match="needs labels.*Received"):
+        certify(model, x, loss="sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="Received"):
+        certify(model, x, y)  # neither compiled nor given a loss
+    certificate = certify(model, x, y, loss="sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="must not be negative.*Received: t=-1"):
+        certificate.bound(-1)
+    with pytest.raises(ValueError, match="Sample weights.*Received"):
+        certify_head(
+            heads.DenseHead(6, 3), x.astype(float), np.eye(3)[y], LOSSES["softmax"], np.zeros(21), np.zeros(50)
+        )

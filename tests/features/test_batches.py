@@ -1,0 +1,119 @@
+"""Features from every kind of data, the same as from arrays."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dal.features import batches as features_module
+from keras_dal.features.batches import KeptRows, batches, feature_batches, first_inputs, precision
+from keras_dal.models.structure import find_structure
+
+N = 11
+CASE = cases.CASES[2]
+
+
+class Batches(keras.utils.PyDataset):
+    """Arrays in batches of four."""
+
+    def __init__(self, *arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return tuple(array[4 * index : 4 * index + 4] for array in self.arrays)
+
+
+DATA = {
+    "arrays": lambda *arrays: arrays,
+    "tensors": lambda *arrays: tuple(tf.constant(array) for array in arrays),
+    "tf.data": lambda *arrays: (tf.data.Dataset.from_tensor_slices(arrays).batch(4),),
+    "PyDataset": lambda *arrays: (Batches(*arrays),),
+    "generator": lambda *arrays: (tuple(array[i : i + 4] for array in arrays) for i in (0, 4, 8)),
+}
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return find_structure(CASE.build("float32"))
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_every_kind_of_data(structure, kind):
+    x, y, weight = CASE.inputs(N), CASE.labels(N), np.linspace(0, 1, N)
+    data = DATA[kind](x, y, weight)
+    data = data if isinstance(data, tuple) else (data,)
+    seen = list(feature_batches(structure, *data, batch_size=4))
+    assert [len(part) for part, _, _ in seen] == [4, 4, 3]
+    z, labels, weights = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    body = structure.model.get_layer("body")
+    np.testing.assert_allclose(z, body(x, training=False), rtol=1e-6, atol=1e-7)  # dropout and all in inference mode
+    np.testing.assert_array_equal(labels, y)
+    np.testing.assert_allclose(weights, weight)
+
+
+def test_follows_the_model_when_its_weights_change(structure):
+    x = CASE.inputs(4)
+    ((before, _, _),) = feature_batches(structure, x)
+    kernel = structure.model.get_layer("body").layers[-1].kernel
+    kernel.assign(2 * kernel.numpy())
+    ((after, _, _),) = feature_batches(structure, x)
+    assert np.abs(after - before).max() > 1e-3
+
+
+def test_several_inputs():
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    joined = keras.layers.Concatenate()([a, b])
+    model = keras.Model({"a": a, "b": b}, keras.layers.Dense(2)(joined))
+    x = {"a": np.ones((5, 3), "float32"), "b": np.zeros((5, 2), "float32")}
+    parts = [part for part, _, _ in feature_batches(find_structure(model), x, batch_size=3)]
+    np.testing.assert_array_equal(np.concatenate(parts), np.column_stack([x["a"], x["b"]]))
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern"),
+    [
+        (lambda: (tf.data.Dataset.from_tensor_slices(CASE.inputs(4)).repeat().batch(2),), "must be finite: leave out"),
+        (lambda: (tf.data.Dataset.from_tensor_slices(CASE.inputs(4)).take(0).batch(2),), "no samples"),
+        (lambda: (Batches(CASE.inputs(4)), np.zeros(4)), "its own labels and weights"),
+        (lambda: (np.full((4, 5), np.inf, "float32"),), "Received: 16 such values in the inputs of layer 'logits'"),
+        (lambda: (CASE.inputs(4), np.zeros(3)), "same number of samples"),
+    ],
+    ids=["infinite", "empty", "labels twice", "not finite", "lengths"],
+)
+def test_bad_data(structure, make, pattern):
+    with pytest.raises(ValueError, match=pattern) as error:
+        list(feature_batches(structure, *make()))
+    assert "Received: " in str(error.value)
+
+
+def test_first_inputs_uses_nothing_up():
+    x = CASE.inputs(6)
+    assert first_inputs(x) is x
+    np.testing.assert_array_equal(first_inputs(tf.data.Dataset.from_tensor_slices((x, x)).batch(4)), x[:4])
+    stream = iter([(x, x)])
+    assert first_inputs(stream) is None
+    assert len(list(batches(stream))) == 1
+
+
+@pytest.mark.parametrize("max_bytes", [10, 10**9], ids=["file", "memory"])
+def test_kept_rows_come_back(max_bytes):
+    generator = np.random.default_rng(0)
+    kept = [(generator.standard_normal((k, 3)).astype("float32"), np.arange(k)) for k in (4, 0, 7)]
+    with KeptRows(max_bytes) as rows:
+        for arrays in kept:
+            rows.append(*arrays)
+        for _ in range(2):
+            for arrays, again in zip(kept, rows, strict=True):
+                for array, copy in zip(arrays, again, strict=True):
+                    assert array.dtype == copy.dtype
+                    np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float64", 52), ("float32", 23), ("float16", 10), ("bfloat16", 7)])
+def test_precision(dtype, bits):
+    assert precision(np.dtype(getattr(features_module.ml_dtypes, dtype, dtype))) == 2.0**-bits

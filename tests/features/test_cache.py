@@ -1,0 +1,241 @@
+"""Kept features: equal to computed ones, reused only when valid, and never half written."""
+
+import errno
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_dal.features import cache
+from keras_dal.features.cache import cached_features
+from keras_dal.models.structure import find_structure
+
+
+@pytest.fixture
+def model():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+
+
+@pytest.fixture
+def structure(model):
+    return find_structure(model)
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
+
+
+@pytest.fixture
+def expected(structure, x):
+    return structure.features(x)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts passes over the data with the model."""
+    counted, original = [], cache.feature_batches
+
+    def counting(*args, **kwargs):
+        counted.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(cache, "feature_batches", counting)
+    return counted
+
+
+def files(directory):
+    return sorted(path.suffix for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("max_bytes", [0, 1000, 2**20], ids=["on disk", "grows onto disk", "in memory"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_features_labels_and_weights_are_those_of_the_data(structure, x, expected, tmp_path, max_bytes, kept):
+    y, w = np.arange(50), np.linspace(0, 1, 50)
+    found = cached_features(structure, x, y, w, 16, tmp_path if kept else None, max_bytes)
+    np.testing.assert_allclose(found.features, expected, rtol=1e-5, atol=1e-6)
+    assert (found.labels == y).all()
+    assert (found.weights == w).all()
+    assert isinstance(found.features, np.memmap) == (max_bytes < 50 * 8 * 4 or kept)
+    assert files(tmp_path) == ([".features", ".json"] if kept else [])
+
+
+def test_a_dataset_is_read_once_and_not_kept(structure, x, expected, tmp_path):
+    data = tf.data.Dataset.from_tensor_slices((x, np.arange(50))).batch(16)
+    with pytest.warns(UserWarning, match="not kept: only arrays can be recognized. Received:"):
+        found = cached_features(structure, data, directory=tmp_path)
+    np.testing.assert_allclose(found.features, expected, rtol=1e-5, atol=1e-6)
+    assert (found.labels == np.arange(50)).all()
+    assert files(tmp_path) == []
+
+
+def test_valid_features_are_found_again(structure, x, expected, tmp_path, passes):
+    first = cached_features(structure, x, np.arange(50), directory=tmp_path)
+    again = cached_features(structure, x.copy(), np.arange(50) + 1, directory=tmp_path)
+    assert len(passes) == 1
+    assert (np.asarray(first.features) == again.features).all()
+    assert again.labels[0] == 1
+    np.testing.assert_allclose(again.features, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_another_head_finds_the_same_features(model, x, tmp_path, passes):
+    cached_features(find_structure(model), x, directory=tmp_path)
+    model.layers[-1].kernel.assign_add(np.ones((8, 3)))
+    cached_features(find_structure(model), x, directory=tmp_path)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("change", ["data", "weights", "activation"])
+def test_what_features_depend_on_is_noticed(model, x, tmp_path, passes, change):
+    cached_features(find_structure(model), x, directory=tmp_path)
+    if change == "data":
+        x[-1, -1] += 1e-3
+    elif change == "weights":
+        model.layers[0].bias.assign_add(np.full(8, 1e-3))
+    else:
+        other = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "elu"), keras.layers.Dense(3)])
+        other.set_weights(model.get_weights())
+        model = other
+    found = cached_features(find_structure(model), x, directory=tmp_path)
+    assert len(passes) == 2
+    np.testing.assert_allclose(found.features, find_structure(model).features(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_with_dropout_is_recognized_when_it_is_loaded_again(x, tmp_path, passes):
+    layers = [keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6,)), *layers])
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "model.keras")
+    for _ in range(2):
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        cached_features(find_structure(loaded), x, directory=tmp_path / "cache")
+    loaded.compile("adam", "mse")
+    cached_features(find_structure(loaded), x, directory=tmp_path / "cache")
+    assert len(passes) == 1
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damage_flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def damage_description(path):
+    path.with_suffix(".json").write_text('{"rows": 50')
+
+
+def damage_lose_description(path):
+    path.with_suffix(".json").unlink()
+
+
+def damage_wrong_rows(path):
+    rows = np.fromfile(path, np.float32)
+    rows[-8:] += 1  # the last of the samples
+    rows.tofile(path)
+    description = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**description, "checksum": cache._checksum(path)}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (damage_truncate, "size"),
+        (damage_flip, "checksum"),
+        (damage_description, "description"),
+        (damage_lose_description, "description"),
+        (damage_wrong_rows, "other features"),
+    ],
+)
+def test_an_invalid_file_is_refused_and_replaced(structure, x, expected, tmp_path, passes, damage, reason):
+    cached_features(structure, x, directory=tmp_path)
+    (path,) = tmp_path.glob("*.features")
+    damage(path)
+    with pytest.warns(UserWarning, match=reason):
+        found = cached_features(structure, x, directory=tmp_path)
+    np.testing.assert_allclose(found.features, expected, rtol=1e-5, atol=1e-6)
+    cached_features(structure, x, directory=tmp_path)
+    assert len(passes) == 2
+
+
+def test_a_full_disk_leaves_nothing_behind(structure, x, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, **kwargs):
+            self.name = str(tmp_path / "full.partial")
+            self.file = open(self.name, "wb")  # noqa: SIM115
+
+        def write(self, data):
+            self.file.write(bytes(data)[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            self.file.close()
+
+    monkeypatch.setattr(cache.tempfile, "NamedTemporaryFile", Full)
+    with pytest.raises(OSError, match=r"do not fit on the disk.*Received: 50 rows") as raised:
+        cached_features(structure, x, directory=tmp_path)
+    assert raised.value.errno == errno.ENOSPC
+    assert files(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing_behind(structure, x, tmp_path):
+    def interrupt(rows):
+        if rows >= 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(structure, x, batch_size=16, directory=tmp_path, on_batch=interrupt)
+    assert files(tmp_path) == []
+
+
+def test_a_killed_process_leaves_no_file_that_counts(tmp_path):
+    script = """
+        import sys, time, keras, numpy as np
+        from keras_dal.features.cache import cached_features
+        from keras_dal.models.structure import find_structure
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+        x = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
+        def wait(rows):
+            print(rows, flush=True)
+            time.sleep(60)
+        cached_features(find_structure(model), x, batch_size=16, directory=sys.argv[1], on_batch=wait)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=pathlib.Path(__file__).parents[2])
+    assert process.stdout.readline().strip() == "16"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert files(tmp_path) == [".partial"]
+
+
+def test_samples_of_weight_zero_are_left_out(structure, x):
+    w = np.where(np.arange(50) < 10, 0.0, 2.0)
+    found = cached_features(structure, x, np.arange(50), w).weighted()
+    assert len(found) == 40
+    assert found.labels[0] == 10
+    assert found.weights.sum() / 40 == pytest.approx(w.mean())
+
+
+def test_weights_that_are_all_zero_are_refused(structure, x):
+    with pytest.raises(ValueError, match="must not all be zero.*Received"):
+        cached_features(structure, x, np.arange(50), np.zeros(50)).weighted()
+
+
+def test_kept_features_are_as_particular_about_weights(structure, x, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not negative"):
+            cached_features(structure, x, np.arange(50), -np.ones(50), directory=tmp_path)
+        cached_features(structure, x, directory=tmp_path)

@@ -1,0 +1,643 @@
+"""`converge` on small models: separation, scaling, certificates, stops and refusals."""
+
+import signal
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import special
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+import keras_dal
+from keras_dal.finishing.converge import converge
+from keras_dal.finishing.history import CERTIFIED, REACHED, SEPARATED, STALLED, Path
+from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.models.structure import find_structure
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Noisy digits and the weights of a small network that fits them only partly."""
+    x, y = load_digits(return_X_y=True)
+    generator = np.random.default_rng(0)
+    x = (x / 16 + 0.3 * generator.normal(size=x.shape)).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = network()
+    model.fit(x[:600], y[:600], epochs=8, verbose=0)
+    return (x[:600], y[:600]), (x[600:1200], y[600:1200]), x[1200:], model.get_weights()
+
+
+def network(loss=None, outputs=10, activation=None):
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(24, "relu"), keras.layers.Dense(outputs, activation)]
+    )
+    model.compile("adam", loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+@pytest.fixture
+def model(digits):
+    model = network()
+    model.set_weights(digits[3])
+    return model
+
+
+def accuracy(model, x, y):
+    return np.mean(model.predict(x, verbose=0).argmax(axis=1) == y)
+
+
+def test_a_classifier_reaches_full_training_accuracy_and_any_loss(model, digits):
+    (x, y), validation, unlabelled, weights = digits
+    before = accuracy(model, *validation)
+    result = converge(model, x, y, validation_data=validation, anchors=unlabelled, tol=1e-4, verbose=0)
+    assert accuracy(result.model, x, y) == 1.0
+    assert result.reached
+    assert result.stopped_by == SEPARATED
+    assert accuracy(result.model, *validation) > before - 0.02
+    logits = result.model.predict(x, verbose=0).astype(np.float64)
+    loss = np.mean(special.logsumexp(logits, axis=1) - logits[np.arange(len(y)), y])
+    assert result.loss == pytest.approx(loss, rel=1e-4)
+    others = np.where(np.eye(10)[y] == 1, -np.inf, logits)
+    assert result.margin == pytest.approx(np.min(logits[np.arange(len(y)), y] - others.max(axis=1)), abs=1e-4)
+    result.rescale()
+    assert result.model.evaluate(x, y, verbose=0)[0] == pytest.approx(1e-4, rel=1e-2)
+    result.rescale(1.0)
+    assert result.model.evaluate(x, y, verbose=0)[0] == pytest.approx(loss, rel=1e-4)
+    for kept, now in zip(weights, model.get_weights(), strict=True):
+        assert (kept == now).all()  # the gated head is on a copy
+
+
+def test_the_head_that_separates_changes_less_than_the_one_of_least_loss(model, digits):
+    (x, y), _, unlabelled, _ = digits
+    start = model.predict(unlabelled, verbose=0)
+    gentle = converge(model, x, y, anchors=unlabelled, gated=True, verbose=0)
+    plain = converge(model, x, y, anchors=unlabelled, gated=True, ridge=1e-6, verbose=0)
+
+    def moved(result):
+        change = result.model.predict(unlabelled, verbose=0) - start
+        return np.sqrt(np.mean(np.sum(change**2, axis=1)))
+
+    assert gentle.point.moved == pytest.approx(moved(gentle), rel=1e-2)
+    assert moved(gentle) < 0.5 * moved(plain)
+    assert plain.loss < 1e-3 < gentle.loss
+
+
+def test_an_own_head_that_separates_is_kept(model, digits):
+    x, y = digits[0]
+    result = converge(model, x[:40], y[:40], verbose=0)
+    assert result.model is model
+    assert accuracy(model, x[:40], y[:40]) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["one output", "one output, own branch", "two outputs"])
+def test_binary_classifiers_are_given_a_branch(digits, kind):
+    x, _ = digits[0]
+    labels = (np.random.default_rng(0).random((600, 2)) < 0.5)[:, : 1 + (kind == "two outputs")].astype("float32")
+    model = network(keras.losses.BinaryCrossentropy(from_logits=True), outputs=labels.shape[1])
+    if "branch" in kind:
+        model = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
+    result = converge(model, x, labels, verbose=0)
+    assert ((result.model.predict(x, verbose=0) > 0) == labels).all()
+    assert result.certificate.status == "aligned"
+
+
+@pytest.mark.parametrize("few", [1, 3, 20])
+def test_few_anchors_leave_the_rest_of_the_inputs_bounded(model, digits, few):
+    (x, y), validation, unlabelled, _ = digits
+    before = accuracy(model, *validation)
+    result = converge(model, x, y, anchors=unlabelled[:few], verbose=0)
+    assert accuracy(result.model, x, y) == 1.0
+    assert accuracy(result.model, *validation) > before - 0.02
+
+
+def test_numbers_that_are_not_finite_end_the_path_before_they_reach_the_model(model, digits, monkeypatch):
+    x, y = digits[0]
+    original = CachedJacobian.logits
+
+    def overflowing(self, theta):
+        logits = original(self, theta)
+        return logits if len(seen.append(0) or seen) < 8 else np.full_like(logits, np.nan)
+
+    seen = []
+    monkeypatch.setattr(CachedJacobian, "logits", overflowing)
+    result = converge(model, x, y, gated=False, verbose=0)
+    assert result.stopped_by == "numbers that are not finite"
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+    assert np.isfinite(result.loss)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e6])
+def test_the_unit_of_sample_weights_changes_nothing_but_the_loss(model, digits, unit):
+    x, y = digits[0]
+    plain = converge(model, x, y, gated=True, verbose=0)
+    weighted = converge(model, x, y, np.full(len(y), unit), tol=1e-4 * unit, gated=True, verbose=0)
+    assert weighted.loss == pytest.approx(unit * plain.loss, rel=1e-6)
+    assert weighted.margin == pytest.approx(plain.margin, rel=1e-6)
+    assert weighted.scale == pytest.approx(plain.scale, rel=1e-4)
+    assert weighted.reached
+
+
+def test_a_model_whose_loss_is_small_enough_stays(model, digits):
+    x, y = digits[0]
+    weights = model.get_weights()
+    result = converge(model, x, y, tol=10.0, verbose=0)
+    assert result.stopped_by == REACHED
+    assert result.model is model
+    for kept, now in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(kept, now)
+
+
+def test_a_separated_model_is_only_scaled(model, digits):
+    x, y = digits[0]
+    converge(model, x[:40], y[:40], verbose=0)
+    weights = model.get_weights()
+    result = converge(model, x[:40], y[:40], verbose=0)
+    assert len(result.path) == 1
+    assert result.point.moved == 0.0
+    for kept, now in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_allclose(kept, now, rtol=1e-6)
+
+
+def test_without_a_gated_head_the_loss_is_minimized(model, digits):
+    x, y = digits[0]
+    features = find_structure(model).features(x)
+    theirs = LogisticRegression(C=np.inf, tol=1e-8, max_iter=5000).fit(features, y)
+    logits = theirs.decision_function(features)
+    expected = np.mean(special.logsumexp(logits, axis=1) - logits[np.arange(len(y)), y])
+    result = converge(model, x, y, gated=False, verbose=0)
+    assert result.model is model
+    assert expected - 1e-3 < result.loss < expected + 1e-4
+    assert not result.reached
+    assert result.scale == 1.0
+    assert result.stopped_by in (CERTIFIED, STALLED)
+
+
+def test_a_strong_ridge_ends_at_a_certified_gap(model, digits):
+    x, y = digits[0]
+    result = converge(model, x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
+    assert result.stopped_by == CERTIFIED
+    assert result.point.gap <= 1e-5
+    assert f"at most {result.point.gap:.2g}" in str(result)
+
+
+def test_the_certificate_has_the_margin_as_its_witness(model, digits):
+    x, y = digits[0]
+    result = converge(model, x[:60], y[:60], verbose=0, gated=True)
+    certificate = result.certificate
+    assert certificate.status in ("separable", "aligned")
+    assert certificate.infimum == (0.0, 0.0)
+    assert certificate.loss == pytest.approx(result.loss, rel=1e-9)
+    assert certificate.margin == pytest.approx(result.margin, rel=1e-9)
+    assert result.certificate.not_covered == keras_dal.certify(result.model, x[:60], y[:60]).not_covered
+
+
+def test_a_penalty_on_the_head_is_reported(digits):
+    x, y = digits[0]
+    keras.utils.set_random_seed(0)
+    head = keras.layers.Dense(10, kernel_regularizer=keras.regularizers.L2(0.01))
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(24, "relu"), head])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = converge(model, x[:40], y[:40], verbose=0)
+    assert model.evaluate(x[:40], y[:40], verbose=0) == pytest.approx(result.loss + result.penalty, rel=1e-4)
+    assert result.certificate.penalty == pytest.approx(result.penalty, rel=1e-6)
+    result.rescale()
+    assert model.evaluate(x[:40], y[:40], verbose=0) == pytest.approx(result.tol + result.scaled_penalty, rel=1e-3)
+    assert "L2 penalty" in str(result)
+
+
+def test_a_head_in_low_precision_is_pointed_out(digits):
+    x, y = digits[0]
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dense(24, "relu"), keras.layers.Dense(10, dtype="mixed_bfloat16")]
+    )
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="computed in bfloat16.*Received: layer"):
+        converge(model, x[:40], y[:40], verbose=0)
+
+
+def test_softmax_and_sigmoid_outputs(digits):
+    (x, y), validation, _, _ = digits
+    softmax = network(keras.losses.SparseCategoricalCrossentropy(), activation="softmax")
+    result = converge(softmax, x, y, verbose=0)
+    assert result.model.evaluate(x, y, verbose=0)[1] == 1.0
+    labels = np.stack([y > 4, y % 2], axis=1).astype("float32")
+    sigmoid = network(keras.losses.BinaryCrossentropy(), outputs=2, activation="sigmoid")
+    result = converge(sigmoid, x, labels, validation_data=(validation[0], labels), tol=1e-3, verbose=0)
+    assert ((result.model.predict(x, verbose=0) > 0.5) == labels).all()
+    result.rescale()
+    assert result.model.evaluate(x, labels, verbose=0)[0] == pytest.approx(1e-3, rel=2e-2)
+
+
+def regressor():
+    """Return a network and the inputs and outputs that it is to fit."""
+    x, y = load_diabetes(return_X_y=True)
+    x, y = (x * 20).astype("float32"), ((y - 150) / 75)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    return model, x, y
+
+
+def test_a_regressor_reaches_the_least_squares_solution():
+    model, x, y = regressor()
+    features = find_structure(model).features(x)
+    least = np.mean((LinearRegression().fit(features, y).predict(features) - y) ** 2)
+    result = converge(model, x, y, verbose=0)
+    assert result.loss == pytest.approx(least, rel=1e-3)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(least, rel=1e-3)
+    assert result.margin is None
+    stopped = converge(model, x, y, gated=True, tol=1e-2, verbose=0)
+    assert stopped.stopped_by == REACHED
+    assert stopped.reached
+    assert stopped.scaled_loss <= 1e-2
+
+
+def test_a_regressor_is_reported_on_validation_data():
+    model, x, y = regressor()
+    before = model.evaluate(x[300:], y[300:], verbose=0)
+    result = converge(model, x[:300], y[:300], validation_data=(x[300:], y[300:]), verbose=0)
+    assert result.before.loss == pytest.approx(before, rel=1e-4)
+    assert result.after.loss == pytest.approx(model.evaluate(x[300:], y[300:], verbose=0), rel=1e-4)
+    assert result.before.accuracy is None
+    assert f"validation after    loss {result.after.loss:.4g}" in str(result)
+    assert "not reached" in str(result)
+
+
+def test_a_regressor_stops_at_the_gentlest_weight_that_reaches_the_tolerance(digits):
+    x = digits[0][0]
+    keras.utils.set_random_seed(1)
+    model = network("mse", outputs=2)
+    y = model.predict(x, verbose=0) + 0.3
+    result = converge(model, x, y, tol=0.02, verbose=0)
+    assert 0 < result.loss <= 0.02
+    assert result.point.ridge == max(point.ridge for point in result.path if point.loss <= 0.02)
+
+
+def test_weight_zero_takes_a_wrong_label_out(model, digits):
+    x, y = digits[0]
+    wrong, weight = y.copy(), np.ones(len(y))
+    wrong[:50], weight[:50] = (y[:50] + 1) % 10, 0.0
+    result = converge(model, x, wrong, weight, verbose=0)
+    assert accuracy(result.model, x[50:], y[50:]) == 1.0
+    assert accuracy(result.model, x[:50], y[:50]) > 0.5
+
+
+def test_datasets_and_arrays_agree(model, digits):
+    x, y = digits[0]
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(50)
+    keras.utils.set_random_seed(0)
+    from_arrays = converge(model, x[:60], y[:60], gated=False, verbose=0)
+    model.set_weights(digits[3])
+    from_dataset = converge(model, data.take(2).unbatch().take(60).batch(30), gated=False, verbose=0)
+    assert from_dataset.loss == pytest.approx(from_arrays.loss, rel=1e-3)
+
+
+def test_calibration_against_its_definition(model, digits):
+    (x, y), (xv, yv), _, _ = digits
+    before = special.softmax(model.predict(xv, verbose=0).astype(np.float64), axis=1)
+    result = converge(model, x, y, validation_data=(xv, yv), verbose=0)
+    confidence, right = before.max(axis=1), before.argmax(axis=1) == yv
+    ece = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any():
+            ece += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert result.before.ece == pytest.approx(ece, abs=1e-5)
+    assert result.before.accuracy == pytest.approx(right.mean())
+    assert result.before.loss == pytest.approx(-np.mean(np.log(before[np.arange(len(yv)), yv])), rel=1e-4)
+    assert result.scaled.loss > result.after.loss  # why the scale is kept apart
+    assert result.scaled.accuracy == result.after.accuracy
+
+
+def test_every_point_of_the_path_can_be_chosen(model, digits):
+    (x, y), validation, _, _ = digits
+    result = converge(model, x, y, validation_data=validation, verbose=0)
+    assert len(result.path) > 2
+    assert result.path[0].moved == 0.0
+    assert len({len(point.theta) for point in result.path}) == 2  # the plain head's and the one with gates
+    separated = [point.separated for point in result.path]
+    assert separated == sorted(separated)  # and only the rounds that widen the margin come after the first
+    assert separated[-1]
+    for index in (1, len(result.path) // 2, -1):
+        point = result.path[index]
+        chosen = result.choose(point)
+        assert accuracy(result.model, x, y) == pytest.approx(point.accuracy, abs=2e-3)
+        assert accuracy(result.model, *validation) == pytest.approx(point.validation, abs=2e-3)
+        assert chosen.loss == pytest.approx(point.loss, rel=1e-3)
+        assert chosen.after.accuracy == pytest.approx(point.validation, abs=2e-3)
+        assert result.choose(index).loss == chosen.loss
+    assert f"{result.margin:.4g}" in str(result)
+    for wrong in (len(result.path), None, "last"):
+        with pytest.raises(ValueError, match="must be one of the path.*Received"):
+            result.choose(wrong)
+
+
+def gated_points(result):
+    """The points after the head beside the mixture was finished."""
+    return [point for point in result.path if point.ridge == 0]
+
+
+def test_a_branch_is_solved_for_by_interpolation(model, digits):
+    (x, y), validation, _, _ = digits
+    before = accuracy(model, *validation)
+    result = converge(model, x, y, gated=True, validation_data=validation, verbose=0)
+    assert 1 <= len(gated_points(result)) <= 6
+    assert result.margin > 0
+    assert result.point.gap < 1e-3 * gated_points(result)[0].moved ** 2
+    assert accuracy(result.model, *validation) > before - 0.02
+    first = result.path[0]
+    assert first.moved == 0.0
+    assert first.accuracy == pytest.approx(accuracy(model, x, y))
+
+
+def test_a_branch_that_was_trained_is_finished_from_where_it_is(model, digits):
+    x, y = digits[0]
+    gated = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
+    branch = find_structure(gated).layer
+    branch.kernel.assign(0.02 * np.random.default_rng(0).normal(size=branch.kernel.shape))
+    start = gated.predict(x, verbose=0)
+    result = converge(gated, x, y, verbose=0)
+    assert result.model is gated
+    assert accuracy(gated, x, y) == 1.0
+    assert gated_points(result)
+    change = gated.predict(x, verbose=0) - start
+    assert result.point.moved == pytest.approx(np.sqrt(np.mean(np.sum(change**2, axis=1))), rel=1e-3)
+    again = converge(gated, x, y, verbose=0)
+    assert len(again.path) == 1
+    assert again.point.moved == 0.0
+
+
+def test_a_factor_that_does_not_fit_is_not_made(model, digits):
+    x, y = digits[0]
+    with pytest.warns(UserWarning, match="larger than max_bytes"):
+        result = converge(model, x, y, gated=True, max_bytes=100_000, verbose=0)  # enough for 158 samples
+    assert not gated_points(result)
+    assert accuracy(result.model, x, y) == 1.0
+
+
+def test_a_gated_head_that_does_not_fit_is_not_made(model, digits):
+    x, y = digits[0]
+    with pytest.raises(ValueError, match=r"too large.*Received: 24,000 parameters for 600 samples"):
+        converge(model, x, y, gated=True, max_bytes=4 * 24_000 - 1, verbose=0)
+    with pytest.warns(UserWarning, match=r"a gated one is too large.*Received: 24,000 parameters.*max_bytes=10,000"):
+        result = converge(model, x, y, max_bytes=10_000, verbose=0)
+    assert result.model is model
+    assert result.loss < result.path[0].loss
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3])
+def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, digits, distance):
+    (x, y), validation, _, _ = digits
+    before = accuracy(model, *validation)
+    twins = x[:5] + distance * np.random.default_rng(0).normal(size=(5, 64)).astype("float32")
+    x, y = np.concatenate([x, twins]), np.concatenate([y, (y[:5] + 1) % 10])
+    weight = np.ones(len(y))
+    weight[10] = 0.0  # so that positions differ from those among the samples that count
+    with pytest.warns(UserWarning, match="samples stay on their wrong side.*Received"):
+        result = converge(model, x, y, weight, gated=True, verbose=0)
+    wrong = np.flatnonzero(result.model.predict(x, verbose=0).argmax(axis=1) != y)
+    assert set(wrong) <= {*result.left, 10}
+    assert set(result.left) <= {*range(5), *range(600, 605)}
+    assert result.stopped_by == f"separation of all samples but {len(wrong) - (10 in wrong)}"
+    assert "Result.left" in str(result)
+    assert not result.reached
+    assert accuracy(result.model, *validation) > before - 0.02
+
+
+def test_a_mixture_of_too_few_gates_goes_on_by_newtons_method(model, digits):
+    x, y = digits[0]
+    small = keras_dal.add_gated_head(model, x, num_samples=50, seed=0, verbose=False)
+    with pytest.warns(UserWarning, match="did not separate.*Received.* training accuracy"):
+        result = converge(small, x, y, time_limit=2.0, verbose=0)
+    assert gated_points(result)
+    assert result.path[-1].ridge > 0
+
+
+@pytest.mark.parametrize("full", [100, 4096])
+def test_gates_before_the_head_are_solved_for_by_newtons_method(model, digits, monkeypatch, full):
+    x, y = digits[0]
+    monkeypatch.setattr(
+        "keras_dal.solvers.kfac_preconditioner._FULL", full
+    )  # gates up to which their moments are factorized whole
+    gated = keras_dal.add_gated_head(model, x, place="before", oversample=2, seed=0, verbose=False)
+    assert find_structure(gated).layer.units > 100
+    result = converge(gated, x, y, verbose=0)
+    assert not gated_points(result)
+    assert result.margin > 0
+    assert accuracy(gated, x, y) == 1.0
+
+
+def test_anchors_are_held_while_samples_are_moved(model, digits):
+    (x, y), validation, unlabelled, _ = digits
+    before = accuracy(model, *validation)
+    held = converge(model, x, y, gated=True, anchors=unlabelled, verbose=0)
+    assert gated_points(held)
+    assert held.margin > 0
+    assert accuracy(held.model, *validation) > before - 0.02
+    free = converge(model, x, y, gated=True, verbose=0)
+    start, *ends = (each.predict(unlabelled, verbose=0) for each in (model, held.model, free.model))
+    moved = [np.sqrt(np.mean(np.sum((end - start) ** 2, axis=1))) for end in ends]
+    assert moved[0] < moved[1]
+    assert held.point.moved == pytest.approx(moved[0], rel=1e-3)
+
+
+def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):
+    (x, y), validation, _, _ = digits
+    on_host = converge(model, x, y, gated=True, verbose=0)
+    monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)
+    on_accelerator = converge(model, x, y, gated=True, verbose=0)
+    assert on_accelerator.point.separated
+    # after several Newton steps in float32 the sums' order shows, and so does the step at which the path ends
+    outputs = [result.model.predict(validation[0], verbose=0) for result in (on_host, on_accelerator)]
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=0.02 * np.abs(outputs[0]).max())
+
+
+def test_a_time_limit_and_patience_end_the_path(model, digits):
+    (x, y), validation, _, _ = digits
+    result = converge(model, x, y, gated=True, time_limit=1e-6, verbose=0)
+    assert result.stopped_by == "the time limit"
+    assert len(result.path) == 1
+    result = converge(model, x, y, gated=False, ridge=1e-7, patience=2, validation_data=validation, verbose=0)
+    assert result.stopped_by == "patience"
+    assert result.point.validation == max(point.validation for point in result.path)
+    assert accuracy(model, *validation) == pytest.approx(result.point.validation, abs=2e-3)
+
+
+def test_patience_does_not_end_the_try_with_the_own_head(model, digits):
+    (x, y), validation, _, _ = digits
+    result = converge(model, x, y, patience=1, validation_data=validation, verbose=0)
+    assert len({len(point.theta) for point in result.path}) == 2
+    assert result.point.validation == max(point.validation for point in result.path)
+
+
+def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path):
+    (x, y), validation, _, _ = digits
+    products, original = [], CachedJacobian.logits
+
+    def interrupting(self, theta):
+        products.append(0)
+        if len(products) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, theta)
+
+    monkeypatch.setattr(CachedJacobian, "logits", interrupting)
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+    try:
+        result = converge(model, x, y, gated=True, validation_data=validation, verbose=0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.stopped_by == "an interrupt"
+    assert result.point.validation == max(point.validation for point in result.path)
+    result.model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(x[:5], verbose=0), result.model.predict(x[:5], verbose=0), rtol=1e-5)
+
+
+def test_what_the_own_head_reached_is_kept_when_the_branch_is_interrupted(model, digits, monkeypatch):
+    x, y = digits[0]
+    original = Path.add
+
+    def interrupting(self, point):
+        if len(point.theta) > 250:
+            raise KeyboardInterrupt
+        original(self, point)
+
+    monkeypatch.setattr(Path, "add", interrupting)
+    result = converge(model, x, y, verbose=0)
+    assert result.stopped_by == "an interrupt"
+    assert result.accuracy == max(point.accuracy for point in result.path) > result.path[0].accuracy
+    assert accuracy(result.model, x, y) == pytest.approx(result.accuracy, abs=2e-3)
+
+
+@pytest.mark.parametrize("moment", ["assigning", "evaluating"])
+def test_an_interrupt_at_the_end_is_obeyed_when_the_model_is_whole(model, digits, monkeypatch, moment):
+    x, y = digits[0]
+    expected = converge(model, x[:40], y[:40], verbose=0)
+    weights = model.get_weights()
+    model.set_weights(digits[3])
+    pending = [KeyboardInterrupt]
+    target = find_structure(model).linear_parameters[1]
+    assign, rounded = type(target).assign, type(expected.structure).rounded
+
+    def assigning(self, value):
+        if self is target and np.array_equal(value, weights[-1]) and pending:
+            raise pending.pop()
+        return assign(self, value)
+
+    def evaluating(self, theta):
+        if pending:
+            raise pending.pop()
+        return rounded(self, theta)
+
+    if moment == "assigning":
+        monkeypatch.setattr(type(target), "assign", assigning)
+    else:
+        monkeypatch.setattr(type(expected.structure), "rounded", evaluating)
+    result = converge(model, x[:40], y[:40], verbose=0)
+    assert not pending
+    assert result.stopped_by == "an interrupt"
+    for mine, theirs in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_an_interrupt_while_reading_features_leaves_the_model(model, digits, tmp_path):
+    x, y = digits[0]
+
+    def batches():
+        yield x[:50], y[:50]
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="only arrays can be recognized"), pytest.raises(KeyboardInterrupt):
+        converge(model, batches(), cache=tmp_path, max_bytes=0, verbose=0)
+    for kept, now in zip(digits[3], model.get_weights(), strict=True):
+        assert (kept == now).all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_shown(model, digits, capsys):
+    x, y = digits[0]
+    result = converge(model, x[:40], y[:40], validation_data=digits[1])
+    printed = capsys.readouterr().out
+    for name in ("training samples", "validation data", "40/40"):
+        assert name in printed
+    head, *rows = printed.splitlines()[-1 - len(result.path) :]
+    assert head.split() == ["step", "seconds", "loss", "accuracy", "margin", "moved", "gap", "validation"]
+    for row, point in zip(rows, result.path, strict=True):
+        assert f"{point.loss:.4g} {point.accuracy:10.2%}" in row
+        assert row.endswith(f"{point.validation:10.2%}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tol": 0}, "tol must be positive. Received: tol=0"),
+        ({"gated": "maybe"}, "gated must be .*Received: gated='maybe'"),
+        ({"ridge": -1.0}, "ridge must be a number that is not negative. Received: ridge=-1.0"),
+        ({"patience": 2}, "patience needs validation_data.*Received: patience=2"),
+        ({"ridge": np.inf}, "ridge must be a number.*Received: ridge=inf"),
+        ({"anchors": np.zeros((3, 9))}, r"The anchors must have shapes.*\(64,\).*Received: \[\(9,\)\]"),
+        ({"validation_data": (np.zeros((3, 9)), [0])}, "The validation data must have shapes.*Received"),
+        ({"validation_data": (np.zeros((3, 64)), None)}, "validation_data must be .*Received: no labels"),
+        ({"y": np.array(list("abcde"))}, "Labels must be numbers. Received: y of dtype <U1"),
+        ({"validation_data": (1, 2, 3)}, r"validation_data must be \(x, y\). Received: 3 parts"),
+        ({"y": None}, "needs labels.*Received"),
+        ({"y": np.full(5, 10)}, r"must lie in 0..9.*Received"),
+        ({"loss": "hinge"}, "supported losses.*Received"),
+    ],
+)
+def test_bad_arguments_get_one_clear_sentence(model, digits, arguments, message):
+    x, y = digits[0]
+    with pytest.raises(ValueError, match=message):
+        converge(model, **{"x": x[:5], "y": y[:5], "verbose": 0, **arguments})
+
+
+def test_learned_gates_are_frozen_before_they_are_solved_for(digits):
+    (x, y), *_ = digits
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(24, "relu"), keras_dal.GatedDense(250), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=2, verbose=0)
+    result = converge(model, x, y, verbose=0)
+    assert result.point.accuracy == accuracy(result.model, x, y) == 1.0
+
+
+def test_a_refused_call_freezes_no_gates(digits):
+    x = digits[0][0]
+    model = keras.Sequential([keras.Input((64,)), keras_dal.GatedDense(40), keras.layers.Dense(3)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match=r"must lie in 0..2"):
+        converge(model, x[:5], np.full(5, 7), verbose=0)
+    assert not model.layers[0].gates_frozen
+
+
+def test_weights_of_validation_data_are_refused(model, digits):
+    x, y = digits[0]
+    data = tf.data.Dataset.from_tensor_slices((x[:20], y[:20], np.linspace(0, 1, 20))).batch(10)
+    with pytest.raises(ValueError, match="must have no sample weights.*Received: weights from 0.0 to 1.0"):
+        converge(model, x[:20], y[:20], validation_data=data, verbose=0)
+
+
+def test_an_interrupt_before_the_first_point_leaves_the_model_as_it_was(model, digits, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    (x, y), *_, weights = digits
+    monkeypatch.setattr(sys.modules["keras_dal.finishing.converge"], "add_gated_head", interrupted)
+    result = converge(model, x, y, gated=True, verbose=0)
+    assert result.stopped_by == "an interrupt"
+    np.testing.assert_allclose(result.model.get_weights()[-2], weights[-2], rtol=1e-6)
+
+
+def test_validation_data_may_be_a_dataset(model, digits):
+    (x, y), validation, _, weights = digits
+    dataset = tf.data.Dataset.from_tensor_slices(validation).batch(100)
+    arrays = converge(model, x, y, validation_data=validation, gated=False, ridge=1.0, verbose=0)
+    model.set_weights(weights)
+    batches = converge(model, x, y, validation_data=dataset, gated=False, ridge=1.0, verbose=0)
+    assert batches.after == pytest.approx(arrays.after, rel=1e-4)

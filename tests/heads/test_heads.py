@@ -1,0 +1,138 @@
+"""Heads against their formulas, written out sample by sample, and against Keras layers."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_dal.heads import DenseHead, GatedHead, MixtureHead, SumHead
+
+M, C, H = 4, 3, 5
+
+
+def gates(generator, count=H):
+    return {
+        "mean": generator.standard_normal(M),
+        "scale": generator.uniform(0.5, 2.0, M),
+        "gate_kernel": generator.standard_normal((M, count)),
+        "gate_bias": generator.standard_normal(count),
+        "sharpness": 3.0,
+    }
+
+
+def gated_head(generator, use_bias):
+    return GatedHead(
+        **gates(generator),
+        output_kernel=generator.standard_normal((H, C)),
+        use_bias=use_bias,
+    )
+
+
+def mixture_head(generator, count=H):
+    return MixtureHead(**gates(generator, count), num_outputs=C)
+
+
+HEADS = {
+    "dense": lambda generator: DenseHead(M, C),
+    "dense, no bias": lambda generator: DenseHead(M, C, use_bias=False),
+    "gated": lambda generator: gated_head(generator, True),
+    "gated, no bias": lambda generator: gated_head(generator, False),
+    "sum": lambda generator: SumHead([gated_head(generator, False), DenseHead(M, C)]),
+    "mixture": mixture_head,
+    "mixture, few gates": lambda generator: mixture_head(generator, 2),
+    "branch": lambda generator: SumHead([mixture_head(generator), DenseHead(M, C)]),
+}
+
+
+def by_hand(head, z, theta):
+    """Return the logits of one sample, one number after another."""
+    if isinstance(head, SumHead):
+        ends = np.cumsum([0] + [part.num_parameters for part in head.parts])
+        thetas = [theta[a:b] for a, b in itertools.pairwise(ends)]
+        return sum(by_hand(part, z, each) for part, each in zip(head.parts, thetas, strict=True))
+    if isinstance(head, DenseHead):
+        bias = theta[M * C :] if head.use_bias else np.zeros(C)
+        return np.array([sum(z[i] * theta[i * C + j] for i in range(M)) + bias[j] for j in range(C)])
+    u, count = [(z[i] - head.mean[i]) / head.scale[i] for i in range(M)], head.gate_kernel.shape[1]
+    bias = theta[(M + 1) * count :] if head.use_bias else np.zeros(C)
+    logits = bias.copy()
+    for h in range(count):
+        gate = 1 / (
+            1 + np.exp(-head.sharpness * (sum(u[i] * head.gate_kernel[i, h] for i in range(M)) + head.gate_bias[h]))
+        )
+        if isinstance(head, MixtureHead):
+            for j in range(C):
+                inner = sum(u[i] * theta[(i * count + h) * C + j] for i in range(M)) + theta[(M * count + h) * C + j]
+                logits[j] += gate * inner
+            continue
+        unit = (sum(u[i] * theta[i * count + h] for i in range(M)) + theta[M * count + h]) * gate
+        logits += unit * head.output_kernel[h]
+    return logits
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(sorted(HEADS)), st.integers(0, 2**31))
+def test_logits_adjoint_and_sizes(name, seed):
+    generator = np.random.default_rng(seed)
+    head = HEADS[name](generator)
+    z, theta = generator.standard_normal((6, M)), generator.standard_normal(head.num_parameters)
+    logits = head.logits(z, theta)
+    np.testing.assert_allclose(logits, [by_hand(head, row, theta) for row in z], rtol=1e-9, atol=1e-9)
+    cotangent = generator.standard_normal(logits.shape)
+    assert np.sum(logits * cotangent) == pytest.approx(head.adjoint(z, cotangent) @ theta, rel=1e-9, abs=1e-9)
+    np.testing.assert_allclose(head.logits(z, 2.5 * theta), 2.5 * logits, rtol=1e-9, atol=1e-9)
+    assert head.num_parameters == sum(int(np.prod(shape)) for shape in head.shapes)
+
+
+def test_a_mixture_of_many_samples_is_computed_in_blocks(monkeypatch):
+    head, generator = mixture_head(np.random.default_rng(0)), np.random.default_rng(1)
+    z, theta, cotangent = (generator.standard_normal(shape) for shape in ((7, M), head.num_parameters, (7, C)))
+    whole = head.logits(z, theta), head.adjoint(z, cotangent)
+    monkeypatch.setattr("keras_dal.heads.mixture._ENTRIES", 2 * M * C + 1)
+    np.testing.assert_allclose(head.logits(z, theta), whole[0], rtol=1e-12)
+    np.testing.assert_allclose(head.adjoint(z, cotangent), whole[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_columns_are_the_factor_that_all_outputs_share(name):
+    head = HEADS[name](np.random.default_rng(0))
+    z = np.random.default_rng(1).standard_normal((6, M))
+    jacobian = np.stack([head.logits(z, unit) for unit in np.eye(head.num_parameters)], axis=-1).reshape(6 * C, -1)
+    columns = head.columns(z)
+    assert (columns is None) == any(isinstance(part, GatedHead) for part in getattr(head, "parts", [head]))
+    if columns is not None:
+        np.testing.assert_allclose(np.kron(columns, np.eye(C)), jacobian, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_split_and_join_are_inverse(name):
+    head = HEADS[name](np.random.default_rng(0))
+    theta = np.arange(head.num_parameters, dtype=np.float64)
+    parts = head.split(theta)
+    assert tuple(part.shape for part in parts) == head.shapes
+    np.testing.assert_array_equal(head.join(parts), theta)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_float32_features_stay_float32(name):
+    generator = np.random.default_rng(0)
+    head = HEADS[name](generator)
+    z = generator.standard_normal((6, M)).astype("float32")
+    theta = generator.standard_normal(head.num_parameters)
+    logits = head.logits(z, theta)
+    assert logits.dtype == np.float32
+    assert head.adjoint(z, logits).dtype == np.float32
+    np.testing.assert_allclose(logits, head.logits(z.astype(np.float64), theta), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_dense_head_is_the_keras_layer(use_bias):
+    layer = keras.layers.Dense(C, use_bias=use_bias, dtype="float64", bias_initializer="normal")
+    layer.build((None, M))
+    z = np.random.default_rng(0).standard_normal((6, M))
+    head = DenseHead(M, C, use_bias)
+    theta = head.join([weight.numpy() for weight in layer.weights])
+    np.testing.assert_allclose(head.logits(z, theta), layer(z), rtol=1e-12)

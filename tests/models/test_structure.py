@@ -1,0 +1,184 @@
+"""find_structure on models of every kind, and what it must refuse."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_dal.models.gated_layers import GatedDense
+from keras_dal.models.structure import find_structure, tap
+
+
+def snapshot(model):
+    return [keras.ops.convert_to_numpy(variable).copy() for variable in model.variables]
+
+
+def assert_unchanged(model, before):
+    for value, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(value, keras.ops.convert_to_numpy(variable))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_finds_head_and_leaves_the_model_alone(case, dtype):
+    model = case.build(dtype)
+    before = snapshot(model)
+    structure = find_structure(model, case.inputs(3) if case.name == "subclassed" else None)
+    assert_unchanged(model, before)
+    assert structure.activation == case.activation
+    assert structure.num_outputs == case.num_outputs
+    assert structure.use_bias == case.use_bias
+    assert bool(structure.gated_layers) == case.gated
+    assert structure.num_features == (3 if case.name == "convolutional" else cases.NUM_FEATURES)
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_logits_are_those_of_the_model(case):
+    model, x = case.build(), case.inputs(7)
+    structure = find_structure(model, x)
+    expected = cases.logits_from_outputs(model(x, training=False), case.activation).numpy()
+    logits = structure.logits(x)
+    if case.activation == "softmax":
+        expected, logits = (f - f.mean(axis=1, keepdims=True) for f in (expected, logits))
+    np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-9)
+    from_features = structure.head().logits(np.asarray(structure.features(x), np.float64), structure.theta())
+    np.testing.assert_allclose(from_features, structure.logits(x), rtol=1e-9, atol=1e-9)
+
+
+def test_assign_writes_theta_in_the_order_of_the_head():
+    case = cases.CASES[0]
+    model = case.build()
+    structure = find_structure(model)
+    theta = np.arange(structure.head().num_parameters, dtype=np.float64)
+    structure.assign(theta)
+    np.testing.assert_array_equal(structure.theta(), theta)
+    np.testing.assert_array_equal(model.layers[-1].kernel.numpy(), theta[:-3].reshape(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "pattern"), cases.REFUSED, ids=lambda part: part if isinstance(part, str) else ""
+)
+def test_refuses(name, make, pattern):
+    keras.utils.set_random_seed(0)
+    model = make()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"(?s){pattern}") as error:
+        find_structure(model)
+    assert "Received: " in str(error.value)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("gates", ["learned", "random"])
+def test_learned_gates_are_checked_as_they_will_be_frozen(gates):
+    keras.utils.set_random_seed(0)
+    gated, dense = GatedDense(5, gates=gates, name="gated"), layers.Dense(3, activation="softmax", name="top")
+    model = cases.sequential(gated, dense)
+    before = snapshot(model)
+    structure = find_structure(model)
+    assert_unchanged(model, before)
+    assert structure.layer is gated
+    assert structure.output_layer is dense
+    assert structure.gated_layers == (gated,)
+    assert structure.linear_parameters == (gated.kernel, gated.bias, dense.bias)
+    plain = find_structure(model, parameters=dense)  # the last layer alone is a linear head too
+    assert plain.layer is dense
+    assert plain.gated_layers == ()
+
+
+class TestSelection:
+    """`parameters`: what the user names is checked, not trusted."""
+
+    @pytest.fixture
+    def model(self):
+        keras.utils.set_random_seed(0)
+        return keras.Sequential(
+            [
+                layers.Input((5,)),
+                layers.Dense(6, activation="relu", use_bias=False, name="inner"),
+                layers.Dense(4, name="linear"),
+                layers.Dense(3, name="top"),
+            ]
+        )
+
+    @pytest.mark.parametrize("parameters", ["head", "top", ["top"], "top/", "^.*/top/(kernel|bias)$"])
+    def test_accepts(self, model, parameters):
+        assert find_structure(model, parameters=parameters).layer is model.layers[-1]
+
+    def test_accepts_a_layer(self, model):
+        assert find_structure(model, parameters=model.layers[-1]).layer is model.layers[-1]
+
+    @pytest.mark.parametrize(
+        ("parameters", "pattern"),
+        [
+            ("inner", "are not linear in"),  # homogeneous of degree one in this kernel, and not linear
+            ("inner/kernel", "are not linear in"),
+            ("linear", "are linear, but not as a head of features"),
+            ("top/bias", "linear up to a constant"),
+            (["linear", "top"], "are not linear in"),
+            ("nothing", r"No layer.*\['inner', 'linear', 'top'\]"),
+        ],
+    )
+    def test_refuses(self, model, parameters, pattern):
+        before = snapshot(model)
+        with pytest.raises(ValueError, match=pattern) as error:
+            find_structure(model, parameters=parameters)
+        assert f"Received: parameters={parameters!r}" in str(error.value)
+        assert_unchanged(model, before)
+
+
+def test_restores_on_an_exception():
+    class Fragile(layers.Layer):
+        calls = 0
+
+        def call(self, inputs):
+            Fragile.calls += 1
+            if Fragile.calls == 4:  # in the middle of the check
+                raise KeyboardInterrupt
+            return inputs
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([layers.Input((5,)), layers.Dense(4, activation="tanh"), layers.Dense(3)])
+    model = keras.Sequential([layers.Input((5,)), Fragile(), *model.layers])
+    Fragile.calls = 0
+    before, calls = snapshot(model), [vars(layer).get("call") for layer in model.layers]
+    with pytest.raises(KeyboardInterrupt):
+        find_structure(model)
+    assert_unchanged(model, before)
+    assert [vars(layer).get("call") for layer in model.layers] == calls
+
+
+def test_tap_sees_traced_calls():
+    import tensorflow as tf
+
+    model = cases.CASES[2].build("float32")
+    head = find_structure(model).layer
+
+    @tf.function
+    def features(x):
+        with tap(head) as inputs:
+            model(x, training=False)
+        return inputs[-1]
+
+    x = cases.CASES[2].inputs(3)
+    np.testing.assert_allclose(features(x), find_structure(model).features(x), rtol=1e-6)
+    assert "call" not in vars(head)
+
+
+def test_refuses_inputs_of_another_shape():
+    with pytest.raises(ValueError, match=r"inputs of shape \(None, 5\).*Received: x of shape \(2, 4\)"):
+        find_structure(cases.CASES[0].build(), np.zeros((2, 4), "float32"))
+
+
+def test_refuses_features_that_show_nothing():
+    model = cases.CASES[0].build()
+    with pytest.raises(ValueError, match=r"finite and not all zero.*Received: 4 values"):
+        find_structure(model, np.full((1, 5), np.nan, "float32"))
+
+
+def test_a_network_for_raw_pixel_values_that_sees_nothing_in_small_ones():
+    dense = layers.Dense(
+        4, activation="relu", kernel_initializer="ones", bias_initializer=keras.initializers.Constant(-0.1)
+    )
+    model = keras.Sequential([layers.Input((3,)), layers.Rescaling(1 / 255), dense, layers.Dense(2, name="logits")])
+    assert find_structure(model).layer.name == "logits"

@@ -1,0 +1,154 @@
+"""Tangent operators against dense Jacobians by TensorFlow's automatic differentiation, in float64."""
+
+import os
+import subprocess
+import sys
+
+import cases
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from scipy.sparse.linalg import lsqr
+
+from keras_dal.models.structure import find_structure
+from keras_dal.models.tangent import tangent_operator
+
+N = 6
+DIFFERENTIABLE = [case for case in cases.CASES if case.activation != "softmax" or "softmax" in case.name]
+
+
+def logits_jacobian(case, model, x, variables, operator):
+    """Return the dense Jacobian of the logits, up to what probabilities do not show, and the operator's."""
+    dense = cases.dense_jacobian(case, model, x, variables)
+    formed = (operator @ np.eye(operator.shape[1])).reshape(dense.shape)
+    if case.activation == "softmax":
+        dense, formed = (part - part.mean(axis=1, keepdims=True) for part in (dense, formed))
+    return dense, formed
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=lambda case: case.name)
+def test_head_is_analytic(case):
+    model, x = case.build(), case.inputs(N)
+    operator = tangent_operator(model, x, batch_size=4)
+    assert operator.shape[0] == N * case.num_outputs
+    dense, formed = logits_jacobian(case, model, x, find_structure(model).linear_parameters, operator)
+    np.testing.assert_allclose(formed, dense, atol=1e-10)
+    np.testing.assert_allclose(
+        operator.T @ np.eye(operator.shape[0]), (operator @ np.eye(operator.shape[1])).T, atol=1e-12
+    )
+
+
+KINDS = {"nested", "softmax layer", "sigmoid inside", "gated before", "gated branch"}
+
+
+@pytest.mark.parametrize("case", [case for case in DIFFERENTIABLE if case.name in KINDS], ids=lambda case: case.name)
+def test_whole_network_by_differentiation(case):
+    model, x = case.build(), case.inputs(N)
+    operator = tangent_operator(model, x, "all", batch_size=4)
+    dense, formed = logits_jacobian(case, model, x, model.trainable_variables, operator)
+    np.testing.assert_allclose(formed, dense, atol=1e-10)
+    u, v = (np.random.default_rng(0).standard_normal(size) for size in operator.shape)
+    assert u @ (operator @ v) == pytest.approx((operator.T @ u) @ v, rel=1e-10)
+
+
+@pytest.mark.parametrize("parameters", ["trunk", ["trunk", "tanh"], "kernel$"])
+def test_any_parameters(parameters):
+    case = cases.CASES[0]
+    model, x = case.build(), case.inputs(N)
+    operator = tangent_operator(model, x, parameters)
+    dense, formed = logits_jacobian(case, model, x, operator.variables, operator)
+    np.testing.assert_allclose(formed, dense, atol=1e-10)
+    number = {"trunk": 2, "kernel$": 3}.get(parameters, 4) if isinstance(parameters, str) else 4
+    assert len(operator.variables) == number
+
+
+def test_serves_lsqr():
+    case = cases.CASES[0]
+    model, x = case.build(), case.inputs(N)
+    operator = tangent_operator(model, x)
+    targets = np.random.default_rng(0).standard_normal(operator.shape[0])
+    dense = operator @ np.eye(operator.shape[1])
+    expected = targets - dense @ np.linalg.lstsq(dense, targets, rcond=None)[0]
+    residual = targets - operator @ lsqr(operator, targets, atol=1e-12, btol=1e-12)[0]
+    np.testing.assert_allclose(residual, expected, atol=1e-8)
+
+
+def test_float16_networks_have_float64_products():
+    case = cases.CASES[0]
+    x = case.inputs(N)
+    exact, rounded = (case.build(dtype) for dtype in ("float64", "mixed_float16"))
+    for source, target in zip(exact.variables, rounded.variables, strict=True):
+        target.assign(source.numpy())
+    a, b = (tangent_operator(model, x, "all") for model in (exact, rounded))
+    assert b.dtype == np.float64
+    direction = np.random.default_rng(0).standard_normal(a.shape[1])
+    assert np.linalg.norm(a @ direction - b @ direction) < 1e-2 * np.linalg.norm(a @ direction)
+
+
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_refuses_what_does_not_fit(parameters):
+    case = cases.CASES[0]
+    with pytest.raises(MemoryError, match=r"Take fewer samples or raise max_bytes.*Received: 6 samples"):
+        tangent_operator(case.build(), case.inputs(N), parameters, max_bytes=1000)
+    operator = tangent_operator(case.build(), case.inputs(N), parameters)
+    assert 1000 < operator.num_bytes < 10**5
+    assert 0 < operator.seconds_per_product < 10
+
+
+@pytest.mark.parametrize(("parameters", "pattern"), [("missing", "No layer"), ("norm", "At least one")])
+def test_bad_parameters(parameters, pattern):
+    model = cases.sequential(layers.BatchNormalization(center=False, scale=False, name="norm"), layers.Dense(3))
+    with pytest.raises(ValueError, match=f"{pattern}.*Received: "):
+        tangent_operator(model, cases.CASES[0].inputs(N), parameters)
+
+
+_OTHER_BACKEND = """
+import keras, numpy as np
+from keras import layers
+from keras_dal.models.structure import find_structure
+from keras_dal.models.tangent import tangent_operator
+keras.utils.set_random_seed(0)
+model = keras.Sequential([layers.Input((5,)), layers.Dense(6, activation="tanh"), layers.BatchNormalization(),
+                          layers.Dropout(0.5), layers.Dense(3, activation="softmax")])
+x = np.random.default_rng(0).standard_normal((7, 5)).astype("float32")
+structure, operator = find_structure(model), tangent_operator(model, x, "all", batch_size=4)
+variables, direction = operator.variables, np.random.default_rng(1).standard_normal(operator.shape[1])
+parts = np.split(direction, np.cumsum([np.prod(v.shape, dtype=int) for v in variables])[:-1])
+start = [keras.ops.convert_to_numpy(v).copy() for v in variables]
+logits = []
+for step in (1e-2, -1e-2):
+    for variable, value, part in zip(variables, start, parts):
+        variable.assign(value + step * part.reshape(value.shape))
+    logits.append(structure.logits(x))
+for variable, value in zip(variables, start):
+    variable.assign(value)
+expected = (logits[0] - logits[1]).ravel() / 2e-2
+product = operator @ direction
+assert np.linalg.norm(product - expected) < 1e-2 * np.linalg.norm(expected), (product, expected)
+u = np.random.default_rng(2).standard_normal(operator.shape[0])
+assert abs(u @ product - (operator.T @ u) @ direction) < 1e-5 * np.linalg.norm(product) * np.linalg.norm(u)
+head = tangent_operator(model, x)
+last = np.zeros(operator.shape[1])
+last[-head.shape[1]:] = direction[-head.shape[1]:]
+assert np.linalg.norm(head @ last[-head.shape[1]:] - operator @ last) < 1e-5 * np.linalg.norm(operator @ last)
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_equal_finite_differences(backend):
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    run = subprocess.run([sys.executable, "-c", _OTHER_BACKEND], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_model_is_left_as_it_was():
+    case = cases.CASES[0]
+    model, x = case.build(), case.inputs(N)
+    before = [variable.numpy().copy() for variable in model.variables]
+    operator = tangent_operator(model, x, "all")
+    operator @ np.ones(operator.shape[1])
+    for value, variable in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(value, variable.numpy())
+    assert model.layers[-1].activation is keras.activations.linear
+    assert "call" not in vars(model.layers[-1])

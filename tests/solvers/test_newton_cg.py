@@ -1,0 +1,280 @@
+"""Products, coordinates, criteria and the solver against dense algebra, SciPy and scikit-learn, in float64."""
+
+import numpy as np
+import pytest
+from scipy import optimize
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from keras_dal import heads, losses
+from keras_dal.heads.array_backend import Accelerator, Host
+from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
+from keras_dal.solvers.kfac_preconditioner import Whitening
+from keras_dal.solvers.newton_cg import Problem
+from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
+
+N, M, H, C = 40, 5, 12, 3
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(0)
+
+
+def gates(generator, count=H):
+    return {
+        "mean": generator.normal(size=M),
+        "scale": generator.uniform(0.5, 2, M),
+        "gate_kernel": generator.normal(size=(M, count)),
+        "gate_bias": generator.normal(size=count),
+        "sharpness": 3.0,
+    }
+
+
+def gated(generator, use_bias):
+    return heads.GatedHead(
+        **gates(generator),
+        output_kernel=generator.normal(size=(H, C)),
+        use_bias=use_bias,
+    )
+
+
+def mixture(generator, count=H):
+    return heads.MixtureHead(**gates(generator, count), num_outputs=C)
+
+
+KINDS = {
+    "dense": lambda generator: heads.DenseHead(M, C),
+    "dense without bias": lambda generator: heads.DenseHead(M, C, use_bias=False),
+    "gated": lambda generator: gated(generator, use_bias=True),
+    "gated beside": lambda generator: heads.SumHead([gated(generator, use_bias=False), heads.DenseHead(M, C)]),
+    "branch": lambda generator: heads.SumHead([mixture(generator), heads.DenseHead(M, C)]),
+    "branch of few gates": lambda generator: heads.SumHead([mixture(generator, 3), heads.DenseHead(M, C)]),
+}
+
+
+@pytest.fixture(params=KINDS)
+def head(request, generator):
+    return KINDS[request.param](generator)
+
+
+def columns(head, features):
+    """The Jacobian `(n, C, P)` from its definition: the logits of unit vectors, which is no product of ours."""
+    return np.stack([head.logits(features, unit) for unit in np.eye(head.num_parameters)], axis=-1)
+
+
+def one_hot(labels):
+    return np.eye(C)[labels]
+
+
+def mean_of(criterion, size=N):
+    """The mean of a criterion over samples whose logits start at zero."""
+    return Anchored(criterion, np.full(size, 1 / size), np.zeros((size, C), np.float32))
+
+
+@pytest.mark.parametrize("on", [Host, Accelerator])
+@pytest.mark.parametrize("max_bytes", [0, 2**30], ids=["gates computed again", "gates kept"])
+def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, on, monkeypatch):
+    monkeypatch.setattr(
+        "keras_dal.heads.cached_jacobian._BLOCK", 16
+    )  # so that there are several blocks, the last one short
+    features = generator.normal(size=(N, M))
+    jacobian, dense = CachedJacobian(head, features, max_bytes, on()), columns(head, features)
+    theta, cotangent = generator.normal(size=head.num_parameters), generator.normal(size=(N, C))
+    np.testing.assert_allclose(jacobian.logits(theta), dense @ theta, rtol=1e-4, atol=1e-4)
+    pulled = np.einsum("ncp,nc->p", dense, cotangent)
+    np.testing.assert_allclose(jacobian.adjoint(cotangent), pulled, rtol=1e-4, atol=1e-4)
+    scale = generator.normal(size=N)
+    bent = jacobian.normal(theta, lambda change, rows: scale[rows, None] * change)
+    np.testing.assert_allclose(bent, np.einsum("ncp,n,nc->p", dense, scale, dense @ theta), rtol=1e-3, atol=1e-3)
+    rows = np.array([1, 7, 30])
+    np.testing.assert_allclose(jacobian.restricted(rows).logits(theta), (dense @ theta)[rows], rtol=1e-4, atol=1e-4)
+
+
+def test_stacked_rows_are_those_of_all_samples(head, generator):
+    features, theta = generator.normal(size=(N, M)), generator.normal(size=head.num_parameters)
+    whole = CachedJacobian(head, features)
+    stacked = StackedJacobian([CachedJacobian(head, features[:15]), CachedJacobian(head, features[15:])])
+    cotangent = generator.normal(size=(N, C))
+    for rows in (np.arange(N), np.array([0, 14, 15, 39]), np.array([3]), np.array([20, 21])):
+        some, same = stacked.restricted(rows), whole.restricted(rows)
+        np.testing.assert_allclose(some.logits(theta), same.logits(theta), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(some.adjoint(cotangent[rows]), same.adjoint(cotangent[rows]), rtol=1e-4, atol=1e-4)
+        pulled = some.normal(theta, lambda change, block: cotangent[rows][block] * change)  # noqa: B023 (used at once)
+        bent = cotangent[rows] * some.logits(theta)
+        np.testing.assert_allclose(pulled, some.adjoint(bent), rtol=1e-3, atol=1e-3)
+
+
+def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator):
+    head, anchors = heads.DenseHead(M, C), generator.normal(size=(500, M)) @ generator.normal(size=(M, M)) + 2.0
+    jacobian = CachedJacobian(head, anchors)
+    whitening, phi = Whitening(jacobian), generator.normal(size=head.num_parameters)
+    change = columns(head, anchors) @ whitening.theta(phi).astype(np.float64)
+    assert np.mean(np.sum(change**2, axis=1)) == pytest.approx(
+        phi @ phi, rel=0.1
+    )  # the regularization is 1e-2 of each input
+
+
+@pytest.mark.parametrize("units", [0, 100], ids=["largest eigenvalues", "all eigenvalues"])
+@pytest.mark.parametrize("kind", ["gated beside", "branch"])
+def test_whitening_conditions_the_jacobian_of_gates(generator, kind, units, monkeypatch):
+    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._FULL", units)
+    head, anchors = KINDS[kind](generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
+    jacobian = CachedJacobian(head, anchors)
+    whitening, dense = Whitening(jacobian), columns(head, anchors)
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+
+    def condition(matrix):
+        values = np.linalg.svd(matrix.reshape(-1, matrix.shape[-1]), compute_uv=False)
+        return values[0] / values[len(values) // 2]
+
+    assert condition(dense @ basis) < 0.1 * condition(dense)
+
+
+def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch):
+    """With one output the random signs have no effect, and all eigenvalues kept must whiten the moments."""
+    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._FULL", 0)
+    head, features = gated(generator, use_bias=False), generator.normal(size=(500, M))
+    head.output_kernel, head.num_outputs = head.output_kernel[:, :1], 1
+    whitening = Whitening(CachedJacobian(head, features))
+    gates = head.gates(features) * head.output_kernel[:, 0]
+    inputs = np.hstack([head.standardize(features), np.ones((500, 1))])
+    moments = np.kron(inputs.T @ inputs / 500, gates.T @ gates / 500)
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+    whitened = np.linalg.eigvalsh(basis.T @ moments @ basis)
+    assert whitened.max() < 1.05
+    assert np.median(whitened) > 0.9  # the rest are eigenvalues below the regularization
+    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._RANK", 4)
+    whitening = Whitening(CachedJacobian(head, features))
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+    conditions = [np.linalg.cond(change.T @ moments @ change) for change in (basis, np.eye(len(basis)))]
+    assert conditions[0] < 0.1 * conditions[1]
+
+
+@pytest.mark.parametrize("units", [0, 100], ids=["largest eigenvalues", "all eigenvalues"])
+@pytest.mark.parametrize("on", [Host, Accelerator])
+def test_whitening_and_its_transpose_are_transposes(head, generator, on, units, monkeypatch):
+    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._FULL", units)
+    whitening = Whitening(CachedJacobian(head, generator.normal(size=(N, M)), on=on()))
+    phi, gradient = generator.normal(size=(2, head.num_parameters))
+    assert whitening.theta(phi) @ gradient == pytest.approx(phi @ whitening.transposed(gradient), rel=1e-3)
+
+
+def test_a_feature_that_never_moves_is_harmless(generator):
+    features = generator.normal(size=(N, M))
+    features[:, 2] = 0.0
+    whitening = Whitening(CachedJacobian(heads.DenseHead(M, C), features))
+    assert np.isfinite(whitening.theta(np.ones((M + 1) * C))).all()
+
+
+def criteria():
+    labels = np.random.default_rng(1).integers(0, C, N)
+    signs = 2.0 * np.random.default_rng(2).integers(0, 2, (N, C)) - 1
+    return {
+        "separation of classes": Separation(one_hot(labels), 0.5, exclusive=True),
+        "separation of outputs": Separation(signs, 0.5, exclusive=False),
+        "anchored": Anchored(
+            Separation(one_hot(labels[: N // 2]), 0.5, exclusive=True),
+            np.random.default_rng(3).uniform(0.5, 2, N // 2),
+            np.random.default_rng(4).normal(size=(N, C)),
+            np.random.default_rng(5).integers(0, 2, N),
+        ),
+        "squared error": WholeLoss(losses.SquaredError(), signs),
+        "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels)),
+        "sigmoid": WholeLoss(losses.SigmoidCrossEntropy(), signs),
+    }
+
+
+@pytest.mark.parametrize("name", criteria())
+def test_gradient_and_curvature_are_derivatives(name, generator):
+    criterion, step = criteria()[name], 1e-3
+    logits, direction = generator.normal(size=(2, N, C))
+    ahead, behind = logits + step * direction, logits - step * direction
+    slope = (criterion.values(ahead) - criterion.values(behind)) / (2 * step)
+    np.testing.assert_allclose(np.sum(criterion.gradient(logits) * direction, axis=1), slope, rtol=2e-2, atol=2e-3)
+    bend = (criterion.gradient(ahead) - criterion.gradient(behind)) / (2 * step)
+    rows = np.flatnonzero(generator.uniform(size=N) < 0.8)
+    curve, middle = criterion.curvature(logits, rows), len(rows) // 3
+    blocks = [slice(0, middle), slice(middle, len(rows))]
+    bent = np.concatenate([curve(direction[rows[block]], block) for block in blocks])
+    away = np.abs(bend[rows] - bent).max(axis=1)
+    assert np.mean(away < 2e-2) > 0.9  # the squared hinge bends at single points, where no difference can follow
+    assert (away < 2e-2).all() or name.startswith(("separation", "anchored"))
+
+
+def test_separation_is_what_it_says(generator):
+    logits, labels = generator.normal(size=(N, C)), generator.integers(0, C, N)
+    values = Separation(one_hot(labels), 0.5, exclusive=True).values(logits.astype(np.float32))
+    wanted = [
+        sum(max(0.0, 0.5 - (f[label] - f[j])) ** 2 for j in range(C) if j != label)
+        for f, label in zip(logits, labels, strict=True)
+    ]
+    np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
+    active = Separation(one_hot(labels), 0.5, exclusive=True).active(logits)
+    assert (active == (np.array(wanted) > 0)).all()
+
+
+def solve(problem, steps=60):
+    best = None
+    for best, _ in zip(problem.steps(), range(steps), strict=False):
+        if best.gap <= 1e-9:
+            break
+    return best
+
+
+@pytest.mark.parametrize("name", criteria())
+def test_the_minimum_is_that_of_scipy(name, head, generator):
+    criterion, features = criteria()[name], generator.normal(size=(N, M))
+    weights, hold, ridge = generator.uniform(0.5, 2, N), generator.uniform(0, 1, N), 1e-2
+    jacobian = CachedJacobian(head, features)
+    whitening, start = Whitening(jacobian), generator.normal(size=(N, C)).astype(np.float32)
+    dense = columns(head, features)
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
+
+    def objective(phi):
+        logits = start + dense @ (basis @ phi)
+        cotangent = (weights[:, None] * criterion.gradient(logits) + 2 * hold[:, None] * (logits - start)) / N
+        gradient = basis.T @ np.einsum("ncp,nc->p", dense, cotangent) + 2 * ridge * phi
+        held = hold * np.sum((logits - start) ** 2, axis=1)
+        return np.mean(weights * criterion.values(logits) + held) + ridge * phi @ phi, gradient
+
+    zero = np.zeros(head.num_parameters)
+    expected = optimize.minimize(objective, zero, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
+    found = solve(Problem(jacobian, whitening, Anchored(criterion, weights / N, start, hold / N), ridge))
+    assert found.objective == pytest.approx(expected.fun, rel=1e-4)
+    assert found.objective - expected.fun <= found.gap + 1e-6
+
+
+def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(generator):
+    head, features, labels = KINDS["branch"](generator), generator.normal(size=(N, M)), generator.integers(0, C, N)
+    jacobian = CachedJacobian(head, features)
+    criterion = Separation(one_hot(labels), 1.0, exclusive=True)
+    problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
+    steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
+    least = min(step.objective for step in steps)
+    assert all(step.objective - least <= step.gap + 1e-6 for step in steps)
+    assert steps[-1].gap < 1e-3 * steps[0].gap
+
+
+def test_logistic_regression_is_that_of_scikit_learn(generator):
+    features, labels = generator.normal(size=(300, M)), generator.integers(0, C, 300)
+    labels[features[:, 0] > 0] = 0
+    jacobian = CachedJacobian(heads.DenseHead(M, C), features)
+    criterion = WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels))
+    problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
+    steps = [step for step, _ in zip(problem.steps(), range(25), strict=False)]
+    theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(features, labels)
+    probabilities = theirs.predict_proba(features)
+    expected = -np.mean(np.log(probabilities[np.arange(300), labels]))
+    assert steps[-1].objective == pytest.approx(expected, abs=1e-5)
+
+
+def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
+    features, targets = generator.normal(size=(200, M)), generator.normal(size=(200, C))
+    head = heads.DenseHead(M, C, use_bias=False)
+    jacobian = CachedJacobian(head, features)
+    whitening = Whitening(jacobian)
+    criterion = WholeLoss(losses.SquaredError(), targets)
+    found = solve(Problem(jacobian, whitening, mean_of(criterion, 200), 1e-2))
+    basis = np.stack([whitening.theta(unit) for unit in np.eye(M * C)], axis=1).reshape(M, C, M * C)[:, 0, ::C]
+    theirs = Ridge(alpha=1e-2 * 200 * C, fit_intercept=False, tol=1e-12).fit(features @ basis, targets)
+    np.testing.assert_allclose(found.logits, theirs.predict(features @ basis), atol=2e-3)

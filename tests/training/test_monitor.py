@@ -1,0 +1,311 @@
+"""The monitor in `fit`: what it measures, what it says, and that it leaves no trace."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+from fits import NUM_CLASSES, Snapshots, compiled, fit, images, moved, small_model, snapshot
+from keras import layers
+
+import keras_dal
+
+
+def features_of(model, x):
+    """Return the head's inputs in inference mode, from a model of their own."""
+    return keras.Model(model.inputs, model.get_layer("logits").input).predict(x, verbose=0).astype(np.float64)
+
+
+def r_squared(features, y):
+    """Return the share of the labels' variance that a least-squares fit explains, and the rank, from a dense SVD."""
+    columns = np.hstack([features, np.ones((len(features), 1))])
+    u, s, _ = np.linalg.svd(columns, full_matrices=False)
+    rank = int((s > 1e-6 * s[0]).sum())
+    labels = np.eye(NUM_CLASSES)[y]
+    labels = labels - labels.mean(axis=0)
+    return np.sum((u[:, :rank].T @ labels) ** 2) / np.sum(labels**2), rank * NUM_CLASSES
+
+
+def test_data_is_measured_exactly_in_inference_mode():
+    x, y = images()
+    model = compiled("sgd")
+    history = fit(model, 1, [keras_dal.AlignmentMonitor(data=(x, y))])
+    expected, rank = r_squared(features_of(model, x), y)
+    assert history["alignment"][-1] == pytest.approx(expected, abs=1e-6)
+    assert history["alignment_rank"][-1] == rank
+
+
+def test_what_flows_through_fit_is_exact_once_features_are_constant():
+    x, y = images()
+    model = compiled(keras_dal.Wrap("sgd", explore=1))
+    history = fit(model, 2)
+    expected, rank = r_squared(features_of(model, x), y)
+    assert history["alignment"][-1] == pytest.approx(expected, abs=1e-5)
+    assert history["alignment_rank"][-1] == rank
+
+
+def test_sample_weights_reach_the_measurement():
+    x, y = images()
+    keep = np.arange(len(x)) % 3 > 0
+    model = compiled(keras_dal.Wrap("sgd", explore=1))
+    history = fit(model, 2, sample_weight=keep.astype("float32"))
+    expected, _ = r_squared(features_of(model, x)[keep], y[keep])
+    assert history["alignment"][-1] == pytest.approx(expected, abs=1e-5)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self):
+        super().__init__()
+        self.x, self.y = images()
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return self.x[16 * index : 16 * (index + 1)], self.y[16 * index : 16 * (index + 1)]
+
+
+def _generator():
+    while True:
+        yield from (Batches()[index] for index in range(6))
+
+
+def _tf_data():
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices(images()).batch(16)
+
+
+@pytest.mark.parametrize("make", [Batches, _generator, _tf_data])
+def test_every_kind_of_data_is_measured(make):
+    keras.utils.set_random_seed(1)
+    model = compiled(keras_dal.Wrap("sgd", explore=1))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    steps = 6 if make is _generator else None
+    history = model.fit(make(), epochs=2, steps_per_epoch=steps, callbacks=[monitor], shuffle=False, verbose=0)
+    x, y = images()
+    assert history.history["alignment"][-1] == pytest.approx(r_squared(features_of(model, x), y)[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["integers in a column", "one-hot"])
+def test_labels_come_in_several_shapes(labels):
+    x, y = images()
+    if labels == "one-hot":
+        shaped, loss = np.eye(NUM_CLASSES)[y], keras.losses.CategoricalCrossentropy(from_logits=True)
+    else:
+        shaped, loss = y[:, None], keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = small_model()
+    model.compile(optimizer=keras_dal.Wrap("sgd", explore=1), loss=loss)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(x, shaped, epochs=2, callbacks=[monitor], verbose=0).history
+    assert history["alignment"][-1] == pytest.approx(r_squared(features_of(model, x), y)[0], abs=1e-5)
+
+
+def test_validation_does_not_disturb_the_measurement():
+    x, y = images()
+    model = compiled(keras_dal.Wrap("sgd", explore=1))
+    history = fit(model, 2, validation_data=images(seed=3))
+    assert history["alignment"][-1] == pytest.approx(r_squared(features_of(model, x), y)[0], abs=1e-5)
+
+
+def test_kernel_change_against_the_kernels_themselves():
+    x, y = images()
+    model = compiled("sgd")
+    before = features_of(model, x[:64])
+    history = fit(model, 1, [keras_dal.AlignmentMonitor(data=(x, y))])
+    after = features_of(model, x[:64])
+    expected = np.linalg.norm(after @ after.T - before @ before.T) / np.linalg.norm(before @ before.T)
+    assert history["kernel_change"][-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_with_a_plain_optimizer_it_only_measures():
+    plain, measured = compiled("adam"), compiled("adam")
+    fit(plain, 2, callbacks=[])
+    history = fit(measured, 2)
+    assert not moved(snapshot(plain), snapshot(measured))
+    assert history["phase"] == [0, 0]
+    assert len(history["alignment"]) == 2
+
+
+def test_other_callbacks_have_its_numbers(tmp_path):
+    log = tmp_path / "log.csv"
+    stop = keras.callbacks.EarlyStopping(monitor="alignment", mode="max", patience=0, min_delta=2.0)
+    model = compiled("sgd")
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = fit(model, 5, [monitor, keras.callbacks.CSVLogger(str(log)), stop])
+    assert len(history["loss"]) == 2  # nothing improves by 2, so patience ends at once
+    rows = list(csv.DictReader(log.read_text().splitlines()))
+    assert [float(row["alignment"]) for row in rows] == pytest.approx(history["alignment"])
+    assert {"alignment_rank", "phase", "kernel_change"} <= set(rows[0])
+
+
+def assert_untouched(model):
+    assert model.train_function is None
+    assert not [metric for metric in model.metrics if metric.name == "keras_dal_moments"]
+    changed = {"call", "compute_loss", "train_step"}
+    assert not changed & set(vars(model))
+    assert not changed & set(vars(model.get_layer("logits")))
+    assert all(layer.trainable for layer in model.layers)
+
+
+def test_the_model_is_left_as_it_was():
+    model = compiled(keras_dal.Wrap("sgd", explore=1))
+    fit(model, 2)
+    assert_untouched(model)
+    model.optimizer = keras.optimizers.SGD(0.1)
+    before = snapshot(model)
+    fit(model, 1, callbacks=[])
+    assert moved(before, snapshot(model)) >= {"conv/kernel", "norm/moving_mean"}
+
+
+class Interruption(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("explore", [1, 3])
+def test_an_exception_in_the_data_leaves_the_model_as_it_was(error, explore):
+    def failing():
+        x, y = images()
+        for _ in range(8):
+            yield x[:16], y[:16]
+        raise error
+
+    model = compiled(keras_dal.Wrap("sgd", explore=explore), run_eagerly=keras.backend.backend() == "tensorflow")
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - TensorFlow turns it into an error of its own
+        model.fit(failing(), epochs=4, steps_per_epoch=6, callbacks=[keras_dal.AlignmentMonitor()], verbose=0)
+    assert_untouched(model)
+
+
+def test_after_an_exception_elsewhere_the_next_fit_is_an_ordinary_one():
+    model = compiled(keras_dal.Wrap("sgd", explore=1))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 2, [keras_dal.AlignmentMonitor(), Interruption()])
+    with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor"):
+        fit(model, 2, callbacks=[])
+    model.train_function = None  # of the second fit, which made it for itself
+    assert_untouched(model)
+
+
+@pytest.mark.parametrize("explore", [0.5, 2])
+def test_the_switch_counts_epochs_from_zero(explore):
+    model = compiled(keras_dal.Wrap("sgd", explore=explore))
+    assert fit(model, 4, initial_epoch=1)["phase"] == [0, 1, 1]
+
+
+def test_an_int_may_be_reached_by_a_later_fit():
+    model = compiled(keras_dal.Wrap("sgd", explore=3))
+    assert fit(model, 2)["phase"] == [0, 0]
+    assert fit(model, 5, initial_epoch=2)["phase"] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("explore", [0.5, "auto"])
+def test_too_few_epochs_for_two_phases_are_refused(explore):
+    model = compiled(keras_dal.Wrap("sgd", explore=explore))
+    with pytest.raises(ValueError, match=f"at least one epoch.*Received: explore={explore!r}, epochs=1"):
+        fit(model, 1)
+
+
+def test_auto_switches_when_alignment_stops_improving():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(1e-9), explore="auto"))
+    assert fit(model, 8)["phase"].index(1) <= 4  # nothing is learned at this rate
+
+
+def test_fits_of_ones_own_switching(tmp_path):
+    model = compiled(keras_dal.Wrap("sgd", explore=None))
+    assert fit(model, 2)["phase"] == [0, 0]
+    model.optimizer.switch(model)
+    assert fit(model, 2)["phase"] == [1, 1]
+
+
+def test_a_fit_after_ones_own_switch_trains_the_head_alone_without_the_monitor_too():
+    model = compiled(keras_dal.Wrap("sgd", explore=None))
+    fit(model, 1, callbacks=[])
+    model.optimizer.switch(model)
+    before = snapshot(model)
+    fit(model, 1, callbacks=[])
+    weights = {path for path in moved(before, snapshot(model)) if "norm/moving" not in path and "seed" not in path}
+    assert weights == {"logits/kernel", "logits/bias"}  # batch statistics wait for the monitor, or for training=False
+
+
+def test_the_automatic_step_is_there_in_a_fit_that_begins_after_the_switch():
+    model = compiled(keras_dal.Wrap("adam", explore=1, exploit_learning_rate="auto"))
+    monitor = keras_dal.AlignmentMonitor(data=images(), verbose=False)
+    fit(model, 2, [monitor], batch_size=96)
+    rate = float(model.optimizer.learning_rate)
+    assert fit(model, 5, [monitor], batch_size=96, initial_epoch=2)["phase"] == [1, 1, 1]
+    assert float(model.optimizer.learning_rate) == pytest.approx(rate, rel=1e-5)
+
+
+def test_training_that_diverges_is_not_ended_by_the_monitor():
+    model = compiled(keras.optimizers.SGD(1e30))
+    with pytest.warns(UserWarning, match="not a number.*Received: inputs of layer 'logits'"):
+        history = fit(model, 1)
+    assert np.isnan(history["alignment"][0])
+
+
+@pytest.mark.parametrize("outputs", ["classes", "yes or no"])
+def test_soft_labels_are_refused(outputs):
+    x, y = images()
+    y = 0.9 * np.eye(NUM_CLASSES)[y] + 0.1 / NUM_CLASSES
+    kind = keras.losses.CategoricalCrossentropy if outputs == "classes" else keras.losses.BinaryCrossentropy
+    model = small_model()
+    model.compile(optimizer="sgd", loss=kind(from_logits=True))
+    with pytest.raises(ValueError, match="must be hard.*Received: 96 samples with other labels"):
+        model.fit(x, y, callbacks=[keras_dal.AlignmentMonitor()], verbose=0)
+
+
+def test_inputs_that_differ_from_their_declaration_are_no_probes():
+    inputs = keras.Input((8, 8, 1))
+    model = compiled("sgd", keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs))))
+    x, y = images()
+    history = model.fit(
+        x[..., 0], y, callbacks=[keras_dal.AlignmentMonitor()], verbose=0
+    ).history  # Keras adds the axis
+    assert "kernel_change" not in history
+    assert 0 < history["alignment"][0] < 1
+
+
+def test_a_model_may_leave_the_size_of_its_images_open():
+    inputs = keras.Input((None, None, 2))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(inputs))
+    model = compiled(keras_dal.Wrap("sgd", explore=1), keras.Model(inputs, layers.Dense(3)(x)))
+    assert fit(model, 2)["phase"] == [0, 1]
+
+
+def test_gradient_descent_with_the_automatic_step_against_numpy():
+    """Full-batch exploitation equals gradient descent on cached features in NumPy, and its loss never rises."""
+    x, y = images()
+    model = compiled(keras_dal.Wrap("adam", explore=1, exploit_learning_rate="auto"))
+    snapshots = Snapshots()
+    monitor = keras_dal.AlignmentMonitor(data=(x, y), verbose=False)
+    losses = fit(model, 6, [monitor, snapshots], batch_size=len(x), shuffle=False)["loss"]
+    features = np.hstack([features_of(model, x), np.ones((len(x), 1))])
+    start = snapshots.taken[1]
+    theta = np.vstack([start["logits/kernel"], start["logits/bias"][None]]).astype(np.float64)
+    labels = np.eye(NUM_CLASSES)[y]
+    step = 1 / (0.5 * np.linalg.norm(features, 2) ** 2 / len(x))
+    for loss in losses[1:]:
+        logits = features @ theta
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        assert loss == pytest.approx(-np.mean(np.log(p[labels == 1])), rel=1e-4)
+        theta -= step * features.T @ (p - labels) / len(x)
+    assert losses[1:] == sorted(losses[1:], reverse=True)
+    np.testing.assert_allclose(snapshot(model)["logits/bias"], theta[-1], atol=1e-4)
+
+
+def test_a_model_without_a_linear_head_is_refused_before_training():
+    model = keras.Sequential([keras.Input((8, 8, 2)), layers.Flatten(), layers.Dense(3), layers.ReLU()])
+    compiled(keras_dal.Wrap("sgd", explore=1), model)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="Received: layer 'dense"):
+        fit(model, 2)
+    assert not moved(before, snapshot(model))
+
+
+def test_an_unsupported_loss_is_refused_before_training():
+    model = small_model()
+    model.compile(optimizer=keras_dal.Wrap("sgd", explore=1), loss="mae")
+    with pytest.raises(ValueError, match="The supported losses are .*Received: loss='mae'"):
+        fit(model, 2)

@@ -1,0 +1,261 @@
+"""The optimizer-wrapper contract: what Keras expects of an optimizer that holds another one."""
+
+import keras
+import numpy as np
+import pytest
+from fits import Snapshots, compiled, fit, images, moved, small_model, snapshot
+from keras.optimizers import schedules
+
+import keras_dal
+
+HEAD = {"logits/kernel", "logits/bias"}
+OPTIMIZERS = {
+    "sgd": lambda **options: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, **options),
+    "adam": lambda **options: keras.optimizers.Adam(1e-2, **options),
+    "adamw": lambda **options: keras.optimizers.AdamW(1e-2, **{"weight_decay": 0.1, **options}),
+    "rmsprop": lambda **options: keras.optimizers.RMSprop(1e-2, momentum=0.5, centered=True, **options),
+    "lion": lambda **options: keras.optimizers.Lion(1e-3, **options),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def trained(optimizer, epochs=4, explore=2, callbacks=(), compile_options=None, model=None, **wrap):
+    """Train through the switch; return the model, its snapshots and the history."""
+    model = compiled(keras_dal.Wrap(optimizer, explore=explore, **wrap), model, **(compile_options or {}))
+    snapshots = Snapshots()
+    history = fit(model, epochs, [keras_dal.AlignmentMonitor(verbose=False), snapshots, *callbacks])
+    return model, snapshots.taken, history
+
+
+def assert_only_the_head_moves(taken, switch=2):
+    assert moved(taken[0], taken[switch]) >= HEAD | {"conv/kernel", "norm/moving_mean", "norm/moving_variance"}
+    for before, after in zip(taken[switch:], taken[switch + 1 :], strict=False):
+        assert moved(before, after) == HEAD
+
+
+@every_optimizer
+def test_exploration_is_bit_for_bit_the_inner_optimizer(make):
+    plain = compiled(make())
+    fit(plain, 2, callbacks=[])
+    wrapped = compiled(keras_dal.Wrap(make(), explore=5))
+    fit(wrapped, 2)
+    assert not moved(snapshot(plain), snapshot(wrapped))
+
+
+@every_optimizer
+def test_only_the_head_moves_after_the_switch(make):
+    _, taken, history = trained(make())
+    assert_only_the_head_moves(taken)
+    assert history["phase"] == [0, 0, 1, 1]
+
+
+@every_optimizer
+@pytest.mark.parametrize("options", [{"clipnorm": 0.1}, {"weight_decay": 0.05}, {"global_clipnorm": 0.1}], ids=str)
+def test_clipping_and_weight_decay_are_kept(make, options):
+    model, taken, _ = trained(make(**options), explore=1, epochs=2)
+    assert_only_the_head_moves(taken, switch=1)
+    assert [getattr(model.optimizer.inner_optimizer, key) for key in options] == list(options.values())
+
+
+def test_weight_decay_after_the_switch_is_on_the_head_alone():
+    rate, decay = 0.01, 0.5
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(rate, weight_decay=decay), explore=None))
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.switch(model)
+    before = snapshot(model)
+    model.optimizer.apply([np.zeros(v.shape, "float32") for v in model.trainable_variables], model.trainable_variables)
+    after = snapshot(model)
+    assert moved(before, after) == {"logits/kernel"}  # its bias is zero, and so is its decay
+    np.testing.assert_allclose(after["logits/kernel"], before["logits/kernel"] * (1 - rate * decay), rtol=1e-6)
+
+
+@every_optimizer
+def test_moving_averages(make):
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    model, _, _ = trained(make(use_ema=True, ema_momentum=0.5), callbacks=[swap])
+    assert model.optimizer.phase == "exploit"
+
+
+@every_optimizer
+def test_moving_averages_leave_the_frozen_part_alone(make):
+    _, taken, _ = trained(make(use_ema=True, ema_momentum=0.5))
+    assert_only_the_head_moves(taken)
+
+
+def test_swapping_averages_in_and_out_leaves_the_frozen_part_alone():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True), explore=1))
+    snapshots, swap = Snapshots(), keras.callbacks.SwapEMAWeights()
+    callbacks = [keras_dal.AlignmentMonitor(verbose=False), snapshots, swap]
+    fit(model, 3, callbacks, validation_data=(x, y))
+    assert moved(snapshots.taken[1], snapshots.taken[2]) == HEAD
+    assert moved(snapshots.taken[2], snapshots.taken[3]) == HEAD
+
+
+@every_optimizer
+def test_gradient_accumulation(make):
+    _, taken, _ = trained(make(gradient_accumulation_steps=4))  # 6 steps an epoch: the switch is no boundary of it
+    assert_only_the_head_moves(taken)
+
+
+@every_optimizer
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 4}], ids=str)
+def test_eager_and_several_steps_per_execution(make, options):
+    if keras.backend.backend() == "torch" and "steps_per_execution" in options:
+        pytest.skip("Keras itself does not support steps_per_execution on torch")
+    _, taken, _ = trained(make(), compile_options=options)
+    assert_only_the_head_moves(taken)
+
+
+@every_optimizer
+def test_mixed_precision_with_loss_scaling(make):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model, taken, _ = trained(make())
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert isinstance(model.optimizer.inner_optimizer, keras_dal.Wrap)
+    assert_only_the_head_moves(taken)
+
+
+def test_mixed_precision_with_moving_averages():
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        model, _, _ = trained(keras.optimizers.SGD(0.1, use_ema=True), callbacks=[swap])
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert model.optimizer.inner_optimizer.phase == "exploit"
+
+
+@every_optimizer
+def test_serialization(make):
+    wrap = keras_dal.Wrap(make(), explore=0.25, exploit=["a", "b.*"], noise=0.5, exploit_learning_rate=0.125)
+    restored = keras.optimizers.deserialize(keras.optimizers.serialize(wrap))
+    assert isinstance(restored, keras_dal.Wrap)
+    assert restored.get_config() == wrap.get_config()
+    assert type(restored.inner_optimizer) is type(wrap.inner_optimizer)
+
+
+def test_serialization_of_a_schedule():
+    schedule = schedules.CosineDecay(0.1, 10)
+    wrap = keras_dal.Wrap("sgd", exploit_learning_rate=schedule)
+    restored = keras_dal.Wrap.from_config(wrap.get_config())
+    assert restored.exploit_learning_rate.get_config() == schedule.get_config()
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="Keras refuses stateless_apply on TensorFlow")
+@every_optimizer
+def test_stateless_apply(make):
+    model = small_model()
+    wrap, inner = keras_dal.Wrap(make(), explore=None), make()
+    for optimizer in (wrap, inner):
+        optimizer.build(model.trainable_variables)
+    values = [v.value for v in model.trainable_variables]
+    grads = [keras.ops.ones(v.shape) for v in model.trainable_variables]
+    ours, state = wrap.stateless_apply([v.value for v in wrap.variables], grads, values)
+    theirs, _ = inner.stateless_apply([v.value for v in inner.variables], grads, values)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+    assert len(state) == len(wrap.variables)
+
+
+def test_the_inner_learning_rate_goes_on_by_default():
+    plateau = keras.callbacks.ReduceLROnPlateau(monitor="phase", factor=0.5, patience=0, mode="min", min_delta=0)
+    model, _, history = trained(keras.optimizers.SGD(0.1), callbacks=[plateau], epochs=4)
+    assert history["learning_rate"][0] == pytest.approx(0.1)
+    assert float(model.optimizer.inner_optimizer.learning_rate) == pytest.approx(float(model.optimizer.learning_rate))
+    assert float(model.optimizer.learning_rate) < 0.1
+
+
+def test_an_inner_schedule_goes_on_over_the_switch():
+    schedule = schedules.PiecewiseConstantDecay([6, 12, 18], [0.4, 0.3, 0.2, 0.1])
+    model, _, _ = trained(keras.optimizers.SGD(schedule), epochs=4, explore=2)
+    assert int(model.optimizer.iterations) == 24
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(0.1)
+
+
+def test_a_float_after_the_switch_can_be_set_by_callbacks():
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate if epoch < 3 else rate / 2)
+    model, _, _ = trained(keras.optimizers.SGD(0.1), exploit_learning_rate=0.04, callbacks=[halve])
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(0.02)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.inner_optimizer.learning_rate)) == pytest.approx(0.1)
+
+
+def test_a_schedule_after_the_switch_counts_from_the_switch():
+    schedule = schedules.PiecewiseConstantDecay([11], [0.5, 0.25])
+    model, _, _ = trained(keras.optimizers.SGD(0.1), epochs=3, explore=2, exploit_learning_rate=schedule)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == 0.5
+    model, _, _ = trained(keras.optimizers.SGD(0.1), epochs=4, explore=2, exploit_learning_rate=schedule)
+    assert float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) == 0.25
+    with pytest.raises(TypeError, match="follows a schedule.*Received: learning_rate=1.0"):
+        model.optimizer.learning_rate = 1.0
+
+
+@pytest.mark.parametrize("exploit", ["head", "logits", ["logits"], "logits/(kernel|bias)"], ids=str)
+def test_what_is_exploited_has_many_names(exploit):
+    _, taken, _ = trained(keras.optimizers.SGD(0.1), exploit=exploit, epochs=2, explore=1)
+    assert_only_the_head_moves(taken, switch=1)
+
+
+def test_a_layer_can_be_exploited():
+    model = small_model()
+    _, taken, _ = trained("sgd", exploit=model.get_layer("logits"), model=model, epochs=2, explore=1)
+    assert_only_the_head_moves(taken, switch=1)
+
+
+def test_a_loop_of_ones_own_switches_explicitly():
+    model = compiled(keras_dal.Wrap("sgd", explore=None))
+    model.optimizer.build(model.trainable_variables)
+    structure = model.optimizer.switch(model)
+    assert [v.path for v in structure.linear_parameters] == ["logits/kernel", "logits/bias"]
+    before = snapshot(model)
+    model.optimizer.apply([np.ones(v.shape, "float32") for v in model.trainable_variables], model.trainable_variables)
+    assert moved(before, snapshot(model)) == HEAD
+    assert model.optimizer.phase == "exploit"
+
+
+def test_without_a_monitor_the_first_step_raises():
+    model = compiled(keras_dal.Wrap("sgd"))
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore=0.6"):
+        fit(model, 2, callbacks=[])
+    assert not moved(before, snapshot(model))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"explore": 0.0}, "`explore` must be .* Received: explore=0.0"),
+        ({"explore": 1.0}, "`explore` must be .* Received: explore=1.0"),
+        ({"explore": 0}, "`explore` must be .* Received: explore=0"),
+        ({"explore": True}, "`explore` must be .* Received: explore=True"),
+        ({"explore": "later"}, "`explore` must be .* Received: explore='later'"),
+        ({"exploit": 3}, "`exploit` must be .* Received: exploit=3"),
+        ({"exploit": []}, r"`exploit` must be .* Received: exploit=\[\]"),
+        ({"exploit": "("}, r"not a valid regular expression.* Received: '\('"),
+        ({"noise": -1.0}, "`noise` must be .* Received: noise=-1.0"),
+        ({"noise": float("nan")}, "`noise` must be .* Received: noise=nan"),
+        ({"exploit_learning_rate": 0.0}, "`exploit_learning_rate` must be .* Received: exploit_learning_rate=0.0"),
+        ({"exploit_learning_rate": "fast"}, "Received: exploit_learning_rate='fast'"),
+        ({"clipnorm": 1.0}, "set them on the optimizer it wraps. Received: clipnorm=1.0"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_get_one_clear_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_dal.Wrap("sgd", **arguments)
+
+
+def test_an_optimizer_of_optimizers_is_refused():
+    several = keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match="a MultiOptimizer cannot.*Received: optimizer="):
+        keras_dal.Wrap(several)
+
+
+def test_tensorboard_logs_the_learning_rate_and_the_alignment(tmp_path):
+    trained(keras.optimizers.SGD(0.1), epochs=2, explore=1, callbacks=[keras.callbacks.TensorBoard(tmp_path)])
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))
+    assert b"epoch_alignment" in written
+    assert b"epoch_learning_rate" in written
