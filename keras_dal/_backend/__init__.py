@@ -7,12 +7,16 @@ import keras
 _module = importlib.import_module(f"keras_dal._backend.{keras.backend.backend()}")
 
 END_OF_DATA = _module.END_OF_DATA
+check_in_step = _module.check_in_step
 compiled = _module.compiled
 full_precision = _module.full_precision
 has_accelerator = _module.has_accelerator
+in_replica = _module.in_replica
 is_chief = _module.is_chief
 jvp = _module.jvp
+over_replicas = _module.over_replicas
+reading = _module.reading
 statistics_dtype = _module.statistics_dtype
 training_scope = _module.training_scope
-without_gradients = _module.without_gradients
 vjp = _module.vjp
+without_gradients = _module.without_gradients

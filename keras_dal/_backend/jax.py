@@ -4,6 +4,7 @@ import contextlib
 
 import jax
 import keras
+import numpy as np
 
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
@@ -36,6 +37,39 @@ def full_precision():
 def is_chief(model):
     """Return whether this process, of all that train the model, is the one that speaks."""
     return jax.process_index() == 0
+
+
+def check_in_step(failed, message):
+    """Do nothing: a compiled function of JAX cannot raise."""
+
+
+def reading(model, take):
+    """Return a train function that trains nothing: it gives the batches of each call to `take`."""
+
+    def function(state, iterator):
+        take(next(iterator))
+        with contextlib.suppress(*END_OF_DATA):
+            for _ in range(model.steps_per_execution - 1):
+                take(next(iterator))
+        return {}, state
+
+    return function
+
+
+def over_replicas(function, model):
+    """Return a function of one batch as `fit` gets it: arrays whose rows are those of all devices.
+
+    Args:
+        function: from a batch to arrays of which each row belongs to a sample, or to a replica.
+        model: the model it reads.
+    """
+    run = compiled(function, model.variables)
+    return lambda data: jax.tree.map(np.asarray, run(data))
+
+
+def in_replica(function, model, *arguments):
+    """Return what a function returns, run as the model's steps are."""
+    return function(*arguments)
 
 
 def _stateless(function, variables):

@@ -44,6 +44,53 @@ def is_chief(model):
     return resolver is None or not resolver.task_id
 
 
+def check_in_step(failed, message):
+    """Raise where a traced or eager step runs although `failed`, a scalar tensor, is not zero; XLA drops the check."""
+    tf.debugging.assert_equal(failed, tf.zeros_like(failed), message)
+
+
+def reading(model, take):
+    """Return a train function that trains nothing: it gives the batches of each call to `take`."""
+
+    def function(iterator):
+        take(next(iterator))
+        with contextlib.suppress(*END_OF_DATA):
+            for _ in range(model.steps_per_execution - 1):
+                take(next(iterator))
+        return {}
+
+    return function
+
+
+def over_replicas(function, model):
+    """Return a function of one batch as `fit` gets it: arrays whose rows are those of all replicas, one after another.
+
+    Args:
+        function: from a batch to arrays of which each row belongs to a sample, or to a replica.
+        model: the model it reads.
+    """
+    strategy = model.distribute_strategy
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def run(data):
+        return strategy.run(function, (data,))
+
+    def call(data):
+        parts = run(data)
+        if strategy.num_replicas_in_sync > 1:
+            parts = tf.nest.map_structure(lambda part: strategy.gather(part, axis=0), parts)
+        return tf.nest.map_structure(lambda part: part.numpy(), parts)
+
+    return call
+
+
+def in_replica(function, model, *arguments):
+    """Return what a function returns, run as the model's steps are: on each replica, of which the first answers."""
+    strategy = model.distribute_strategy
+    found = strategy.run(function, arguments)
+    return tf.nest.map_structure(lambda part: strategy.experimental_local_results(part)[0], found)
+
+
 def _traced(function):
     """Return a compiled function whose first argument is a batch of any size."""
     function = tf.function(function, autograph=False)

@@ -53,6 +53,40 @@ def is_chief(model):
     return not distributed or torch.distributed.get_rank() == 0
 
 
+def check_in_step(failed, message):
+    """Raise where a step runs although `failed`, a scalar tensor, is not zero."""
+    if int(failed):
+        raise RuntimeError(message)
+
+
+def reading(model, take):
+    """Return a train function that trains nothing: it gives the batches of each call to `take`."""
+
+    def function(data):
+        for batch in data:
+            take(batch)
+        return {}
+
+    return function
+
+
+def over_replicas(function, model):
+    """Return a function of one batch as `fit` gets it: arrays with one row for each sample.
+
+    Args:
+        function: from a batch to arrays of which each row belongs to a sample, or to a replica.
+        model: the model it reads.
+    """
+    run = compiled(function, model.variables)
+    return lambda data: keras.tree.map_structure(keras.ops.convert_to_numpy, run(data))
+
+
+@torch.no_grad()
+def in_replica(function, model, *arguments):
+    """Return what a function returns, run as the model's steps are."""
+    return function(*arguments)
+
+
 def _stateless(function, variables):
     """Return `(values, x) -> function(x)` with the variables replaced by values."""
 

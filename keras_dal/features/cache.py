@@ -82,7 +82,7 @@ def cached_features(
             rest = [part[1:] for part in batches(x, y, sample_weight, batch_size)]
             weights = [checked_weight(weight, 0 if weight is None else len(weight)) for _, weight in rest]
             return _joined(features, [label for label, _ in rest], weights)
-    writer = _Writer(directory, max_bytes, keep=path is not None)
+    writer = RowWriter(directory, max_bytes, keep=path is not None)
     labels, weights = [], []
     try:
         for block, label, weight in feature_batches(structure, x, y, sample_weight, batch_size):
@@ -97,7 +97,7 @@ def cached_features(
         raise
 
 
-class _Writer:
+class RowWriter:
     """Collects rows in memory and moves to a file when they grow beyond a limit or are to be kept."""
 
     def __init__(self, directory, max_bytes, keep):

@@ -1,5 +1,6 @@
 """The convex problem of one head on cached features, and the three ways to solve it."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -7,8 +8,9 @@ import numpy as np
 
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.history import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED, TIRED, Point
-from keras_dal.heads import MixtureHead, SumHead
+from keras_dal.heads import DenseHead, MixtureHead, SumHead
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
+from keras_dal.solvers.gap import proved_gap
 from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT, Problem
@@ -215,6 +217,27 @@ class Task:
             if self.path.stopped_by == REACHED:
                 return
             phi = step.phi
+
+    def minimize_to(self, ridge, gap):
+        """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
+        problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
+        self.path.stopped_by = TIRED
+        for step, point in self._walk(problem, None):
+            if step.gap > gap:
+                continue
+            theta = self.structure.rounded(point.theta)
+            proved = self._proved_gap(problem, theta)
+            self.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
+            if proved <= gap:
+                self.path.stopped_by = CERTIFIED
+                return
+
+    def _proved_gap(self, problem, theta):
+        """Return the gap at some parameters, in float64; that of the solver where the head is not plain."""
+        if not isinstance(self.head, DenseHead):
+            return self.path.points[-1].gap
+        data = self.train.features, self.loss, self.targets, self.train.weights
+        return proved_gap(self.head, *data, theta, self.theta, self.anchors, problem.ridge, problem.whitening)
 
     def _minimize(self, problem, tol, phi=None, unit=1.0):
         """Return the step and point where the loss is at most tol, or nearly the least, and what ended it there.

@@ -117,6 +117,21 @@ class Result:
         """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back."""
         self.structure.assign((self.scale if scale is None else scale) * self._theta)
 
+    def proof(self):
+        """Yield what is proved about this point, a line each."""
+        if self.stopped_by == CERTIFIED:
+            weighted = f"{self.loss_name} + {self.point.ridge:g} x mean squared change of the logits"
+            yield f"proved:     at most {self.point.gap:.1e} above the minimum of {weighted}"
+        if self.margin is not None and self.margin > 0:
+            yield (
+                f"proved:     the infimum of the loss is 0, as every margin is positive (least {self.margin:.2g}); at "
+                f"scale {self.scale:.4g} it is {self.scaled_loss:.1e}"
+            )
+
+    def logits(self, features):
+        """Return the logits `(k, C)` of the model at `point`, in float64, for features `(k, m)`."""
+        return _logits(self._data.head, features, self._theta)
+
     def __repr__(self):
         return f"<Result: loss {self.loss:.4g}, {self.scaled_loss:.4g} at scale {self.scale:.4g}, {self.stopped_by}>"
 
@@ -125,8 +140,9 @@ class Result:
 
     def _rows(self):
         met = "reached" if self.reached else "not reached"
+        wanted = "" if self.stopped_by == CERTIFIED else f"; wanted {self.tol:.4g}: {met}"
         at_scale = f" at scale {self.scale:.4g}: {self.scaled_loss:.4g}" if self.scale != 1 else ""
-        yield "training loss", f"{self.loss:.4g} ({self.loss_name}); wanted {self.tol:.4g}: {met}{at_scale}"
+        yield "training loss", f"{self.loss:.4g} ({self.loss_name}){wanted}{at_scale}"
         if self.penalty:
             yield "left out", f"L2 penalty on the head: {self.penalty:.4g}, scaled {self.scaled_penalty:.4g}"
         if self.accuracy is not None:

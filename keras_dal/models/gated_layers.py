@@ -219,7 +219,13 @@ class GatedBranch(_Gated):
         self.dense.build(input_shape)
         self.kernel = self.add_weight(name="kernel", shape=(m, self.num_gates, outputs), initializer="zeros")
         self.bias = self.add_weight(name="bias", shape=(self.num_gates, outputs), initializer="zeros")
+        for variable in (self.kernel, self.bias):
+            variable.held_while_exploring = True  # the branch is solved for, not descended: its smoothness is huge
         self._build_gates(m, random=True)
+
+    def without_mixture(self, inputs):
+        """Return what the layer computes while its mixture is zero."""
+        return self.activation(self.dense(inputs))
 
     def call(self, inputs):
         u = self._standardize(inputs)
@@ -249,6 +255,11 @@ class GatedBranch(_Gated):
             "sharpness": self.sharpness,
             "seed": self.seed,
         }
+
+
+def is_held_while_exploring(variable):
+    """Return whether a trainable variable stays as it is in the first phase of a `Wrap`."""
+    return getattr(variable, "held_while_exploring", False)
 
 
 def _mean_and_deviation(features):

@@ -52,6 +52,16 @@ class Whitening:
         maps = [(inputs.left, gates.transposed_right) for inputs, gates in pairs]
         return self._mapped(gradient, maps).astype(np.float64)
 
+    def exact_transposed(self, gradient):
+        """Return `T' gradient` of a plain head in float64, for T as the float32 numbers that it consists of."""
+        root = self._inputs[0].root
+        return (root @ gradient.reshape(len(root), -1)).ravel()
+
+    def exact_inverse(self, theta):
+        """Return `T^-1 theta` of a plain head in float64."""
+        root = self._inputs[0].root
+        return linalg.solve_triangular(root, theta.reshape(len(root), -1), trans="T", lower=True).ravel()
+
     def rows(self, inputs, gates):
         """Return inputs and gates of some samples of a mixture, the only part, whose products are rows of `J T`."""
         return self._inputs[0].transposed_right(inputs), self._gates[0].rows(gates)
@@ -171,6 +181,11 @@ class _Full:
         inverse, _ = invert(lower, lower=1, overwrite_c=1)  # a third of the work of solving for the identity
         inverse = inverse.astype(np.float32)
         self._on, self._root, self._transpose = on, on.array(inverse), on.array(inverse.T)
+
+    @property
+    def root(self):
+        """`L^-1` in float64."""
+        return np.asarray(self._on.numpy(self._root), np.float64)
 
     def left(self, piece):
         return self._on.matmul(self._root, piece)

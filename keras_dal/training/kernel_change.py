@@ -3,8 +3,8 @@
 import numpy as np
 from keras import ops, tree
 
-from keras_dal.analysis.alignment import kernel_change
 from keras_dal.models.structure import tap
+from keras_dal.solvers.least_squares import kernel_change
 
 NUM_PROBES = 64  # samples: enough for the kernel's main directions, one small batch to evaluate
 

@@ -55,6 +55,10 @@ class StepHooks:
         model.make_train_function(force=True)
         model.train_function = self._hooked(model.train_function)
 
+    def read_only(self, function):
+        """Lets a function that only reads the data stand in for the train function."""
+        self._model.train_function = self._hooked(function)
+
     def remove(self):
         """Leaves the model as it was before `install`; the next `fit` traces its own train function."""
         self._model.train_function = None
@@ -91,6 +95,8 @@ class StepHooks:
         with contextlib.ExitStack() as stack:
             if self._optimizer is not None:
                 stack.enter_context(self._optimizer.driven())
+            if self._optimizer is not None and not self._exploiting and hasattr(self.layer, "without_mixture"):
+                stack.enter_context(replaced(self.layer, "call", self.layer.without_mixture))
             if self._moments is not None:
                 stack.enter_context(self._measuring())
             if self._exploiting:

@@ -1,29 +1,31 @@
 """Wrap: any Keras optimizer, made to train in two phases."""
 
 import contextlib
-import math
-import re
 from typing import Any
 
 import keras
 import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_dal import _backend
 from keras_dal.features.tracing import replaced
+from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import find_structure
+from keras_dal.training import arguments
+from keras_dal.training.averages import WeightAverage
+from keras_dal.training.inner import Delegating, averaging_only, innermost
 from keras_dal.training.train_step import is_hooked
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(keras.optimizers.Optimizer):
+class Wrap(Delegating, keras.optimizers.Optimizer):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
-    While exploring, each step is the inner optimizer's own. At the switch the parameters outside
-    \( \theta_S \) freeze, and the loss that is left is convex (Kawaguchi, Zhang and Deng, 2022). In `fit`,
-    `AlignmentMonitor` drives the switch; in a loop of your own, `explore=None` and `switch(model)` do.
-
-    What is minimized after the switch is the compiled loss plus the model's regularizers, as functions of the linear
-    parameters; the inner optimizer's weight decay and clipping go on for these parameters alone.
+    While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
+    switch the average becomes the weights, the parameters outside \( \theta_S \) freeze, and the loss that is left is
+    convex (Kawaguchi, Zhang and Deng, 2022): it is solved on the features of one more pass over the data, and training
+    ends. In `fit`, `AlignmentMonitor` does all that. In a loop of your own, `explore=None`, `begin_average()` before
+    the last steps and `keras_dal.finish(model, data)` after them do.
 
     Args:
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
@@ -31,6 +33,10 @@ class Wrap(keras.optimizers.Optimizer):
             counted from epoch 0, `"auto"` for when the monitored alignment stops improving, None to call `switch`.
         exploit: what is trained after the switch: `"head"`, a layer, one or more layer names, or a regular expression
             over variable paths. The output must be linear in it, which is checked.
+        average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.
+            An inner optimizer with `use_ema` brings averages of its own, and those are taken.
+        finish: `"solve"`, the default, or `"descend"`: the inner optimizer goes on with gradient steps for the linear
+            parameters, from the last weights, until the epochs are over. A learning rate after the switch implies it.
         noise: standard deviation of the Gaussian noise added to gates at the switch, relative to their own. A
             plain linear head has no gates and gets no noise.
         exploit_learning_rate: None for the inner optimizer's own, a float, a Keras schedule counted from the switch, or
@@ -43,17 +49,29 @@ class Wrap(keras.optimizers.Optimizer):
     """
 
     def __init__(
-        self, optimizer, explore=0.6, exploit="head", noise=1e-3, exploit_learning_rate=None, name="wrap", **kwargs
+        self,
+        optimizer,
+        explore=0.7,
+        exploit="head",
+        average=0.15,
+        finish=None,
+        noise=1e-3,
+        exploit_learning_rate=None,
+        name="wrap",
+        **kwargs,
     ):
         if kwargs:
             raise ValueError(
                 "Wrap has no such arguments: set them on the optimizer it wraps. "
                 f"Received: {', '.join(f'{key}={value!r}' for key, value in kwargs.items())}"
             )
-        _check_explore(explore)
-        _check_exploit(exploit)
-        _check_noise(noise)
-        _check_learning_rate(exploit_learning_rate)
+        arguments.check_explore(explore)
+        arguments.check_exploit(exploit)
+        arguments.check_average(average)
+        arguments.check_noise(noise)
+        arguments.check_learning_rate(exploit_learning_rate)
+        finish = finish or ("solve" if exploit_learning_rate is None else "descend")
+        arguments.check_finish(finish, exploit_learning_rate)
         rate = exploit_learning_rate if isinstance(exploit_learning_rate, float) else 0.0
         super().__init__(learning_rate=rate, name=name)
         self.inner_optimizer: Any = keras.optimizers.get(optimizer)
@@ -64,10 +82,13 @@ class Wrap(keras.optimizers.Optimizer):
             )
         self.explore = explore
         self.exploit = exploit.name if isinstance(exploit, keras.layers.Layer) else exploit
+        self.average = average
+        self.finish = finish
         self.noise = noise
         self.exploit_learning_rate = exploit_learning_rate
         self._linear_indices = None  # host copy of `_is_linear`: a traced step cannot read a variable
         self._driven = explore is None
+        self._average: WeightAverage | None = None
 
     # The phase ------------------------------------------------------------------------------------------------------
 
@@ -104,15 +125,65 @@ class Wrap(keras.optimizers.Optimizer):
         if not self.built:
             self.build(model.trainable_variables)
         indices = self._indices_of(structure.linear_parameters)
+        self.adopt_average()
         self.freeze_gates(structure)
         if learning_rate is not None:
             self._learning_rate.assign(learning_rate)
         self._is_linear.assign(np.isin(np.arange(len(self._trainable_variables)), indices).astype("int32"))
         self.synchronize()
-        self._settle_averages()
+        self.settle_averages(also_linear=False)
         if model.train_function is not None and not is_hooked(model.train_function):
             model.make_train_function(force=True)  # the old one was traced while everything was trained
         return structure
+
+    def restart(self):
+        """Goes back to the first phase: the next steps train everything again, from the weights as they are.
+
+        Step counts and slots of the inner optimizer go on. Trace a `tf.function` of your own anew.
+        """
+        if self.phase == "exploit":
+            self._is_linear.assign(np.zeros(self._is_linear.shape, "int32"))
+            self.synchronize()
+        if self._average is not None:
+            self._average.end()
+
+    def begin_average(self):
+        """Starts to average the weights, from the next step on; without a share to average, it changes nothing."""
+        if self._average is not None:
+            self._average.begin()
+
+    @property
+    def is_averaging(self):
+        """Whether the weights of every step count for the average now."""
+        return self._average is not None and self._average.has_begun
+
+    @property
+    def averaged_steps(self):
+        """Number of steps in the average so far: 0 where none has begun, None where the inner optimizer averages."""
+        if innermost(self.inner_optimizer).use_ema:
+            return None
+        return 0 if self._average is None else self._average.steps
+
+    def adopt_average(self):
+        """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.
+
+        Returns:
+            Whether the weights changed.
+        """
+        if self.finish != "solve":
+            return False
+        inner = innermost(self.inner_optimizer)
+        if inner.use_ema and self.averaged_steps is None:
+            values = [np.array(keras.ops.convert_to_numpy(v)) for v in inner._model_variables_moving_average]
+        elif self.averaged_steps:
+            values = self._average.values()
+        else:
+            return False
+        for variable, value in zip(self._trainable_variables, values, strict=True):
+            variable.assign(value)
+        if self._average is not None:
+            self._average.end()
+        return True
 
     def freeze_gates(self, structure):
         """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""
@@ -151,7 +222,10 @@ class Wrap(keras.optimizers.Optimizer):
         )
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(var_list)
-        super().build(var_list)
+        with self._by_itself():
+            super().build(var_list)
+        if self.finish == "solve" and self.average and not innermost(self.inner_optimizer).use_ema:
+            self._average = WeightAverage(self._track_variable, var_list)
 
     @property
     def variables(self):
@@ -170,23 +244,36 @@ class Wrap(keras.optimizers.Optimizer):
                 with keras.name_scope(self.name):
                     self.build(trainable_variables)
         if self._linear_indices is None:
-            self.inner_optimizer.apply(grads, trainable_variables=trainable_variables)
+            self._apply_all(list(grads), trainable_variables or self._trainable_variables)
         else:
             self._apply_linear(list(grads), trainable_variables or self._trainable_variables)
+
+    def _apply_all(self, grads, variables):
+        _backend.check_in_step(
+            keras.ops.max(self._is_linear.value),
+            "This step was traced before the switch, and would train everything. Trace it anew after switch(model).",
+        )
+        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if not is_held_while_exploring(v)]
+        self.inner_optimizer.apply([g for g, _ in pairs], trainable_variables=[v for _, v in pairs])
+        if self._average is not None:
+            self._average.update()
 
     def _apply_linear(self, grads, variables):
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if self._is_linear_variable(v)]
         grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
         inner = self.inner_optimizer
         if self.exploit_learning_rate == "auto":
-            super().apply(grads, variables)  # plain gradient descent: see `update_step`
-            inner._iterations.assign_add(1)
+            scale = self.loss_scale_factor
+            grads = grads if scale is None else [None if g is None else g / scale for g in grads]
+            with self._by_itself():
+                super().apply(grads, variables)  # plain gradient descent: see `update_step`
+            innermost(inner)._iterations.assign_add(1)
             return
         with contextlib.ExitStack() as stack:
             if self.exploit_learning_rate is not None:
                 rate = self._current_exploit_learning_rate()
-                stack.enter_context(replaced(_innermost(inner), "_learning_rate", lambda: rate))
-            stack.enter_context(_averaging_only(_innermost(inner), self._linear_indices))
+                stack.enter_context(replaced(innermost(inner), "_learning_rate", lambda: rate))
+            stack.enter_context(averaging_only(innermost(inner), self._linear_indices))
             inner.apply(grads, trainable_variables=variables)
         self._iterations.assign_add(1)  # the base class' own counter: steps since the switch
 
@@ -226,26 +313,29 @@ class Wrap(keras.optimizers.Optimizer):
     def scale_loss(self, loss):
         return self.inner_optimizer.scale_loss(loss)
 
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
     def finalize_variable_values(self, var_list):
         if self._linear_indices is None:
             self.inner_optimizer.finalize_variable_values(var_list)
             return
         linear = sorted(filter(self._is_linear_variable, var_list), key=self._get_variable_index)
-        with _averaging_only(_innermost(self.inner_optimizer), self._linear_indices):
+        with averaging_only(innermost(self.inner_optimizer), self._linear_indices):
             self.inner_optimizer.finalize_variable_values(linear)
 
     @property
     def _model_variables_moving_average(self):  # SwapEMAWeights asks for it where a loss scale stands in between
-        return _innermost(self.inner_optimizer)._model_variables_moving_average
+        return innermost(self.inner_optimizer)._model_variables_moving_average
 
-    def _settle_averages(self):
-        """Sets the averages of frozen variables to these variables, so that swapping them in changes nothing."""
-        inner = _innermost(self.inner_optimizer)
+    def settle_averages(self, also_linear=True):
+        """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
+        inner = innermost(self.inner_optimizer)
         if inner.use_ema:
             pairs = zip(self._trainable_variables, inner._model_variables_moving_average, strict=True)
             for index, (variable, average) in enumerate(pairs):
-                if index not in (self._linear_indices or ()):
-                    average.assign(variable)
+                if also_linear or index not in (self._linear_indices or ()):
+                    average.assign(np.array(keras.ops.convert_to_numpy(variable)))  # JAX would share the buffer
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
@@ -258,6 +348,8 @@ class Wrap(keras.optimizers.Optimizer):
             "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
             "explore": self.explore,
             "exploit": self.exploit,
+            "average": self.average,
+            "finish": self.finish,
             "noise": self.noise,
             "exploit_learning_rate": keras.saving.serialize_keras_object(rate)
             if isinstance(rate, LearningRateSchedule)
@@ -266,7 +358,7 @@ class Wrap(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
+        config = {"average": 0, "finish": "descend", **config}  # what was saved before these existed
         for key in ("optimizer", "exploit_learning_rate"):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
@@ -278,61 +370,3 @@ def find_wrap(optimizer):
     while optimizer is not None and not isinstance(optimizer, Wrap):
         optimizer = getattr(optimizer, "inner_optimizer", None)
     return optimizer
-
-
-def _innermost(optimizer):
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
-
-
-@contextlib.contextmanager
-def _averaging_only(optimizer, indices):
-    """Shows the optimizer's moving averages only these variables: Keras averages all it was built with."""
-    if not optimizer.use_ema:
-        yield
-        return
-    averages = optimizer._model_variables_moving_average
-    with (
-        replaced(optimizer, "_model_variables_moving_average", [averages[i] for i in indices]),
-        replaced(optimizer, "_trainable_variables", [optimizer._trainable_variables[i] for i in indices]),
-    ):
-        yield
-
-
-def _check_explore(explore):
-    fraction = isinstance(explore, float) and 0.0 < explore < 1.0
-    epochs = isinstance(explore, int) and not isinstance(explore, bool) and explore >= 1
-    if not (explore is None or explore == "auto" or fraction or epochs):
-        raise ValueError(
-            f"`explore` must be a float in (0, 1), an int of at least 1, 'auto' or None. Received: explore={explore!r}"
-        )
-
-
-def _check_exploit(exploit):
-    names = [exploit] if isinstance(exploit, str) else exploit
-    listed = isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)
-    if not (listed or isinstance(exploit, keras.layers.Layer)):
-        raise ValueError(
-            "`exploit` must be 'head', a layer, layer names, or a regular expression over variable paths. "
-            f"Received: exploit={exploit!r}"
-        )
-    for name in names if listed else ():
-        try:
-            re.compile(name)
-        except re.error as error:
-            raise ValueError(f"`exploit` is not a valid regular expression: {error}. Received: {name!r}") from error
-
-
-def _check_noise(noise):
-    if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"`noise` must be a finite number of at least 0. Received: noise={noise!r}")
-
-
-def _check_learning_rate(rate):
-    positive = isinstance(rate, float) and math.isfinite(rate) and rate > 0
-    if not (rate is None or rate == "auto" or positive or isinstance(rate, LearningRateSchedule)):
-        raise ValueError(
-            "`exploit_learning_rate` must be None, a positive float, a keras.optimizers.schedules schedule or 'auto'. "
-            f"Received: exploit_learning_rate={rate!r}"
-        )

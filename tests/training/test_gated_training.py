@@ -34,7 +34,9 @@ class OutputsAroundTheSwitch(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
 def test_learned_gates_freeze_at_the_switch_without_a_jump(noise):
-    model = compiled(keras_dal.Wrap(keras.optimizers.Adam(1e-2), explore=2, noise=noise), gated_model("learned"))
+    model = compiled(
+        keras_dal.Wrap(keras.optimizers.Adam(1e-2), explore=2, noise=noise, finish="descend"), gated_model("learned")
+    )
     before, after, snapshots = OutputsAroundTheSwitch(), OutputsAroundTheSwitch(), Snapshots()
     fit(model, 4, [before, keras_dal.AlignmentMonitor(verbose=False), after, snapshots])
     jump = np.abs(after.outputs[2] - before.outputs[2]).max()
@@ -47,7 +49,7 @@ def test_learned_gates_freeze_at_the_switch_without_a_jump(noise):
 
 
 def test_random_gates_are_linear_from_the_start():
-    model = compiled(keras_dal.Wrap(keras.optimizers.Adam(1e-2), explore=1), gated_model("random"))
+    model = compiled(keras_dal.Wrap(keras.optimizers.Adam(1e-2), explore=1, finish="descend"), gated_model("random"))
     snapshots = Snapshots()
     fit(model, 2, [keras_dal.AlignmentMonitor(verbose=False), snapshots])
     fixed = {"gated/gate_kernel", "gated/gate_bias", "gated/frozen"}
@@ -56,7 +58,7 @@ def test_random_gates_are_linear_from_the_start():
 
 
 def test_frozen_gates_survive_saving(tmp_path):
-    model = compiled(keras_dal.Wrap("adam", explore=1), gated_model("learned"))
+    model = compiled(keras_dal.Wrap("adam", explore=1, finish="descend"), gated_model("learned"))
     fit(model, 2)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -98,7 +100,7 @@ def test_the_automatic_step_of_a_gated_head_needs_data():
 
 def test_the_monitor_needs_no_data_for_a_branch():
     model = keras_dal.add_gated_head(compiled("adam"), images(48)[0], seed=0, verbose=False)
-    compiled(keras_dal.Wrap("adam", explore=1), model)
+    compiled(keras_dal.Wrap("adam", explore=1, finish="descend"), model)
     history = fit(model, 2)
     x, y = images()
     columns = np.column_stack([keras_dal.find_structure(model).features(x), np.ones(len(x))]).astype(np.float64)
@@ -111,7 +113,7 @@ def test_the_monitor_needs_no_data_for_a_branch():
 
 
 def test_moments_of_features_say_nothing_of_gated_units_before_the_head():
-    model = compiled(keras_dal.Wrap("adam", explore=1), gated_model("learned"))
+    model = compiled(keras_dal.Wrap("adam", explore=1, finish="descend"), gated_model("learned"))
     history = fit(model, 3)
     assert "alignment" not in history
     assert history["phase"] == [0, 1, 1]
@@ -122,7 +124,7 @@ def test_moments_of_features_say_nothing_of_gated_units_before_the_head():
 
 def test_the_certificate_at_the_switch_is_of_the_gates_after_the_noise():
     x, y = images()
-    model = compiled(keras_dal.Wrap("adam", explore=1, noise=0.5), gated_model("learned"))
+    model = compiled(keras_dal.Wrap("adam", explore=1, noise=0.5, finish="descend"), gated_model("learned"))
     monitor, snapshots = keras_dal.AlignmentMonitor(data=(x, y), verbose=False), Snapshots()
     fit(model, 2, [monitor, snapshots])
     after = monitor.certificates["switch"]

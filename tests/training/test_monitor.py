@@ -171,7 +171,9 @@ def test_an_exception_in_the_data_leaves_the_model_as_it_was(error, explore):
             yield x[:16], y[:16]
         raise error
 
-    model = compiled(keras_dal.Wrap("sgd", explore=explore), run_eagerly=keras.backend.backend() == "tensorflow")
+    model = compiled(
+        keras_dal.Wrap("sgd", explore=explore, finish="descend"), run_eagerly=keras.backend.backend() == "tensorflow"
+    )
     with pytest.raises(BaseException):  # noqa: B017, PT011 - TensorFlow turns it into an error of its own
         model.fit(failing(), epochs=4, steps_per_epoch=6, callbacks=[keras_dal.AlignmentMonitor()], verbose=0)
     assert_untouched(model)
@@ -189,12 +191,12 @@ def test_after_an_exception_elsewhere_the_next_fit_is_an_ordinary_one():
 
 @pytest.mark.parametrize("explore", [0.5, 2])
 def test_the_switch_counts_epochs_from_zero(explore):
-    model = compiled(keras_dal.Wrap("sgd", explore=explore))
+    model = compiled(keras_dal.Wrap("sgd", explore=explore, finish="descend"))
     assert fit(model, 4, initial_epoch=1)["phase"] == [0, 1, 1]
 
 
 def test_an_int_may_be_reached_by_a_later_fit():
-    model = compiled(keras_dal.Wrap("sgd", explore=3))
+    model = compiled(keras_dal.Wrap("sgd", explore=3, finish="descend"))
     assert fit(model, 2)["phase"] == [0, 0]
     assert fit(model, 5, initial_epoch=2)["phase"] == [0, 1, 1]
 
@@ -207,7 +209,7 @@ def test_too_few_epochs_for_two_phases_are_refused(explore):
 
 
 def test_auto_switches_when_alignment_stops_improving():
-    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(1e-9), explore="auto"))
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(1e-9), explore="auto", finish="descend"))
     assert fit(model, 8)["phase"].index(1) <= 4  # nothing is learned at this rate
 
 

@@ -12,7 +12,7 @@ EPOCHS, SWITCH = 4, 2
 
 
 def make():
-    return compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=SWITCH))
+    return compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=SWITCH, finish="descend"))
 
 
 @pytest.mark.parametrize("epochs", [1, SWITCH, 3])

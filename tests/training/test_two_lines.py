@@ -8,7 +8,7 @@ import keras_dal
 
 
 def test_two_lines(capsys):
-    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=0.5))
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=0.5, finish="descend"))
     snapshots = Snapshots()
     history = fit(model, 4, [keras_dal.AlignmentMonitor(), snapshots], validation_data=images(seed=1))
     taken = snapshots.taken

@@ -21,7 +21,9 @@ every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIM
 
 def trained(optimizer, epochs=4, explore=2, callbacks=(), compile_options=None, model=None, **wrap):
     """Train through the switch; return the model, its snapshots and the history."""
-    model = compiled(keras_dal.Wrap(optimizer, explore=explore, **wrap), model, **(compile_options or {}))
+    model = compiled(
+        keras_dal.Wrap(optimizer, explore=explore, finish="descend", **wrap), model, **(compile_options or {})
+    )
     snapshots = Snapshots()
     history = fit(model, epochs, [keras_dal.AlignmentMonitor(verbose=False), snapshots, *callbacks])
     return model, snapshots.taken, history
@@ -84,7 +86,7 @@ def test_moving_averages_leave_the_frozen_part_alone(make):
 
 def test_swapping_averages_in_and_out_leaves_the_frozen_part_alone():
     x, y = images()
-    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True), explore=1))
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True), explore=1, finish="descend"))
     snapshots, swap = Snapshots(), keras.callbacks.SwapEMAWeights()
     callbacks = [keras_dal.AlignmentMonitor(verbose=False), snapshots, swap]
     fit(model, 3, callbacks, validation_data=(x, y))
@@ -219,7 +221,7 @@ def test_a_loop_of_ones_own_switches_explicitly():
 def test_without_a_monitor_the_first_step_raises():
     model = compiled(keras_dal.Wrap("sgd"))
     before = snapshot(model)
-    with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore=0.6"):
+    with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore=0.7"):
         fit(model, 2, callbacks=[])
     assert not moved(before, snapshot(model))
 

@@ -1,0 +1,45 @@
+"""The convex phase on cached features: one solve, with a proof of how near it is to the minimum."""
+
+import numpy as np
+
+from keras_dal.finishing.history import Path, Stopped
+from keras_dal.finishing.problem import Task
+from keras_dal.finishing.result import finished
+
+CHANGE = 0.1  # weight of the mean squared change of the logits
+GAP = 1e-4  # to which the minimum of the convex problem is proved to be reached
+
+
+def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
+    """Solve for the linear parameters of a model on cached features, and write them into the model.
+
+    A plain head minimizes `loss + 0.1 * mean squared change of the logits`, which has one minimum; how far it may
+    still be is computed in float64. With a gated branch, whose gates are first adapted to the features, every sample
+    is put on its right side instead, as in `converge`.
+
+    Args:
+        structure: the `Structure` of the model.
+        loss: a `losses.Loss`.
+        train: `CachedFeatures` of the samples.
+        max_bytes: as in `converge`.
+        verbose: whether to print the path.
+
+    Returns:
+        A `Result`.
+    """
+    samples = train.weighted()
+    for layer in structure.gated_layers:
+        if layer is structure.output_layer:
+            layer.adapt(samples.features)
+    path = Path(verbose=verbose)
+    task = Task(structure, loss, samples, None, None, path, max_bytes)
+    try:
+        if structure.gated_layers and task.is_classifier:
+            task.separate()
+        else:
+            task.minimize_to(CHANGE, GAP)
+    except Stopped as stop:
+        path.cut_short(str(stop))
+    if not path.points:
+        path.points.append(task.unchanged())
+    return finished(task, path, GAP, np.flatnonzero(train.weights > 0)[task.left])

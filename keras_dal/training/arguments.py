@@ -1,0 +1,64 @@
+"""What the arguments of `Wrap` may be."""
+
+import math
+import re
+
+import keras
+from keras.optimizers.schedules import LearningRateSchedule
+
+FINISHES = ("solve", "descend")
+
+
+def check_explore(explore):
+    fraction = isinstance(explore, float) and 0.0 < explore < 1.0
+    epochs = isinstance(explore, int) and not isinstance(explore, bool) and explore >= 1
+    if not (explore is None or explore == "auto" or fraction or epochs):
+        raise ValueError(
+            f"`explore` must be a float in (0, 1), an int of at least 1, 'auto' or None. Received: explore={explore!r}"
+        )
+
+
+def check_exploit(exploit):
+    names = [exploit] if isinstance(exploit, str) else exploit
+    listed = isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)
+    if not (listed or isinstance(exploit, keras.layers.Layer)):
+        raise ValueError(
+            "`exploit` must be 'head', a layer, layer names, or a regular expression over variable paths. "
+            f"Received: exploit={exploit!r}"
+        )
+    for name in names if listed else ():
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise ValueError(f"`exploit` is not a valid regular expression: {error}. Received: {name!r}") from error
+
+
+def check_average(average):
+    if isinstance(average, bool) or not (isinstance(average, (int, float)) and 0 <= average <= 1):
+        raise ValueError(
+            f"`average` must be a share of the exploration, from 0 for none to 1. Received: average={average!r}"
+        )
+
+
+def check_finish(finish, learning_rate):
+    if finish not in FINISHES:
+        raise ValueError(f"`finish` must be one of {FINISHES}. Received: finish={finish!r}")
+    if finish == "solve" and learning_rate is not None:
+        raise ValueError(
+            "A learning rate after the switch needs finish='descend': solving makes no gradient steps. "
+            f"Received: finish='solve', exploit_learning_rate={learning_rate!r}"
+        )
+
+
+def check_noise(noise):
+    if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"`noise` must be a finite number of at least 0. Received: noise={noise!r}")
+
+
+def check_learning_rate(rate):
+    positive = isinstance(rate, float) and math.isfinite(rate) and rate > 0
+    if not (rate is None or rate == "auto" or positive or isinstance(rate, LearningRateSchedule)):
+        raise ValueError(
+            "`exploit_learning_rate` must be None, a positive float, a keras.optimizers.schedules schedule or 'auto'. "
+            f"Received: exploit_learning_rate={rate!r}"
+        )

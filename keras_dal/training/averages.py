@@ -1,0 +1,76 @@
+"""The mean of the weights over the last steps of exploration, kept in an optimizer's variables."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class WeightAverage:
+    r"""The running mean \( \bar\theta_k = \bar\theta_{k-1} + (\theta_k - \bar\theta_{k-1}) / k \) since `begin`.
+
+    An average over the steps does at once what a decaying learning rate does in time (Polyak and Juditsky, 1992;
+    Izmailov et al., 2018). Whether steps count is a variable, so that a traced step need not be traced anew.
+
+    Args:
+        track: function that makes a `keras.Variable` part of an optimizer's state.
+        variables: the trainable variables of the model, in the order of the optimizer.
+    """
+
+    def __init__(self, track, variables):
+        self._variables = list(variables)
+        self._collecting = self._kept(track, (), "float32", "collecting")
+        self._count = self._kept(track, (), "float32", "averaged_steps")
+        self._means = [
+            self._kept(track, v.shape, _precise(v.dtype), f"{v.path.replace('/', '_')}_mean", v) for v in variables
+        ]
+
+    @staticmethod
+    def _kept(track, shape, dtype, name, like=None):
+        # every replica averages its own copy of the same weights: nothing is sent
+        kept = keras.Variable(
+            initializer="zeros",
+            shape=shape,
+            dtype=dtype,
+            trainable=False,
+            aggregation="only_first_replica",
+            synchronization="on_read",
+            layout=getattr(like, "_layout", None),
+            name=name,
+        )
+        track(kept)
+        return kept
+
+    @property
+    def steps(self):
+        """Number of steps in the mean."""
+        return int(ops.convert_to_numpy(self._count))
+
+    @property
+    def has_begun(self):
+        return bool(ops.convert_to_numpy(self._collecting))
+
+    def begin(self):
+        """Start a mean with the next step."""
+        self._count.assign(0.0)
+        self._collecting.assign(1.0)
+
+    def end(self):
+        """Let no more steps count, and forget those that did."""
+        self._count.assign(0.0)
+        self._collecting.assign(0.0)
+
+    def update(self):
+        """Count the weights as they are now; part of the training step."""
+        weight = self._collecting / (self._count + 1.0)
+        for mean, variable in zip(self._means, self._variables, strict=True):
+            mean.assign_add(ops.cast(weight, mean.dtype) * (ops.cast(variable, mean.dtype) - mean))
+        self._count.assign_add(self._collecting)
+
+    def values(self):
+        """Return the means as NumPy arrays, in the order of the variables."""
+        return [np.array(ops.convert_to_numpy(mean)) for mean in self._means]
+
+
+def _precise(dtype):
+    """Return a dtype in which small steps towards a mean are not lost."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype

@@ -1,0 +1,113 @@
+"""The second phase of `fit`: averaged weights, one pass over the stream for features, and the solved head."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_dal import _backend
+from keras_dal.analysis.alignment import alignment_from_moments
+from keras_dal.features.tracing import to_numpy
+from keras_dal.finishing.solve import solve_head
+from keras_dal.training.gathering import Gathering
+
+_BLOCK = 4096  # samples whose metrics are computed at a time
+
+
+class ConvexPhase:
+    """From the switch to the solved head, within one epoch of `fit`.
+
+    Args:
+        model: the model that `fit` trains.
+        wrap: its `Wrap`.
+        loss: the `losses.Loss` it is compiled with.
+        samples: a few inputs, for a model that does not declare their shape, or None.
+    """
+
+    def __init__(self, model, wrap, loss, samples=None):
+        self._wrap, self._loss = wrap, loss
+        self._before = None if wrap.phase == "exploit" else [to_numpy(v).copy() for v in _state(model)]
+        self.averaged_steps = wrap.averaged_steps
+        averaged = wrap.phase == "explore" and (self.averaged_steps is None or self.averaged_steps > 0)
+        self.structure = wrap.switch(model, samples)
+        self._gathering = Gathering(model, self.structure, renew=averaged)
+        self.train = self.result = None
+
+    def train_function(self, model):
+        """Return what stands in for the model's train function: it only reads."""
+        return self._gathering.train_function(model)
+
+    def take(self):
+        """Look at what was read since the last call."""
+        self._gathering.take()
+
+    @property
+    def steps_of_statistics(self):
+        return self._gathering.steps_of_statistics
+
+    def end(self):
+        """Solve for the head on what was read; a second call changes nothing.
+
+        Raises:
+            ValueError: nothing was read, or numbers are not finite.
+        """
+        if self.result is None:
+            self.train = self._gathering.finish()
+            self.result = solve_head(self.structure, self._loss, self.train)
+            self._wrap.settle_averages()
+
+    def measured(self):
+        """Return the alignment of the head on the features that were read, by the names of the logs."""
+        structure, loss = self.structure, self._loss
+        if structure.layer is not structure.output_layer:
+            return {}
+        targets, sums = loss.targets(self.train.labels, structure.num_outputs), 0.0
+        for start in range(0, len(self.train), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            features = np.asarray(self.train.features[rows], np.float64)
+            columns = np.hstack([features, np.ones((len(features), 1)), targets[rows]])
+            sums = sums + columns.T @ (columns * self.train.weights[rows, None])
+        count = int(np.sum(self.train.weights > 0))
+        report = alignment_from_moments(sums, count, structure, loss)
+        return {"alignment": report.alignment, "alignment_rank": report.rank}
+
+    def undo(self, model):
+        """Put back the weights and the phase from before, where this phase began with the switch."""
+        self._gathering.discard()
+        if self._before is not None:
+            for variable, value in zip(_state(model), self._before, strict=True):
+                variable.assign(value)
+            self._wrap.restart()
+
+    def logs(self, model):
+        """Return loss and compiled metrics of the solved model on what was read, as `fit` logs them."""
+        result, train = self.result, self.train
+        penalty = sum(float(ops.convert_to_numpy(term)) for term in model.losses)
+        logs = {"loss": result.loss + penalty}
+        try:
+            logs = {**self._metrics(model, train), **logs}
+        except Exception as error:  # a metric of the user's own may take what only a training step has
+            warnings.warn(
+                "The metrics of the last epoch are missing: they could not be computed from labels and outputs alone. "
+                f"Received: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+        return logs
+
+    def _metrics(self, model, train):
+        activation = keras.activations.get(self.structure.activation)
+        model.reset_metrics()
+        found = {}
+        for start in range(0, len(train), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            logits = self.result.logits(train.features[rows])
+            outputs = activation(ops.convert_to_tensor(logits.astype("float32")))
+            labels, weights = train.labels[rows], train.weights[rows].astype("float32")
+            arguments = (None, ops.convert_to_tensor(labels), outputs, ops.convert_to_tensor(weights))
+            found = _backend.in_replica(model.compute_metrics, model, *arguments)
+        return {name: float(np.mean(to_numpy(value))) for name, value in found.items()}
+
+
+def _state(model):
+    return [*model.trainable_variables, *model.non_trainable_variables]

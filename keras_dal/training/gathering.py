@@ -1,0 +1,103 @@
+"""One pass over the stream of `fit` that trains nothing: batch statistics of frozen weights, then their features."""
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_dal import _backend
+from keras_dal.features.cache import CachedFeatures, RowWriter
+from keras_dal.features.tracing import tap
+from keras_dal.training.statistics import BatchStatistics
+
+_STEPS = 100  # for batch statistics, at most
+_BYTES = 2**30  # of inputs that wait until the statistics are known, at most
+_FEATURE_BYTES = 2**32  # from which features wait on the disk
+
+
+class Gathering:
+    """Features, labels and weights of what flows through `fit`, with the batch statistics of the weights as they are.
+
+    The statistics come from the first steps, whose inputs are kept until then; the features of all are those of
+    inference mode. Nothing else of the model changes.
+
+    Args:
+        model: the model that `fit` trains.
+        structure: its `Structure`.
+        renew: whether batch statistics are to be renewed, as after averaging weights.
+    """
+
+    def __init__(self, model, structure, renew):
+        self._features = _backend.over_replicas(_features(model, structure), model)
+        self._statistics = BatchStatistics(model) if renew else None
+        self._arrived, self._waiting, self._bytes = [], [], 0
+        self._rows, self._labels, self._weights = RowWriter(None, _FEATURE_BYTES, keep=False), [], []
+        self.steps_of_statistics = 0
+
+    def train_function(self, model):
+        """Return what stands in for the model's train function: it only reads."""
+        return _backend.reading(model, self._arrived.append)
+
+    def take(self):
+        """Look at the batches that arrived since the last call."""
+        arrived, self._arrived[:] = list(self._arrived), []
+        for batch in arrived:
+            if self._statistics is None:
+                self._keep(batch)
+                continue
+            self._statistics.add(batch)
+            self._waiting.append(batch)
+            self._bytes += _size(batch)
+            if len(self._waiting) >= _STEPS or self._bytes >= _BYTES:
+                self._settle()
+
+    def _settle(self):
+        """Go on to features, with the statistics so far."""
+        self.steps_of_statistics, self._statistics = len(self._waiting), None
+        while self._waiting:
+            self._keep(self._waiting.pop(0))
+
+    def _keep(self, batch):
+        features, labels, weights = self._features(batch)
+        self._rows.append(np.ascontiguousarray(features, np.float32))
+        self._labels.append(labels)
+        self._weights.append(np.asarray(weights, np.float64).reshape(-1))
+
+    def finish(self):
+        """Return the `CachedFeatures` of everything that was read.
+
+        Raises:
+            ValueError: nothing was, or features that are not finite.
+        """
+        self.take()
+        if self._statistics is not None:
+            self._settle()
+        if not self._labels:
+            raise ValueError("The stream of the last epoch was empty. Received: no batches")
+        features = self._rows.finish(None)
+        if not np.isfinite(np.sum(features, dtype=np.float64)):
+            raise ValueError(
+                "The features are not finite: the training has diverged, or the data hold NaN. Received: "
+                f"{len(features) - int(np.isfinite(features).all(axis=1).sum())} of {len(features)} samples"
+            )
+        return CachedFeatures(features, np.concatenate(self._labels), np.concatenate(self._weights))
+
+    def discard(self):
+        """Drop what was read."""
+        self._rows.discard()
+
+
+def _features(model, structure):
+    """Return a function from a batch of `fit` to features, labels and weights."""
+
+    def gathered(batch):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        with tap(structure.layer) as inputs:
+            model(x, training=False)
+        labels = tree.flatten(y)[0]
+        return inputs[-1], labels, keras.ops.ones(keras.ops.shape(inputs[-1])[:1]) if weight is None else weight
+
+    return gathered
+
+
+def _size(batch):
+    return sum(int(np.prod(part.shape)) * 4 for part in tree.flatten(batch) if hasattr(part, "shape"))

@@ -1,0 +1,71 @@
+"""What a wrapper shows of the optimizer inside."""
+
+import contextlib
+
+from keras_dal.features.tracing import replaced
+
+# options that the base class of every Keras optimizer has, with what it expects where there are none
+OPTIONS = {
+    "weight_decay": None,
+    "clipnorm": None,
+    "clipvalue": None,
+    "global_clipnorm": None,
+    "use_ema": False,
+    "ema_momentum": None,
+    "ema_overwrite_frequency": None,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+}
+
+
+class Delegating:
+    """Public attributes of `inner_optimizer`, read and written as if they were the wrapper's own."""
+
+    @contextlib.contextmanager
+    def _by_itself(self):
+        """Hides the inner optimizer's options from what the base class does for the wrapper alone."""
+        with replaced(self, "_is_alone", True):
+            yield
+
+    def __getattr__(self, name):
+        inner = vars(self).get("inner_optimizer")
+        if inner is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(inner, name)
+
+
+def _option(name, default):
+    def read(self):
+        inner = vars(self).get("inner_optimizer")
+        return default if inner is None or vars(self).get("_is_alone") else getattr(inner, name)
+
+    def write(self, value):
+        if (inner := vars(self).get("inner_optimizer")) is not None:
+            setattr(inner, name, value)
+
+    return property(read, write)
+
+
+for _name, _default in OPTIONS.items():
+    setattr(Delegating, _name, _option(_name, _default))
+
+
+def innermost(optimizer):
+    """Return the optimizer inside all wrappers."""
+    while "inner_optimizer" in vars(optimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+@contextlib.contextmanager
+def averaging_only(optimizer, indices):
+    """Shows the optimizer's moving averages only these variables: Keras averages all it was built with."""
+    if not optimizer.use_ema:
+        yield
+        return
+    averages = optimizer._model_variables_moving_average
+    with (
+        replaced(optimizer, "_model_variables_moving_average", [averages[i] for i in indices]),
+        replaced(optimizer, "_trainable_variables", [optimizer._trainable_variables[i] for i in indices]),
+    ):
+        yield

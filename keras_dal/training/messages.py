@@ -1,0 +1,105 @@
+"""What the monitor says: one function for each moment of a fit."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_dal.models.add_head import num_gates
+
+
+class Switch(NamedTuple):
+    """The moment of the switch to gradient steps for the linear parameters."""
+
+    epoch: int
+    epochs: int
+    structure: Any
+    loss: Any
+    report: Any
+
+
+def begins(wrap, schedule, epoch):
+    """Return what a reader must know where a fit begins in the middle of things, or None."""
+    if wrap.phase == "exploit":
+        return (
+            "keras_dal: this fit begins in the second phase, where the optimizer was left: only the linear parameters "
+            f"will be {'solved' if wrap.finish == 'solve' else 'trained'}. optimizer.restart() before fit goes back to "
+            "the first phase"
+        )
+    if schedule.switch is not None and schedule.switch <= epoch and epoch > 0:
+        return f"keras_dal: the switch was due at epoch {schedule.switch + 1}; it comes now, at epoch {epoch + 1}"
+    return None
+
+
+def descends(model, switch, certificate):
+    """Return what is trained, frozen and minimized from the switch on."""
+    trained = switch.structure.linear_parameters
+    frozen = [v for v in model.trainable_variables if not any(v is other for other in trained)]
+    report = switch.report
+    measured = "not measured yet" if report is None else report.summary().removesuffix(", undecided")
+    penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
+    lines = [
+        f"keras_dal: exploitation begins at epoch {switch.epoch + 1} of {switch.epochs}",
+        f"  labels in the column space of the head: {measured}",
+        f"  trained:   {', '.join(v.path for v in trained)} ({_size(trained):,} parameters)",
+        f"  frozen:    {len(frozen)} variables with {_size(frozen):,} parameters, batch statistics and dropout too",
+        f"  minimized: {' plus '.join([switch.loss.name, *penalties])}, convex in what is trained",
+    ]
+    return "\n".join(lines if certificate is None else [*lines, str(certificate)])
+
+
+def reads(phase, epoch, epochs):
+    """Return what the epoch of the switch is for."""
+    weights = {None: "the inner optimizer's averages", 0: "the last weights"}.get(
+        phase.averaged_steps, f"the mean of the weights over {phase.averaged_steps:,} steps"
+    )
+    return (
+        f"keras_dal: exploration is over; epoch {epoch + 1} of {epochs} reads the data once more, for the features of "
+        f"{weights}"
+    )
+
+
+def ends(phase, result, epoch, epochs):
+    """Return what was solved, and what is proved about it."""
+    structure, saved = phase.structure, epochs - epoch - 1
+    count = f"{len(phase.train):,} samples of {structure.num_features:,} features"
+    lines = [f"keras_dal: the head is solved, and training ends at epoch {epoch + 1} of {epochs}: {saved} saved"]
+    if phase.steps_of_statistics:
+        lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
+    lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
+    lines += [f"  {line}" for line in result.proof()]
+    if result.accuracy is not None:
+        lines.append(f"  training:   {result.accuracy:.2%} right, loss {result.loss:.4g}")
+        if result.accuracy < 1 and not structure.gated_layers:
+            gates = num_gates(len(phase.train), structure.num_features)
+            more = gates * (structure.num_features + 1) * structure.num_outputs
+            lines.append(
+                f"  more:       add_gated_head(model, num_samples={len(phase.train)}), {more:,} parameters, would put "
+                "every sample on its right side"
+            )
+    return "\n".join(lines)
+
+
+def ended_early(schedule):
+    """Return that a fit was over before its switch."""
+    return (
+        f"keras_dal: training ended before the switch at epoch {schedule.switch + 1}: nothing was frozen or solved. "
+        "keras_dal.finish(model, x, y) solves the head now; a fit with initial_epoch goes on"
+    )
+
+
+def _size(variables):
+    return sum(int(np.prod(variable.shape)) for variable in variables)
+
+
+class Certificates(dict):
+    """Certificates by moment; that at the `"end"` is made when it is asked for, of the weights there are then."""
+
+    def __init__(self, certified):
+        super().__init__()
+        self._certified = certified
+
+    def __missing__(self, moment):
+        if moment != "end":
+            raise KeyError(moment)
+        self[moment] = self._certified()
+        return self[moment]

@@ -1,0 +1,58 @@
+"""Batch statistics as means over batches, not as the exponential averages that training leaves behind."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+from keras_dal import _backend
+from keras_dal.features.tracing import replaced, to_numpy
+
+
+class BatchStatistics:
+    """Sets the moving statistics of a model's layers to the means over the batches that it is shown.
+
+    Every layer with a `momentum` and moving variables is one, as `BatchNormalization` is. At momentum 0 such a layer
+    holds the statistics of one batch after a step in training mode; their mean in float64 is what is kept. Under a
+    strategy it is the mean over replicas too (as torch's and SWA's `update_bn`, Izmailov et al., 2018).
+
+    Args:
+        model: the model, whose other variables stay as they are.
+    """
+
+    def __init__(self, model):
+        pairs = [(layer, _moving(layer)) for layer in model._flatten_layers() if hasattr(layer, "momentum")]
+        self._layers = [layer for layer, variables in pairs if variables]
+        self._variables = [variable for _, variables in pairs for variable in variables]
+        self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
+        self._sums, self._count = [np.zeros(variable.shape) for variable in self._variables], 0
+        self._step = _backend.over_replicas(self._of_one_batch(model), model)
+
+    def _of_one_batch(self, model):
+        def statistics(batch):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            model(x, training=True)
+            return [keras.ops.expand_dims(variable.value, 0) for variable in self._variables]
+
+        return statistics
+
+    def add(self, batch):
+        """Show it one batch as `fit` gets it; the model then holds the means so far."""
+        if not self._variables:
+            return
+        others = [to_numpy(variable).copy() for variable in self._others]
+        with contextlib.ExitStack() as stack:
+            for layer in self._layers:
+                stack.enter_context(replaced(layer, "momentum", 0.0))
+            found = self._step(batch)
+        self._count += 1
+        for total, replicas in zip(self._sums, found, strict=True):
+            total += np.mean(replicas, axis=0, dtype=np.float64)
+        for variable, total in zip(self._variables, self._sums, strict=True):
+            variable.assign(total / self._count)
+        for variable, value in zip(self._others, others, strict=True):
+            variable.assign(value)  # seeds of dropout among them
+
+
+def _moving(layer):
+    return [variable for variable in layer.non_trainable_variables if "moving" in variable.name]
