@@ -10,6 +10,7 @@ from keras_dal.models.add_head import add_gated_head
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 from keras_dal.models.structure import Structure, find_structure
 from keras_dal.models.tangent import tangent_operator
+from keras_dal.training.finish import finish
 from keras_dal.training.monitor import AlignmentMonitor
 from keras_dal.training.wrap import Wrap
 
@@ -34,5 +35,6 @@ __all__ = [
     "certify",
     "converge",
     "find_structure",
+    "finish",
     "tangent_operator",
 ]

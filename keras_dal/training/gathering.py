@@ -9,7 +9,7 @@ from keras_dal.features.cache import CachedFeatures, RowWriter
 from keras_dal.features.tracing import tap
 from keras_dal.training.statistics import BatchStatistics
 
-_STEPS = 100  # for batch statistics, at most
+STATISTICS_STEPS = 100  # for batch statistics, at most
 _BYTES = 2**30  # of inputs that wait until the statistics are known, at most
 _FEATURE_BYTES = 2**32  # from which features wait on the disk
 
@@ -47,7 +47,7 @@ class Gathering:
             self._statistics.add(batch)
             self._waiting.append(batch)
             self._bytes += _size(batch)
-            if len(self._waiting) >= _STEPS or self._bytes >= _BYTES:
+            if len(self._waiting) >= STATISTICS_STEPS or self._bytes >= _BYTES:
                 self._settle()
 
     def _settle(self):

@@ -1,0 +1,255 @@
+"""The two lines against the same optimizer alone, and against what people do today, on real images.
+
+    python benchmarks/two_lines.py cifar10 --images 5000 --data-dir ~/tensorflow_datasets --seeds 0 1 2
+
+trains a ResNet-8 once for each seed and each way, and adds a line for each run to benchmarks/results/two_lines.jsonl.
+Time is that of the whole `fit`: compilation, validation, monitor and solver included. `--core` binds the process to one
+core, so that two of them can run beside each other.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "examples")]
+
+RESULT = Path(__file__).parent / "results" / "two_lines.jsonl"
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
+SETS = {  # padding, mirror images, epochs
+    "cifar10": (4, True, 60),
+    "cifar100": (4, True, 60),
+    "svhn_cropped": (4, False, 60),
+    "fashion_mnist": (2, True, 30),
+}
+RECIPES = ("sgd", "adamw", "steps", "constant", "smoothing", "ema")
+WAYS = ("base", "wrapped", "compressed", "plateau", "swap_ema", "freeze", "gated")
+BATCH, VALIDATED = 128, 1000
+
+
+def parsed():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=SETS)
+    parser.add_argument("--images", type=int, help="training images, the first of the set; all by default")
+    parser.add_argument("--data-dir", help="folder of prepared sets of tensorflow-datasets")
+    parser.add_argument("--recipe", choices=RECIPES, default="sgd")
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=["base", "wrapped", "compressed"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--threads", type=int, default=0, help="0 for all")
+    parser.add_argument("--core", type=int, help="the one core to run on")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    return parser.parse_args()
+
+
+options = parsed() if __name__ == "__main__" else None
+if options and options.core is not None:
+    os.sched_setaffinity(0, {options.core})
+
+import data  # noqa: E402
+import keras  # noqa: E402
+import machine  # noqa: E402
+import models  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+import keras_dal  # noqa: E402
+
+
+def load(name, images, data_dir):
+    """Return training images, test images and the number of classes."""
+    if name != "fashion_mnist":
+        return data.load(name, data_dir, subset=images)
+
+    def read(part):
+        pixels, labels = (
+            np.frombuffer(gzip.decompress((FASHION / f"{part}-{kind}.gz").read_bytes()), np.uint8, offset=offset)
+            for kind, offset in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
+        )
+        return data.Images(pixels.reshape(-1, 28, 28, 1), labels.astype("int32"))
+
+    train = read("train")
+    return data.Images(train.x[:images], train.y[:images]), read("t10k"), 10
+
+
+class Training:
+    """One data set, one recipe and one seed, trained in different ways from the same start.
+
+    Args:
+        options: of the command line.
+        seed: integer.
+    """
+
+    def __init__(self, options, seed):
+        self.options, self.seed = options, seed
+        padding, mirror, epochs = SETS[options.dataset]
+        self.train, self.test, self.num_classes = load(options.dataset, options.images, options.data_dir)
+        self.image_set = data.ImageSet(options.dataset, padding, mirror)
+        self.epochs, self.steps = options.epochs or epochs, len(self.train) // BATCH
+
+    def optimizer(self, epochs, **kind):
+        """Return the recipe's optimizer for so many epochs."""
+        schedules, total = keras.optimizers.schedules, epochs * self.steps
+        recipe = self.options.recipe
+        if recipe == "adamw":
+            warmup = min(3, epochs // 4) * self.steps
+            rate = schedules.CosineDecay(0.0, total - warmup, warmup_target=2e-3, warmup_steps=warmup)
+            return keras.optimizers.AdamW(rate, weight_decay=0.02, **kind)
+        rate = schedules.CosineDecay(0.1, total)
+        if recipe == "steps":
+            rate = schedules.PiecewiseConstantDecay([total // 2, total * 3 // 4], [0.1, 0.01, 0.001])
+        elif recipe == "constant":
+            rate = 0.05
+        elif recipe == "ema":
+            kind = {"use_ema": True, "ema_momentum": 0.99, **kind}
+        return keras.optimizers.SGD(rate, momentum=0.9, **kind)
+
+    def model(self, optimizer, gated=False):
+        keras.utils.set_random_seed(self.seed)
+        model = models.build("resnet", 8, self.num_classes, self.train.x)
+        if self.options.recipe == "smoothing":
+            loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+        else:
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if gated:
+            model.compile("sgd", loss)
+            model = keras_dal.add_gated_head(model, num_samples=len(self.train), seed=self.seed, verbose=False)
+        model.compile(optimizer, loss, metrics=["accuracy"])
+        return model
+
+    def batches(self, epochs):
+        batches = data.training_batches(self.train, self.image_set, BATCH, self.seed, 0, epochs)
+        return self._labelled(batches)
+
+    def _labelled(self, batches):
+        if self.options.recipe != "smoothing":
+            return batches
+        return batches.map(lambda x, y: (x, tf.one_hot(y, self.num_classes)))
+
+    def fit(self, model, epochs, callbacks=()):
+        """Train and return the seconds it took, on the clock and of the processor."""
+        few = data.Images(self.test.x[:VALIDATED], self.test.y[:VALIDATED])
+        clock, processor = time.perf_counter(), time.process_time()
+        history = model.fit(
+            self.batches(epochs),
+            steps_per_epoch=self.steps,
+            epochs=epochs,
+            validation_data=self._labelled(data.test_batches(few, 500)),
+            callbacks=list(callbacks),
+            verbose=0,
+            shuffle=False,
+        ).history
+        return {
+            "seconds": round(time.perf_counter() - clock, 2),
+            "processor_seconds": round(time.process_time() - processor, 2),
+            "epochs_trained": len(history["loss"]),
+        }
+
+    def accuracy(self, model, images):
+        logits = model.predict(images.x.astype("float32"), batch_size=500, verbose=0)
+        return round(float(np.mean(logits.argmax(axis=1) == images.y)), 5)
+
+    def run(self, way):
+        """Train in one way and return its row."""
+        return {"way": way, **getattr(self, way)()}
+
+    def _row(self, model, measured):
+        return {"test_accuracy": self.accuracy(model, self.test), **measured}
+
+    def base(self):
+        model = self.model(self.optimizer(self.epochs))
+        return self._row(model, self.fit(model, self.epochs))
+
+    def wrapped(self, gated=False):
+        parts = Parts()
+        model = self.model(keras_dal.Wrap(self.optimizer(self.epochs)), gated)
+        monitor = keras_dal.AlignmentMonitor()
+        measured = self.fit(model, self.epochs, [monitor, parts])
+        result = monitor.result
+        row = self._row(model, measured) | {
+            "switch": parts.switch,
+            "seconds_to_switch": round(parts.seconds, 2),
+            "seconds_of_solver": round(result.seconds, 3),
+            "training_accuracy": result.accuracy,
+            "scaled_loss": result.scaled_loss,
+            "gap": float(result.point.gap),
+        }
+        if not gated:  # the same network, its head solved on images without augmentation
+            started = time.perf_counter()
+            y = np.eye(self.num_classes)[self.train.y] if self.options.recipe == "smoothing" else self.train.y
+            keras_dal.finish(model, self.train.x.astype("float32"), y, verbose=0)
+            row["clean_seconds"] = round(time.perf_counter() - started, 2)
+            row["clean_test_accuracy"] = self.accuracy(model, self.test)
+        return row
+
+    def gated(self):
+        return self.wrapped(gated=True)
+
+    def compressed(self):
+        """The schedule in as many epochs as the wrapped run trains, and one for its last pass."""
+        epochs = round(keras_dal.Wrap("sgd").explore * self.epochs) + 1
+        model = self.model(self.optimizer(epochs))
+        return self._row(model, self.fit(model, epochs))
+
+    def plateau(self):
+        model = self.model(keras.optimizers.SGD(0.1, momentum=0.9))
+        reduce = keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.2, patience=5)
+        stop = keras.callbacks.EarlyStopping("val_loss", patience=10, restore_best_weights=True)
+        return self._row(model, self.fit(model, self.epochs, [reduce, stop]))
+
+    def swap_ema(self):
+        """Keras' moving averages over as many epochs as the wrapped run trains, with the whole schedule."""
+        epochs = round(keras_dal.Wrap("sgd").explore * self.epochs)
+        model = self.model(self.optimizer(self.epochs, use_ema=True, ema_momentum=0.99))
+        return self._row(model, self.fit(model, epochs, [keras.callbacks.SwapEMAWeights()]))
+
+    def freeze(self):
+        """Everything until the switch, then the last layer alone, as Keras' guide on transfer learning does."""
+        epochs = round(keras_dal.Wrap("sgd").explore * self.epochs)
+        model = self.model(self.optimizer(self.epochs))
+        first = self.fit(model, epochs)
+        body = model.layers[-1]
+        for layer in body.layers[:-1]:
+            layer.trainable = False
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), model.loss, metrics=["accuracy"])
+        second = self.fit(model, self.epochs - epochs)
+        return self._row(model, {name: round(first[name] + second[name], 2) for name in first})
+
+
+class Parts(keras.callbacks.Callback):
+    """Notes when the switch came."""
+
+    def on_train_begin(self, logs=None):
+        self._started, self.switch, self.seconds = time.perf_counter(), None, 0.0
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not logs["phase"]:
+            self.switch, self.seconds = epoch + 1, time.perf_counter() - self._started
+
+
+def main():
+    if options.threads or options.core is not None:
+        threads = 1 if options.core is not None else options.threads
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    setting = {name: getattr(options, name) for name in ("dataset", "images", "recipe", "core", "threads")}
+    for seed in options.seeds:
+        training = Training(options, seed)
+        for way in options.ways:
+            row = {
+                **setting,
+                "epochs": training.epochs,
+                "seed": seed,
+                **training.run(way),
+                "machine": machine.describe(),
+            }
+            with options.result.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print({name: value for name, value in row.items() if name != "machine"}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

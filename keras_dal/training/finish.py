@@ -1,0 +1,54 @@
+"""The second phase on data that are at hand: in a loop of one's own, or after `fit`."""
+
+import itertools
+
+from keras_dal.features.batches import batches, first_inputs
+from keras_dal.features.cache import cached_features
+from keras_dal.finishing.solve import solve_head
+from keras_dal.losses import loss_of
+from keras_dal.models.structure import find_structure
+from keras_dal.training.gathering import STATISTICS_STEPS
+from keras_dal.training.statistics import BatchStatistics
+from keras_dal.training.wrap import find_wrap
+
+
+def finish(model, x, y=None, sample_weight=None, *, loss=None, max_bytes=2**32, batch_size=256, verbose=1):
+    """Solve the convex second phase of a model: its linear parameters, on the features of these data.
+
+    If its optimizer is a `Wrap` that still explores, the average of the weights becomes the weights first, the batch
+    statistics are renewed on these data, and everything but the linear parameters freezes. A plain head then minimizes
+    `loss + 0.1 * mean squared change of the logits` to within 1e-4 of its minimum, proved in float64; a head with a
+    gated branch puts every sample on its right side. This is what `AlignmentMonitor` does at the end of `fit`, with the
+    data that flow through it (the framework of Kawaguchi, Zhang and Deng, 2022).
+
+    Args:
+        model: a trained Keras model that `find_structure` understands.
+        x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them, `(n, ...)`.
+        sample_weight: weights `(n,)`.
+        loss: as for `model.compile`; the compiled one by default.
+        max_bytes: memory for features, and for what is computed from them once, each.
+        batch_size: samples in one evaluation of arrays.
+        verbose: whether to print a line for each step of the solver.
+
+    Returns:
+        The `Result`, whose weights the model has.
+
+    Raises:
+        ValueError: no linear head, an unsupported loss, or bad data.
+    """
+    wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
+    structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)
+    loss = loss_of(model, structure.activation, loss)
+    if wrap is not None and wrap.phase == "explore":
+        averaged = wrap.averaged_steps is None or wrap.averaged_steps > 0
+        structure = wrap.switch(model, inputs)
+        if averaged:
+            statistics = BatchStatistics(model)
+            for batch in itertools.islice(batches(x, None, None, batch_size), STATISTICS_STEPS):
+                statistics.add((batch[0],))
+    train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
+    result = solve_head(structure, loss, train, max_bytes, bool(verbose))
+    if wrap is not None:
+        wrap.settle_averages()
+    return result
