@@ -20,7 +20,7 @@ def images(n=96, seed=0):
     return x, y
 
 
-def small_model(seed=0, **head):
+def small_model(seed=0, dropout=0.3, **head):
     """Return a residual network with batch normalization, dropout and a linear head named `logits`."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((8, 8, 2))
@@ -30,7 +30,7 @@ def small_model(seed=0, **head):
     x = layers.Conv2D(6, 3, padding="same", name="conv2")(x)
     x = layers.ReLU()(layers.Add()([x, shortcut]))
     x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dropout(0.3, name="dropout")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
     return keras.Model(inputs, layers.Dense(NUM_CLASSES, name="logits", dtype="float32", **head)(x))
 
 

@@ -27,6 +27,7 @@ class Gathering:
     """
 
     def __init__(self, model, structure, renew):
+        self._model = model
         self._features = _backend.over_replicas(_features(model, structure), model)
         self._statistics = BatchStatistics(model) if renew else None
         self._arrived, self._waiting, self._bytes = [], [], 0
@@ -41,6 +42,8 @@ class Gathering:
         """Look at the batches that arrived since the last call."""
         arrived, self._arrived[:] = list(self._arrived), []
         for batch in arrived:
+            if not self._labels and not self._waiting:
+                self._build_metrics(batch)
             if self._statistics is None:
                 self._keep(batch)
                 continue
@@ -49,6 +52,19 @@ class Gathering:
             self._bytes += _size(batch)
             if len(self._waiting) >= STATISTICS_STEPS or self._bytes >= _BYTES:
                 self._settle()
+
+    def _build_metrics(self, batch):
+        """Let metrics know their shapes, where a training was resumed here: `fit` asks for their results."""
+        try:
+            self._model.get_metrics_result()
+        except ValueError:
+            _backend.in_replica(self._update_metrics, self._model, batch)
+            self._model.reset_metrics()
+
+    def _update_metrics(self, batch):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        self._model.compute_metrics(x, y, self._model(x, training=False), weight)
+        return ()
 
     def _settle(self):
         """Go on to features, with the statistics so far."""

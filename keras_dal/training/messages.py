@@ -49,9 +49,9 @@ def descends(model, switch, certificate):
 
 def reads(phase, epoch, epochs):
     """Return what the epoch of the switch is for."""
-    weights = {None: "the inner optimizer's averages", 0: "the last weights"}.get(
-        phase.averaged_steps, f"the mean of the weights over {phase.averaged_steps:,} steps"
-    )
+    steps = phase.averaged_steps
+    mean = "the inner optimizer's averages" if steps is None else f"the mean of the weights over {steps:,} steps"
+    weights = "the last weights" if steps == 0 else mean
     return (
         f"keras_dal: exploration is over; epoch {epoch + 1} of {epochs} reads the data once more, for the features of "
         f"{weights}"

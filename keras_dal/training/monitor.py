@@ -175,6 +175,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
             measured = self._phase.logs(model) | self._phase.measured() | self._measurement.moved()
             self._say(model, messages.ends(self._phase, self.result, epoch, self.params["epochs"]))
             self._phase, model.stop_training = None, True
+        elif self._installed is None:
+            measured = {}  # this epoch only read, in vain
         else:
             next_is_last = self._schedule.is_due(epoch + 1) and self.phase == "explore"
             measured = self._measurement.measure(model, epoch, now=next_is_last)

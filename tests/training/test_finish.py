@@ -1,0 +1,301 @@
+"""A fit that ends by itself: averages, batch statistics, features of the stream, the solved head, and what is said."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+from fits import NUM_CLASSES, Snapshots, compiled, fit, images, moved, small_model, snapshot
+from scipy import optimize
+
+import keras_dal
+
+HEAD = {"logits/kernel", "logits/bias"}
+SWITCH = 3
+
+
+class Weights(keras.callbacks.Callback):
+    """Keeps the trainable weights after every step of the given epochs."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs, self.taken = epochs, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.counts = epoch in self.epochs
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.counts:
+            self.taken.append(
+                [np.array(keras.ops.convert_to_numpy(v), np.float64) for v in self.model.trainable_variables]
+            )
+
+    def mean(self):
+        return [np.mean(values, axis=0) for values in zip(*self.taken, strict=True)]
+
+
+def ended(optimizer=None, epochs=9, model=None, callbacks=(), data=None, **options):
+    """Train to the end that the fit finds by itself; return model, monitor and history."""
+    wrap = {name: options.pop(name) for name in ("explore", "average", "exploit") if name in options}
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9) if optimizer is None else optimizer
+    compile_options = options.pop("compile_options", {})
+    wrapped = keras_dal.Wrap(optimizer, **{"explore": SWITCH, "average": 0.7, **wrap})
+    model = compiled(wrapped, model, **compile_options)
+    monitor = keras_dal.AlignmentMonitor(data=data, verbose=False)
+    history = fit(model, epochs, [monitor, *callbacks], **options)
+    return model, monitor, history
+
+
+def features_of(model, x):
+    return keras.Model(model.inputs, model.get_layer("logits").input).predict(x, verbose=0).astype(np.float64)
+
+
+def test_training_ends_one_epoch_after_the_switch_with_a_complete_history(tmp_path):
+    log, seen = tmp_path / "log.csv", images(seed=1)
+    model, monitor, history = ended(callbacks=[keras.callbacks.CSVLogger(str(log))], validation_data=seen)
+    assert history["phase"] == [0, 0, 0, 1]
+    assert {len(values) for values in history.values()} == {4}
+    for name, data in (("val_", seen), ("", images())):
+        for metric, value in model.evaluate(*data, verbose=0, return_dict=True).items():
+            assert history[name + metric][-1] == pytest.approx(value, rel=1e-4)
+    rows = list(csv.DictReader(log.read_text().splitlines()))
+    assert float(rows[-1]["val_loss"]) == pytest.approx(history["val_loss"][-1])
+    assert monitor.result.model is model
+    assert model.optimizer.phase == "exploit"
+
+
+def test_the_frozen_weights_are_the_mean_over_the_last_steps():
+    weights = Weights({1, 2})  # 0.7 of three epochs
+    model, _, _ = ended(callbacks=[weights])
+    for variable, mean in zip(model.trainable_variables, weights.mean(), strict=True):
+        if variable.path not in HEAD:
+            np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_exploration_is_that_of_the_inner_optimizer_while_weights_are_averaged():
+    plain, snapshots = compiled(keras.optimizers.SGD(0.1, momentum=0.9)), Snapshots()
+    fit(plain, SWITCH, callbacks=[])
+    ended(callbacks=[Before(snapshots, SWITCH)])
+    assert not moved(snapshot(plain), snapshots.taken[0])
+
+
+class Before(keras.callbacks.Callback):
+    """Lets a `Snapshots` look at the end of the last explored epoch."""
+
+    def __init__(self, snapshots, epochs):
+        super().__init__()
+        self.snapshots, self.epochs = snapshots, epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epochs - 1:
+            self.snapshots.taken.append(snapshot(self.model))
+
+
+def test_batch_statistics_are_means_over_the_batches_of_the_averaged_weights():
+    model, _, _ = ended(shuffle=False)
+    x, _ = images()
+    before = keras.Model(model.inputs, model.get_layer("norm").input)
+    batches = [before.predict(x[i : i + 16], verbose=0).astype(np.float64) for i in range(0, 96, 16)]
+    mean = np.mean([batch.mean(axis=(0, 1, 2)) for batch in batches], axis=0)
+    variance = np.mean([batch.var(axis=(0, 1, 2)) for batch in batches], axis=0)
+    norm = model.get_layer("norm")
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(norm.moving_mean), mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(norm.moving_variance), variance, rtol=1e-4)
+
+
+def test_the_head_is_the_minimum_that_scipy_finds_and_the_proved_gap_holds():
+    weights = Weights({1, 2})
+    model, monitor, _ = ended(callbacks=[weights])
+    x, y = images()
+    columns = np.hstack([features_of(model, x), np.ones((len(x), 1))])
+    kernel, bias = weights.mean()[-2:]
+    start = np.vstack([kernel, bias[None]])
+    second = columns.T @ columns / len(x)
+    held = second + 1e-2 * np.diag(np.diag(second))  # what holds directions that no sample sees
+
+    def objective(flat):
+        theta = flat.reshape(start.shape)
+        logits = columns @ theta
+        top = logits.max(axis=1, keepdims=True)
+        loss = np.mean(np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0] - logits[np.arange(len(y)), y])
+        change = theta - start
+        moved_logits = np.mean(np.sum((columns @ change) ** 2, axis=1))
+        return loss + 0.1 * (moved_logits + np.sum(change * (held @ change)))
+
+    least = optimize.minimize(objective, start.ravel(), method="BFGS", options={"gtol": 1e-9}).fun
+    theta = np.vstack([keras.ops.convert_to_numpy(v).reshape(-1, NUM_CLASSES) for v in model.trainable_variables[-2:]])
+    reached = objective(theta.astype(np.float64).ravel())
+    assert reached - least <= monitor.result.point.gap + 1e-7
+    assert monitor.result.point.gap <= 1e-4
+
+
+@pytest.mark.parametrize("average", [0, 0.7])
+def test_without_an_average_the_last_weights_and_their_statistics_stay(average):
+    snapshots = Snapshots()
+    model, _, _ = ended(average=average, callbacks=[Before(snapshots, SWITCH)])
+    changed = moved(snapshots.taken[0], snapshot(model))
+    assert (changed - {"dropout/seed_generator_state"} == HEAD) == (average == 0)
+
+
+def test_moving_averages_of_the_inner_optimizer_serve():
+    before = Averages()
+    model, _, _ = ended(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9), callbacks=[before])
+    for variable, average in zip(model.trainable_variables, before.taken, strict=True):
+        if variable.path not in HEAD:
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), average)
+    assert model.evaluate(*images(), verbose=0)[0] == pytest.approx(before.loss, rel=1e-4)  # not averaged away
+
+
+class Averages(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == SWITCH - 1:
+            inner = self.model.optimizer.inner_optimizer
+            self.taken = [np.array(keras.ops.convert_to_numpy(v)) for v in inner._model_variables_moving_average]
+        self.loss = logs["loss"]
+
+
+def test_sample_weights_of_the_stream_reach_the_solver():
+    weights = (np.arange(96) % 3 > 0).astype("float32")
+    _, monitor, _ = ended(sample_weight=weights, shuffle=False)
+    np.testing.assert_array_equal(monitor.result._data.weights > 0, np.ones(64, bool))
+    assert monitor.result.point.gap <= 1e-4
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 4}], ids=str)
+def test_eager_and_several_steps_per_execution_end_at_the_same_head(options):
+    if keras.backend.backend() == "torch" and "steps_per_execution" in options:
+        pytest.skip("Keras itself does not support steps_per_execution on torch")
+    expected, _, _ = ended(shuffle=False)
+    model, monitor, history = ended(compile_options=options, shuffle=False)
+    assert history["phase"] == [0, 0, 0, 1]
+    assert len(monitor.result._data.features) == 96
+    if "steps_per_execution" in options:
+        for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gated_head_ends_with_every_sample_right_and_leaves_exploration_alone():
+    x, _ = images()
+    y = np.random.default_rng(5).integers(0, NUM_CLASSES, len(x))  # labels that no plain head separates
+    plain, snapshots = compiled(keras.optimizers.SGD(0.1, momentum=0.9)), Snapshots()
+    keras.utils.set_random_seed(1)
+    plain.fit(x, y, epochs=SWITCH, batch_size=16, verbose=0)
+    gated = keras_dal.add_gated_head(compiled("sgd"), num_samples=len(x), seed=0, verbose=False)
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=SWITCH), gated)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    keras.utils.set_random_seed(1)
+    callbacks = [monitor, Before(snapshots, SWITCH)]
+    history = gated.fit(x, y, epochs=9, batch_size=16, verbose=0, callbacks=callbacks).history
+    explored = {re_named(path): value for path, value in snapshots.taken[0].items()}
+    for path, value in snapshot(plain).items():
+        assert value.tobytes() == explored[path].tobytes(), path
+    assert history["phase"] == [0, 0, 0, 1]
+    assert history["accuracy"][-1] == 1.0
+    assert gated.evaluate(x, y, verbose=0)[1] == 1.0
+    assert monitor.result.scaled_loss <= 1e-4
+    assert monitor.result.certificate.infimum == (0.0, 0.0)
+
+
+def re_named(path):
+    """Return the path of a variable of the dense head without its branch; the branch has paths of its own."""
+    layer, *rest = path.split("/")
+    return path if layer != "logits" else "/".join(("logits", *rest[1:]) if len(rest) > 1 else ("branch", *rest))
+
+
+def test_what_fails_at_the_switch_is_said_and_exploration_goes_on(monkeypatch):
+    def failing(*arguments, **options):
+        raise ValueError("no features today")
+
+    monkeypatch.setattr("keras_dal.training.convex_phase.solve_head", failing)
+    snapshots = Snapshots()
+    with pytest.warns(UserWarning, match="exploration goes on with the weights from before.*no features today"):
+        _, monitor, history = ended(epochs=6, callbacks=[snapshots])
+    assert len(history["phase"]) == 6
+    assert history["phase"][-1] == 0
+    assert monitor.result is None
+    assert "conv/kernel" in moved(snapshots.taken[4], snapshots.taken[5])
+
+
+def test_training_that_diverged_is_not_ended_by_the_switch():
+    with pytest.warns(UserWarning, match="exploration goes on|not a number"):
+        _, monitor, history = ended(keras.optimizers.SGD(1e30), epochs=5)
+    assert len(history["loss"]) == 5
+    assert monitor.result is None
+
+
+def test_a_fit_in_the_second_phase_says_so_solves_and_ends(capsys):
+    model, first, _ = ended()
+    monitor = keras_dal.AlignmentMonitor()
+    assert fit(model, 9, [monitor], initial_epoch=4)["phase"] == [1]
+    assert "begins in the second phase" in capsys.readouterr().out
+    assert monitor.result.loss == pytest.approx(first.result.loss, abs=0.1)
+
+
+def test_restart_goes_back_to_the_first_phase():
+    model, _, _ = ended()
+    model.optimizer.restart()
+    before = snapshot(model)
+    assert fit(model, 2)["phase"] == [0, 0]
+    assert {"conv/kernel", "norm/moving_mean"} <= moved(before, snapshot(model))
+
+
+def test_a_fit_that_ends_before_its_switch_says_so(capsys):
+    fit(compiled(keras_dal.Wrap("sgd", explore=100)), 2, [keras_dal.AlignmentMonitor()])
+    assert "ended before the switch at epoch 101: nothing was frozen or solved" in capsys.readouterr().out
+
+
+def test_what_is_said_at_the_end_is_what_was_done(capsys):
+    model = compiled(keras_dal.Wrap("sgd", explore=1, average=1))
+    monitor = keras_dal.AlignmentMonitor()
+    fit(model, 5, [monitor])
+    said = capsys.readouterr().out
+    assert "the mean of the weights over 6 steps" in said
+    assert "training ends at epoch 2 of 5: 3 saved" in said
+    assert "statistics: means over 6 batches" in said
+    assert f"proved:     at most {monitor.result.point.gap:.1e} above the minimum" in said
+    assert f"{monitor.result.accuracy:.2%} right" in said
+
+
+def test_a_loop_of_ones_own_ends_with_finish():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=None))
+    weights = Weights({1})
+    keras.utils.set_random_seed(1)
+    model.fit(x, y, batch_size=16, verbose=0)
+    model.optimizer.begin_average()
+    weights.set_model(model)
+    model.fit(x, y, batch_size=16, initial_epoch=1, epochs=2, verbose=0, callbacks=[weights])
+    result = keras_dal.finish(model, x, y, verbose=0)
+    conv = next(v for v in model.trainable_variables if v.path == "conv/kernel")
+    index = [v.path for v in model.trainable_variables].index("conv/kernel")
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(conv), weights.mean()[index], rtol=1e-4, atol=1e-6)
+    assert model.optimizer.phase == "exploit"
+    assert result.point.gap <= 1e-4
+    assert result.loss == pytest.approx(model.evaluate(x, y, verbose=0)[0], rel=1e-4)
+
+
+class Killed(keras.callbacks.Callback):
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.when = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.when:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("when", [(0, 3), (2, 3), (SWITCH, 1), (SWITCH, 4)], ids=["explore", "average", "read", "late"])
+def test_a_training_that_was_interrupted_ends_with_the_same_weights(tmp_path, when):
+    def run(*others):
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+        return ended(model=small_model(dropout=0), callbacks=[backup, *others], shuffle=False)[0]
+
+    expected, _, _ = ended(model=small_model(dropout=0), shuffle=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(Killed(*when))
+    resumed = run()
+    for ours, theirs in zip(resumed.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
