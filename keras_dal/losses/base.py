@@ -83,7 +83,7 @@ class Loss(abc.ABC):
         """Return the infimum of every sample's loss over its logits, shape `(n,)`."""
 
     @abc.abstractmethod
-    def scales(self, targets):
+    def scales(self, targets) -> Any:
         """Return the factors s_i with which `s_i Y_l` attains the infimum of sample i, shape `(n,)`.
 
         Infinite where it is approached along Y_l, nan where no factor does.

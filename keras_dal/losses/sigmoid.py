@@ -1,5 +1,7 @@
 """The sigmoid cross-entropy."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -31,9 +33,9 @@ class SigmoidCrossEntropy(CrossEntropy):
         return (1.0 - self.label_smoothing) * (2.0 * y - 1.0)
 
     def step_targets(self, y, num_outputs):
-        y = ops.reshape(y, (-1, num_outputs))
-        known = ops.logical_and(ops.min(y, axis=1) >= 0, ops.max(y, axis=1) <= 1)
-        return (1.0 - self.label_smoothing) * (2.0 * y - 1.0), known
+        q: Any = ops.reshape(y, (-1, num_outputs))
+        known = ops.logical_and(ops.min(q, axis=1) >= 0, ops.max(q, axis=1) <= 1)
+        return (1.0 - self.label_smoothing) * (2.0 * q - 1.0), known
 
     def values(self, logits, targets):
         size = np.abs(logits)
