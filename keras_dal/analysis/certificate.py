@@ -250,6 +250,7 @@ def certify_head(
         v = scale * v
     found = _enclosure(objective, v, theta)
     status, reason = _status(found, share, witnessed, jac, scale, objective.floor)
+    beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
         loss_name=loss.name,
@@ -270,8 +271,8 @@ def certify_head(
         infimum=(found.lower, found.upper),
         margin=found.margin,
         witness_norm=float(np.linalg.norm(found.theta)),
-        beta=objective.smoothness(),
-        comparisons=objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
+        beta=beta,
+        comparisons=() if beta is None else objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
         not_covered=assumptions.ALWAYS + open_points,
         floor=objective.floor,
     )

@@ -78,7 +78,9 @@ def test_derivatives_are_those_of_finite_differences(case):
     direction, step = np.random.default_rng(5).standard_normal((N, C)), 1e-5
     ahead, behind = logits() + step * direction, logits() - step * direction
     slope = (ours.values(ahead, targets) - ours.values(behind, targets)) / (2 * step)
-    np.testing.assert_allclose(np.sum(ours.gradient(logits(), targets) * direction, axis=1), slope, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(
+        np.sum(ours.gradient(logits(), targets) * direction, axis=1), slope, rtol=1e-7, atol=1e-9
+    )
     bend = (ours.gradient(ahead, targets) - ours.gradient(behind, targets)) / (2 * step)
     product = ours.hessian(logits(), targets)
     np.testing.assert_allclose(product(direction, slice(None)), bend, rtol=1e-6, atol=1e-9)
