@@ -226,7 +226,7 @@ def certify_head(
     Args:
         head: a `heads.Head` with P parameters and C outputs.
         features: float64 array `(n, m)`.
-        targets: Y_l, from `loss.targets`, shape `(n, C)`.
+        targets: from `loss.targets`, shape `(n, C)`.
         loss: a `losses.Loss`.
         theta: theta_S now, shape `(P,)`.
         weights: sample weights `(n,)`, not negative, ones by default.

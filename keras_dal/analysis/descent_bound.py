@@ -14,7 +14,7 @@ class Objective:
     Args:
         jacobian: a `Jacobian`, for the logits.
         loss: a `losses.Loss`.
-        targets: Y_l, shape `(n, C)`.
+        targets: of the loss, shape `(n, C)`.
         weights: sample weights, shape `(n,)`.
         penalty: L2 factors, a number or an array `(P,)`.
     """

@@ -41,7 +41,7 @@ def enclose_infimum(jacobian, loss, targets, weights):
     Args:
         jacobian: a factorized `Jacobian`.
         loss: a `losses.Loss`.
-        targets: Y_l, shape `(n, C)`.
+        targets: of the loss, shape `(n, C)`.
         weights: positive sample weights, shape `(n,)`.
 
     Returns:
@@ -55,11 +55,12 @@ def enclose_infimum(jacobian, loss, targets, weights):
     search.run()
     theta = jacobian.theta(search.best)
     logits = jacobian.logits(theta)
-    upper = max(search.lower, float(np.mean(weights * loss.values(logits, targets))))
+    upper = max(search.floor, float(np.mean(weights * loss.values(logits, targets))))
+    lower = min(search.lower, upper)  # up to rounding it is below; of the two the evaluated loss is to be trusted
     if not search.hard:
-        return Enclosure(search.lower, upper, theta, None)
+        return Enclosure(lower, upper, theta, None)
     margin = float(np.min(loss.margins(logits, targets)))
-    return Enclosure(0.0 if margin > 0 else search.lower, 0.0 if margin > 0 else upper, theta, margin)
+    return Enclosure(0.0 if margin > 0 else lower, 0.0 if margin > 0 else upper, theta, margin)
 
 
 def _best_share(value):

@@ -12,7 +12,7 @@ class Separation:
     The gaps are `f_y - f_j` for every wrong class j, or `t_j f_j` for every output where each has a side of its own.
 
     Args:
-        targets: Y_l of the loss, `(n, C)`.
+        targets: of hard labels, from the loss, `(n, C)`.
         delta: the wanted margin, positive.
         exclusive: whether one class is right per sample, as a loss says.
     """
@@ -135,7 +135,7 @@ class WholeLoss:
 
     Args:
         loss: a `losses.Loss`.
-        targets: its Y_l, `(n, C)`.
+        targets: of the loss, `(n, C)`.
     """
 
     def __init__(self, loss, targets):

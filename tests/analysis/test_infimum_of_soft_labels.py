@@ -98,25 +98,29 @@ def entropies(loss, y):
     return np.mean(stats.entropy(np.stack([q, 1 - q]), axis=0), axis=1)
 
 
-def least(loss, y, x, weights):
-    """SciPy's minimum over plain heads, from the definitions."""
-    columns, q = np.column_stack([x, np.ones(len(x))]), probabilities(loss, y)
+def dense_jacobian(head, x):
+    """J_S from its definition, the logits of unit vectors, `(n, C, P)`."""
+    return np.stack([head.logits(x, unit) for unit in np.eye(head.num_parameters)], axis=-1)
+
+
+def least(loss, y, head, x, weights):
+    """SciPy's minimum over a head, from the definitions."""
+    columns, q = dense_jacobian(head, x), probabilities(loss, y)
 
     def objective(theta):
-        f = columns @ theta.reshape(-1, C)
+        f = columns @ theta
         if loss.activation == "softmax":
             values, slope = special.logsumexp(f, axis=1) - np.sum(q * f, axis=1), special.softmax(f, axis=1) - q
         else:
             values, slope = np.mean(np.logaddexp(0, f) - q * f, axis=1), (special.expit(f) - q) / C
-        return np.mean(weights * values), (columns.T @ (weights[:, None] * slope)).ravel() / len(x)
+        return np.mean(weights * values), np.einsum("ncp,nc->p", columns, weights[:, None] * slope) / len(x)
 
     options = {"ftol": 1e-16, "gtol": 1e-11, "maxiter": 20_000, "maxfun": 40_000}
-    start = np.zeros(columns.shape[1] * C)
+    start = np.zeros(head.num_parameters)
     return optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).fun
 
 
-def certified(loss, y, x, weights=None, **more):
-    head = heads.DenseHead(x.shape[1], C)
+def certified(loss, y, head, x, weights=None, **more):
     return certify_head(head, x, loss.targets(y, C), loss, np.zeros(head.num_parameters), weights, **more)
 
 
@@ -124,9 +128,9 @@ def certified(loss, y, x, weights=None, **more):
 @pytest.mark.parametrize("name", CASES)
 def test_the_infimum_is_that_of_scipy_and_never_below_the_entropy(name, width):
     (loss, y), x = CASES[name], inputs(width).astype(float)
-    weights = np.random.default_rng(5).uniform(0.5, 2, N)
-    certificate = certified(loss, y, x, weights)
-    expected, (lower, upper) = least(loss, y, x, weights), certificate.infimum
+    weights, head = np.random.default_rng(5).uniform(0.5, 2, N), heads.DenseHead(width, C)
+    certificate = certified(loss, y, head, x, weights)
+    expected, (lower, upper) = least(loss, y, head, x, weights), certificate.infimum
     assert certificate.floor == pytest.approx(np.mean(weights * entropies(loss, y)), rel=1e-12)
     assert certificate.floor <= lower <= upper
     assert lower - 1e-9 <= expected
@@ -159,11 +163,29 @@ def test_separable_samples_with_smoothed_labels_are_not_called_separable(name):
     assert smoothed.infimum[0] > smoothed.floor + 1e-3
 
 
+def gates(count):
+    generator = np.random.default_rng(0)
+    kernel, bias = generator.normal(size=(5, count)), generator.normal(size=count)
+    return {"mean": np.zeros(5), "scale": np.ones(5), "gate_kernel": kernel, "gate_bias": bias, "sharpness": 2.0}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_infimum_over_gated_units_is_that_of_scipy(name):
+    (loss, y), x = CASES[name], inputs(5).astype(float)
+    output_kernel = np.random.default_rng(6).normal(size=(8, C))
+    head = heads.GatedHead(**gates(8), output_kernel=output_kernel, use_bias=True)
+    certificate = certified(loss, y, head, x)
+    lower, upper = certificate.infimum
+    expected = least(loss, y, head, x, np.ones(N))
+    assert certificate.status == "not aligned"
+    assert certificate.floor + 1e-3 < lower <= expected + 1e-9
+    assert upper == pytest.approx(expected, abs=1e-6)
+    assert upper - lower < 1e-6
+
+
 def test_an_iterative_certificate_of_mixed_labels_has_the_entropy_below():
     loss, y = CASES["mixed classes"]
-    generator = np.random.default_rng(0)
-    gates = {"gate_kernel": generator.normal(size=(5, 40)), "gate_bias": generator.normal(size=40), "sharpness": 2.0}
-    head = heads.MixtureHead(mean=np.zeros(5), scale=np.ones(5), num_outputs=C, **gates)
+    head = heads.MixtureHead(**gates(40), num_outputs=C)
     x, theta = inputs(5).astype(float), np.zeros(head.num_parameters)
     certificate = certify_head(head, x, loss.targets(y, C), loss, theta, max_bytes=1)
     assert not certificate.exact
@@ -175,7 +197,7 @@ def test_an_iterative_certificate_of_mixed_labels_has_the_entropy_below():
 @pytest.mark.parametrize("name", ["smoothed classes", "mixed classes"])
 def test_gradient_descent_stays_below_the_bound_and_above_the_entropy(name):
     (loss, y), x = CASES[name], inputs(80).astype(float)
-    certificate = certified(loss, y, x, penalty=1e-4)
+    certificate = certified(loss, y, heads.DenseHead(80, C), x, penalty=1e-4)
     columns, q = np.column_stack([x, np.ones(N)]), probabilities(loss, y)
     theta = np.zeros((81, C))
     for t in range(400):
