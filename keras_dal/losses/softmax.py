@@ -38,7 +38,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
 
     def step_targets(self, y, num_outputs):
         if len(y.shape) == 1 or y.shape[-1] != num_outputs:
-            y = ops.one_hot(ops.cast(ops.reshape(y, (-1,)), "int32"), num_outputs, dtype=y.dtype)
+            y = ops.cast(ops.equal(ops.reshape(y, (-1, 1)), ops.arange(num_outputs, dtype=y.dtype)), y.dtype)
         sums = ops.sum(y, axis=1)
         known = ops.logical_and(ops.min(y, axis=1) >= 0, ops.abs(sums - 1) <= _ROUNDING)
         return self._smoothed(y / ops.where(known, sums, ops.ones_like(sums))[:, None]), known
