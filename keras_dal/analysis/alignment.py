@@ -6,10 +6,10 @@ from scipy.sparse.linalg import aslinearoperator, lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.separability import Verdict, by_residual, decide
+from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decide
 from keras_dal.features.batches import KeptRows, feature_batches, first_inputs, precision
 from keras_dal.heads import DenseHead
-from keras_dal.losses import loss_of
+from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
 from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
@@ -27,7 +27,8 @@ def alignment(
 
     One pass over the data; memory does not grow with it beyond a limit, after which features wait in a temporary file.
     The factorization is in float64 on the host. Column means of the labels are removed where the head has a bias, and
-    row means for softmax, because constants per sample change no softmax (Kawaguchi, Zhang and Deng, 2022).
+    row means for softmax, because constants per sample change no softmax (Kawaguchi, Zhang and Deng, 2022). Smoothed
+    labels give what hard ones do; labels that are mixed are measured as they are, and nothing is decided of them.
 
     Args:
         model: a Keras model that `find_structure` understands.
@@ -74,7 +75,7 @@ def alignment_from_moments(moments, num_samples, structure, loss):
     moments = np.asarray(moments, np.float64)
     if moments.shape[0] <= c + 1 or moments.shape != (len(moments),) * 2 or not np.isfinite(moments).all():
         raise ValueError(f"Moments must be a finite matrix of order m + 1 + C. Received: shape {moments.shape}")
-    if _is_softmax(loss):
+    if loss.shift_invariant:
         centring = np.eye(len(moments))
         centring[-c:, -c:] -= 1.0 / c
         moments = centring @ moments @ centring
@@ -87,10 +88,6 @@ def alignment_from_moments(moments, num_samples, structure, loss):
         num_features=len(moments) - c - 1,
         lower_bound=structure.layer is structure.output_layer and bool(structure.gated_layers),
     )
-
-
-def _is_softmax(loss):
-    return loss.activation == "softmax"
 
 
 def _gather(rows, structure, loss, batches):
@@ -118,7 +115,7 @@ def _gather(rows, structure, loss, batches):
 def _measure_plain(structure, loss, rows, used, decide_separability):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
-        qr.update(features, _seen(loss, targets), weight)
+        qr.update(features, _seen(loss, loss.label_matrix(targets)), weight)
     projection = qr.project(precision(features.dtype))
     theta = projection.coefficients.ravel()
     per_sample, _ = _residual_squares(head, loss, rows, used, theta)
@@ -136,9 +133,10 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
     plain = jacobian(head, features, weights)
-    columns = jacobian(head, features, weights, centered=True) if _is_softmax(loss) else plain
-    theta = columns.refined(targets)
-    total = _total(structure, _seen(loss, targets), weights)
+    columns = jacobian(head, features, weights, centered=True) if loss.shift_invariant else plain
+    matrix = loss.label_matrix(targets)
+    theta = columns.refined(matrix)
+    total = _total(structure, _seen(loss, matrix), weights)
     shares = _shares(*_residual_squares(head, loss, rows, used, theta), total)
     return _report(
         structure,
@@ -156,7 +154,8 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
 
 def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     operator = tangent_operator(structure.model, x, "all", batch_size)
-    targets = _seen(loss, loss.targets([] if y is None else y, structure.num_outputs))
+    targets = loss.targets([] if y is None else y, structure.num_outputs)
+    mixed, targets = common_scale(loss.scales(targets)) is None, _seen(loss, loss.label_matrix(targets))
     weights = np.ones(len(targets)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     centred = targets - np.average(targets, axis=0, weights=weights) if structure.use_bias else targets
     row_map = sparse.kron(sparse.diags(np.sqrt(weights)), _seen(loss, np.eye(structure.num_outputs)), format="csr")
@@ -168,7 +167,9 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     return _report(
         structure,
         int(np.sum(weights > 0)),
-        by_residual(shares["residual_share"], "undecided", "LSQR, which bounds the alignment from below"),
+        MIXED
+        if mixed
+        else by_residual(shares["residual_share"], "undecided", "LSQR, which bounds the alignment from below"),
         **shares,
         num_parameters=operator.shape[1],
         lower_bound=True,
@@ -199,8 +200,8 @@ def _report(structure, num_samples, verdict, **fields):
 
 
 def _seen(loss, targets):
-    """Return rows as the loss sees them: constants per sample change no softmax."""
-    return targets - targets.mean(axis=1, keepdims=True) if _is_softmax(loss) else targets
+    """Return rows as the loss sees them: constants per sample may change nothing."""
+    return targets - targets.mean(axis=1, keepdims=True) if loss.shift_invariant else targets
 
 
 def _total(structure, targets, weights):
@@ -214,7 +215,8 @@ def _residual_squares(head, loss, rows, used, theta):
     per_sample, per_class = np.zeros(len(used)), np.zeros(head.num_outputs)
     parts = []
     for features, targets, weight in rows:
-        squares = weight[:, None] * _seen(loss, targets - head.logits(features.astype(np.float64), theta)) ** 2
+        left = loss.label_matrix(targets) - head.logits(features.astype(np.float64), theta)
+        squares = weight[:, None] * _seen(loss, left) ** 2
         parts.append(squares.sum(axis=1))
         per_class += squares.sum(axis=0)
     per_sample[used] = np.concatenate(parts)

@@ -8,6 +8,10 @@ ALWAYS = (
     "arithmetic below float64: the numbers are those of the head in float64 on the features as the model gave them",
 )
 RANK = "the rank is a decision about rounding: singular values up to the tolerance count as zero"
+CURVATURE = "the rate: the second derivative of this loss has no bound, so no step size is known to work"
+MIXED = (
+    "alignment: no multiple of these labels is optimal, as of mixed ones, so their share proves nothing about the loss"
+)
 _NOISE = (
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,

@@ -11,10 +11,12 @@ from keras_dal.analysis.descent_bound import Objective, l2_factors
 from keras_dal.analysis.separability import ALIGNED
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.heads import SumHead
-from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, loss_of
+from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
+
+_ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Certificate:
     """What holds for full-batch gradient descent with step `1 / beta` on a head whose features stay as they are.
 
     Attributes:
-        loss_name: which of the three losses.
+        loss_name: which loss.
         num_samples: n, samples with weight zero left out.
         num_features: m, inputs of the head.
         num_outputs: C.
@@ -35,14 +37,15 @@ class Certificate:
         method: how rank, v and beta were computed.
         exact: whether `residual_share` is the minimum; otherwise it is an upper bound.
         residual_share: `||(I - P) Y_l||^2 / ||Y_l - mean||^2`, P the projector on the columns that count.
-        status: "aligned", "separable", "not separable", "not aligned" (squared error) or "undecided".
+        status: "aligned", "separable", "not separable", "not aligned" (squared error, soft labels) or "undecided".
         reason: what proves the status.
         infimum: lower and upper bound of the loss's infimum over theta_S.
-        margin: smallest margin of the witness, None for the squared error.
+        margin: smallest margin of the witness, None where margins prove nothing: the squared error, soft labels.
         witness_norm: norm of the witness: theta_S now where it separates the samples, else v, or what a search found.
-        beta: upper bound of the objective's curvature, None where a penalty has none.
+        beta: upper bound of the objective's curvature, None where loss or penalty have none.
         comparisons: pairs (objective, squared distance from theta_S now), one for each comparison point of the bound.
         not_covered: what the numbers do not speak about, one sentence each.
+        floor: least loss that any model could have on these labels, the mean entropy of soft ones.
     """
 
     loss_name: str
@@ -66,6 +69,7 @@ class Certificate:
     beta: float | None
     comparisons: tuple[tuple[float, float], ...]
     not_covered: tuple[str, ...]
+    floor: float = 0.0
 
     @property
     def alignment(self):
@@ -113,8 +117,7 @@ class Certificate:
         """Return an upper bound of the loss at `scale` times the witness with positive margin; None without one."""
         if self.margin is None or self.margin <= 0:
             return None
-        loss = next(kind() for kind in (SoftmaxCrossEntropy, SigmoidCrossEntropy) if kind.name == self.loss_name)
-        return float(loss.at_margin(scale * self.margin, self.num_outputs))
+        return float(REGISTERED[self.loss_name]().at_margin(scale * self.margin, self.num_outputs))
 
     def to_json(self):
         """Return the certificate as a JSON object."""
@@ -141,6 +144,7 @@ class Certificate:
         yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
         low, high = self.infimum
         yield "infimum of the loss", f"{low:.6g}" if low == high else f"between {low:.6g} and {high:.6g}"
+        yield "least loss of any model", f"{self.floor:.6g}" if self.floor else None
         yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
         yield "parameters in theta_S", f"{self.num_parameters}"
         yield "rank of J_S", f"{rank} ({self.method})"
@@ -157,7 +161,8 @@ class Certificate:
     def _smoothness(self):
         if self.beta is None:
             raise ValueError(
-                "There is no bound: theta_S has a penalty that is not an L2 regularizer. Use keras.regularizers.L2. "
+                "There is no bound: the curvature of the loss has none, or theta_S has a penalty that is not an L2 "
+                "regularizer. Use a loss that has one, and keras.regularizers.L2. "
                 f"Received: not_covered={self.not_covered}"
             )
         return self.beta
@@ -208,6 +213,8 @@ def certify_structure(structure, features, targets, loss, theta, weights=None, m
     certificate = certify_head(structure.head(), features, targets, loss, theta, weights, factors, max_bytes)
     open_points = (*certificate.not_covered, *assumptions.of_training(structure, penalty))
     beta = None if penalty is None else certificate.beta
+    if certificate.beta is None:
+        open_points = (*open_points, assumptions.CURVATURE)
     return dataclasses.replace(certificate, beta=beta, not_covered=open_points)
 
 
@@ -219,7 +226,7 @@ def certify_head(
     Args:
         head: a `heads.Head` with P parameters and C outputs.
         features: float64 array `(n, m)`.
-        targets: Y_l, from `loss.targets`, shape `(n, C)`.
+        targets: from `loss.targets`, shape `(n, C)`.
         loss: a `losses.Loss`.
         theta: theta_S now, shape `(P,)`.
         weights: sample weights `(n,)`, not negative, ones by default.
@@ -234,13 +241,17 @@ def certify_head(
     if np.any(weights < 0) or not kept.any():
         raise ValueError(f"Sample weights must not be negative, nor all zero. Received: sample_weight={weights}")
     features, targets, weights = features[kept], targets[kept], weights[kept] * kept.mean()
-    jac = jacobian(head, features, weights, loss.activation == "softmax", max_bytes)
-    objective = Objective(jac, loss, targets, weights, penalty)
-    v = jac.refined(targets)
-    witnessed = _residual_share(jac, targets, weights, jac.logits(v))
-    share = _residual_share(jac, targets, weights, jac.project(targets)) if jac.factorized else witnessed
+    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes)
+    objective, matrix = Objective(jac, loss, targets, weights, penalty), loss.label_matrix(targets)
+    scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
+    witnessed = _residual_share(jac, matrix, weights, jac.logits(v))
+    share = _residual_share(jac, matrix, weights, jac.project(matrix)) if jac.factorized else witnessed
+    if scale is not None and np.isfinite(scale):
+        v = scale * v
     found = _enclosure(objective, v, theta)
-    status, reason = _status(found, share, witnessed, jac)
+    status, reason = _status(found, share, witnessed, jac, scale, objective.floor)
+    beta = objective.smoothness()
+    open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
         loss_name=loss.name,
         num_samples=len(features),
@@ -260,9 +271,10 @@ def certify_head(
         infimum=(found.lower, found.upper),
         margin=found.margin,
         witness_norm=float(np.linalg.norm(found.theta)),
-        beta=objective.smoothness(),
-        comparisons=objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
-        not_covered=assumptions.ALWAYS + ((assumptions.RANK,) if jac.factorized else ()),
+        beta=beta,
+        comparisons=() if beta is None else objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
+        not_covered=assumptions.ALWAYS + open_points,
+        floor=objective.floor,
     )
 
 
@@ -287,17 +299,23 @@ def _enclosure(objective, v, theta):
         if margin is not None and margin > 0:
             return Enclosure(0.0, 0.0, candidate, margin)
         if best is None or value < best.upper:
-            best = Enclosure(0.0, value, candidate, margin)
+            best = Enclosure(objective.floor, max(objective.floor, value), candidate, margin)
     return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
 
 
-def _status(found, share, witnessed, jac):
+def _status(found, share, witnessed, jac, scale, floor):
+    """Return status and reason; `scale` is the factor of Y_l that is optimal, infinite for hard labels."""
+    if scale is None:
+        if found.lower > floor + _ABOVE:
+            return "not aligned", f"a dual point: no parameters have a loss below {found.lower:.6g}, above {floor:.6g}"
+        return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
     if witnessed <= ALIGNED:
-        return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64"
+        at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
+        return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
     if found.margin is not None and found.margin > 0:
         return "separable", f"parameters with smallest margin {found.margin:.2e}, evaluated in float64"
-    if found.margin is None and jac.factorized:
+    if np.isfinite(scale) and jac.factorized:
         return "not aligned", f"least squares leaves a residual share of {share:.2e}"
-    if found.lower > 0:
+    if found.lower > floor:
         return "not separable", f"a dual point, orthogonal to J up to rounding, has the value {found.lower:.3g}"
     return "undecided", "neither separating parameters nor a positive lower bound were found"

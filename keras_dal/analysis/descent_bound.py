@@ -14,14 +14,15 @@ class Objective:
     Args:
         jacobian: a `Jacobian`, for the logits.
         loss: a `losses.Loss`.
-        targets: Y_l, shape `(n, C)`.
+        targets: of the loss, shape `(n, C)`.
         weights: sample weights, shape `(n,)`.
         penalty: L2 factors, a number or an array `(P,)`.
     """
 
     def __init__(self, jacobian, loss, targets, weights, penalty: Any = 0.0):
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
-        self.penalty = penalty
+        self.penalty, self.hard = penalty, loss.are_hard(targets)
+        self.floor = float(np.mean(weights * loss.infimum(targets)))
 
     def loss_of(self, logits):
         return float(np.mean(self.weights * self.loss.values(logits, self.targets)))
@@ -30,12 +31,14 @@ class Objective:
         return float(np.sum(self.penalty * theta**2))
 
     def smallest_margin(self, logits):
-        margins = self.loss.margins(logits, self.targets)
-        return None if margins is None else float(np.min(margins))
+        """Return the smallest margin; None where margins prove nothing, as for soft labels."""
+        return float(np.min(self.loss.margins(logits, self.targets))) if self.hard else None
 
     def smoothness(self):
-        """Return an upper bound of the objective's second derivative in any direction of unit length."""
+        """Return an upper bound of the second derivative in any direction of unit length, None where there is none."""
         curvature = self.loss.curvature(self.targets.shape[1])
+        if curvature is None:
+            return None
         return float(curvature * self.jacobian.sigma_max**2 / len(self.targets) + 2 * np.max(self.penalty))
 
     def comparisons(self, theta, witnesses):

@@ -1,13 +1,15 @@
 """Aligned, separable or not: each with its proof, and undecided where there is none.
 
 A theta_S with a positive smallest margin, evaluated in float64, proves that labels are separable; a dual point proves
-that they are not. For the squared error there are only aligned and not aligned.
+that they are not. Where the infimum is attained, as for the squared error and for smoothed labels, there are only
+aligned and not aligned; for labels that are mixed otherwise nothing is decided.
 """
 
 import dataclasses
 
 import numpy as np
 
+from keras_dal.losses import common_scale
 from keras_dal.solvers.duality import enclose_infimum
 from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
 
@@ -21,6 +23,9 @@ class Verdict:
 
     name: str
     decided_by: str
+
+
+MIXED = Verdict("undecided", "nothing: no multiple of these labels is optimal, as of mixed ones")
 
 
 def by_residual(share, otherwise, reason):
@@ -41,7 +46,10 @@ def decide(head, loss, rows, theta, share, decide_separability):
         share: its residual share.
         decide_separability: whether a solver is run where least squares are no witness.
     """
-    if loss.activation == "linear":
+    scale = common_scale(np.concatenate([loss.scales(targets) for _, targets, _ in rows if len(targets)]))
+    if scale is None:
+        return MIXED
+    if np.isfinite(scale):
         return by_residual(share, "not aligned", "least squares")
     margin = min(
         loss.margins(head.logits(features.astype(np.float64), theta), targets).min()
@@ -63,7 +71,7 @@ def _separability(head, loss, rows):
             "undecided", f"least squares alone, because {size:,} bytes of features are too many for a solver"
         )
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
-    columns = jacobian(head, features, weights, centered=loss.activation == "softmax")
+    columns = jacobian(head, features, weights, centered=loss.shift_invariant)
     if isinstance(columns, IterativeJacobian):
         return Verdict(
             "undecided", f"least squares alone, because the head is too large to factorize ({columns.method})"

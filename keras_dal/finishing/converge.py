@@ -46,6 +46,7 @@ def converge(
     that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Samples whose labels
     contradict those of nearly equal ones are left wrong, with a warning, where moving them would cost more than all
     others (`Result.left`). Where a gated branch is not wanted the loss itself is minimized.
+    Soft labels, smoothed or mixed, are not separated: the loss itself is minimized, down to their mean entropy at best.
     Regressors: the squared error is minimized with the same measure of change until it is at most `tol`, or at its
     minimum. Our derivation from the framework of Kawaguchi, Zhang and Deng (2022).
 
@@ -57,8 +58,8 @@ def converge(
         x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`; weight 0 removes a sample.
-        tol: training loss to reach at `Result.scale`, positive, in the unit of the loss. A model that is there already
-            stays as it is.
+        tol: training loss to reach at `Result.scale`, positive, in the unit of the loss; for soft labels, above their
+            mean entropy. A model that is there already stays as it is.
         loss: as for `model.compile`; the compiled one by default.
         validation_data: `(x, y)`, or a dataset of such batches; accuracy and calibration on it are reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
@@ -124,7 +125,7 @@ def converge(
 def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
     """Walk the path, stage by stage; the last of `tasks` is the one whose head is solved for."""
     (task,) = tasks
-    plain, separable = not task.structure.gated_layers, task.is_classifier and ridge is None
+    plain, separable = not task.structure.gated_layers, task.is_separable and ridge is None
     if task.is_done(tol):
         return
     if gated is True and plain:

@@ -42,6 +42,9 @@ class Task:
         validation: `CachedFeatures`, or None.
         path: the `Path` that sees every step.
         max_bytes: as in `CachedJacobian`.
+
+    Attributes:
+        floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
     """
 
     def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
@@ -50,6 +53,7 @@ class Task:
         self.targets = loss.targets(train.labels, structure.num_outputs)
         unseen = validation is None
         self.seen_targets = None if unseen else loss.targets(validation.labels, structure.num_outputs)
+        self.floor = float(np.mean(train.weights * loss.infimum(self.targets)))
         for layer in structure.gated_layers:
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
@@ -77,10 +81,10 @@ class Task:
         """The coordinates phi, made when they are needed first."""
         return Whitening(self._still, self.samples)
 
-    @property
-    def is_classifier(self):
-        """Whether samples have a right side."""
-        return self.loss.margins(self.start[:1], self.targets[:1]) is not None
+    @functools.cached_property
+    def is_separable(self):
+        """Whether samples have right sides on which the loss goes to 0: labels that are hard, of classes."""
+        return self.loss.are_hard(self.targets)
 
     @property
     def can_interpolate(self):
@@ -182,7 +186,7 @@ class Task:
         return False
 
     def _separation(self, logits, margin):
-        exclusive = self.loss.activation == "softmax"
+        exclusive = self.loss.exclusive
         gaps = Separation(self.targets, 1.0, exclusive).gaps(logits[: len(self.train)])
         delta = margin * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
         return Separation(self.targets, delta, exclusive)
@@ -209,7 +213,7 @@ class Task:
         return step, point
 
     def minimize(self, ridges, tol):
-        """Minimize the loss itself, for falling weights of the change, until it is at most tol."""
+        """Minimize the loss itself, for falling weights of the change, until it is at most tol above its floor."""
         phi = None
         for ridge in ridges:
             problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
@@ -240,17 +244,17 @@ class Task:
         return proved_gap(self.head, *data, theta, self.theta, self.anchors, problem.ridge, problem.whitening)
 
     def _minimize(self, problem, tol, phi=None, unit=1.0):
-        """Return the step and point where the loss is at most tol, or nearly the least, and what ended it there.
+        """Return the step and point where the loss is nearly its floor, or nearly the least, and what ended it there.
 
         Args:
             problem: a `Problem`.
-            tol: loss in the problem's unit.
+            tol: loss above its floor, in the problem's unit.
             phi: where to start.
             unit: of a point's loss, in the problem's.
         """
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
-            if point.loss <= tol * unit:
+            if point.loss - self.floor <= tol * unit:
                 return step, point, REACHED
             if step.gap <= 1e-2 * tol:
                 return step, point, CERTIFIED
@@ -277,12 +281,13 @@ class Task:
         return Problem(jacobian, whitening, anchored, ridge, inexact, self.path.check_time)
 
     def is_done(self, tol):
-        """Return whether the loss is at most tol before anything is changed; then the path is this point."""
+        """Return whether the loss is at most tol above its floor before any change; then the path is this point."""
         point = self.unchanged()
-        if point.loss <= tol:
+        done = point.loss - self.floor <= tol
+        if done:
             self.path.add(point)
             self.path.stopped_by = REACHED
-        return point.loss <= tol
+        return done
 
     def unchanged(self):
         """Return the point at which every path begins."""

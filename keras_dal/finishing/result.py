@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 
 from keras_dal.analysis.certificate import certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
@@ -21,7 +21,8 @@ class Quality(NamedTuple):
 
     Attributes:
         loss: mean loss; for the cross-entropies this is the negative log-likelihood.
-        accuracy: share of right predictions, None for the squared error.
+        accuracy: share of right predictions, None for the squared error; where labels are soft, those of a most
+            probable class.
         ece: expected calibration error over 15 bins of confidence, None for the squared error.
     """
 
@@ -40,16 +41,18 @@ class Result:
     Attributes:
         model: the Keras model, with the weights of `point`, at the scale its logits had before.
         structure: its `Structure`.
-        loss_name: which of the three losses.
+        loss_name: which loss.
         point: the point of the path that was kept.
         path: all its points; `choose` takes another one.
         loss: training loss of the model as it is.
         accuracy: its training accuracy, None for the squared error.
         margin: its smallest training margin, None for the squared error.
-        scale: factor of theta_S that brings the training loss to `scaled_loss`; 1 where no scale does.
+        scale: factor of theta_S that brings the training loss to `scaled_loss`; 1 where no scale does, or labels are
+            soft.
         scaled_loss: training loss at that scale.
-        tol: the training loss that was asked for.
-        reached: whether `scaled_loss` is at most `tol`.
+        floor: least training loss of any model: the mean entropy of soft labels, 0 for hard ones.
+        tol: the training loss above `floor` that was asked for.
+        reached: whether `scaled_loss` is at most `floor + tol`.
         before, after, scaled: `Quality` on the validation data of the model as it came, as it is, and at `scale`; None
             without validation data.
         left: indices of the training samples that were left on their wrong side, as their labels contradict those of
@@ -71,6 +74,7 @@ class Result:
     margin: float | None
     scale: float
     scaled_loss: float
+    floor: float
     tol: float
     before: Quality | None
     after: Quality | None
@@ -85,7 +89,7 @@ class Result:
 
     @property
     def reached(self):
-        return self.scaled_loss <= self.tol
+        return self.scaled_loss - self.floor <= self.tol
 
     @functools.cached_property
     def certificate(self):
@@ -122,7 +126,7 @@ class Result:
         if self.stopped_by == CERTIFIED:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x mean squared change of the logits"
             yield f"proved:     at most {self.point.gap:.1e} above the minimum of {weighted}"
-        if self.margin is not None and self.margin > 0:
+        if self.margin is not None and self.margin > 0 and self._data.loss.are_hard(self._data.targets):
             yield (
                 f"proved:     the infimum of the loss is 0, as every margin is positive (least {self.margin:.2g}); at "
                 f"scale {self.scale:.4g} it is {self.scaled_loss:.1e}"
@@ -140,7 +144,8 @@ class Result:
 
     def _rows(self):
         met = "reached" if self.reached else "not reached"
-        wanted = "" if self.stopped_by == CERTIFIED else f"; wanted {self.tol:.4g}: {met}"
+        least = f" above {self.floor:.4g}, the least of any model" if self.floor else ""
+        wanted = "" if self.stopped_by == CERTIFIED else f"; wanted {self.tol:.4g}{least}: {met}"
         at_scale = f" at scale {self.scale:.4g}: {self.scaled_loss:.4g}" if self.scale != 1 else ""
         yield "training loss", f"{self.loss:.4g} ({self.loss_name}){wanted}{at_scale}"
         if self.penalty:
@@ -181,6 +186,7 @@ class _Data(NamedTuple):
     seen_targets: np.ndarray | None
     start: np.ndarray
     size: float
+    floor: float
     tol: float
     left: np.ndarray
 
@@ -206,6 +212,7 @@ def finished(task, path, tol, left):
         seen_targets=task.seen_targets,
         start=task.theta,
         size=float(np.sqrt(np.mean(np.sum(np.square(start, dtype=np.float64), axis=1)))),
+        floor=task.floor,
         tol=tol,
         left=left,
     )
@@ -223,7 +230,8 @@ def _evaluated(data, point, path, stopped_by, seconds):
     def loss_at(scale):
         return float(np.mean(data.weights * loss.values(scale * logits, data.targets)))
 
-    scale = _scale(loss_at, data.tol) if margin is not None and margin > 0 else 1.0
+    separated = margin is not None and margin > 0 and loss.are_hard(data.targets)
+    scale = _scale(loss_at, data.tol) if separated else 1.0
     before = after = scaled = None
     if data.seen is not None:
         seen = [_logits(data.head, data.seen, each) for each in (data.start, theta)]
@@ -242,6 +250,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
         margin=margin,
         scale=scale,
         scaled_loss=loss_at(scale),
+        floor=data.floor,
         tol=data.tol,
         before=before,
         after=after,
@@ -281,12 +290,7 @@ def _quality(logits, targets, loss):
     value, margins = float(np.mean(loss.values(logits, targets))), loss.margins(logits, targets)
     if margins is None:
         return Quality(value, None, None)
-    if loss.activation == "softmax":
-        p = special.softmax(logits, axis=1)
-        confidence, right = p.max(axis=1), targets[np.arange(len(p)), p.argmax(axis=1)] == 1.0
-    else:
-        p = special.expit(logits)
-        confidence, right = np.maximum(p, 1 - p).ravel(), ((p > 0.5) == (targets > 0)).ravel()
+    confidence, right = loss.confidence(logits, targets)
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     ece = np.sum(np.abs(np.bincount(bins, right - confidence, _BINS))) / len(confidence)
     return Quality(value, float(np.mean(margins > 0)), float(ece))

@@ -34,7 +34,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     path = Path(verbose=verbose)
     task = Task(structure, loss, samples, None, None, path, max_bytes)
     try:
-        if structure.gated_layers and task.is_classifier:
+        if structure.gated_layers and task.is_separable:
             task.separate()
         else:
             task.minimize_to(CHANGE, GAP)

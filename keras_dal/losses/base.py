@@ -1,32 +1,66 @@
-"""What a loss is, as plain NumPy functions of logits, and what labels must be."""
+"""What a loss is: everything that the package asks about one, as functions of logits and targets."""
 
 import abc
+from typing import Any, ClassVar
 
 import numpy as np
 
+REGISTERED: dict[str, type["Loss"]] = {}
+
+
+def register(kind):
+    """Make a `Loss` known by its name and by the Keras losses it stands for; a class decorator."""
+    REGISTERED[kind.name] = kind
+    return kind
+
 
 class Loss(abc.ABC):
-    """A loss `l(logits, targets)` that is convex in the logits.
+    """A loss `l(logits, targets)` that is convex in the logits; adding one is one registered subclass in one file.
 
-    `targets` is the matrix Y_l of the data-architecture alignment condition, float64 of shape `(n, C)`: the labels
-    themselves for the squared error, the one-hot matrix for softmax and `2 y - 1` for sigmoid cross-entropy
-    (Kawaguchi, Zhang and Deng, 2022).
+    Without sides, as here, samples have no margins and nothing is ever separated; see `SoftmaxCrossEntropy` for a loss
+    with them. NumPy throughout, but for `step_targets`.
+
+    Attributes:
+        name: in reports.
+        activation: what turns the logits into the predictions that Keras' loss takes.
+        keras_losses: the Keras classes it stands for, to be made without arguments too.
+        options: arguments of these that `__init__` takes; others must have their default.
+        shift_invariant: whether constants per sample, added to all its logits, change nothing.
+        quadratic: whether least squares on the targets minimize it.
+        exclusive: whether one class is right per sample, or each output has a right side; None where there are none.
     """
 
-    name: str
-    activation: str  # what turns the logits into the predictions that Keras' loss takes
+    name: ClassVar[str]
+    activation: ClassVar[str]
+    keras_losses: ClassVar[tuple[Any, ...]]
+    options: ClassVar[tuple[str, ...]] = ()
+    shift_invariant: ClassVar[bool] = False
+    quadratic: ClassVar[bool] = False
+    exclusive: ClassVar[bool | None] = None
 
     @abc.abstractmethod
     def targets(self, y, num_outputs):
-        """Return Y_l, float64 of shape `(n, num_outputs)`, for labels as Keras takes them.
+        """Return what the other methods take for labels as Keras takes them, float64 of shape `(n, num_outputs)`.
 
         Raises:
             ValueError: labels that are empty, out of range, not finite or of the wrong shape.
         """
 
     @abc.abstractmethod
-    def curvature(self, num_outputs):
-        """Return the largest second derivative of one sample's loss in its logits."""
+    def step_targets(self, y, num_outputs):
+        """Return the label matrix of a batch in the training step, and which rows come from labels.
+
+        Args:
+            y: tensor of labels as Keras takes them, in the dtype of the result.
+            num_outputs: C.
+
+        Returns:
+            Tensors `label_matrix(targets(y))`, `(k, C)`, and of booleans `(k,)`, false where `targets` would raise.
+        """
+
+    def label_matrix(self, targets):
+        """Return Y_l of the alignment condition (Kawaguchi, Zhang and Deng, 2022), `(n, C)`."""
+        return targets
 
     @abc.abstractmethod
     def values(self, logits, targets):
@@ -37,15 +71,72 @@ class Loss(abc.ABC):
         """Return d values / d logits, shape `(n, C)`."""
 
     @abc.abstractmethod
-    def margins(self, logits, targets):
-        """Return by how much every sample is on its right side, shape `(n,)`; None where there are no sides."""
+    def hessian(self, logits, targets):
+        """Return a function of changes `(b, C)` and a slice of the samples that multiplies by d gradient / d logits."""
 
     @abc.abstractmethod
-    def at_margin(self, margin, num_outputs):
-        """Return the largest loss a sample of this margin can have; None where margins do not bound the loss."""
+    def curvature(self, num_outputs) -> Any:
+        """Return the largest second derivative of one sample's loss in its logits, None where there is none."""
+
+    @abc.abstractmethod
+    def infimum(self, targets):
+        """Return the infimum of every sample's loss over its logits, shape `(n,)`."""
+
+    @abc.abstractmethod
+    def scales(self, targets) -> Any:
+        """Return the factors s_i with which `s_i Y_l` attains the infimum of sample i, shape `(n,)`.
+
+        Infinite where it is approached along Y_l, nan where no factor does.
+        """
+
+    @abc.abstractmethod
+    def conjugate(self, slopes, targets):
+        """Return `sup_f <slopes_i, f> - l(f, targets_i)` for every sample, shape `(n,)`, infinite where it is."""
+
+    def are_hard(self, targets):
+        """Return whether positive margins prove that the infimum is 0, because factors of the logits approach it."""
+        return self.exclusive is not None and bool(np.isposinf(self.scales(targets)).all())
+
+    def margins(self, logits, targets) -> Any:
+        """Return by how much every sample is on its right side, shape `(n,)`; None where there are no sides.
+
+        For soft labels that of the most probable classes, infinite where all are equally probable.
+        """
+        self._assert_no_sides()
+
+    def at_margin(self, margin, num_outputs) -> Any:
+        """Return the largest loss of a sample with a hard label and this margin; None where there are no sides."""
+        self._assert_no_sides()
+
+    def separation_dual(self, targets) -> Any:
+        """Return the dual of separating samples with hard labels; None where there are no sides.
+
+        Returns:
+            An object with `pairs` of sample and output that have a gap, boolean `(n, C)`; `gaps(logits)` of wrong
+            sides, and `gaps_adjoint(mass)`; `wrong(logits)`, probabilities of wrong sides; `most(shares)` of a sample
+            and `entropy(shares)`, `(n, C)`, of probabilities whose wrong ones are shares.
+        """
+        self._assert_no_sides()
+
+    def confidence(self, logits, targets) -> Any:
+        """Return confidences and which predictions are right, flat; None where there are no sides."""
+        self._assert_no_sides()
+
+    def _assert_no_sides(self):
+        assert self.exclusive is None, f"{type(self).__name__} has sides and must say more about them"
 
     def __repr__(self):
         return f"<{self.name}>"
+
+
+def common_scale(scales):
+    """Return the one factor s of all samples for which `Y_l in Col J` makes s Y_l optimal, None where there is none.
+
+    Args:
+        scales: of a loss, `(n,)`.
+    """
+    first = float(scales[0])
+    return first if np.isclose(scales, first, rtol=1e-4).all() else None
 
 
 def matrix(y, num_outputs):

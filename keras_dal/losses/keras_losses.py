@@ -1,63 +1,43 @@
 """Which of our losses a Keras loss is."""
 
+import inspect
+
 import keras
 
-from keras_dal.losses.sigmoid import SigmoidCrossEntropy
-from keras_dal.losses.softmax import SoftmaxCrossEntropy
-from keras_dal.losses.squared_error import SquaredError
+from keras_dal.losses.base import REGISTERED
 
-_SUPPORTED = "MeanSquaredError, CategoricalCrossentropy, SparseCategoricalCrossentropy and BinaryCrossentropy"
-_CLASSES = {
-    keras.losses.MeanSquaredError: SquaredError,
-    keras.losses.CategoricalCrossentropy: SoftmaxCrossEntropy,
-    keras.losses.SparseCategoricalCrossentropy: SoftmaxCrossEntropy,
-    keras.losses.BinaryCrossentropy: SigmoidCrossEntropy,
-}
+_AVERAGES = ("sum_over_batch_size", "mean")
+_NEUTRAL = ("name", "dtype", "reduction", "from_logits")  # options that are no part of the loss, or asked for elsewhere
 
 
 def resolve_loss(loss, activation=None):
     """Return the `Loss` for what a user hands to `model.compile(loss=...)`.
 
     Args:
-        loss: a Keras loss, its class, its function or its string name.
+        loss: a Keras loss, its class, its function or its string name; or one of these in a list or dict of length one.
         activation: what the model ends with, `"linear"`, `"softmax"` or `"sigmoid"`; None to skip that check.
 
     Returns:
         A `Loss`.
 
     Raises:
-        ValueError: a loss outside the theory, options of it that change its minimum, or logits and `from_logits` that
-            do not fit together.
+        ValueError: a loss outside the theory, one that computes something else than the Keras loss it is made from,
+            options that change it, or logits and `from_logits` that do not fit together.
     """
-    given = loss
-    if isinstance(loss, str) or (callable(loss) and not isinstance(loss, (keras.losses.Loss, type))):
-        loss = _instance_of(loss)
-    if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
-        loss = loss()
-    matches = [ours for theirs, ours in _CLASSES.items() if isinstance(loss, theirs)]
-    if not matches:
-        raise ValueError(f"The supported losses are {_SUPPORTED}. Received: loss={given!r}")
-    config = loss.get_config()
-    if config.get("label_smoothing"):
-        raise ValueError(
-            "With label smoothing the minimum of the cross-entropy is not 0 and the guarantee does not hold. Set "
-            f"label_smoothing=0. Received: label_smoothing={config['label_smoothing']}"
-        )
-    if loss.reduction not in ("sum_over_batch_size", "mean"):
+    given, loss = loss, _instance(_alone(loss), loss)
+    theirs = next((kind for kind in type(loss).__mro__ if kind in _kinds()), None)
+    if theirs is None:
+        raise _unsupported(given)
+    _check_nothing_overridden(loss, theirs)
+    if loss.reduction not in _AVERAGES:
         raise ValueError(
             "The loss must be averaged over the samples: leave reduction at 'sum_over_batch_size'. "
             f"Received: reduction={loss.reduction!r}"
         )
-    resolved = matches[0]()
+    ours, config = _kinds()[theirs], theirs.get_config(loss)
+    resolved = ours(**_options(config, theirs, ours))
     if activation is not None:
-        expected = "linear" if config.get("from_logits", False) else resolved.activation
-        if activation != expected:
-            raise ValueError(
-                f"The loss takes the outputs of a {expected!r} activation, and the model ends with another one. Set "
-                f"from_logits={activation == 'linear'} or change the last activation. Received: "
-                f"loss={type(loss).__name__}(from_logits={config.get('from_logits', False)}), "
-                f"activation={activation!r}"
-            )
+        _check_activation(activation, resolved, theirs, config.get("from_logits", False))
     return resolved
 
 
@@ -73,13 +53,73 @@ def loss_of(model, activation, given=None):
     return resolve_loss(loss, activation)
 
 
-def _instance_of(loss):
-    """Return the loss object behind a name or a function, which is all `model.compile` may have been given."""
+def _kinds():
+    return {theirs: ours for ours in REGISTERED.values() for theirs in ours.keras_losses}
+
+
+def _unsupported(given):
+    names = ", ".join(kind.__name__ for kind in _kinds())
+    return ValueError(f"The supported losses are {names}. Received: loss={given!r}")
+
+
+def _alone(loss):
+    """Return the loss of a model's only output."""
+    while isinstance(loss, (list, tuple, dict)):
+        if len(loss) != 1:
+            raise ValueError(f"The model has one output and needs one loss. Received: {len(loss)} losses, {loss!r}")
+        (loss,) = loss.values() if isinstance(loss, dict) else loss
+    return loss
+
+
+def _instance(loss, given):
+    """Return a loss object: `model.compile` may have been given its class, its name or its function."""
+    if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
+        return loss()
+    if isinstance(loss, keras.losses.Loss):
+        return loss
     try:
         function = keras.losses.get(loss)
     except ValueError as error:
-        raise ValueError(f"The supported losses are {_SUPPORTED}. Received: loss={loss!r}") from error
-    for theirs in _CLASSES:
-        if isinstance(function, theirs) or getattr(theirs(), "fn", None) is function:
+        raise _unsupported(given) from error
+    for theirs in _kinds():
+        if isinstance(function, theirs) or getattr(theirs(), "fn", None) is function is not None:
             return theirs()
-    raise ValueError(f"The supported losses are {_SUPPORTED}. Received: loss={loss!r}")
+    raise _unsupported(given)
+
+
+class _Plain:
+    """What every class has: a subclass with more may compute something else."""
+
+
+def _check_nothing_overridden(loss, theirs):
+    """Raise a ValueError unless a loss does what the Keras loss that it inherits from does."""
+    between = type(loss).__mro__[: type(loss).__mro__.index(theirs)]
+    own = [name for kind in between for name in vars(kind) if name not in vars(_Plain)]
+    own += [name for name in vars(loss) if callable(inspect.getattr_static(theirs, name, None))]
+    if own:
+        raise ValueError(
+            f"A loss of your own is not taken for keras.losses.{theirs.__name__}: it may compute something else. Use "
+            f"{theirs.__name__} itself. Received: {type(loss).__name__}, which overrides {', '.join(sorted(set(own)))}"
+        )
+
+
+def _options(config, theirs, ours):
+    """Return the options of a Keras loss that ours takes; raise a ValueError for others that it was given."""
+    usual = theirs().get_config()
+    changed = {name: value for name, value in config.items() if name not in _NEUTRAL and value != usual.get(name)}
+    if unknown := [f"{name}={value!r}" for name, value in changed.items() if name not in ours.options]:
+        raise ValueError(
+            f"These options change what {theirs.__name__} computes, in a way that is not covered: leave them at their "
+            f"defaults. Received: {', '.join(unknown)}"
+        )
+    return changed
+
+
+def _check_activation(activation, resolved, theirs, from_logits):
+    expected = "linear" if from_logits else resolved.activation
+    if activation != expected:
+        raise ValueError(
+            f"The loss takes the outputs of a {expected!r} activation, and the model ends with another one. Set "
+            f"from_logits={activation == 'linear'} or change the last activation. Received: "
+            f"loss={theirs.__name__}(from_logits={from_logits}), activation={activation!r}"
+        )

@@ -1,37 +1,108 @@
 """The sigmoid cross-entropy."""
 
+from typing import Any
+
+import keras
 import numpy as np
+from keras import ops
 from scipy import special
 
-from keras_dal.losses.base import Loss, matrix
+from keras_dal.losses.base import matrix, register
+from keras_dal.losses.cross_entropy import CrossEntropy
+
+_EQUAL = 1e-6  # difference of |t| in single precision that counts as none
 
 
-class SigmoidCrossEntropy(Loss):
-    """`mean_j log(1 + exp(-t_j f_j))` with `t = 2 y - 1`, as in `keras.losses.BinaryCrossentropy`."""
+@register
+class SigmoidCrossEntropy(CrossEntropy):
+    """`mean_j log(1 + exp(f_j)) - q_j f_j`, as in `keras.losses.BinaryCrossentropy`; targets are `t = 2 q - 1`."""
 
     name = "sigmoid cross-entropy"
     activation = "sigmoid"
+    keras_losses = (keras.losses.BinaryCrossentropy,)
+    exclusive = False
 
     def targets(self, y, num_outputs):
         y = matrix(y, num_outputs)
-        if not np.isin(y, (0.0, 1.0)).all():
+        wrong = (y < 0) | (y > 1)
+        if wrong.any():
             raise ValueError(
-                "Sigmoid cross-entropy needs labels 0 or 1: with others its minimum is not 0 and the guarantee does "
-                f"not hold. Pass hard labels. Received: y with the value {y[~np.isin(y, (0.0, 1.0))][0]}"
+                "Sigmoid cross-entropy needs labels 0 or 1, or soft ones between them. "
+                f"Received: y with the value {y[wrong][0]}"
             )
-        return 2.0 * y - 1.0
+        return (1.0 - self.label_smoothing) * (2.0 * y - 1.0)
+
+    def step_targets(self, y, num_outputs):
+        q: Any = ops.reshape(y, (-1, num_outputs))
+        known = ops.logical_and(ops.min(q, axis=1) >= 0, ops.max(q, axis=1) <= 1)
+        return (1.0 - self.label_smoothing) * (2.0 * q - 1.0), known
+
+    def values(self, logits, targets):
+        size = np.abs(logits)
+        wrong = 0.5 * (1.0 - np.sign(logits) * targets)  # probability of the side that the logit is not on
+        return np.mean(np.log1p(np.exp(-size)) + size * wrong, axis=1, dtype=np.float64)
+
+    def gradient(self, logits, targets):
+        t, f = targets, logits
+        right, wrong = 0.5 * (1 + np.abs(t)), 0.5 * (1 - np.abs(t))  # so that small slopes of hard labels stay exact
+        side = np.where(t < 0, -1, 1).astype(f.dtype)
+        return side * (wrong * special.expit(side * f) - right * special.expit(-side * f)) / t.shape[1]
+
+    def hessian(self, logits, targets):
+        slopes = special.expit(logits) * special.expit(-logits) / logits.dtype.type(logits.shape[1])
+        return lambda change, block: slopes[block] * change
 
     def curvature(self, num_outputs):
         return 0.25 / num_outputs
 
-    def values(self, logits, targets):
-        return np.mean(np.logaddexp(0.0, -targets * logits), axis=1, dtype=np.float64)
+    def infimum(self, targets):
+        return np.mean(special.entr(0.5 + 0.5 * targets) + special.entr(0.5 - 0.5 * targets), axis=1) + 0.0
 
-    def gradient(self, logits, targets):
-        return -targets * special.expit(-targets * logits) / targets.shape[1]
+    def scales(self, targets):
+        """Of labels smoothed with e: `logit(q) = s t` at all outputs, as `logit(q) = 2 artanh(t)`; nan for others."""
+        size = np.abs(targets)
+        largest = size.max(axis=1)
+        with np.errstate(divide="ignore"):
+            slope = np.where(largest > 0, 2.0 * np.arctanh(largest) / np.where(largest > 0, largest, 1.0), 2.0)
+        return np.where(largest - size.min(axis=1) <= _EQUAL * (largest < 1), slope, np.nan)
+
+    def conjugate(self, slopes, targets):
+        p = 0.5 + 0.5 * targets + targets.shape[1] * slopes
+        inside = ((p >= 0) & (p <= 1)).all(axis=1)
+        p = np.clip(p, 0.0, 1.0)
+        return np.where(inside, -np.mean(special.entr(p) + special.entr(1.0 - p), axis=1), np.inf)
 
     def margins(self, logits, targets):
-        return np.min(targets * logits, axis=1)
+        return np.min(np.where(targets == 0, np.inf, np.sign(targets) * logits), axis=1)
 
     def at_margin(self, margin, num_outputs):
         return np.logaddexp(0.0, -margin)
+
+    def separation_dual(self, targets):
+        return _Dual(targets)
+
+    def confidence(self, logits, targets):
+        right = np.where(targets == 0, True, np.where(logits > 0, targets > 0, targets < 0))
+        return special.expit(np.abs(logits)).ravel(), right.ravel()
+
+
+class _Dual:
+    """Probability of the wrong side, per output: `u_ij = -t_ij q_ij`; the loss averages over the outputs."""
+
+    def __init__(self, targets):
+        self.targets, self.pairs = targets, np.ones(targets.shape, bool)
+
+    def wrong(self, logits):
+        return special.expit(-self.targets * logits)
+
+    def most(self, shares):
+        return shares.max()
+
+    def entropy(self, shares):
+        return (special.entr(shares) + special.entr(1.0 - shares)) / self.targets.shape[1]
+
+    def gaps(self, logits):
+        return -self.targets * logits
+
+    def gaps_adjoint(self, mass):
+        return -self.targets * mass

@@ -1,33 +1,50 @@
 """The softmax cross-entropy."""
 
+import keras
 import numpy as np
+from keras import ops
 from scipy import special
 
-from keras_dal.losses.base import Loss, integers, matrix
+from keras_dal.losses.base import integers, matrix, register
+from keras_dal.losses.cross_entropy import CrossEntropy
+
+_ROUNDING = 1e-3  # by which a row of probabilities in half precision may miss the sum of one
+_EQUAL = 1e-5  # relative difference of probabilities in single precision that counts as none
 
 
-class SoftmaxCrossEntropy(Loss):
-    """`logsumexp(f) - f_y`, as in `keras.losses.(Sparse)CategoricalCrossentropy`."""
+@register
+class SoftmaxCrossEntropy(CrossEntropy):
+    """`logsumexp(f) - <q, f>`, as in `keras.losses.(Sparse)CategoricalCrossentropy`; targets are q."""
 
     name = "softmax cross-entropy"
     activation = "softmax"
+    keras_losses = (keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
+    shift_invariant = True
+    exclusive = True
 
     def targets(self, y, num_outputs):
         y = np.asarray(y)
         if y.size and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < num_outputs)):
-            labels = integers(y.reshape(-1), num_outputs)
-            return np.eye(num_outputs)[labels]
+            return self._smoothed(np.eye(num_outputs)[integers(y.reshape(-1), num_outputs)])
         y = matrix(y, num_outputs)
-        if not (np.isin(y, (0.0, 1.0)).all() and (y.sum(axis=1) == 1.0).all()):
-            wrong = y[~((np.isin(y, (0.0, 1.0)).all(axis=1)) & (y.sum(axis=1) == 1.0))][0]
+        sums = y.sum(axis=1, keepdims=True)
+        wrong = (y < 0).any(axis=1) | (np.abs(sums[:, 0] - 1) > _ROUNDING)
+        if wrong.any():
             raise ValueError(
-                "Softmax cross-entropy needs integer or one-hot labels: with smoothed or mixed labels its minimum is "
-                f"not 0 and the guarantee does not hold. Pass hard labels. Received: a row y={wrong}"
+                "Softmax cross-entropy needs integer labels, or one-hot or soft ones: rows of probabilities that sum "
+                f"to one. Received: a row y={y[wrong][0]}"
             )
-        return y
+        return self._smoothed(y / sums)
 
-    def curvature(self, num_outputs):
-        return 0.5
+    def step_targets(self, y, num_outputs):
+        if len(y.shape) == 1 or y.shape[-1] != num_outputs:
+            y = ops.cast(ops.equal(ops.reshape(y, (-1, 1)), ops.arange(num_outputs, dtype=y.dtype)), y.dtype)
+        sums = ops.sum(y, axis=1)
+        known = ops.logical_and(ops.min(y, axis=1) >= 0, ops.abs(sums - 1) <= _ROUNDING)
+        return self._smoothed(y / ops.where(known, sums, ops.ones_like(sums))[:, None]), known
+
+    def _smoothed(self, q):
+        return q * (1.0 - self.label_smoothing) + self.label_smoothing / q.shape[1] if self.label_smoothing else q
 
     def values(self, logits, targets):
         below = logits - np.max(logits, axis=1, keepdims=True)  # at most 0, so that float32 loses nothing small
@@ -37,9 +54,65 @@ class SoftmaxCrossEntropy(Loss):
     def gradient(self, logits, targets):
         return special.softmax(logits, axis=1) - targets
 
+    def hessian(self, logits, targets):
+        p = special.softmax(logits, axis=1)
+        return lambda change, block: p[block] * (change - np.einsum("ij,ij->i", p[block], change)[:, None])
+
+    def curvature(self, num_outputs):
+        return 0.5
+
+    def infimum(self, targets):
+        return np.sum(special.entr(targets), axis=1) + 0.0  # the entropy of one class is -0
+
+    def scales(self, targets):
+        """Of a class smoothed with e: `log q = s q + const` at all classes; infinite for e = 0, nan for mixed ones."""
+        last = targets.shape[1] - 1
+        places = [0, max(last - 1, 0), last]
+        low, second, high = np.partition(targets, places, axis=1)[:, places].T
+        apart = high > second
+        with np.errstate(divide="ignore"):
+            slope = np.log(high / low) / np.where(apart, high - low, 1.0)
+            slope = np.where(apart, slope, 1.0 / high)  # the limit at equal probabilities
+        return np.where(second - low <= _EQUAL * second, slope, np.nan)
+
+    def conjugate(self, slopes, targets):
+        p = targets + slopes
+        inside = (p >= 0).all(axis=1) & (np.abs(slopes.sum(axis=1)) <= 1e-9)
+        return np.where(inside, -np.sum(special.entr(np.maximum(p, 0.0)), axis=1), np.inf)
+
     def margins(self, logits, targets):
-        right = np.sum(logits * targets, axis=1)
-        return right - np.max(np.where(targets == 1.0, -np.inf, logits), axis=1)
+        right = targets == np.max(targets, axis=1, keepdims=True)
+        return np.max(np.where(right, logits, -np.inf), axis=1) - np.max(np.where(right, -np.inf, logits), axis=1)
 
     def at_margin(self, margin, num_outputs):
         return np.logaddexp(0.0, np.log(num_outputs - 1.0) - margin)
+
+    def separation_dual(self, targets):
+        return _Dual(targets)
+
+    def confidence(self, logits, targets):
+        p = special.softmax(logits, axis=1)
+        return p.max(axis=1), targets[np.arange(len(p)), p.argmax(axis=1)] == targets.max(axis=1)
+
+
+class _Dual:
+    """Probabilities of the wrong classes: `u_i = sum_j q_ij (e_j - e_y)`."""
+
+    def __init__(self, targets):
+        self.targets, self.pairs = targets, targets == 0
+
+    def wrong(self, logits):
+        return special.softmax(logits, axis=1) * self.pairs
+
+    def most(self, shares):
+        return shares.sum(axis=1).max()
+
+    def entropy(self, shares):
+        right = np.maximum(0.0, 1.0 - shares.sum(axis=1, keepdims=True))
+        return special.entr(shares) + self.targets * special.entr(right)
+
+    def gaps(self, logits):
+        return logits - np.sum(logits * self.targets, axis=1, keepdims=True)
+
+    def gaps_adjoint(self, mass):
+        return mass - self.targets * mass.sum(axis=1, keepdims=True)

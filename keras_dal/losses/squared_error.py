@@ -1,21 +1,27 @@
 """The squared error."""
 
+import keras
 import numpy as np
+from keras import ops
 
-from keras_dal.losses.base import Loss, matrix
+from keras_dal.losses.base import Loss, matrix, register
 
 
+@register
 class SquaredError(Loss):
-    """`mean_j (f_j - y_j)^2`, the average over outputs as in `keras.losses.MeanSquaredError`."""
+    """`mean_j (f_j - y_j)^2`, the average over outputs as in `keras.losses.MeanSquaredError`; targets are the y."""
 
     name = "squared error"
     activation = "linear"
+    keras_losses = (keras.losses.MeanSquaredError,)
+    quadratic = True
 
     def targets(self, y, num_outputs):
         return matrix(y, num_outputs)
 
-    def curvature(self, num_outputs):
-        return 2.0 / num_outputs
+    def step_targets(self, y, num_outputs):
+        y = ops.reshape(y, (-1, num_outputs))
+        return y, ops.all(ops.isfinite(y), axis=1)
 
     def values(self, logits, targets):
         return np.mean((logits - targets) ** 2, axis=1, dtype=np.float64)
@@ -23,8 +29,17 @@ class SquaredError(Loss):
     def gradient(self, logits, targets):
         return (logits - targets) * (2.0 / targets.shape[1])
 
-    def margins(self, logits, targets):
-        return None
+    def hessian(self, logits, targets):
+        return lambda change, block: change * change.dtype.type(2.0 / targets.shape[1])
 
-    def at_margin(self, margin, num_outputs):
-        return None
+    def curvature(self, num_outputs):
+        return 2.0 / num_outputs
+
+    def infimum(self, targets):
+        return np.zeros(len(targets))
+
+    def scales(self, targets):
+        return np.ones(len(targets))
+
+    def conjugate(self, slopes, targets):
+        return np.sum(slopes * targets + 0.25 * targets.shape[1] * slopes**2, axis=1)

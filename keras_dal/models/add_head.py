@@ -74,7 +74,7 @@ def add_gated_head(
         count = num_gates(n, structure.num_features, oversample)
         replacement = _beside(head, structure.num_features, features, count, options)
     else:
-        outputs = structure.num_outputs - _is_softmax(model, loss, structure.activation)
+        outputs = structure.num_outputs - _has_free_constant(model, loss, structure.activation)
         count = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
     inputs = sample_inputs(model, samples)
@@ -108,9 +108,10 @@ def _check(x, num_samples, place, gates, oversample):
         raise ValueError(f"oversample must be at least 1. Received: oversample={oversample!r}")
 
 
-def _is_softmax(model, loss, activation):
+def _has_free_constant(model, loss, activation):
+    """Whether a constant added to all logits of a sample changes nothing."""
     given = loss or getattr(model, "loss", None)
-    return activation == "softmax" if given is None else resolve_loss(given, activation).activation == "softmax"
+    return activation == "softmax" if given is None else resolve_loss(given, activation).shift_invariant
 
 
 def _beside(head, width, features, num_gates, options):

@@ -2,14 +2,16 @@
 
 From above by the loss of parameters, evaluated; 0 is proved by parameters with a positive smallest margin. From below
 by Fenchel duality: for u orthogonal to the columns of J, `inf L = inf_theta L(J theta) - <u, J theta> >= -L*(u)`. With
-`u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. Our derivation.
+`u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. For hard labels p is sought among the wrong
+classes, where its small parts are; for all else u is a gradient without its part in the columns, and shrinks to 0,
+which is orthogonal too and leaves the mean of the samples' own infima, until the conjugate is finite. Our derivation.
 """
 
 import contextlib
 import dataclasses
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 from scipy.sparse.linalg import lsqr
 
 from keras_dal.solvers.jacobian import Products
@@ -18,6 +20,7 @@ _GAP = 1e-7  # of the two bounds, at which the search ends
 _ITERATIONS = 200
 _WORK = 1e12  # multiplications, a minute or so, after which the search ends with the bounds it has
 _OVERHEAD = 1000  # multiplications that take as long as what else is done to one logit in one product
+_SECTIONS, _GOLDEN = 40, 0.5 * (np.sqrt(5.0) - 1.0)  # of the interval for the share of a dual point
 _NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
 _NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being feasible
 
@@ -38,13 +41,13 @@ def enclose_infimum(jacobian, loss, targets, weights):
     Args:
         jacobian: a factorized `Jacobian`.
         loss: a `losses.Loss`.
-        targets: Y_l, shape `(n, C)`.
+        targets: of the loss, shape `(n, C)`.
         weights: positive sample weights, shape `(n,)`.
 
     Returns:
         An `Enclosure`; its bounds lie within 1e-7 of each other unless the search ended early.
     """
-    if loss.name == "squared error":
+    if loss.quadratic:
         theta = jacobian.refined(targets)
         value = np.mean(weights * loss.values(jacobian.logits(theta), targets))
         return Enclosure(value, value, theta, None)
@@ -52,9 +55,21 @@ def enclose_infimum(jacobian, loss, targets, weights):
     search.run()
     theta = jacobian.theta(search.best)
     logits = jacobian.logits(theta)
+    upper = max(search.floor, float(np.mean(weights * loss.values(logits, targets))))
+    lower = min(search.lower, upper)  # up to rounding it is below; of the two the evaluated loss is to be trusted
+    if not search.hard:
+        return Enclosure(lower, upper, theta, None)
     margin = float(np.min(loss.margins(logits, targets)))
-    upper = float(np.mean(weights * loss.values(logits, targets)))
-    return Enclosure(0.0 if margin > 0 else search.lower, 0.0 if margin > 0 else upper, theta, margin)
+    return Enclosure(0.0 if margin > 0 else lower, 0.0 if margin > 0 else upper, theta, margin)
+
+
+def _best_share(value):
+    """Return where in [0, 1] a concave function, minus infinity from some share on, is largest: golden sections."""
+    low, high = 0.0, 1.0
+    for _ in range(_SECTIONS):
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        low, high = (low, right) if value(left) >= value(right) else (left, high)
+    return low
 
 
 class _OutOfWork(Exception):
@@ -67,8 +82,9 @@ class _Search:
     def __init__(self, jacobian, loss, targets, weights):
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.scale = weights[:, None] / len(weights)
-        self.dual = _SoftmaxDual(targets) if loss.activation == "softmax" else _SigmoidDual(targets)
-        self.lower, self.best, self.separated = 0.0, np.zeros(jacobian.size), False
+        self.hard, self.dual = loss.are_hard(targets), loss.separation_dual(targets)
+        self.floor = float(np.sum(self.scale[:, 0] * loss.infimum(targets)))
+        self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
         self._seen = None, None
         self.products_left = _WORK / (targets.size * (2 * jacobian.size / jacobian.copies + _OVERHEAD))
         self.steepest = np.linalg.norm(self.gradient(self.best))
@@ -77,7 +93,7 @@ class _Search:
         with contextlib.suppress(_OutOfWork, StopIteration):
             self.stop_when_decided(self.best)  # a minimum at the start would end the search without a look at it
             self._minimize()
-        if not self.lower and not self.separated:
+        if self.lower == self.floor and not self.separated:
             self.products_left = np.inf
             self.lower = self._lower_bound(self._logits(self.best))
 
@@ -113,12 +129,12 @@ class _Search:
 
     def hessian_product(self, coefficients, direction):
         self._spend()
-        curved = self.dual.curved(self._logits(coefficients), self.jacobian.combine(direction))
-        return self.jacobian.correlate(self.scale * curved)
+        product = self.loss.hessian(self._logits(coefficients), self.targets)
+        return self.jacobian.correlate(self.scale * product(self.jacobian.combine(direction), slice(None)))
 
     def stop_when_decided(self, coefficients):
         self.best, logits = coefficients, self._logits(coefficients)
-        self.separated = np.min(self.loss.margins(logits, self.targets)) > 0
+        self.separated = self.hard and np.min(self.loss.margins(logits, self.targets)) > 0
         if self.separated:
             raise StopIteration
         if np.linalg.norm(self.gradient(coefficients)) > max(_NEAR * self.steepest, 1e-12):
@@ -128,7 +144,23 @@ class _Search:
             raise StopIteration
 
     def _lower_bound(self, logits):
-        """Return the entropy bound of the dual point nearest to the probabilities here, 0 where none is found."""
+        """Return the value of the dual point nearest to the gradient here, the floor where none is found."""
+        return self._entropy_bound(logits) if self.hard else self._conjugate_bound(logits)
+
+    def _conjugate_bound(self, logits):
+        slopes = self.jacobian.seen(self.loss.gradient(logits, self.targets))
+        for _ in range(2):  # once more for what rounding left
+            self._spend()
+            slopes = slopes - self.jacobian.project(slopes)
+
+        def value(share):
+            return -float(np.sum(self.scale[:, 0] * self.loss.conjugate(share * slopes, self.targets)))
+
+        whole = value(1.0)
+        return max(self.floor, whole if np.isfinite(whole) else value(_best_share(value)))
+
+    def _entropy_bound(self, logits):
+        """Return the mean entropy of the probabilities nearest to those here, 0 where none are found."""
         wrong = self.dual.wrong(logits)
         for negligible in _NEGLIGIBLE:
             kept = self.dual.pairs & (wrong > negligible)
@@ -155,56 +187,3 @@ class _Search:
         operator = Products((len(mass), self.jacobian.size), matvec, rmatvec)
         inside = lsqr(operator, mass, atol=1e-15, btol=1e-15, conlim=0, iter_lim=300)[0]
         return mass - operator.matvec(inside)
-
-
-class _SoftmaxDual:
-    """Probabilities of the wrong classes: `u_i = sum_j q_ij (e_j - e_y)`."""
-
-    def __init__(self, targets):
-        self.targets, self.pairs = targets, targets == 0
-
-    def wrong(self, logits):
-        return special.softmax(logits, axis=1) * self.pairs
-
-    def most(self, shares):
-        return shares.sum(axis=1).max()
-
-    def entropy(self, shares):
-        right = np.maximum(0.0, 1.0 - shares.sum(axis=1, keepdims=True))
-        return special.entr(shares) + self.targets * special.entr(right)
-
-    def gaps(self, logits):
-        return logits - np.sum(logits * self.targets, axis=1, keepdims=True)
-
-    def gaps_adjoint(self, mass):
-        return mass - self.targets * mass.sum(axis=1, keepdims=True)
-
-    def curved(self, logits, direction):
-        p = special.softmax(logits, axis=1)
-        return p * (direction - np.sum(p * direction, axis=1, keepdims=True))
-
-
-class _SigmoidDual:
-    """Probability of the wrong side, per output: `u_ij = -t_ij q_ij`; the loss averages over the outputs."""
-
-    def __init__(self, targets):
-        self.targets, self.pairs = targets, np.ones(targets.shape, bool)
-
-    def wrong(self, logits):
-        return special.expit(-self.targets * logits)
-
-    def most(self, shares):
-        return shares.max()
-
-    def entropy(self, shares):
-        return (special.entr(shares) + special.entr(1.0 - shares)) / self.targets.shape[1]
-
-    def gaps(self, logits):
-        return -self.targets * logits
-
-    def gaps_adjoint(self, mass):
-        return -self.targets * mass
-
-    def curved(self, logits, direction):
-        p = special.expit(logits)
-        return p * (1.0 - p) * direction / self.targets.shape[1]

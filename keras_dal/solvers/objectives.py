@@ -4,18 +4,17 @@ Values are float64, because their sums decide; gradients and curvatures are floa
 """
 
 import numpy as np
-from scipy import special
 
 
 class Separation:
     """`sum_j max(0, delta - gap_ij)^2`, zero where every sample is on its right side by delta.
 
-    The gaps are `f_y - f_j` for every wrong class j (softmax) or `t_j f_j` for every output (sigmoid).
+    The gaps are `f_y - f_j` for every wrong class j, or `t_j f_j` for every output where each has a side of its own.
 
     Args:
-        targets: Y_l of the loss, `(n, C)`.
+        targets: of hard labels, from the loss, `(n, C)`.
         delta: the wanted margin, positive.
-        exclusive: whether one class is right per sample (softmax).
+        exclusive: whether one class is right per sample, as a loss says.
     """
 
     def __init__(self, targets, delta, exclusive):
@@ -136,7 +135,7 @@ class WholeLoss:
 
     Args:
         loss: a `losses.Loss`.
-        targets: its Y_l, `(n, C)`.
+        targets: of the loss, `(n, C)`.
     """
 
     def __init__(self, loss, targets):
@@ -152,12 +151,4 @@ class WholeLoss:
         return np.ones(len(logits), bool)
 
     def curvature(self, logits, rows):
-        logits, outputs = logits[rows], logits.shape[1]
-        if self.loss.activation == "linear":
-            return lambda change, block: change * np.float32(2 / outputs)
-        if self.loss.activation == "sigmoid":
-            p = special.expit(logits)
-            slopes = p * (1 - p) / np.float32(outputs)
-            return lambda change, block: slopes[block] * change
-        p = special.softmax(logits, axis=1)
-        return lambda change, block: p[block] * (change - np.einsum("ij,ij->i", p[block], change)[:, None])
+        return self.loss.hessian(logits[rows], self.targets[rows])

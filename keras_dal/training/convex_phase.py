@@ -62,11 +62,12 @@ class ConvexPhase:
         structure, loss = self.structure, self._loss
         if structure.layer is not structure.output_layer:
             return {}
-        targets, sums = loss.targets(self.train.labels, structure.num_outputs), 0.0
+        labels = loss.label_matrix(loss.targets(self.train.labels, structure.num_outputs))
+        sums = 0.0
         for start in range(0, len(self.train), _BLOCK):
             rows = slice(start, start + _BLOCK)
             features = np.asarray(self.train.features[rows], np.float64)
-            columns = np.hstack([features, np.ones((len(features), 1)), targets[rows]])
+            columns = np.hstack([features, np.ones((len(features), 1)), labels[rows]])
             sums = sums + columns.T @ (columns * self.train.weights[rows, None])
         count = int(np.sum(self.train.weights > 0))
         report = alignment_from_moments(sums, count, structure, loss)

@@ -8,7 +8,7 @@ from keras_dal import _backend
 from keras_dal.analysis.alignment import alignment, alignment_from_moments
 from keras_dal.features.tracing import input_specs
 from keras_dal.training.kernel_change import KernelChange, first_samples
-from keras_dal.training.moments import StepMoments
+from keras_dal.training.moments import BadLabels, StepMoments
 
 _SHARE = 0.01  # of an epoch's arithmetic that measuring it may cost
 _EIGENVALUES = 10  # multiplications for each entry of a matrix and each of its columns
@@ -63,7 +63,11 @@ class Measurement:
         if self.moments is None:
             self.report = alignment(model, *self._data, parameters=self._parameters, decide_separability=False)
             return self._told(self.report) | self._moved(self._samples)
-        sums, count = self.moments.read()
+        try:
+            sums, count = self.moments.read()
+        except BadLabels as error:
+            warnings.warn(str(error), stacklevel=3)
+            return {"alignment": np.nan, "alignment_rank": np.nan}
         if count == 0:
             warnings.warn(
                 "Nothing was measured: the model's train_step does not call compute_loss. Give the monitor its "

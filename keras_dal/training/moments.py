@@ -1,14 +1,15 @@
-"""What the monitor gathers inside the training step: moments of features and targets, and a few images."""
-
-from typing import Any
+"""What the monitor gathers inside the training step: moments of features and label matrix, and a few images."""
 
 import keras
 import numpy as np
 from keras import ops, tree
 
 from keras_dal import _backend
-from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from keras_dal.training.kernel_change import NUM_PROBES
+
+
+class BadLabels(ValueError):
+    """Labels of an epoch that no loss can take: the moments of that epoch say nothing, the next ones may."""
 
 
 class StepMoments(keras.metrics.Metric):
@@ -19,8 +20,8 @@ class StepMoments(keras.metrics.Metric):
 
     Args:
         num_features: m, the width of the features Z.
-        num_outputs: C, the width of the targets Y.
-        loss: the `keras_dal.losses.Loss` that says what the targets are.
+        num_outputs: C, the width of the label matrix Y.
+        loss: the `keras_dal.losses.Loss` that says what that is.
         input_specs: what the model's inputs look like, a structure of KerasTensors, or None where that is not known;
             then no inputs are kept.
     """
@@ -51,7 +52,7 @@ class StepMoments(keras.metrics.Metric):
             sample_weight: `(k,)`, or None for ones.
         """
         features = ops.cast(ops.stop_gradient(features), self.dtype)
-        targets = self._targets(y)
+        targets, known = self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
         rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
         weight = ops.ones_like(rows[:, :1])
         if sample_weight is not None:
@@ -59,30 +60,10 @@ class StepMoments(keras.metrics.Metric):
         self.sums.assign_add(ops.matmul(ops.transpose(rows), weight * rows))
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
-        self.refused.assign_add(ops.sum(used * (1 - self._are_labels(targets))))
+        self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))
         if self.probes is not None and self._look_like_probes(x):
             tree.map_structure(self._keep, self.probes, x)
             self.probed.assign(ops.ones((), dtype="float32"))
-
-    def _targets(self, y: Any) -> Any:
-        y = ops.cast(y, self.dtype)
-        if isinstance(self.loss, SoftmaxCrossEntropy):
-            if len(y.shape) == 1 or y.shape[-1] != self.num_outputs:
-                y = ops.one_hot(ops.cast(ops.reshape(y, (-1,)), "int32"), self.num_outputs, dtype=self.dtype)
-            return y
-        y = ops.reshape(y, (-1, self.num_outputs))
-        return 2 * y - 1 if isinstance(self.loss, SigmoidCrossEntropy) else y
-
-    def _are_labels(self, targets):
-        """Return 1 for every row of targets that hard labels can have made, else 0, `(k, 1)`."""
-        size = ops.abs(targets)
-        if isinstance(self.loss, SoftmaxCrossEntropy):
-            right = ops.logical_and(ops.max(size, axis=1) == 1, ops.sum(size, axis=1) == 1)
-        elif isinstance(self.loss, SigmoidCrossEntropy):
-            right = ops.all(size == 1, axis=1)
-        else:
-            right = ops.all(ops.isfinite(targets), axis=1)
-        return ops.cast(right, self.dtype)[:, None]
 
     def _look_like_probes(self, x):
         """Whether these inputs are as the model declares them: it may take others, as a dict or without channels."""
@@ -114,12 +95,12 @@ class StepMoments(keras.metrics.Metric):
         """Return the sums as float64 `(m + 1 + C, m + 1 + C)` and the number of samples in them.
 
         Raises:
-            ValueError: labels that are soft or out of range.
+            BadLabels: labels that are out of range, no probabilities or not finite.
         """
         if refused := int(np.asarray(ops.convert_to_numpy(self.refused))):
-            raise ValueError(
-                f"The labels of {self.loss.name} must be hard: classes from 0 to C - 1, or zeros and ones. Take "
-                f"label smoothing and mixing of images out. Received: {refused} samples with other labels"
+            raise BadLabels(
+                f"The labels of {self.loss.name} must be what it takes: classes from 0 to C - 1, probabilities, or "
+                f"finite values. Received: {refused} samples with other labels"
             )
         sums, count = (np.asarray(ops.convert_to_numpy(part), np.float64) for part in (self.sums, self.count))
         return sums, round(float(count))

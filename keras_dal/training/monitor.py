@@ -215,6 +215,11 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def _check_step_size(self):
         if not self._is_automatic:
             return
+        if self._loss.curvature(self._structure.num_outputs) is None:
+            raise ValueError(
+                "A step size that provably works needs a loss of bounded curvature: set exploit_learning_rate. "
+                f"Received: exploit_learning_rate='auto' and the {self._loss.name}"
+            )
         if l2_factors(self._structure.linear_parameters) is None:
             raise ValueError(
                 "A step size that provably works needs a penalty of known curvature: give the head no regularizer but "

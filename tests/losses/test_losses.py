@@ -10,6 +10,7 @@ from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredEr
 
 C = 4
 LOSSES = [SquaredError(), SoftmaxCrossEntropy(), SigmoidCrossEntropy()]
+SMOOTHED = [SoftmaxCrossEntropy(0.2), SigmoidCrossEntropy(0.2)]
 KERAS = {
     "squared error": keras.losses.MeanSquaredError(reduction=None),
     "softmax cross-entropy": keras.losses.CategoricalCrossentropy(from_logits=True, reduction=None),
@@ -31,11 +32,11 @@ def problem(loss, n=7, seed=0):
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_values_are_those_of_keras(loss):
     logits, y = problem(loss)
-    expected = KERAS[loss.name](y.astype("float32"), logits.astype("float32")).numpy()
+    expected = keras.ops.convert_to_numpy(KERAS[loss.name](y.astype("float32"), logits.astype("float32")))
     np.testing.assert_allclose(loss.values(logits, loss.targets(y, C)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@pytest.mark.parametrize("loss", LOSSES + SMOOTHED, ids=repr)
 def test_gradient_is_the_derivative_and_its_slope_is_bounded_by_the_curvature(loss):
     logits, y = problem(loss)
     targets, direction = loss.targets(y, C), np.random.default_rng(1).standard_normal(logits.shape)
@@ -81,6 +82,13 @@ def test_bound_of_a_margin_is_reached(loss):
     assert loss.values(logits, loss.targets(y, C))[0] == pytest.approx(loss.at_margin(1.5, C))
 
 
+def test_the_smoothing_of_a_keras_loss_is_kept():
+    for kind in (keras.losses.CategoricalCrossentropy, keras.losses.BinaryCrossentropy):
+        assert resolve_loss(kind(label_smoothing=0.1)).label_smoothing == 0.1
+    with pytest.raises(ValueError, match=r"in \[0, 1\].*Received: label_smoothing=1.5"):
+        SoftmaxCrossEntropy(1.5)
+
+
 def test_squared_error_has_no_margins():
     logits, y = problem(LOSSES[0])
     assert LOSSES[0].margins(logits, y) is None
@@ -101,10 +109,12 @@ def test_targets():
         (SoftmaxCrossEntropy(), [0, 4], r"0\.\.3.*y from 0 to 4"),
         (SoftmaxCrossEntropy(), [-1, 0], r"0\.\.3"),
         (SoftmaxCrossEntropy(), [0.5], r"0\.\.3"),
-        (SoftmaxCrossEntropy(), [[0.9, 0.1, 0, 0]], "one-hot"),
+        (SoftmaxCrossEntropy(), [[0.9, 0.2, 0, 0]], "one-hot"),
+        (SoftmaxCrossEntropy(), [[1.2, -0.2, 0, 0]], "one-hot"),
+        (SoftmaxCrossEntropy(), [[np.nan, 1, 0, 0]], "finite"),
         (SoftmaxCrossEntropy(), [[1.0, 1.0, 0, 0]], "one-hot"),
         (SoftmaxCrossEntropy(), [], "at least one sample"),
-        (SigmoidCrossEntropy(), [[0, 1, 0.5, 1]], "labels 0 or 1.*0.5"),
+        (SigmoidCrossEntropy(), [[0, 1, 1.5, 1]], "labels 0 or 1.*1.5"),
         (SigmoidCrossEntropy(), [[0, 1]], r"shape \(n, 4\).*\(1, 2\)"),
         (SquaredError(), [[np.nan, 0, 0, 0]], "finite"),
         (SquaredError(), np.zeros((0, 4)), "no labels"),
@@ -114,6 +124,21 @@ def test_bad_labels(loss, y, pattern):
     with pytest.raises(ValueError, match=f"{pattern}") as error:
         loss.targets(y, C)
     assert "Received: " in str(error.value)
+
+
+class NothingOwn(keras.losses.CategoricalCrossentropy):
+    """Another name for the same loss."""
+
+
+class Adjusted(keras.losses.CategoricalCrossentropy):
+    def call(self, y_true, y_pred):
+        return super().call(y_true, y_pred + 1.0)
+
+
+def shadowed():
+    loss = keras.losses.MeanSquaredError()
+    loss.call = lambda y_true, y_pred: 0.0 * y_pred
+    return loss
 
 
 @pytest.mark.parametrize(
@@ -128,6 +153,9 @@ def test_bad_labels(loss, y, pattern):
         (keras.losses.SparseCategoricalCrossentropy(from_logits=True), None, SoftmaxCrossEntropy),
         (keras.losses.binary_crossentropy, "sigmoid", SigmoidCrossEntropy),
         (keras.losses.BinaryCrossentropy(from_logits=True), "linear", SigmoidCrossEntropy),
+        (["mse"], "linear", SquaredError),
+        ({"out": keras.losses.BinaryCrossentropy()}, "sigmoid", SigmoidCrossEntropy),
+        (NothingOwn(from_logits=True), "linear", SoftmaxCrossEntropy),
     ],
 )
 def test_resolves_what_compile_takes(loss, activation, expected):
@@ -141,7 +169,15 @@ def test_resolves_what_compile_takes(loss, activation, expected):
         ("no such loss", "linear", "supported losses"),
         (keras.losses.Huber(), "linear", "supported losses"),
         (None, "linear", "supported losses"),
-        (keras.losses.CategoricalCrossentropy(label_smoothing=0.1), "softmax", "label_smoothing=0"),
+        (Adjusted(), "softmax", "Received: Adjusted, which overrides call"),
+        (shadowed(), "linear", "Received: MeanSquaredError, which overrides call"),
+        (keras.losses.CategoricalCrossentropy(axis=1), "softmax", "Received: axis=1"),
+        (keras.losses.BinaryCrossentropy(axis=0), "sigmoid", "Received: axis=0"),
+        (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), "softmax", "Received: ignore_class=0"),
+        (keras.losses.CategoricalCrossentropy(reduction="mean_with_sample_weight"), "softmax", "averaged"),
+        (keras.losses.CategoricalFocalCrossentropy(), "softmax", "supported losses"),
+        (["mse", "mse"], "linear", "2 losses"),
+        ([], "linear", "0 losses"),
         (keras.losses.MeanSquaredError(reduction="sum"), "linear", "averaged over the samples"),
         (keras.losses.BinaryCrossentropy(from_logits=True), "sigmoid", "from_logits=False"),
         ("categorical_crossentropy", "linear", "from_logits=True"),

@@ -246,17 +246,6 @@ def test_training_that_diverges_is_not_ended_by_the_monitor():
     assert np.isnan(history["alignment"][0])
 
 
-@pytest.mark.parametrize("outputs", ["classes", "yes or no"])
-def test_soft_labels_are_refused(outputs):
-    x, y = images()
-    y = 0.9 * np.eye(NUM_CLASSES)[y] + 0.1 / NUM_CLASSES
-    kind = keras.losses.CategoricalCrossentropy if outputs == "classes" else keras.losses.BinaryCrossentropy
-    model = small_model()
-    model.compile(optimizer="sgd", loss=kind(from_logits=True))
-    with pytest.raises(ValueError, match="must be hard.*Received: 96 samples with other labels"):
-        model.fit(x, y, callbacks=[keras_dal.AlignmentMonitor()], verbose=0)
-
-
 def test_inputs_that_differ_from_their_declaration_are_no_probes():
     inputs = keras.Input((8, 8, 1))
     model = compiled("sgd", keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs))))

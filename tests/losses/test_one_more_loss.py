@@ -1,0 +1,168 @@
+"""A loss is one class: a Poisson regression, registered here, is measured, certified, finished and monitored.
+
+It is convex, has no bounded second derivative, is no classifier, and approaches its infimum for a count of zero.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from scipy import optimize, special
+
+import keras_dal
+from keras_dal.losses import REGISTERED, Loss, register, resolve_loss
+from keras_dal.losses.base import matrix
+
+N, M, C = 120, 6, 2
+
+
+class LogPoisson(keras.losses.Loss):
+    """`mean_j exp(f_j) - y_j f_j` of the logarithms f of rates."""
+
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.exp(y_pred) - y_true * y_pred, axis=-1)
+
+
+class Poisson(Loss):
+    """The same as the package wants it; Y_l are the logarithms of the counts, of one half for a count of zero."""
+
+    name = "Poisson"
+    activation = "linear"
+    keras_losses = (LogPoisson,)
+
+    def targets(self, y, num_outputs):
+        return matrix(y, num_outputs)
+
+    def step_targets(self, y, num_outputs):
+        y = ops.reshape(y, (-1, num_outputs))
+        return ops.log(ops.where(y > 0, y, 0.5)), ops.min(y, axis=1) >= 0
+
+    def label_matrix(self, targets):
+        return np.log(np.where(targets > 0, targets, 0.5))
+
+    def values(self, logits, targets):
+        return np.mean(np.exp(logits) - targets * logits, axis=1, dtype=np.float64)
+
+    def gradient(self, logits, targets):
+        return (np.exp(logits) - targets) / targets.shape[1]
+
+    def hessian(self, logits, targets):
+        return lambda change, block: np.exp(logits[block]) * change / targets.shape[1]
+
+    def curvature(self, num_outputs):
+        return None
+
+    def infimum(self, targets):
+        return np.mean(targets - special.xlogy(targets, targets), axis=1)
+
+    def scales(self, targets):
+        return np.where((targets > 0).all(axis=1), 1.0, np.nan)
+
+    def conjugate(self, slopes, targets):
+        p = targets + targets.shape[1] * slopes
+        return np.where((p >= 0).all(axis=1), np.mean(special.xlogy(p, p) - p, axis=1), np.inf)
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    register(Poisson)
+    yield
+    del REGISTERED[Poisson.name]
+
+
+@pytest.fixture
+def model():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((M,)), keras.layers.Dense(C, name="rates")])
+    model.compile("sgd", LogPoisson())
+    return model
+
+
+def data(kind):
+    """Return inputs and counts: drawn ones, with zeros or without, or rates that a linear head has exactly."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((N, M)).astype("float32")
+    rates = np.exp(x.astype(float) @ generator.normal(0, 0.3, (M, C)) + 0.5)
+    return x, rates if kind == "exact" else generator.poisson(rates) + float(kind == "positive")
+
+
+def least(x, y):
+    """The minimum over plain heads by SciPy, from the definition."""
+    columns = np.column_stack([x.astype(float), np.ones(len(x))])
+
+    def objective(theta):
+        logits = columns @ theta.reshape(-1, C)
+        return np.mean(np.exp(logits) - y * logits), (columns.T @ (np.exp(logits) - y) / y.size).ravel()
+
+    options = {"ftol": 1e-16, "gtol": 1e-10, "maxiter": 10_000}
+    return optimize.minimize(objective, np.zeros((M + 1) * C), jac=True, method="L-BFGS-B", options=options).fun
+
+
+def test_it_is_recognized_while_it_is_registered(model):
+    assert type(resolve_loss(model.loss, "linear")) is Poisson
+    with pytest.raises(ValueError, match="supported losses are .*LogPoisson"):
+        resolve_loss("mae")
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"), [("exact", "aligned"), ("positive", "not aligned"), ("with zeros", "undecided")]
+)
+def test_alignment_is_that_of_least_squares_on_its_label_matrix(model, kind, verdict):
+    x, y = data(kind)
+    report = keras_dal.alignment(model, x, y)
+    wanted = np.log(np.where(y > 0, y, 0.5))
+    columns = np.column_stack([x.astype(float), np.ones(N)])
+    residual = wanted - columns @ np.linalg.lstsq(columns, wanted, rcond=None)[0]
+    expected = np.sum(residual**2) / np.sum((wanted - wanted.mean(axis=0)) ** 2)
+    assert report.residual_share == pytest.approx(expected, abs=1e-6)
+    assert report.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("exact", "aligned"), ("positive", "not aligned"), ("with zeros", "not aligned")]
+)
+def test_the_certificate_encloses_the_minimum_of_scipy_and_claims_no_rate(model, kind, status):
+    x, y = data(kind)
+    certificate, expected = keras_dal.certify(model, x, y), least(x, y)
+    lower, upper = certificate.infimum
+    assert lower - 1e-9 <= expected <= upper + 1e-7
+    assert upper - lower < 1e-6
+    assert certificate.status == status
+    assert certificate.floor == pytest.approx(np.mean(y - special.xlogy(y, y)))
+    assert (lower - certificate.floor < 1e-6) == (status == "aligned")
+    assert (certificate.margin, certificate.beta) == (None, None)
+    assert certificate.loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+    assert any("second derivative" in sentence for sentence in certificate.not_covered)
+    with pytest.raises(ValueError, match="There is no bound.*Received"):
+        certificate.bound(10)
+    assert "steps of gradient descent" not in str(certificate)
+
+
+@pytest.mark.parametrize("kind", ["positive", "with zeros"])
+def test_converge_reaches_the_minimum_of_scipy(model, kind):
+    x, y = data(kind)
+    result = keras_dal.converge(model, x, y, gated=False, verbose=0)
+    assert result.loss == pytest.approx(least(x, y), abs=1e-4)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(result.loss, rel=1e-5)
+    assert (result.accuracy, result.margin, result.scale, result.reached) == (None, None, 1.0, False)
+
+
+def test_converge_ends_where_the_loss_is_nearly_the_least_of_any_model(model):
+    result = keras_dal.converge(model, *data("exact"), validation_data=data("exact"), verbose=0)
+    assert result.reached
+    assert 0 <= result.loss - result.floor <= 1e-4
+    assert result.stopped_by == "the tolerance"
+    assert (result.after.accuracy, result.after.ece) == (None, None)
+
+
+def test_the_monitor_measures_it_and_certifies_it(model):
+    x, y = data("positive")
+    expected = keras_dal.alignment(model, x, y).alignment  # of the inputs, which training leaves as they are
+    flowing = model.fit(x, y, callbacks=[keras_dal.AlignmentMonitor()], verbose=0).history
+    assert flowing["alignment"] == pytest.approx([expected], abs=1e-4)
+    monitor = keras_dal.AlignmentMonitor(data=(x, y), verbose=False)
+    model.compile(keras_dal.Wrap("sgd", explore=1), LogPoisson())
+    history = model.fit(x, y, epochs=2, callbacks=[monitor], verbose=0).history
+    assert history["phase"] == [0, 1]
+    assert history["alignment"] == pytest.approx([expected] * 2, abs=1e-6)
+    assert monitor.certificates["end"].infimum[1] == pytest.approx(least(x, y), abs=1e-6)

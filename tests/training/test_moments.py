@@ -1,0 +1,65 @@
+"""The sums of the training step on labels of every kind, against the measurement of arrays."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_dal
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from keras_dal.training.moments import BadLabels, StepMoments
+
+N, M, C = 96, 5, 3
+CLASSES = np.random.default_rng(1).integers(0, C, N)
+HARD = np.eye(C)[CLASSES]
+MIXED = 0.7 * HARD + 0.3 * np.roll(HARD, 1, axis=1)
+SOFTMAX, SIGMOID = keras.losses.CategoricalCrossentropy, keras.losses.BinaryCrossentropy
+
+
+def model_and_inputs(loss):
+    """A model whose features are its inputs, which training leaves as they are."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((M,)), keras.layers.Dense(C)])
+    model.compile("sgd", loss)
+    return model, np.random.default_rng(0).standard_normal((N, M)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("loss", "y"),
+    [
+        (SOFTMAX(from_logits=True), HARD),
+        (SOFTMAX(from_logits=True), MIXED),
+        (SOFTMAX(from_logits=True), 0.9 * HARD + 0.1 / C),
+        (SOFTMAX(from_logits=True, label_smoothing=0.2), MIXED),
+        (SIGMOID(from_logits=True), MIXED),
+        (SIGMOID(from_logits=True, label_smoothing=0.2), HARD),
+    ],
+)
+def test_labels_that_flow_through_fit_are_measured_as_arrays_are(loss, y):
+    model, x = model_and_inputs(loss)
+    weights = np.random.default_rng(2).uniform(0.5, 2, N)
+    expected = keras_dal.alignment(model, x, y, weights).alignment
+    callback = keras_dal.AlignmentMonitor()
+    history = model.fit(x, y, sample_weight=weights, batch_size=40, callbacks=[callback], verbose=0).history
+    assert history["alignment"] == pytest.approx([expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [
+        (SoftmaxCrossEntropy(), 1.5 * HARD[:2]),
+        (SoftmaxCrossEntropy(0.1), [[4.0], [-1.0]]),
+        (SoftmaxCrossEntropy(), [[np.nan, 1.0, 0.0], [-0.5, 1.5, 0.0]]),
+        (SigmoidCrossEntropy(), [[2.0, 0.0, 1.0], [0.0, 0.0, -0.1]]),
+    ],
+)
+def test_what_is_no_label_is_counted_unless_its_weight_is_zero(loss, wrong):
+    moments = StepMoments(M, C, loss)
+    features = ops.ones((2, M))
+    moments.update_state(None, ops.convert_to_tensor(np.array(wrong, "float32")), features)
+    with pytest.raises(BadLabels, match="Received: 2 samples with other labels"):
+        moments.read()
+    moments.clear()
+    labels = ops.convert_to_tensor(np.array(np.nan_to_num(wrong), "float32"))
+    moments.update_state(None, labels, features, ops.convert_to_tensor(np.zeros(2, "float32")))
+    assert moments.read()[1] == 0
