@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from keras_dal.features import batches as features_module
-from keras_dal.features.batches import KeptRows, batches, feature_batches, first_inputs, precision
+from keras_dal.features.batches import batches, feature_batches, first_inputs, precision
+from keras_dal.features.store import KeptRows
 from keras_dal.models.structure import find_structure
 
 N = 11

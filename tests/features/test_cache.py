@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dal.features import cache
+from keras_dal.features import cache, store
 from keras_dal.features.cache import cached_features
 from keras_dal.models.structure import find_structure
 
@@ -145,7 +145,7 @@ def damage_wrong_rows(path):
     rows[-8:] += 1  # the last of the samples
     rows.tofile(path)
     description = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**description, "checksum": cache._checksum(path)}))
+    path.with_suffix(".json").write_text(json.dumps({**description, "checksum": store.checksum(path)}))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_nothing_behind(structure, x, tmp_path, monkeypatch):
         def close(self):
             self.file.close()
 
-    monkeypatch.setattr(cache.tempfile, "NamedTemporaryFile", Full)
+    monkeypatch.setattr(store.tempfile, "NamedTemporaryFile", Full)
     with pytest.raises(OSError, match=r"do not fit on the disk.*Received: 50 rows") as raised:
         cached_features(structure, x, directory=tmp_path)
     assert raised.value.errno == errno.ENOSPC
