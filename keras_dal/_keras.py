@@ -2,8 +2,9 @@
 
 import keras
 
-_STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_metrics", "_layers")
-_CARRIED = (  # what `Layer.__init__` sets and an instance may have changed since
+_STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
+_CARRIED = (  # what Keras sets when a layer is made, and an instance may have changed since
+    "_auto_config",
     "_called",
     "_supports_masking",
     "_dtype_policy",
@@ -64,7 +65,8 @@ def remade(layer, exchanged):
     (keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer).__init__(new, name=layer.name)
     own = {*vars(new), *_COMPILED}
     for name in _CARRIED:
-        setattr(new, name, getattr(layer, name))
+        if name in vars(layer):
+            setattr(new, name, vars(layer)[name])
     for name, value in {**vars(layer), **vars(layer).get("_modules", {})}.items():  # torch keeps layers apart
         if name not in own and not name.startswith("_self_"):  # which TensorFlow keeps for itself
             setattr(new, name, exchanged(value))

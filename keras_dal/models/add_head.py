@@ -8,11 +8,14 @@ import numpy as np
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.tracing import evaluate, sample_inputs
 from keras_dal.losses import resolve_loss
-from keras_dal.models.cloning import assign_variables, copy_with_replacement
+from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 from keras_dal.models.structure import find_structure
 
 OVERSAMPLE = 4.0
+_SHARES = (
+    " The copy has the model's own layers before the head, as their state cannot be copied: training one trains both."
+)
 _PLACES = ("beside", "before")
 
 
@@ -39,7 +42,9 @@ def add_gated_head(
     as labels, and as many units as free outputs, since the rows of one sample span at most H directions.
 
     Args:
-        model: a built Keras model that `find_structure` understands; it is left as it is.
+        model: a Keras model that `find_structure` understands; it is left as it is. Layers before the head that cannot
+            be copied with all their state (adapted ones, or without a configuration) are shared with the copy, and the
+            message says so: training the copy then trains them in both.
         x: training inputs, or a dataset, to which random gates are adapted in one pass. Learned gates are not: while
             exploring, the features move away from what they were.
         num_samples: n, where x is not given, or not all of it.
@@ -53,8 +58,8 @@ def add_gated_head(
         verbose: whether to print what was added.
 
     Returns:
-        A model of the same kind, compiled as the model was. A subclassed one is rebuilt with a plain head by
-        `load_model`, so save its weights instead.
+        A model of the same kind, compiled as the model was, with the same objects but for the optimizer. A subclassed
+        one is rebuilt with a plain head by `load_model`, so save its weights instead.
 
     Raises:
         ValueError: a model without a linear head, or with a gated one, or bad arguments.
@@ -78,13 +83,12 @@ def add_gated_head(
         count = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
     inputs = sample_inputs(model, samples)
-    copy = copy_with_replacement(model, head, replacement, build=lambda new: new(inputs, training=False))
+    copy, shares = copy_with_replacement(model, head, replacement, inputs)
     if place == "beside":
         _check_outputs(structure, copy, replacement, inputs)
-    if model.compiled:
-        copy.compile_from_config(model.get_compile_config())
+    compile_alike(model, copy)
     if verbose:
-        print(_message(model, copy, count, place, head, n), flush=True)
+        print(_message(model, copy, count, place, head, n, shares), flush=True)
     return copy
 
 
@@ -133,23 +137,22 @@ def _before(head, width, features, units, options):
 
 
 def _check_outputs(structure, copy, branch, inputs):
-    """Raises if a layer has a state that its configuration and its variables do not carry."""
     before = evaluate(structure.model, structure.layer, inputs)[1]
     after = evaluate(copy, branch, inputs)[1]
     if not np.allclose(before, after, rtol=1e-4, atol=1e-5):
         raise ValueError(
-            "The copy of the model computes something else: some layer is not given by its configuration and its "
-            f"variables. Received: outputs that differ by {np.abs(before - after).max()}"
+            "The copy of the model computes something else: what follows the last layer is not given by its "
+            f"configuration. Received: outputs that differ by {np.abs(before - after).max()}"
         )
 
 
-def _message(model, copy, count, place, head, n):
+def _message(model, copy, count, place, head, n, shares):
     trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
         f"Gated head: {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
-        "fixed parameters more."
+        f"fixed parameters more.{_SHARES if shares else ''}"
     )
 
 
