@@ -22,11 +22,15 @@ _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CachedFeatures:
-    """Features `(n, m)` in float32, with the labels and the float64 sample weights `(n,)` that came with them."""
+    """Features `(n, m)` in float32, with the labels and the float64 sample weights `(n,)` that came with them.
+
+    `rows` are the positions of the samples among those that were given, `(n,)`.
+    """
 
     features: np.ndarray
     labels: Any
     weights: np.ndarray
+    rows: np.ndarray
 
     def __len__(self):
         return len(self.features)
@@ -39,7 +43,7 @@ class CachedFeatures:
         if not kept.any():
             raise ValueError(f"Sample weights must not all be zero. Received: sample_weight={self.weights}")
         labels = None if self.labels is None else self.labels[kept]
-        return CachedFeatures(self.features[kept], labels, self.weights[kept] * kept.mean())
+        return CachedFeatures(self.features[kept], labels, self.weights[kept] * kept.mean(), self.rows[kept])
 
 
 def cached_features(
@@ -173,4 +177,4 @@ def _renamed(part, names, refers=False):
 def _joined(features, labels, weights):
     labels = None if labels[0] is None else np.concatenate(labels)
     weights = np.ones(len(features)) if weights[0] is None else np.concatenate(weights)
-    return CachedFeatures(features, labels, weights)
+    return CachedFeatures(features, labels, weights, np.arange(len(features)))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import optimize, special
 
 from keras_dal.analysis.certificate import certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
-from keras_dal.finishing.history import CERTIFIED, STALLED, TIRED, Point
+from keras_dal.finishing.history import CERTIFIED, SEPARATED, STALLED, TIRED, Point
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048
@@ -52,8 +53,8 @@ class Result:
         reached: whether `scaled_loss` is at most `tol`.
         before, after, scaled: `Quality` on the validation data of the model as it came, as it is, and at `scale`; None
             without validation data.
-        left: indices of the training samples that were left on their wrong side, as their labels contradict those of
-            nearly equal samples; usually none.
+        left: indices of the training samples that are on their wrong side at `point`, those of weight 0 aside; usually
+            none.
         penalty, scaled_penalty: L2 penalty on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
         stopped_by: what ended the path: "separation", perhaps of all samples but some; where a loss is minimized "the
             tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
@@ -132,7 +133,7 @@ class Result:
         if self.accuracy is not None:
             yield "training accuracy", f"{self.accuracy:.2%}, smallest margin {self.margin:.4g}"
         if len(self.left):
-            yield "left wrong", f"{len(self.left)} samples, which contradict nearly equal ones (Result.left)"
+            yield "left wrong", f"{len(self.left)} training samples (Result.left)"
         moved = f"{self.point.moved:.4g}, of {self._data.size:.4g} (root mean square on anchors, on training samples)"
         yield ("outputs" if self.margin is None else "logits") + " moved by", moved
         if self.stopped_by in (CERTIFIED, STALLED, TIRED) and np.isfinite(self.point.gap):
@@ -166,17 +167,18 @@ class _Data(NamedTuple):
     start: np.ndarray
     size: float
     tol: float
-    left: np.ndarray
+    rows: np.ndarray
 
 
-def finished(task, path, tol, left):
+def finished(task, path, tol, left=None):
     """Write the best point of a path into the model of a task and return the `Result`.
+
+    Warns where a path that was to separate all samples but those that cost too much ends with some that are wrong.
 
     Args:
         task: a `Task`.
         path: its `Path`.
         tol: the training loss to reach.
-        left: indices of the samples that were left, among those that were given.
     """
     validation, start = task.validation, task.start[: len(task.train)]
     data = _Data(
@@ -191,9 +193,18 @@ def finished(task, path, tol, left):
         start=task.theta,
         size=float(np.sqrt(np.mean(np.sum(np.square(start, dtype=np.float64), axis=1)))),
         tol=tol,
-        left=left,
+        rows=task.train.rows,
     )
-    return _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
+    result = _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
+    if len(result.left) and path.stopped_by.startswith(SEPARATED):
+        warnings.warn(
+            f"{len(result.left)} of {len(task.train)} samples stay on their wrong side, because their features barely "
+            "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
+            "these samples weight 0, and the others can be certified; where labels are right, it is the network that "
+            f"does not tell samples apart: train it further. Received: training accuracy {result.accuracy:.4g}",
+            stacklevel=3,
+        )
+    return result
 
 
 def _evaluated(data, point, path, stopped_by, seconds):
@@ -203,6 +214,9 @@ def _evaluated(data, point, path, stopped_by, seconds):
     logits = _logits(data.head, data.features, theta)
     margins = loss.margins(logits, data.targets)
     margin = None if margins is None else float(np.min(margins))
+    left = data.rows[:0] if margins is None else data.rows[margins <= 0]
+    if len(left) and stopped_by.startswith(SEPARATED):
+        stopped_by = f"{SEPARATED} of all samples but {len(left)}"
 
     def loss_at(scale):
         return float(np.mean(data.weights * loss.values(scale * logits, data.targets)))
@@ -230,7 +244,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
         before=before,
         after=after,
         scaled=scaled,
-        left=data.left,
+        left=left,
         penalty=penalty,
         scaled_penalty=scale**2 * penalty,
         stopped_by=stopped_by,

@@ -157,6 +157,7 @@ def compile_alike(model, copy):
     if not isinstance(arguments["optimizer"], str):
         arguments["optimizer"] = _unused(arguments["optimizer"])
     copy.compile(**arguments)
+    copy.optimizer.build(copy.trainable_variables)  # so that the copy can be saved with it at once
 
 
 def _unused(optimizer):
