@@ -159,7 +159,8 @@ def enlarged(x):
 
 
 def _check_shapes(model, x):
-    specs = input_specs(model)
+    if (specs := input_specs(model)) is None:
+        return
     try:
         tree.assert_same_structure(specs, x)
     except ValueError:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_dal.features.batches import feature_batches, first_inputs
-from keras_dal.features.tracing import evaluate, sample_inputs
+from keras_dal.features.tracing import evaluate, recorded_calls, sample_inputs, to_numpy
 from keras_dal.losses import resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
@@ -83,6 +83,7 @@ def add_gated_head(
         count = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
     inputs = sample_inputs(model, samples)
+    replacement = _for_positions(head, _input_shape(model, head, inputs), replacement)
     copy, shares = copy_with_replacement(model, head, replacement, inputs)
     if place == "beside":
         _check_outputs(structure, copy, replacement, inputs)
@@ -118,9 +119,10 @@ def _is_softmax(model, loss, activation):
 
 
 def _beside(head, width, features, num_gates, options):
-    branch = GatedBranch(head, num_gates, name=head.name, **options)
+    dense = _as_dense(head, width)
+    branch = GatedBranch(dense, num_gates, name=head.name, **options)
     branch.build((None, width))
-    assign_variables(head, branch.dense)
+    assign_variables(dense, branch.dense)
     if features is not None:
         branch.adapt(features)
     return branch
@@ -130,9 +132,50 @@ def _before(head, width, features, units, options):
     gated = GatedDense(units, name="gated", **options)
     if features is not None and gated.gates == "random":
         gated.adapt(features)
+    dense = _as_dense(head, width)
     return keras.Sequential(
-        [keras.Input((width,), dtype=head.compute_dtype), gated, type(head).from_config(head.get_config())],
+        [keras.Input((width,), dtype=head.compute_dtype), gated, dense.from_config(dense.get_config())],
         name=f"gated_{head.name}",
+    )
+
+
+def _as_dense(head, width):
+    """Return a head as a `Dense` layer of features that are averaged over positions."""
+    if isinstance(head, keras.layers.Dense):
+        return head
+    shared = ("use_bias", "kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
+    options = {name: getattr(head, name) for name in shared}
+    dense = keras.layers.Dense(head.filters, head.activation, name=head.name, dtype=head.dtype_policy, **options)
+    dense.build((None, width))
+    for variable, own in zip(head.variables, dense.variables, strict=True):
+        own.assign(to_numpy(variable).reshape(own.shape))
+    return dense
+
+
+def _input_shape(model, head, inputs):
+    calls, _ = recorded_calls(model, inputs)
+    return next(tuple(call.inputs.shape) for call in calls if call.layer is head)
+
+
+def _for_positions(head, shape, replacement):
+    """Return a replacement that takes what the head does: averaged over positions, at each of which the logits are."""
+    if len(shape) == 2:
+        return replacement
+    dimensions, first = len(shape) - 2, getattr(head, "data_format", "channels_last") == "channels_first"
+    size, ones = shape[2:] if first else shape[1:-1], (1,) * dimensions
+    channels = head.kernel.shape[-1]
+    order = {"data_format": "channels_first" if first else "channels_last"}
+    pooling = getattr(keras.layers, f"GlobalAveragePooling{dimensions}D")(**order)
+    spread = getattr(keras.layers, f"UpSampling{dimensions}D")
+    return keras.Sequential(
+        [
+            keras.Input((shape[1], *(None,) * dimensions) if first else (*(None,) * dimensions, shape[-1])),
+            pooling,
+            replacement,
+            keras.layers.Reshape((channels, *ones) if first else (*ones, channels)),
+            spread(size[0]) if dimensions == 1 else spread(size, **order),
+        ],
+        name=f"pooled_{head.name}",
     )
 
 
