@@ -33,12 +33,12 @@ _COMPILED = (  # what `compile` and `fit` add
 
 
 def sublayers(layer):
-    """Return all layers inside a layer, in the order of a walk in depth."""
+    """Return all layers inside a layer, each once, in an order that is the same for equal models."""
     return layer._flatten_layers(include_self=False)
 
 
 def parts(layer):
-    """Return the layers that a layer holds itself."""
+    """Return the layers that a layer holds itself, in the order in which they were given to it."""
     return list(layer._layers)
 
 

@@ -65,6 +65,8 @@ def pooled(layer, values):
     The average of its outputs is linear in its parameters as the layer itself is, with the average of its inputs.
     """
     first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    if "float" not in keras.backend.standardize_dtype(values.dtype):
+        values = ops.cast(values, layer.compute_dtype)  # counts of words, say, as the layer takes them
     axes = tuple(range(2, len(values.shape)) if first else range(1, len(values.shape) - 1))
     return ops.mean(values, axes) if axes else values
 
@@ -179,7 +181,7 @@ def input_specs(model):
     inputs = getattr(model, "inputs", None)
     if inputs:
         return inputs[0] if isinstance(model, keras.Sequential) else tree.map_structure(lambda part: part, model.input)
-    for layer in (model, *_keras.sublayers(model)[: isinstance(model, keras.Sequential)]):
+    for layer in (model, *_keras.parts(model)[: isinstance(model, keras.Sequential)]):
         shape = (layer.get_build_config() or {}).get("input_shape") if layer.built else None
         if shape:
             return tree.map_shape_structure(keras.KerasTensor, shape)
