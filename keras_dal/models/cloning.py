@@ -11,7 +11,7 @@ from keras_dal.features.tracing import inference, replaced, to_numpy
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
 _COLLECTIONS = ("list", "tuple", "dict", "set", "TrackedList", "TrackedDict", "TrackedSet")
-_CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # outputs of a copy, which adds nothing to them
+_RTOL, _ATOL = 1e-4, 1e-5  # of what the head of a copy sees
 
 
 def copy_with_replacement(model, layer, replacement, inputs):
@@ -146,7 +146,7 @@ def _inputs_of(layer, model, inputs):
 
 
 def _is_close(one, other):
-    return np.allclose(one, other, **_CLOSE)
+    return np.allclose(one, other, rtol=_RTOL, atol=_ATOL)
 
 
 def compile_alike(model, copy):

@@ -117,8 +117,8 @@ def find_structure(model, x=None, parameters="head"):
     """Find the parameters that a model's logits are linear in, and check numerically that they are.
 
     Recognized are models that end with a `Dense` layer, with a gated layer before or around it, or with a `Dense` layer
-    or 1 x 1 convolution and average pooling, each with linear, softmax or sigmoid outputs. The check writes random values into the model's parameters and puts the old ones back,
-    bit for bit, on an exception too.
+    or 1 x 1 convolution and average pooling, each with linear, softmax or sigmoid outputs. The check writes random
+    values into the model's parameters and puts the old ones back, bit for bit, on an exception too.
 
     Args:
         model: a Keras model with one output, built, or with x.
