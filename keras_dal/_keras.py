@@ -1,5 +1,7 @@
 """The private names of Keras that are needed, each with a test that pins what it does."""
 
+from typing import Any
+
 import keras
 
 _STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
@@ -60,7 +62,7 @@ def remade(layer, exchanged):
         layer: a built layer or subclassed model, without what a model is compiled with.
         exchanged: a function that returns what an attribute's value becomes.
     """
-    kind = type(layer)
+    kind: Any = type(layer)
     new = kind.__new__(kind)
     (keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer).__init__(new, name=layer.name)
     own = {*vars(new), *_COMPILED}

@@ -59,7 +59,7 @@ def tap(layer):
         yield features
 
 
-def pooled(layer, values):
+def pooled(layer, values: Any) -> Any:
     """Return the inputs or outputs of a layer that is linear at every position, averaged over positions, `(k, m)`.
 
     The average of its outputs is linear in its parameters as the layer itself is, with the average of its inputs.

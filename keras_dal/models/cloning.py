@@ -1,6 +1,7 @@
 """A copy of a model in which one layer, wherever it sits, is another one."""
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -50,7 +51,7 @@ def copy_with_replacement(model, layer, replacement, inputs):
 class _Copier:
     def __init__(self, layer, replacement, shares):
         self.layer, self.shares = layer, shares
-        self.copies = {id(layer): replacement}
+        self.copies: dict[int, Any] = {id(layer): replacement}
         self.made_again = []  # layers with their copies, which are given the same values once they are built
 
     def copied(self, model, inputs):
