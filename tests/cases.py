@@ -111,12 +111,47 @@ def _convolutional():
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
 
 
+class WithoutTraining(keras.Model):
+    """A model, and a layer in it, whose `call` takes inputs alone; what they hold depends on the phase."""
+
+    class Block(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.parts = [
+                layers.Dense(NUM_FEATURES, activation="tanh"),
+                layers.BatchNormalization(),
+                layers.Dropout(0.5),
+            ]
+
+        def call(self, inputs):
+            for part in self.parts:
+                inputs = part(inputs)
+            return inputs
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = {"first": self.Block()}
+        self.logits = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.logits(self.blocks["first"](inputs))
+
+
+def before_pooling(head):
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(NUM_FEATURES, 3, activation="relu")(inputs)
+    return keras.Model(inputs, layers.Softmax()(layers.GlobalAveragePooling2D()(layers.Dropout(0.3)(head(x)))))
+
+
 CASES = [
     Case("sequential", lambda: sequential(layers.Dense(3))),
     Case("functional", _functional),
     Case("nested", _nested),
     Case("subclassed", Subclassed, "softmax"),
     Case("convolutional", _convolutional, "softmax", input_shape=(6, 6, 2)),
+    Case("call without training", WithoutTraining),
+    Case("1 x 1 convolution", lambda: before_pooling(layers.Conv2D(3, 1)), "softmax", input_shape=(6, 6, 2)),
+    Case("dense at every position", lambda: before_pooling(layers.Dense(3)), "softmax", input_shape=(6, 6, 2)),
     Case("softmax inside", lambda: sequential(layers.Dense(3, activation="softmax")), "softmax"),
     Case("softmax layer", lambda: sequential(layers.Dense(3), layers.Softmax()), "softmax"),
     Case("sigmoid inside", lambda: sequential(layers.Dense(2, activation="sigmoid")), "sigmoid", 2),
@@ -183,6 +218,17 @@ def _two_outputs():
     return keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(2)(inputs)])
 
 
+class BatchStatistics(layers.Layer):
+    """Normalizes by the batch in inference mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+
+    def call(self, inputs):
+        return self.norm(inputs, training=True)
+
+
 def _low_rank():
     model = sequential(layers.Dense(3, name="adapted"))
     model.layers[-1].enable_lora(2)
@@ -198,6 +244,23 @@ REFUSED = [
     ("tied weights", _tied, "tied weights.*'tied'"),
     ("called twice", _called_twice, "'twice', called 2 times"),
     ("random features", lambda: sequential(Noise(), layers.Dense(3, name="top")), "random in inference mode.*'top'"),
+    (
+        "batch statistics",
+        lambda: sequential(BatchStatistics(), layers.Dense(3, name="top")),
+        "other samples of its batch.*training=True.*'top'",
+    ),
+    (
+        "maximum after a convolution",
+        lambda: keras.Sequential(
+            [layers.Input((6, 6, 2)), layers.Conv2D(3, 1, name="conv"), layers.GlobalMaxPooling2D(name="max")]
+        ),
+        "'max' .Global.*'conv'",
+    ),
+    (
+        "a wide kernel before pooling",
+        lambda: keras.Sequential([layers.Input((6, 6, 2)), layers.Conv2D(3, 3), layers.GlobalAveragePooling2D()]),
+        "no linear last layer",
+    ),
     ("three axes", lambda: keras.Sequential([layers.Input((4, 5)), layers.Dense(3, name="wide")]), "'wide'.*pool|pool"),
     ("two outputs", _two_outputs, "2 outputs"),
     (

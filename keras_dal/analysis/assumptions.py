@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_dal import _keras
+
 ALWAYS = (
     "features other than these: whatever comes before the head must stay frozen, in inference mode",
     "minibatches, momentum, Adam and other steps: the bound is for full-batch gradient descent with step 1 / beta",
@@ -30,7 +32,7 @@ def _augments(layer):
 
 def of_training(structure, penalty):
     """Yield what this model does in training and the certificate does not speak about."""
-    layers = list(structure.model._flatten_layers(include_self=False))
+    layers = list(_keras.sublayers(structure.model))
     noisy = [layer.name for layer in layers if isinstance(layer, _NOISE)]
     if noisy:
         yield f"dropout or noise left on while theta_S is trained: {', '.join(noisy)}"

@@ -1,15 +1,12 @@
 """Features of a model, batch by batch, in inference mode."""
 
-import math
-import tempfile
-
 import keras
 import ml_dtypes
 import numpy as np
 from keras import tree
 
-from keras_dal import _backend
-from keras_dal.features.tracing import tap, to_numpy
+from keras_dal.features.store import KeptRows as KeptRows
+from keras_dal.features.tracing import to_numpy
 
 
 def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
@@ -29,10 +26,9 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
     Raises:
         ValueError: no data, arrays of different lengths, features that are not finite, or weights that are negative.
     """
-    evaluate = _feature_function(structure)
     empty = True
     for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size):
-        features = to_numpy(evaluate(x_batch))
+        features = to_numpy(structure.feature_function(x_batch))
         if not len(features):
             continue
         empty = False
@@ -83,17 +79,10 @@ def precision(dtype):
     return float(ml_dtypes.finfo(dtype).eps)
 
 
-def _feature_function(structure):
-    def evaluate(x):
-        with tap(structure.layer) as inputs:
-            structure.model(x, training=False)
-        return inputs[-1]
-
-    return _backend.compiled(evaluate, structure.model.variables)
-
-
 def are_arrays(x):
-    """Return whether these are inputs, not a dataset of them."""
+    """Return whether these are inputs, not a dataset of them, which may be a list of `(x, y)`."""
+    if isinstance(x, list) and x and all(isinstance(part, tuple) for part in x):
+        return False
     return all(hasattr(part, "shape") for part in tree.flatten(x))
 
 
@@ -133,31 +122,3 @@ def first_inputs(x):
     if are_arrays(x):
         return x
     return None if iter(_iterate(x)) is x else next(batches(x), (None,))[0]
-
-
-class KeptRows:
-    """Rows that are written once and read again, in memory up to a limit and in a temporary file beyond it."""
-
-    def __init__(self, max_bytes=2**28):
-        self._file = tempfile.SpooledTemporaryFile(max_size=max_bytes)  # noqa: SIM115 (closed by __exit__)
-        self._batches = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._file.close()
-
-    def append(self, *arrays):
-        for array in arrays:
-            self._file.write(np.ascontiguousarray(array).tobytes())
-        self._batches.append([(array.dtype, array.shape) for array in arrays])
-
-    def __iter__(self):
-        """Yield the arrays of each `append`."""
-        self._file.seek(0)
-        for arrays in self._batches:
-            yield [self._read(dtype, shape) for dtype, shape in arrays]
-
-    def _read(self, dtype, shape):
-        return np.frombuffer(self._file.read(dtype.itemsize * math.prod(shape)), dtype).reshape(shape)

@@ -3,9 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import tempfile
 import warnings
 from typing import Any
 
@@ -13,20 +11,26 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_dal import _keras
 from keras_dal.features.batches import are_arrays, batches, checked_weight, feature_batches
+from keras_dal.features.store import RowWriter, kept_rows
 
-_CHUNK = 2**24  # bytes read at a time for a checksum
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
 _COMPARED = 32  # rows that are computed again
+_REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CachedFeatures:
-    """Features `(n, m)` in float32, with the labels and the float64 sample weights `(n,)` that came with them."""
+    """Features `(n, m)` in float32, with the labels and the float64 sample weights `(n,)` that came with them.
+
+    `rows` are the positions of the samples among those that were given, `(n,)`.
+    """
 
     features: np.ndarray
     labels: Any
     weights: np.ndarray
+    rows: np.ndarray
 
     def __len__(self):
         return len(self.features)
@@ -39,7 +43,7 @@ class CachedFeatures:
         if not kept.any():
             raise ValueError(f"Sample weights must not all be zero. Received: sample_weight={self.weights}")
         labels = None if self.labels is None else self.labels[kept]
-        return CachedFeatures(self.features[kept], labels, self.weights[kept] * kept.mean())
+        return CachedFeatures(self.features[kept], labels, self.weights[kept] * kept.mean(), self.rows[kept])
 
 
 def cached_features(
@@ -97,82 +101,18 @@ def cached_features(
         raise
 
 
-class RowWriter:
-    """Collects rows in memory and moves to a file when they grow beyond a limit or are to be kept."""
-
-    def __init__(self, directory, max_bytes, keep):
-        self.directory, self.max_bytes = directory, 0 if keep else max_bytes
-        self.rows, self.width, self._blocks, self._file = 0, 0, [], None
-        self._digest = hashlib.blake2b(digest_size=16)
-
-    def append(self, block):
-        self.rows, self.width = self.rows + len(block), block.shape[1]
-        self._blocks.append(block)
-        if self._file or 4 * self.rows * self.width > self.max_bytes:
-            self._flush()
-
-    def _flush(self):
-        if self._file is None:
-            if self.directory:
-                os.makedirs(self.directory, exist_ok=True)
-            name = {"dir": self.directory, "suffix": ".partial"}
-            self._file = tempfile.NamedTemporaryFile(**name, delete=False)  # noqa: SIM115 (it outlives this call)
-        try:
-            for block in self._blocks:
-                self._file.write(block.data)
-                self._digest.update(block.data)
-            self._file.flush()
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                "The features do not fit on the disk; pass a cache directory with more room, or raise max_bytes to "
-                f"keep them in memory. Received: {self.rows:,} rows of {self.width}, {error.strerror}",
-            ) from error
-        self._blocks = []
-
-    def finish(self, path):
-        """Return the rows; under `path` they stay for the next run."""
-        if self._file is None:
-            return np.concatenate(self._blocks)
-        partial = self._file.name
-        os.fsync(self._file.fileno())
-        self._file.close()
-        rows = np.memmap(partial, np.float32, "r", shape=(self.rows, self.width))
-        if path is None:
-            os.unlink(partial)  # the mapping keeps the bytes until it is dropped
-            return rows
-        description = {"rows": self.rows, "width": self.width, "checksum": self._digest.hexdigest()}
-        os.replace(partial, path)
-        _write_atomically(path.with_suffix(".json"), json.dumps(description))
-        return rows
-
-    def discard(self):
-        if self._file is not None:
-            self._file.close()
-            pathlib.Path(self._file.name).unlink(missing_ok=True)
-
-
 def _valid_file(path, structure, x, max_bytes):
     """Return the rows of a kept file, or None where there is none or it is refused."""
     if not path.exists():
         return None
-    reason = None
     try:
-        description = json.loads(path.with_suffix(".json").read_text())
-        shape = (description["rows"], description["width"])
-        if path.stat().st_size != 4 * shape[0] * shape[1]:
-            reason = "its size is not what was written"
-        elif _checksum(path) != description["checksum"]:
-            reason = "its checksum is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"its description cannot be read ({type(error).__name__})"
-    if reason is None:
-        rows = np.memmap(path, np.float32, "r", shape=shape)
-        if _agrees(rows, structure, x):
-            return rows if rows.nbytes > max_bytes else np.array(rows)
-        reason = "the model computes other features"
-    warnings.warn(f"The features are computed again: {reason}. Received: {path}", stacklevel=3)
-    return None
+        rows = kept_rows(path)
+        if not _agrees(rows, structure, x):
+            raise ValueError("the model computes other features")
+    except ValueError as error:
+        warnings.warn(f"The features are computed again: {error}. Received: {path}", stacklevel=3)
+        return None
+    return rows if rows.nbytes > max_bytes else np.array(rows)
 
 
 def _agrees(rows, structure, x):
@@ -192,36 +132,49 @@ def _fingerprint(structure, x):
     others |= {id(v) for v in structure.model.variables if v.path.endswith("seed_generator_state")}
     weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
     for array in (*weights, *tree.flatten(x)):
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array)
+        array = np.ascontiguousarray(array.astype(str) if array.dtype == object else array)  # of strings
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _configuration(model):
-    """Return how the model is made, without how it was compiled; the name of its class where it cannot tell."""
+    """Return how the model is made, without how it was compiled or what Keras called its layers on the way.
+
+    That is the name of its class where it cannot tell.
+    """
     try:
         description = json.loads(model.to_json())
     except (NotImplementedError, TypeError, ValueError):
         return type(model).__qualname__
-    return json.dumps({key: value for key, value in description.items() if key != "compile_config"}, sort_keys=True)
+    names = {}
+    for name in (model.name, *(layer.name for layer in _keras.sublayers(model)), *_names_in_graphs(description)):
+        names.setdefault(name, f"layer {len(names)}")
+    description.pop("compile_config", None)
+    return json.dumps(_renamed(description, names), sort_keys=True)
 
 
-def _checksum(path):
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _names_in_graphs(description):
+    """Yield the names of layers and operations in the graphs of a configuration, in their order."""
+    children = description.values() if isinstance(description, dict) else description
+    if isinstance(description, dict) and isinstance(layers := description.get("layers"), list):
+        yield from (layer["config"]["name"] for layer in layers if "name" in layer.get("config", {}))
+    for child in children:
+        if isinstance(child, (dict, list)):
+            yield from _names_in_graphs(child)
 
 
-def _write_atomically(path, text):
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _renamed(part, names, refers=False):
+    """Return a part of a configuration with other names where layers are named or referred to."""
+    if isinstance(part, dict):
+        return {key: _renamed(value, names, key in _REFERENCES) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_renamed(value, names, refers) for value in part]
+    return names.get(part, part) if refers and isinstance(part, str) else part
 
 
 def _joined(features, labels, weights):
     labels = None if labels[0] is None else np.concatenate(labels)
     weights = np.ones(len(features)) if weights[0] is None else np.concatenate(weights)
-    return CachedFeatures(features, labels, weights)
+    return CachedFeatures(features, labels, weights, np.arange(len(features)))

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
+
+from keras_dal import _backend, _keras
 
 _SAMPLES = 8  # rows a check evaluates: more would only repeat what random parameters already show
 _OPEN = 64  # size of a dimension that a model leaves open
@@ -15,6 +17,15 @@ _OPEN = 64  # size of a dimension that a model leaves open
 def to_numpy(tensor) -> np.ndarray:
     """Return a tensor or a variable of any backend as a NumPy array."""
     return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def inference(model, x):
+    """Return a model's outputs in inference mode, for it and for all that it calls.
+
+    Keras hands `training` to each `call` that takes it and, through the context of the call, to the layers below one
+    that does not; called by themselves, `call` and `stateless_call` would refuse it.
+    """
+    return model(x, training=False)
 
 
 @contextlib.contextmanager
@@ -38,14 +49,26 @@ def replaced(instance, name, value):
 
 @contextlib.contextmanager
 def tap(layer):
-    """Collects the inputs of a layer's calls, eager or traced, wherever it sits in a model.
+    """Collects the features that a linear layer is called with, eager or traced, wherever it sits in a model.
 
     Yields:
-        A list that grows by the inputs of each call; after one evaluation of the model the last are the features.
+        A list that grows by the features of each call, `(k, m)`: its inputs, averaged over positions if there are any.
     """
-    inputs = []
-    with _recorded([layer], lambda call: inputs.append(call.inputs)):
-        yield inputs
+    features = []
+    with _recorded([layer], lambda call: features.append(pooled(layer, call.inputs))):
+        yield features
+
+
+def pooled(layer, values: Any) -> Any:
+    """Return the inputs or outputs of a layer that is linear at every position, averaged over positions, `(k, m)`.
+
+    The average of its outputs is linear in its parameters as the layer itself is, with the average of its inputs.
+    """
+    first = getattr(layer, "data_format", "channels_last") == "channels_first"
+    if "float" not in keras.backend.standardize_dtype(values.dtype):
+        values = ops.cast(values, layer.compute_dtype)  # counts of words, say, as the layer takes them
+    axes = tuple(range(2, len(values.shape)) if first else range(1, len(values.shape) - 1))
+    return ops.mean(values, axes) if axes else values
 
 
 class _Call(NamedTuple):
@@ -77,29 +100,42 @@ def logits(model, layer, x):
     """Return the outputs of a model's last linear layer before its activation, as a tensor, eager or traced."""
     calls = []
     with replaced(layer, "activation", keras.activations.linear), _recorded([layer], calls.append):
-        model(x, training=False)
-    return calls[-1].outputs
+        inference(model, x)
+    return pooled(layer, calls[-1].outputs)
 
 
 def evaluate(model, layer, x):
-    """Return the inputs of `layer` and the outputs of `model` in inference mode, as NumPy arrays."""
-    with tap(layer) as inputs:
-        outputs = model(x, training=False)
-    if len(inputs) != 1:
+    """Return the features that `layer` sees and the outputs of `model` in inference mode, as NumPy arrays."""
+    with tap(layer) as features:
+        outputs = inference(model, x)
+    if len(features) != 1:
         raise ValueError(
             "The last layer must be called once in an evaluation of the model; share its weights with no other part. "
-            f"Received: layer {layer.name!r}, called {len(inputs)} times"
+            f"Received: layer {layer.name!r}, called {len(features)} times"
         )
-    return to_numpy(inputs[0]), to_numpy(tree.flatten(outputs)[0])
+    return to_numpy(features[0]), to_numpy(tree.flatten(outputs)[0])
+
+
+def feature_function(model, layer):
+    """Return a compiled function of one batch of inputs that returns the features that a layer sees."""
+
+    def evaluate(x):
+        with tap(layer) as features:
+            inference(model, x)
+        return features[-1]
+
+    return _backend.compiled(evaluate, model.variables)
 
 
 def sample_inputs(model, x):
-    """Return a few inputs: the first of the user's, or random ones of the shape the model declares."""
+    """Return a few inputs: some of the user's, from the first to the last, or random ones of the declared shape."""
     if x is not None:
-        if not all(np.shape(part)[:1] and np.shape(part)[0] for part in tree.flatten(x)):
+        parts = tree.flatten(x)
+        if not all(np.shape(part)[:1] and np.shape(part)[0] for part in parts):
             raise ValueError(f"Pass at least one sample input. Received: x of shape {tree.map_structure(np.shape, x)}")
         _check_shapes(model, x)
-        return tree.map_structure(lambda part: part[:_SAMPLES], x)
+        step = max(1, np.shape(parts[0])[0] // _SAMPLES)
+        return tree.map_structure(lambda part: part[::step][:_SAMPLES], x)
     inputs = input_specs(model)
     if inputs is None:
         raise ValueError(
@@ -112,6 +148,8 @@ def sample_inputs(model, x):
         shape = (_SAMPLES, *(_OPEN if size is None else size for size in part.shape[1:]))
         if "int" in str(part.dtype) or "bool" in str(part.dtype):
             return generator.integers(0, 2, shape).astype(part.dtype)  # valid as token, mask or category
+        if part.dtype == "string":
+            return generator.integers(0, 10, shape).astype(str)
         return generator.standard_normal(shape).astype("float32")
 
     return tree.map_structure(random, inputs)
@@ -123,8 +161,13 @@ def enlarged(x):
 
 
 def _check_shapes(model, x):
-    specs = tree.flatten(input_specs(model)) if input_specs(model) is not None else []
-    for spec, part in zip(specs, tree.flatten(x), strict=False):
+    if (specs := input_specs(model)) is None:
+        return
+    try:
+        tree.assert_same_structure(specs, x)
+    except ValueError:
+        return  # a dictionary for a list, say: Keras knows which part goes where, or says what is wrong
+    for spec, part in zip(tree.flatten(specs), tree.flatten(x), strict=True):
         sizes = zip(spec.shape[1:], part.shape[1:], strict=False)
         if len(spec.shape) == len(part.shape) and any(size not in (None, given) for size, given in sizes):
             raise ValueError(
@@ -134,25 +177,23 @@ def _check_shapes(model, x):
 
 
 def input_specs(model):
-    """Return what the model declares about its inputs, as a structure of KerasTensors, or None."""
-    if isinstance(model, keras.Sequential):
-        return model.inputs[0] if model.built and model.inputs else None
-    if getattr(model, "inputs", None):
-        return tree.map_structure(lambda part: part, model.input)
-    shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
-    if len(shapes) == 1 and shapes[0] and all(isinstance(size, (int, type(None))) for size in shapes[0]):
-        return keras.KerasTensor(shapes[0])
+    """Return what the model declares, or was built with, as a structure of KerasTensors, or None."""
+    inputs = getattr(model, "inputs", None)
+    if inputs:
+        return inputs[0] if isinstance(model, keras.Sequential) else tree.map_structure(lambda part: part, model.input)
+    for layer in (model, *_keras.parts(model)[: isinstance(model, keras.Sequential)]):
+        shape = (layer.get_build_config() or {}).get("input_shape") if layer.built else None
+        if shape:
+            return tree.map_shape_structure(keras.KerasTensor, shape)
     return None
 
 
 def recorded_calls(model, x):
     """Return the calls of all layers in the order in which they return, and the model's output."""
     calls = []
-    layers = [
-        layer for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.layers.InputLayer)
-    ]
+    layers = [layer for layer in _keras.sublayers(model) if not isinstance(layer, keras.layers.InputLayer)]
     with _recorded(layers, calls.append):
-        outputs = tree.flatten(model(x, training=False))
+        outputs = tree.flatten(inference(model, x))
     if len(outputs) != 1:
         raise ValueError(
             "The model must have one output; make one model per output. "

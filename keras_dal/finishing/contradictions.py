@@ -13,8 +13,9 @@ class Moves:
     """Moves samples to the nearest logits with a wanted margin.
 
     Samples that lose their margin on the way join and are held where they were. With `alpha` the multipliers of all
-    moves so far, sample i accounts for `moves_i . alpha_i` of the minimum. Nearly equal samples with different labels
-    can account for more than all others together, and for changes everywhere else: such ones are left.
+    moves so far, sample i accounts for `moves_i . alpha_i` of the minimum. Samples with nearly equal features and
+    different labels, whether a label is wrong or the network tells them not apart, can account for more than all others
+    together, and for changes everywhere else: such ones are left.
 
     Args:
         solver: an `Interpolation`.

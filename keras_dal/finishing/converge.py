@@ -87,6 +87,7 @@ def converge(
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)
+    structure.check_unconstrained()
     loss = loss_of(model, structure.activation, loss)
     _warn_of_precision(structure)
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
@@ -114,12 +115,11 @@ def converge(
     task = tasks[-1]
     if not path.points:
         path.points.append(task.unchanged())
-    left = np.flatnonzero(everything.weights > 0)[task.left]
     try:
-        return finished(task, path, tol, left)
+        return finished(task, path, tol)
     except KeyboardInterrupt:
         path.cut_short("an interrupt")
-        return finished(task, path, tol, left)  # so that a first interrupt loses nothing; a second one is obeyed
+        return finished(task, path, tol)  # so that a first interrupt loses nothing; a second one is obeyed
 
 
 def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):

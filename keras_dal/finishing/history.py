@@ -21,9 +21,11 @@ class Point:
         margin: smallest margin over the training samples, None for the squared error.
         moved: root mean square change of an anchor's logits.
         gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum; from a
-            gradient in float32.
+            gradient in float32; infinite where none is known, as between rounds of interpolation.
         validation: accuracy on the validation data (loss, for the squared error), None without them.
         theta: theta_S, float64 `(P,)`; of the head alone, where a branch beside it was added later.
+        violation: weighted mean of what margins fall short of the wanted one, squared and summed over the gaps, after a
+            round of interpolation; None elsewhere.
     """
 
     seconds: float
@@ -35,6 +37,7 @@ class Point:
     gap: float
     validation: float | None
     theta: np.ndarray = dataclasses.field(repr=False)
+    violation: float | None = None
 
     @property
     def separated(self):

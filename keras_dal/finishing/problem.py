@@ -104,13 +104,14 @@ class Task:
         step, point, _ = self._minimize(finished, _NEARLY, unit=np.mean(self.train.weights))
         solver = Interpolation(self.samples.part(0), self._still.part(0), self._max_bytes)
         reason = f"{_ROUNDS} rounds left some"
+        logits = step.logits
         try:
-            for moved in self._rounds(solver, point.theta, step.logits):
-                self.path.add(point := moved)
+            for moved, reached in self._rounds(solver, point.theta, logits):
+                self.path.add(moved)
+                point, logits = moved, reached
         except (np.linalg.LinAlgError, MemoryError) as error:
             reason = str(error).rstrip(".") or type(error).__name__
-        wrong = round((1 - (point.accuracy or 0.0)) * len(self.train))
-        if wrong > np.sum(self.left):
+        if np.any((self._margins(logits) <= 0) & ~self.left):
             warnings.warn(
                 "Interpolation did not separate the samples, and Newton's method goes on, which can take long: "
                 f"time_limit ends it. Received: {reason}; {len(solver.chosen)} samples moved or held, training "
@@ -118,18 +119,10 @@ class Task:
                 stacklevel=4,
             )
             return False
-        if wrong:
-            self.path.stopped_by = f"{SEPARATED} of all samples but {wrong}"
-            warnings.warn(
-                f"{wrong} of {len(self.train)} samples stay on their wrong side, because their labels contradict those "
-                "of nearly equal samples. Look at them (Result.left), correct their labels or give them weight 0, and "
-                f"the others can be certified. Received: training accuracy {point.accuracy}",
-                stacklevel=4,
-            )
         return True
 
     def _rounds(self, solver, theta, logits):
-        """Yield the point after each round of interpolation.
+        """Yield the point after each round of interpolation, and the logits of all rows there.
 
         Args:
             solver: an `Interpolation`.
@@ -151,7 +144,7 @@ class Task:
                 theta, logits = begins
             theta = theta + np.pad(change, (0, len(theta) - len(change)))
             logits = self.jacobian.logits(theta)
-            yield self._point(theta, logits, 0.0, self._violation(criterion, logits))
+            yield self._point(theta, logits, 0.0, np.inf, self._violation(criterion, logits)), logits
 
     def _margins(self, logits):
         return self.loss.margins(logits[: len(self.train)], self.targets)
@@ -303,7 +296,7 @@ class Task:
                 self.path.add(point)
             yield step, point
 
-    def _point(self, theta, all_logits, ridge, gap):
+    def _point(self, theta, all_logits, ridge, gap, violation=None):
         logits = all_logits[: len(self.train)]
         margins = self.loss.margins(logits, self.targets)
         moved = all_logits[self.anchors] - self.start[self.anchors]
@@ -317,6 +310,7 @@ class Task:
             gap=gap,
             validation=None if self.validation is None else self._validated(theta),
             theta=theta,
+            violation=violation,
         )
 
     def _validated(self, theta):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,11 @@ from scipy import optimize
 
 from keras_dal.analysis.certificate import certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
-from keras_dal.finishing.history import CERTIFIED, STALLED, TIRED, Point
+from keras_dal.finishing.history import CERTIFIED, SEPARATED, STALLED, TIRED, Point
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048
+_TOL = 1e-4  # training loss that a scale brings, where none was asked for
 
 
 class Quality(NamedTuple):
@@ -52,11 +54,11 @@ class Result:
         scaled_loss: training loss at that scale.
         floor: least training loss of any model: the mean entropy of soft labels, 0 for hard ones.
         tol: the training loss above `floor` that was asked for.
-        reached: whether `scaled_loss` is at most `floor + tol`.
+        reached: whether `scaled_loss` is at most `floor + tol`, 1e-4 where none was asked for.
         before, after, scaled: `Quality` on the validation data of the model as it came, as it is, and at `scale`; None
             without validation data.
-        left: indices of the training samples that were left on their wrong side, as their labels contradict those of
-            nearly equal samples; usually none.
+        left: indices of the training samples that are on their wrong side at `point`, those of weight 0 aside; usually
+            none.
         penalty, scaled_penalty: L2 penalty on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
         stopped_by: what ended the path: "separation", perhaps of all samples but some; where a loss is minimized "the
             tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
@@ -75,7 +77,7 @@ class Result:
     scale: float
     scaled_loss: float
     floor: float
-    tol: float
+    tol: float | None
     before: Quality | None
     after: Quality | None
     scaled: Quality | None
@@ -89,7 +91,7 @@ class Result:
 
     @property
     def reached(self):
-        return self.scaled_loss - self.floor <= self.tol
+        return self.scaled_loss - self.floor <= (_TOL if self.tol is None else self.tol)
 
     @functools.cached_property
     def certificate(self):
@@ -145,7 +147,7 @@ class Result:
     def _rows(self):
         met = "reached" if self.reached else "not reached"
         least = f" above {self.floor:.4g}, the least of any model" if self.floor else ""
-        wanted = "" if self.stopped_by == CERTIFIED else f"; wanted {self.tol:.4g}{least}: {met}"
+        wanted = "" if self.tol is None else f"; wanted {self.tol:.4g}{least}: {met}"
         at_scale = f" at scale {self.scale:.4g}: {self.scaled_loss:.4g}" if self.scale != 1 else ""
         yield "training loss", f"{self.loss:.4g} ({self.loss_name}){wanted}{at_scale}"
         if self.penalty:
@@ -153,7 +155,7 @@ class Result:
         if self.accuracy is not None:
             yield "training accuracy", f"{self.accuracy:.2%}, smallest margin {self.margin:.4g}"
         if len(self.left):
-            yield "left wrong", f"{len(self.left)} samples, which contradict nearly equal ones (Result.left)"
+            yield "left wrong", f"{len(self.left)} training samples (Result.left)"
         moved = f"{self.point.moved:.4g}, of {self._data.size:.4g} (root mean square on anchors, on training samples)"
         yield ("outputs" if self.margin is None else "logits") + " moved by", moved
         if self.stopped_by in (CERTIFIED, STALLED, TIRED) and np.isfinite(self.point.gap):
@@ -187,18 +189,19 @@ class _Data(NamedTuple):
     start: np.ndarray
     size: float
     floor: float
-    tol: float
-    left: np.ndarray
+    tol: float | None
+    rows: np.ndarray
 
 
-def finished(task, path, tol, left):
+def finished(task, path, tol):
     """Write the best point of a path into the model of a task and return the `Result`.
+
+    Warns where a path that was to separate all samples but those that cost too much ends with some that are wrong.
 
     Args:
         task: a `Task`.
         path: its `Path`.
-        tol: the training loss to reach.
-        left: indices of the samples that were left, among those that were given.
+        tol: the training loss to reach, None where a minimum was the goal.
     """
     validation, start = task.validation, task.start[: len(task.train)]
     data = _Data(
@@ -214,9 +217,18 @@ def finished(task, path, tol, left):
         size=float(np.sqrt(np.mean(np.sum(np.square(start, dtype=np.float64), axis=1)))),
         floor=task.floor,
         tol=tol,
-        left=left,
+        rows=task.train.rows,
     )
-    return _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
+    result = _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
+    if len(result.left) and path.stopped_by.startswith(SEPARATED):
+        warnings.warn(
+            f"{len(result.left)} of {len(task.train)} samples stay on their wrong side, because their features barely "
+            "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
+            "these samples weight 0, and the others can be certified; where labels are right, it is the network that "
+            f"does not tell samples apart: train it further. Received: training accuracy {result.accuracy:.4g}",
+            stacklevel=3,
+        )
+    return result
 
 
 def _evaluated(data, point, path, stopped_by, seconds):
@@ -226,12 +238,15 @@ def _evaluated(data, point, path, stopped_by, seconds):
     logits = _logits(data.head, data.features, theta)
     margins = loss.margins(logits, data.targets)
     margin = None if margins is None else float(np.min(margins))
+    left = data.rows[:0] if margins is None else data.rows[margins <= 0]
+    if len(left) and stopped_by.startswith(SEPARATED):
+        stopped_by = f"{SEPARATED} of all samples but {len(left)}"
 
     def loss_at(scale):
         return float(np.mean(data.weights * loss.values(scale * logits, data.targets)))
 
     separated = margin is not None and margin > 0 and loss.are_hard(data.targets)
-    scale = _scale(loss_at, data.tol) if separated else 1.0
+    scale = _scale(loss_at, data.tol or _TOL) if separated else 1.0
     before = after = scaled = None
     if data.seen is not None:
         seen = [_logits(data.head, data.seen, each) for each in (data.start, theta)]
@@ -255,7 +270,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
         before=before,
         after=after,
         scaled=scaled,
-        left=data.left,
+        left=left,
         penalty=penalty,
         scaled_penalty=scale**2 * penalty,
         stopped_by=stopped_by,

@@ -6,13 +6,16 @@ import keras
 import numpy as np
 
 from keras_dal.features.batches import feature_batches, first_inputs
-from keras_dal.features.tracing import evaluate, sample_inputs
+from keras_dal.features.tracing import evaluate, recorded_calls, sample_inputs, to_numpy
 from keras_dal.losses import resolve_loss
-from keras_dal.models.cloning import assign_variables, copy_with_replacement
+from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 from keras_dal.models.structure import find_structure
 
 OVERSAMPLE = 4.0
+_SHARES = (
+    " The copy has the model's own layers before the head, as their state cannot be copied: training one trains both."
+)
 _PLACES = ("beside", "before")
 
 
@@ -39,7 +42,9 @@ def add_gated_head(
     as labels, and as many units as free outputs, since the rows of one sample span at most H directions.
 
     Args:
-        model: a built Keras model that `find_structure` understands; it is left as it is.
+        model: a Keras model that `find_structure` understands; it is left as it is. Layers before the head that cannot
+            be copied with all their state (adapted ones, or without a configuration) are shared with the copy, and the
+            message says so: training the copy then trains them in both.
         x: training inputs, or a dataset, to which random gates are adapted in one pass. Learned gates are not: while
             exploring, the features move away from what they were.
         num_samples: n, where x is not given, or not all of it.
@@ -53,8 +58,8 @@ def add_gated_head(
         verbose: whether to print what was added.
 
     Returns:
-        A model of the same kind, compiled as the model was. A subclassed one is rebuilt with a plain head by
-        `load_model`, so save its weights instead.
+        A model of the same kind, compiled as the model was, with the same objects but for the optimizer. A subclassed
+        one is rebuilt with a plain head by `load_model`, so save its weights instead.
 
     Raises:
         ValueError: a model without a linear head, or with a gated one, or bad arguments.
@@ -78,13 +83,13 @@ def add_gated_head(
         count = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
     inputs = sample_inputs(model, samples)
-    copy = copy_with_replacement(model, head, replacement, build=lambda new: new(inputs, training=False))
+    replacement = _for_positions(head, _input_shape(model, head, inputs), replacement)
+    copy, shares = copy_with_replacement(model, head, replacement, inputs)
     if place == "beside":
         _check_outputs(structure, copy, replacement, inputs)
-    if model.compiled:
-        copy.compile_from_config(model.get_compile_config())
+    compile_alike(model, copy)
     if verbose:
-        print(_message(model, copy, count, place, head, n), flush=True)
+        print(_message(model, copy, count, place, head, n, shares), flush=True)
     return copy
 
 
@@ -115,9 +120,10 @@ def _has_free_constant(model, loss, activation):
 
 
 def _beside(head, width, features, num_gates, options):
-    branch = GatedBranch(head, num_gates, name=head.name, **options)
+    dense = _as_dense(head, width)
+    branch = GatedBranch(dense, num_gates, name=head.name, **options)
     branch.build((None, width))
-    assign_variables(head, branch.dense)
+    assign_variables(dense, branch.dense)
     if features is not None:
         branch.adapt(features)
     return branch
@@ -127,30 +133,70 @@ def _before(head, width, features, units, options):
     gated = GatedDense(units, name="gated", **options)
     if features is not None and gated.gates == "random":
         gated.adapt(features)
+    dense = _as_dense(head, width)
     return keras.Sequential(
-        [keras.Input((width,), dtype=head.compute_dtype), gated, type(head).from_config(head.get_config())],
+        [keras.Input((width,), dtype=head.compute_dtype), gated, dense.from_config(dense.get_config())],
         name=f"gated_{head.name}",
     )
 
 
+def _as_dense(head, width):
+    """Return a head as a `Dense` layer of features that are averaged over positions."""
+    if isinstance(head, keras.layers.Dense):
+        return head
+    shared = ("use_bias", "kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
+    options = {name: getattr(head, name) for name in shared}
+    dense = keras.layers.Dense(head.filters, head.activation, name=head.name, dtype=head.dtype_policy, **options)
+    dense.build((None, width))
+    for variable, own in zip(head.variables, dense.variables, strict=True):
+        own.assign(to_numpy(variable).reshape(own.shape))
+    return dense
+
+
+def _input_shape(model, head, inputs):
+    calls, _ = recorded_calls(model, inputs)
+    return next(tuple(call.inputs.shape) for call in calls if call.layer is head)
+
+
+def _for_positions(head, shape, replacement):
+    """Return a replacement that takes what the head does: averaged over positions, at each of which the logits are."""
+    if len(shape) == 2:
+        return replacement
+    dimensions, first = len(shape) - 2, getattr(head, "data_format", "channels_last") == "channels_first"
+    size, ones = shape[2:] if first else shape[1:-1], (1,) * dimensions
+    channels = head.kernel.shape[-1]
+    order = {"data_format": "channels_first" if first else "channels_last"}
+    pooling = getattr(keras.layers, f"GlobalAveragePooling{dimensions}D")(**order)
+    spread = getattr(keras.layers, f"UpSampling{dimensions}D")
+    return keras.Sequential(
+        [
+            keras.Input((shape[1], *(None,) * dimensions) if first else (*(None,) * dimensions, shape[-1])),
+            pooling,
+            replacement,
+            keras.layers.Reshape((channels, *ones) if first else (*ones, channels)),
+            spread(size[0]) if dimensions == 1 else spread(size, **order),
+        ],
+        name=f"pooled_{head.name}",
+    )
+
+
 def _check_outputs(structure, copy, branch, inputs):
-    """Raises if a layer has a state that its configuration and its variables do not carry."""
     before = evaluate(structure.model, structure.layer, inputs)[1]
     after = evaluate(copy, branch, inputs)[1]
     if not np.allclose(before, after, rtol=1e-4, atol=1e-5):
         raise ValueError(
-            "The copy of the model computes something else: some layer is not given by its configuration and its "
-            f"variables. Received: outputs that differ by {np.abs(before - after).max()}"
+            "The copy of the model computes something else: what follows the last layer is not given by its "
+            f"configuration. Received: outputs that differ by {np.abs(before - after).max()}"
         )
 
 
-def _message(model, copy, count, place, head, n):
+def _message(model, copy, count, place, head, n, shares):
     trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
         f"Gated head: {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
-        "fixed parameters more."
+        f"fixed parameters more.{_SHARES if shares else ''}"
     )
 
 

@@ -1,73 +1,119 @@
 """A copy of a model in which one layer, wherever it sits, is another one."""
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
+
+from keras_dal import _keras
+from keras_dal.features.tracing import inference, replaced, to_numpy
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
+_COLLECTIONS = ("list", "tuple", "dict", "set", "TrackedList", "TrackedDict", "TrackedSet")
+_RTOL, _ATOL = 1e-4, 1e-5  # of what the head of a copy sees
 
 
-def copy_with_replacement(model, layer, replacement, build):
-    """Return a copy of a built model, with its own variables of the same values, and `replacement` for `layer`.
+def copy_with_replacement(model, layer, replacement, inputs):
+    """Return a copy of a model with `replacement` for `layer`, and whether it shares its other layers with the model.
 
-    Functional and Sequential models are cloned through their graph. A subclassed model or layer is made again from its
-    configuration, and the attribute, list or dictionary that holds the layer then holds its replacement.
+    Whatever holds the layer is made anew from its parts: graphs through `clone_model`, subclassed models and layers as
+    another instance with the same attributes. The other layers are made again from their configuration and given the
+    same values. Where that cannot be done, or the copy then computes something else, because a layer has a state that
+    neither its configuration nor its variables carry, the copy has the very layers of the model.
 
     Args:
         model: a built Keras model.
         layer: one of its layers.
         replacement: a built layer.
-        build: a function that builds the copy by calling it.
+        inputs: a few inputs, which build the copy; those of `layer` must be the same in both.
 
     Raises:
-        ValueError: a part of the model cannot be made from its configuration.
+        ValueError: the copy computes something else even so.
     """
-    return _Copier(layer, replacement).copied(model, build)
+    before = _inputs_of(layer, model, inputs)
+    try:
+        copy = _Copier(layer, replacement, shares=False).copied(model, inputs)
+        shares = not all(map(_is_close, before, _inputs_of(replacement, copy, inputs)))
+    except Exception:  # a configuration that a layer does not give or does not take may fail in any way
+        shares = True
+    if shares:
+        copy = _Copier(layer, replacement, shares=True).copied(model, inputs)
+        if not all(map(_is_close, before, _inputs_of(replacement, copy, inputs))):
+            raise ValueError(
+                "A copy of the model with another head computes something else before it: do not keep methods of a "
+                f"model, or functions of its layers, as attributes. Received: model {model.name!r}"
+            )
+    return copy, shares
 
 
 class _Copier:
-    def __init__(self, layer, replacement):
-        self.layer, self.replacement = layer, replacement
-        self.twins = []
+    def __init__(self, layer, replacement, shares):
+        self.layer, self.shares = layer, shares
+        self.copies: dict[int, Any] = {id(layer): replacement}
+        self.made_again = []  # layers with their copies, which are given the same values once they are built
 
-    def copied(self, model, build):
-        copy = self.twin(model)
-        build(copy)
-        while self.twins:  # exchanging a part below may clone a graph, which adds to the twins
-            self._finish(*self.twins.pop())
+    def copied(self, model, inputs):
+        copy = self.copy(model)
+        inference(copy, inputs)
+        for old, new in self.made_again:
+            assign_variables(old, new)
         return copy
 
-    def twin(self, layer):
-        """Return the replacement, a clone of a graph, or a new layer that is to be finished once it is built."""
-        if layer is self.layer:
-            return self.replacement
-        if _is_graph(layer):
-            return keras.models.clone_model(layer, clone_function=self.twin)
-        twin = _from_config(layer)
-        if isinstance(layer, keras.layers.Layer):
-            self.twins.append((layer, twin))
-        return twin
+    def copy(self, value):
+        """Return what an attribute's value is in the copy: a copy of layers and variables, and all else as it is."""
+        if id(value) not in self.copies:
+            self.copies[id(value)] = self._made(value)
+        return self.copies[id(value)]
 
-    def _finish(self, old, new):
-        assign_variables(old, new)
-        if self._is_in(old):
-            self._exchange(old, new)
+    def _made(self, value):
+        if isinstance(value, (list, tuple, dict, set)) and type(value).__name__ in _COLLECTIONS:
+            return _map(self.copy, value)
+        if isinstance(value, keras.layers.Layer):
+            return self._layer(value)
+        if self.shares:
+            return value
+        if isinstance(value, keras.metrics.Metric):
+            return type(value).from_config(value.get_config())
+        if isinstance(value, keras.Variable):
+            return _variable(value)
+        if isinstance(value, keras.random.SeedGenerator):
+            return keras.random.SeedGenerator(value.get_config()["seed"])
+        return value
 
-    def _is_in(self, layer):
-        return any(part is self.layer for part in layer._flatten_layers())
+    def _layer(self, layer):
+        holds = any(part is self.layer for part in _keras.sublayers(layer))
+        if self.shares and not holds:
+            return layer
+        if _keras.is_graph(layer):
+            with replaced(layer, "compiled", False):  # or else Keras compiles the copy, from what is registered only
+                return keras.models.clone_model(layer, clone_function=self.copy)
+        if holds:
+            return _keras.remade(layer, self.copy)
+        copy = _from_config(layer)
+        self.made_again.append((layer, copy))
+        return copy
 
-    def _exchange(self, old, new):
-        """Puts the replacement where the layer's twin is, inside subclassed layers."""
-        for part, twin in zip(list(old._layers), list(new._layers), strict=True):
-            if part is self.layer or (_is_graph(part) and self._is_in(part)):
-                _replace_sublayer(new, twin, self.twin(part))
-            elif self._is_in(part):
-                self._exchange(part, twin)
+
+def _map(function, values):
+    """Return a plain collection of what a function makes of each value."""
+    if isinstance(values, dict):
+        return {key: function(value) for key, value in values.items()}
+    made = [function(value) for value in values]
+    return tuple(made) if isinstance(values, tuple) else set(made) if isinstance(values, set) else made
 
 
-def _is_graph(layer):
-    return isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph")
+def _variable(variable):
+    copy = keras.Variable(
+        to_numpy(variable).copy(),  # JAX would share the buffer, and donate it
+        dtype=variable.dtype,
+        trainable=variable.trainable,
+        aggregation=variable.aggregation,
+        name=variable.name,
+    )
+    copy.regularizer, copy.constraint = variable.regularizer, variable.constraint
+    return copy
 
 
 def _from_config(layer):
@@ -75,33 +121,58 @@ def _from_config(layer):
     accepted = inspect.signature(kind.__init__).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         config = {key: value for key, value in config.items() if key in accepted or key not in _BASE_CONFIG}
-    try:
-        return kind.from_config(config)
-    except (NotImplementedError, TypeError) as error:
-        raise ValueError(
-            "Every layer must be reproducible from get_config() for the model to be copied. "
-            f"Received: layer {layer.name!r} ({kind.__name__}): {error}"
-        ) from error
+    return kind.from_config(config)
 
 
 def assign_variables(old, new):
     """Gives the variables of one layer, in their order, to another one."""
-    if [variable.shape for variable in old.variables] != [variable.shape for variable in new.variables]:
-        raise ValueError(
-            "A layer made again from its configuration must have the same variables; put what differs into "
-            f"get_config(). Received: layer {old.name!r} ({type(old).__name__}) with {len(old.variables)} variables, "
-            f"its copy with {len(new.variables)}"
-        )
     for variable, copy in zip(old.variables, new.variables, strict=True):
-        copy.assign(np.array(keras.ops.convert_to_numpy(variable)))  # JAX would share the buffer, and donate it
+        if variable.shape != copy.shape:
+            raise ValueError(f"A copy must have the same shape. Received: {variable.path}, {copy.path}")
+        copy.assign(to_numpy(variable).copy())  # JAX would share the buffer, and donate it
 
 
-def _replace_sublayer(parent, old, new):
-    parent._tracker.replace_tracked_value("layers", old, new)
-    for name, value in list(vars(parent).items()):
-        if value is old:
-            setattr(parent, name, new)
-        elif isinstance(value, (list, dict)) and name != "_layers":
-            for key in range(len(value)) if isinstance(value, list) else list(value):
-                if value[key] is old:
-                    value[key] = new
+def _inputs_of(layer, model, inputs):
+    """Return what a layer of a model is called with, as NumPy arrays."""
+    seen = []
+
+    def call(values, *args, **kwargs):
+        seen.append(values)
+        return layer_call(values, *args, **kwargs)
+
+    layer_call = layer.call
+    with replaced(layer, "call", call):
+        inference(model, inputs)
+    return [to_numpy(values) for values in tree.flatten(seen)]
+
+
+def _is_close(one, other):
+    return np.allclose(one, other, rtol=_RTOL, atol=_ATOL)
+
+
+def compile_alike(model, copy):
+    """Compile a copy as the model is: with the same objects, which need no registration, and a new optimizer."""
+    arguments = _keras.compile_arguments(model)
+    if not model.compiled or not arguments:
+        return
+    if not isinstance(arguments["optimizer"], str):
+        arguments["optimizer"] = _unused(arguments["optimizer"])
+    copy.compile(**arguments)
+    copy.optimizer.build(copy.trainable_variables)  # so that the copy can be saved with it at once
+
+
+def _unused(optimizer):
+    """Return an optimizer of the same kind and configuration that has not seen a variable."""
+    with keras.saving.custom_object_scope(_kinds(optimizer)):
+        return type(optimizer).from_config(optimizer.get_config())
+
+
+def _kinds(optimizer):
+    """Return the classes of an optimizer, of those it wraps and of their schedules, by name."""
+    kinds = {type(optimizer).__name__: type(optimizer)}
+    for part in vars(optimizer).values():
+        if isinstance(part, keras.optimizers.Optimizer):
+            kinds |= _kinds(part)
+        elif isinstance(part, keras.optimizers.schedules.LearningRateSchedule):
+            kinds[type(part).__name__] = type(part)
+    return kinds

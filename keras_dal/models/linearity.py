@@ -16,6 +16,11 @@ from keras_dal.features.tracing import to_numpy
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
 
 
+def tolerance(values):
+    """Return what rounding may do to values of size one in their dtype."""
+    return _TOLERANCES[str(values.dtype)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """One evaluation of the model at random parameters.
@@ -70,7 +75,7 @@ def probes(form, evaluate):
     """
     generator = np.random.default_rng(0)
     features, outputs = evaluate()
-    tolerance = _TOLERANCES[str(features.dtype)]
+    bound = tolerance(features)
     if not np.isfinite(features).all() or not features.any():
         wrong = f"{np.sum(~np.isfinite(features))} values that are not finite" if features.any() else "zeros only"
         raise ValueError(
@@ -81,16 +86,16 @@ def probes(form, evaluate):
     for theta in (np.zeros_like(a), a, b, a + b):
         form.assign(theta)
         again, outputs = evaluate()
-        yield _probe(form, features, outputs, tolerance, _change(features, again, tolerance, evaluate))
+        yield _probe(form, features, outputs, bound, _change(features, again, bound, evaluate))
     _move(form.model, generator)
     features, outputs = evaluate()
     if np.isfinite(features).all():
-        yield _probe(form, features, outputs, tolerance)
+        yield _probe(form, features, outputs, bound)
 
 
-def _probe(form, features, outputs, tolerance, reason=None):
+def _probe(form, features, outputs, bound, reason=None):
     logits = form.head().logits(np.asarray(features, np.float64), form.theta())
-    return Probe(logits, np.asarray(outputs, np.float64), tolerance * max(1.0, np.abs(logits).max()), reason)
+    return Probe(logits, np.asarray(outputs, np.float64), bound * max(1.0, np.abs(logits).max()), reason)
 
 
 def defect(variables, evaluate):
@@ -115,10 +120,10 @@ def defect(variables, evaluate):
     zero, first, second = at([0 * part for part in a]), at(a), at(b)
     both = at([one + other for one, other in zip(a, b, strict=True)])
     scale = max(np.abs(logits).max() for logits in (zero, first, second, both))
-    tolerance = 10 * scale * _TOLERANCES[str(variables[0].dtype)]
-    if np.abs(both - first - second + zero).max() > tolerance:
+    bound = 10 * scale * _TOLERANCES[str(variables[0].dtype)]
+    if np.abs(both - first - second + zero).max() > bound:
         return "not linear"
-    return "linear up to a constant, not linear," if np.abs(zero).max() > tolerance else None
+    return "linear up to a constant, not linear," if np.abs(zero).max() > bound else None
 
 
 def _of_unit_logits(head, features, generator):
@@ -128,9 +133,9 @@ def _of_unit_logits(head, features, generator):
     return theta / max(size, np.finfo(np.float32).tiny)
 
 
-def _change(before, after, tolerance, evaluate):
+def _change(before, after, share, evaluate):
     """Return why features changed with theta_S, or None where they did not."""
-    bound = tolerance * np.abs(before).max()
+    bound = share * np.abs(before).max()
     if np.abs(after - before).max() <= bound:
         return None
     if np.abs(evaluate()[0] - after).max() > bound:

@@ -1,6 +1,7 @@
 """The common model structure: which parameters the logits are linear in, and a numerical check that they are."""
 
 import dataclasses
+import functools
 import inspect
 import math
 import re
@@ -8,9 +9,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 from scipy import special
 
-from keras_dal.features.tracing import enlarged, evaluate, recorded_calls, sample_inputs, tap, to_numpy
+from keras_dal import _keras
+from keras_dal.features import tracing
+from keras_dal.features.tracing import enlarged, evaluate, inference, recorded_calls, sample_inputs, tap, to_numpy
 from keras_dal.heads import DenseHead, Head
 from keras_dal.models import linearity
 
@@ -29,7 +33,7 @@ class Structure:
 
     Attributes:
         model: the model itself.
-        layer: the layer whose input are the features.
+        layer: the layer whose inputs are the features, averaged over positions where it stands before pooling.
         output_layer: the layer whose output are the logits; `layer` itself unless that is a gated layer before it.
         activation: what the model applies to the logits, `"linear"`, `"softmax"` or `"sigmoid"`.
         linear_parameters: theta_S, the Keras variables in the order of `head().shapes`.
@@ -53,6 +57,15 @@ class Structure:
             f"<Structure of {self.model.name!r}: {self.num_features} features into layer {self.layer.name!r}, "
             f"{self.num_outputs} logits, activation {self.activation!r}, linear parameters {shapes}>"
         )
+
+    def check_unconstrained(self):
+        """Raise a ValueError if a linear parameter has a constraint: a solver would not know of it."""
+        bound = [variable.path for variable in self.linear_parameters if variable.constraint is not None]
+        if bound:
+            raise ValueError(
+                "The last layer is solved for without constraints: leave kernel_constraint and bias_constraint out. "
+                f"Received: constraints on {bound}"
+            )
 
     @property
     def use_bias(self):
@@ -81,6 +94,11 @@ class Structure:
         parts = zip(np.split(np.asarray(theta), ends), self.linear_parameters, strict=True)
         return [part.reshape(variable.shape) for part, variable in parts]
 
+    @functools.cached_property
+    def feature_function(self):
+        """The features of one batch of inputs as a tensor, compiled once, at the first access."""
+        return tracing.feature_function(self.model, self.layer)
+
     def features(self, x):
         """Return the features of one batch of inputs as the model computes them, `(k, m)`, in inference mode."""
         return evaluate(self.model, self.layer, x)[0]
@@ -98,12 +116,12 @@ class Structure:
 def find_structure(model, x=None, parameters="head"):
     """Find the parameters that a model's logits are linear in, and check numerically that they are.
 
-    Recognized are models that end with a `Dense` layer, with a gated layer before or around it, each with linear,
-    softmax or sigmoid outputs. The check writes random values into the model's parameters and puts the old ones back,
-    bit for bit, on an exception too.
+    Recognized are models that end with a `Dense` layer, with a gated layer before or around it, or with a `Dense` layer
+    or 1 x 1 convolution and average pooling, each with linear, softmax or sigmoid outputs. The check writes random
+    values into the model's parameters and puts the old ones back, bit for bit, on an exception too.
 
     Args:
-        model: a built Keras model with one output.
+        model: a Keras model with one output, built, or with x.
         x: a few sample inputs; needed only where the model does not know the shape of its inputs.
         parameters: `"head"`, or theta_S as a layer, a layer's name, a list of those, or a regular expression that is
             searched for in the paths of the variables.
@@ -115,8 +133,8 @@ def find_structure(model, x=None, parameters="head"):
         ValueError: the model has no linear head, or `parameters` are not what its logits are linear in.
     """
     given, x = x, sample_inputs(model, x)
-    if not model.built:
-        model(x, training=False)
+    if not all(layer.built for layer in (model, *_keras.sublayers(model))):
+        inference(model, x)
     with linearity.restored(model.variables):  # seeds of random layers among them
         calls, outputs = recorded_calls(model, x)
         forms = _forms(model, calls, outputs)
@@ -125,6 +143,7 @@ def find_structure(model, x=None, parameters="head"):
         form = forms[0] if isinstance(parameters, str) and parameters == "head" else _selected(forms, parameters, x)
         for layer in form.gated_layers:
             layer.freeze_gates()  # as they will be after the switch
+        _check_samples_are_apart(form, x)
         activation = _checked_activation(form, calls, x)
     return dataclasses.replace(form, activation=activation)
 
@@ -145,11 +164,19 @@ def _linear_head(layer, output_layer):
     if _is_gated(layer, before=False):
         return layer.linear_head()
     bias = (layer.bias,) if layer.use_bias else ()
-    return DenseHead(*layer.kernel.shape, use_bias=layer.use_bias), (layer.kernel, *bias)
+    return DenseHead(*layer.kernel.shape[-2:], use_bias=layer.use_bias), (layer.kernel, *bias)
 
 
 def _is_head(layer):
-    return isinstance(layer, keras.layers.Dense) or _is_gated(layer, before=False)
+    return isinstance(layer, keras.layers.Dense) or _is_pointwise(layer) or _is_gated(layer, before=False)
+
+
+def _is_pointwise(layer):
+    """Whether a layer is a convolution that is the same linear map at every position."""
+    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+    if not isinstance(layer, kinds) or layer.groups != 1:
+        return False
+    return all(size == 1 for size in (*layer.kernel_size, *layer.strides))
 
 
 def _forms(model, calls, outputs):
@@ -161,11 +188,10 @@ def _forms(model, calls, outputs):
             f"Received: model {model.name!r}, which ends with {_describe(_after(calls, -1))}"
         )
     last = calls[where[-1]]
-    width = last.inputs.shape
-    if len(width) != 2 or len(outputs.shape) != 2:
+    if len(outputs.shape) != 2:
         raise ValueError(
-            "Features and outputs must have two axes, samples and values; pool or flatten the others before the last "
-            f"layer. Received: layer {last.layer.name!r} with inputs of shape {tuple(width)}, model outputs of shape "
+            "Outputs must have two axes, samples and values; pool or flatten the others. Received: layer "
+            f"{last.layer.name!r} with inputs of shape {tuple(last.inputs.shape)}, model outputs of shape "
             f"{tuple(outputs.shape)}"
         )
     inputs = {last.layer: last.inputs}
@@ -179,8 +205,8 @@ def _forms(model, calls, outputs):
             output_layer=last.layer,
             activation="linear",
             linear_parameters=tuple(_linear_head(layer, last.layer)[1]),
-            gated_layers=tuple(gate for gate in layer._flatten_layers() if hasattr(gate, "gates_frozen")),
-            num_features=int(features.shape[-1]),
+            gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if hasattr(gate, "gates_frozen")),
+            num_features=int(tracing.pooled(layer, features).shape[-1]),
             num_outputs=int(outputs.shape[1]),
         )
         for layer, features in inputs.items()
@@ -207,7 +233,7 @@ def _selected(forms, parameters, x):
 
 def named_variables(model, parameters):
     """Return the variables of layers, of layers' names, or whose paths a regular expression is found in."""
-    layers = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+    layers = {layer.name: layer for layer in _keras.sublayers(model)}
     names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
     found = {}
     for name in names:
@@ -225,6 +251,22 @@ def named_variables(model, parameters):
             )
         found.update({id(variable): variable for variable in variables})
     return list(found.values())
+
+
+def _check_samples_are_apart(form, x):
+    """Raises if the features of a sample depend on the others in its batch."""
+    whole, again = form.features(x), form.features(x)
+    bound = linearity.tolerance(whole) * np.abs(whole).max()
+    size = len(whole) // 2
+    if not size or np.abs(again - whole).max() > bound:
+        return  # features that are random, or not finite, are refused by what follows
+    half = form.features(tree.map_structure(lambda part: part[:size], x))
+    if np.abs(half - whole[:size]).max() > bound:
+        raise ValueError(
+            "The features of a sample must not depend on the other samples of its batch. Call BatchNormalization "
+            "without training=True inside the model, so that it uses its moving statistics in inference mode. "
+            f"Received: inputs of layer {form.layer.name!r} that differ between a batch and its first half"
+        )
 
 
 def _checked_activation(form, calls, x):
@@ -249,8 +291,8 @@ def _checked_activation(form, calls, x):
 
 def _after(calls, position):
     """Return the layers without sublayers that were called after a position, or the very last one."""
-    leaves = [call.layer for call in calls if not call.layer._layers]
-    later = [call.layer for call in calls[position + 1 :] if not call.layer._layers]
+    leaves = [call.layer for call in calls if not _keras.parts(call.layer)]
+    later = [call.layer for call in calls[position + 1 :] if not _keras.parts(call.layer)]
     return later if position >= 0 else leaves[-1:]
 
 

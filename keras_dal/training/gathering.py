@@ -5,8 +5,9 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend
-from keras_dal.features.cache import CachedFeatures, RowWriter
-from keras_dal.features.tracing import tap
+from keras_dal.features.cache import CachedFeatures
+from keras_dal.features.store import RowWriter
+from keras_dal.features.tracing import inference, tap
 from keras_dal.training.statistics import BatchStatistics
 
 STATISTICS_STEPS = 100  # for batch statistics, at most
@@ -63,7 +64,7 @@ class Gathering:
 
     def _update_metrics(self, batch):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-        self._model.compute_metrics(x, y, self._model(x, training=False), weight)
+        self._model.compute_metrics(x, y, inference(self._model, x), weight)
         return ()
 
     def _settle(self):
@@ -95,7 +96,8 @@ class Gathering:
                 "The features are not finite: the training has diverged, or the data hold NaN. Received: "
                 f"{len(features) - int(np.isfinite(features).all(axis=1).sum())} of {len(features)} samples"
             )
-        return CachedFeatures(features, np.concatenate(self._labels), np.concatenate(self._weights))
+        labels, weights = np.concatenate(self._labels), np.concatenate(self._weights)
+        return CachedFeatures(features, labels, weights, np.arange(len(features)))
 
     def discard(self):
         """Drop what was read."""
@@ -107,10 +109,10 @@ def _features(model, structure):
 
     def gathered(batch):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-        with tap(structure.layer) as inputs:
-            model(x, training=False)
+        with tap(structure.layer) as features:
+            inference(model, x)
         labels = tree.flatten(y)[0]
-        return inputs[-1], labels, keras.ops.ones(keras.ops.shape(inputs[-1])[:1]) if weight is None else weight
+        return features[-1], labels, keras.ops.ones(keras.ops.shape(features[-1])[:1]) if weight is None else weight
 
     return gathered
 

@@ -1,9 +1,10 @@
 """How far the representation has moved, measured on a few training samples."""
 
+import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_dal.models.structure import tap
+from keras_dal.features.tracing import inference, tap
 from keras_dal.solvers.least_squares import kernel_change
 
 NUM_PROBES = 64  # samples: enough for the kernel's main directions, one small batch to evaluate
@@ -32,12 +33,12 @@ class KernelChange:
         return kernel_change(self._features(self._weights(), x), self._initial_features)
 
     def _weights(self):
-        kinds = (self._model.trainable_variables, self._model.non_trainable_variables)
-        return [[np.array(ops.convert_to_numpy(variable)) for variable in kind] for kind in kinds]
+        return [np.array(ops.convert_to_numpy(variable)) for variable in self._model.variables]
 
     def _features(self, weights, x):
-        with tap(self._layer) as calls:
-            self._model.stateless_call(*weights, x, training=False)
+        mapping = list(zip(self._model.variables, weights, strict=True))
+        with tap(self._layer) as calls, keras.StatelessScope(state_mapping=mapping):
+            inference(self._model, x)
         return ops.convert_to_numpy(calls[-1])
 
 

@@ -5,7 +5,7 @@ import contextlib
 import keras
 import numpy as np
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.features.tracing import replaced, to_numpy
 
 
@@ -21,7 +21,7 @@ class BatchStatistics:
     """
 
     def __init__(self, model):
-        pairs = [(layer, _moving(layer)) for layer in model._flatten_layers() if hasattr(layer, "momentum")]
+        pairs = [(layer, _moving(layer)) for layer in _keras.sublayers(model) if hasattr(layer, "momentum")]
         self._layers = [layer for layer, variables in pairs if variables]
         self._variables = [variable for _, variables in pairs for variable in variables]
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]

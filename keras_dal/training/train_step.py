@@ -7,7 +7,7 @@ import threading
 from keras import ops
 
 from keras_dal import _backend
-from keras_dal.features.tracing import replaced
+from keras_dal.features.tracing import pooled, replaced
 from keras_dal.training.moments import StepMoments
 
 _MARK = "_keras_dal_hooked"  # of the train functions made here
@@ -111,7 +111,7 @@ class StepHooks:
         layer_call, compute_loss = self.layer.call, self._model.compute_loss
 
         def call(inputs, *args, **kwargs):
-            seen.features = inputs
+            seen.features = pooled(self.layer, inputs)
             return layer_call(inputs, *args, **kwargs)
 
         def measured_loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):

@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from keras_dal.features import batches as features_module
-from keras_dal.features.batches import KeptRows, batches, feature_batches, first_inputs, precision
+from keras_dal.features import tracing
+from keras_dal.features.batches import batches, feature_batches, first_inputs, precision
+from keras_dal.features.store import KeptRows
 from keras_dal.models.structure import find_structure
 
 N = 11
@@ -33,6 +35,7 @@ DATA = {
     "tensors": lambda *arrays: tuple(tf.constant(array) for array in arrays),
     "tf.data": lambda *arrays: (tf.data.Dataset.from_tensor_slices(arrays).batch(4),),
     "PyDataset": lambda *arrays: (Batches(*arrays),),
+    "list of batches": lambda *arrays: ([tuple(array[i : i + 4] for array in arrays) for i in (0, 4, 8)],),
     "generator": lambda *arrays: (tuple(array[i : i + 4] for array in arrays) for i in (0, 4, 8)),
 }
 
@@ -117,3 +120,12 @@ def test_kept_rows_come_back(max_bytes):
 @pytest.mark.parametrize(("dtype", "bits"), [("float64", 52), ("float32", 23), ("float16", 10), ("bfloat16", 7)])
 def test_precision(dtype, bits):
     assert precision(np.dtype(getattr(features_module.ml_dtypes, dtype, dtype))) == 2.0**-bits
+
+
+def test_the_features_of_a_structure_are_compiled_once(structure, monkeypatch):
+    compiled, original = [], tracing._backend.compiled
+    monkeypatch.setattr(tracing._backend, "compiled", lambda *args: compiled.append(args) or original(*args))
+    fresh = find_structure(structure.model)
+    for _ in range(3):
+        list(feature_batches(fresh, CASE.inputs(4)))
+    assert len(compiled) == 1

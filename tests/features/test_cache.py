@@ -2,18 +2,20 @@
 
 import errno
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dal.features import cache
+from keras_dal.features import cache, store
 from keras_dal.features.cache import cached_features
 from keras_dal.models.structure import find_structure
 
@@ -109,6 +111,40 @@ def test_what_features_depend_on_is_noticed(model, x, tmp_path, passes, change):
     np.testing.assert_allclose(found.features, find_structure(model).features(x), rtol=1e-5, atol=1e-6)
 
 
+def functional():
+    x = keras.Input((6,))
+    hidden = keras.layers.Dense(8, "relu")(x)
+    return keras.Model(x, keras.layers.Dense(3)(keras.ops.relu(hidden + 1.0)))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.body = keras.Sequential([keras.layers.Dense(8, "relu")])
+        self.head = keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("make", [functional, Subclassed])
+def test_a_model_is_recognized_when_it_is_built_again(make, x, tmp_path, passes):
+    for _ in range(2):  # Keras counts on in the names of the second one's layers
+        keras.utils.set_random_seed(0)
+        cached_features(find_structure(make(), x), x, directory=tmp_path)
+    assert len(passes) == 1
+
+
+def test_strings_are_recognized(tmp_path, passes):
+    words = np.array(["a b", "b c", "c", "a"])
+    vectors = keras.layers.TextVectorization(output_mode="multi_hot")
+    vectors.adapt(words)
+    model = keras.Sequential([keras.Input((), dtype="string"), vectors, keras.layers.Dense(3)])
+    for x in (words, words.astype(object), words[::-1]):
+        cached_features(find_structure(model, x), x, directory=tmp_path)
+    assert len(passes) == 2
+
+
 def test_a_model_with_dropout_is_recognized_when_it_is_loaded_again(x, tmp_path, passes):
     layers = [keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
     model = keras.Sequential([keras.Input((6,)), *layers])
@@ -145,7 +181,7 @@ def damage_wrong_rows(path):
     rows[-8:] += 1  # the last of the samples
     rows.tofile(path)
     description = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**description, "checksum": cache._checksum(path)}))
+    path.with_suffix(".json").write_text(json.dumps({**description, "checksum": store.checksum(path)}))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +218,7 @@ def test_a_full_disk_leaves_nothing_behind(structure, x, tmp_path, monkeypatch):
         def close(self):
             self.file.close()
 
-    monkeypatch.setattr(cache.tempfile, "NamedTemporaryFile", Full)
+    monkeypatch.setattr(store.tempfile, "NamedTemporaryFile", Full)
     with pytest.raises(OSError, match=r"do not fit on the disk.*Received: 50 rows") as raised:
         cached_features(structure, x, directory=tmp_path)
     assert raised.value.errno == errno.ENOSPC
@@ -219,6 +255,16 @@ def test_a_killed_process_leaves_no_file_that_counts(tmp_path):
     process.wait()
     process.stdout.close()
     assert files(tmp_path) == [".partial"]
+    (partial,) = tmp_path.iterdir()
+    foreign = tmp_path / "download.partial"
+    for age, left in ((60, {partial, foreign}), (7200, {foreign})):  # one being written, and one of the killed process
+        for path in (partial, foreign):
+            path.touch()
+            os.utime(path, (time.time() - age,) * 2)
+        writer = store.RowWriter(tmp_path, 0, keep=True)
+        writer.append(np.ones((1, 2), np.float32))
+        writer.discard()
+        assert set(tmp_path.iterdir()) == left
 
 
 def test_samples_of_weight_zero_are_left_out(structure, x):

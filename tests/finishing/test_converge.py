@@ -402,6 +402,12 @@ def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, di
     wrong = np.flatnonzero(result.model.predict(x, verbose=0).argmax(axis=1) != y)
     assert set(wrong) <= {*result.left, 10}
     assert set(result.left) <= {*range(5), *range(600, 605)}
+    assert set(result.left) == set(wrong) - {10}
+    assert result.accuracy == pytest.approx(1 - len(result.left) / 604)
+    first = result.choose(0)
+    wrong_at_first = np.flatnonzero(first.model.predict(x, verbose=0).argmax(axis=1) != y)
+    assert set(first.left) == set(wrong_at_first) - {10}
+    result = result.choose(result.point)
     assert result.stopped_by == f"separation of all samples but {len(wrong) - (10 in wrong)}"
     assert "Result.left" in str(result)
     assert not result.reached

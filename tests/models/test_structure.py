@@ -182,3 +182,62 @@ def test_a_network_for_raw_pixel_values_that_sees_nothing_in_small_ones():
     )
     model = keras.Sequential([layers.Input((3,)), layers.Rescaling(1 / 255), dense, layers.Dense(2, name="logits")])
     assert find_structure(model).layer.name == "logits"
+
+
+class TakesParts(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.logits = layers.Dense(4, activation="tanh"), layers.Dense(3)
+
+    def call(self, inputs):
+        return self.logits(self.hidden(keras.ops.concatenate([inputs["a"], inputs["b"]], axis=-1)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (keras.Sequential([layers.Dense(4, "relu"), layers.Dense(3)]), np.ones((6, 5), "float32")),
+        lambda: (cases.WithoutTraining(), np.ones((6, 5), "float32")),
+        lambda: (TakesParts(), {"a": np.ones((6, 2), "float32"), "b": np.ones((6, 3), "float32")}),
+    ],
+    ids=["sequential without Input", "subclassed", "several inputs"],
+)
+def test_models_that_fit_has_built_are_understood_without_inputs(make):
+    keras.utils.set_random_seed(0)
+    model, x = make()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, np.zeros(6), verbose=0)
+    structure = find_structure(model)
+    assert structure.num_features == 4
+    head = structure.head().logits(structure.features(x).astype("float64"), structure.theta())
+    np.testing.assert_allclose(head, model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_inputs_may_be_strings():
+    words = np.array(["a b", "b c", "c d", "a a", "d", "b"])
+    vectors = layers.TextVectorization(output_mode="tf_idf")
+    vectors.adapt(words)
+    model = keras.Sequential([keras.Input((), dtype="string"), vectors, layers.Dense(4, "tanh"), layers.Dense(3)])
+    for x in (None, words, words.astype(object)):
+        assert find_structure(model, x).num_features == 4
+
+
+def test_inputs_may_have_other_names_than_places():
+    a, b = keras.Input((5,), name="a"), keras.Input((3,), name="b")
+    model = keras.Model([b, a], layers.Dense(2)(layers.Concatenate()([a, b])))
+    x = {"a": np.ones((4, 5), "float32"), "b": np.zeros((4, 3), "float32")}
+    np.testing.assert_array_equal(find_structure(model, x).features(x), [[1.0] * 5 + [0.0] * 3] * 4)
+
+
+def test_samples_are_looked_at_from_the_first_to_the_last():
+    x = np.zeros((100, 5), "float32")
+    x[60:] = 1.0  # the first rows alone show nothing
+    model = keras.Sequential([layers.Input((5,)), layers.Dense(3, use_bias=False)])
+    assert find_structure(model, x).num_features == 5
+
+
+def test_a_constraint_on_the_head_is_told():
+    find_structure(cases.CASES[0].build()).check_unconstrained()
+    model = cases.sequential(layers.Dense(3, kernel_constraint="non_neg"))
+    with pytest.raises(ValueError, match="without constraints.*Received: .*kernel"):
+        find_structure(model).check_unconstrained()

@@ -1,0 +1,82 @@
+"""The private names of Keras that are needed, each with a test that pins what it does."""
+
+from typing import Any
+
+import keras
+
+_STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
+_CARRIED = (  # what Keras sets when a layer is made, and an instance may have changed since
+    "_auto_config",
+    "_called",
+    "_supports_masking",
+    "_dtype_policy",
+    "_trainable",
+    "_input_spec",
+    "_convert_input_args",
+    "_allow_non_tensor_positional_args",
+    "_build_shapes_dict",
+    "_path",
+    "_parent_path",
+    "activity_regularizer",
+    "autocast",
+    "built",
+    "supports_jit",
+)
+_COMPILED = (  # what `compile` and `fit` add
+    "_compile_config",
+    "_compiled_trainable_state",
+    "_eval_epoch_iterator",
+    "_jax_state",
+    "_torch_params",
+    "history",
+    "optimizer",
+    "stop_training",
+)
+
+
+def sublayers(layer):
+    """Return all layers inside a layer, each once, in an order that is the same for equal models."""
+    return layer._flatten_layers(include_self=False)
+
+
+def parts(layer):
+    """Return the layers that a layer holds itself, in the order in which they were given to it."""
+    return list(layer._layers)
+
+
+def is_graph(layer):
+    """Return whether a layer is a model that is given by a graph, which `clone_model` can walk."""
+    return isinstance(layer, keras.Sequential) or hasattr(layer, "_run_through_graph")
+
+
+def compile_arguments(model):
+    """Return the objects that a model was compiled with, as keywords of `compile`; none where it overrides that."""
+    config = getattr(model, "_compile_config", None)
+    return {} if config is None else dict(config.config)
+
+
+def remade(layer, exchanged):
+    """Return another instance of a layer's class with the attributes of the layer, without calling its `__init__`.
+
+    Args:
+        layer: a built layer or subclassed model, without what a model is compiled with.
+        exchanged: a function that returns what an attribute's value becomes.
+    """
+    kind: Any = type(layer)
+    new = kind.__new__(kind)
+    (keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer).__init__(new, name=layer.name)
+    own = {*vars(new), *_COMPILED}
+    for name in _CARRIED:
+        if name in vars(layer):
+            setattr(new, name, vars(layer)[name])
+    for name, value in {**vars(layer), **vars(layer).get("_modules", {})}.items():  # torch keeps layers apart
+        if name not in own and not name.startswith("_self_"):  # which TensorFlow keeps for itself
+            setattr(new, name, exchanged(value))
+    for store in _STORES:  # in the old order, with what is held by no attribute
+        values = [exchanged(value) for value in getattr(layer, store)]
+        tracked = getattr(new, store)
+        for value in values:
+            if not any(value is each for each in tracked):
+                new._tracker.add_to_store(store.removeprefix("_"), value)
+        tracked.sort(key=lambda value: [value is each for each in values].index(True))
+    return new

@@ -1,0 +1,148 @@
+"""Rows that may be larger than memory: kept in memory up to a limit, and on the disk beyond it."""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+
+_CHUNK = 2**24  # bytes read at a time for a checksum
+_PREFIX = "keras_dal-"  # of files that are being written
+_ABANDONED = 3600  # seconds without a write after which the partial file is one of a process that was killed
+
+
+class KeptRows:
+    """Rows that are written once and read again, in memory up to a limit and in a temporary file beyond it."""
+
+    def __init__(self, max_bytes=2**28):
+        self._file = tempfile.SpooledTemporaryFile(max_size=max_bytes)  # noqa: SIM115 (closed by __exit__)
+        self._batches = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._file.close()
+
+    def append(self, *arrays):
+        for array in arrays:
+            self._file.write(np.ascontiguousarray(array).tobytes())
+        self._batches.append([(array.dtype, array.shape) for array in arrays])
+
+    def __iter__(self):
+        """Yield the arrays of each `append`."""
+        self._file.seek(0)
+        for arrays in self._batches:
+            yield [self._read(dtype, shape) for dtype, shape in arrays]
+
+    def _read(self, dtype, shape):
+        return np.frombuffer(self._file.read(dtype.itemsize * math.prod(shape)), dtype).reshape(shape)
+
+
+class RowWriter:
+    """Collects float32 rows in memory and moves to a file when they grow beyond a limit or are to be kept.
+
+    Args:
+        directory: where the file is made; None for the system's temporary directory.
+        max_bytes: size from which rows are in a file.
+        keep: whether they are in a file in any case.
+    """
+
+    def __init__(self, directory, max_bytes, keep):
+        self.directory, self.max_bytes = directory, 0 if keep else max_bytes
+        self.rows, self.width, self._blocks, self._file = 0, 0, [], None
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def append(self, block):
+        self.rows, self.width = self.rows + len(block), block.shape[1]
+        self._blocks.append(block)
+        if self._file or 4 * self.rows * self.width > self.max_bytes:
+            self._flush()
+
+    def _flush(self):
+        if self._file is None:
+            if self.directory:
+                os.makedirs(self.directory, exist_ok=True)
+                _remove_abandoned(pathlib.Path(self.directory))
+            name = {"dir": self.directory, "prefix": _PREFIX, "suffix": ".partial"}
+            self._file = tempfile.NamedTemporaryFile(**name, delete=False)  # noqa: SIM115 (it outlives this call)
+        try:
+            for block in self._blocks:
+                self._file.write(block.data)
+                self._digest.update(block.data)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                "The features do not fit on the disk; pass a cache directory with more room, or raise max_bytes to "
+                f"keep them in memory. Received: {self.rows:,} rows of {self.width}, {error.strerror}",
+            ) from error
+        self._blocks = []
+
+    def finish(self, path):
+        """Return the rows; under `path` they stay for the next run."""
+        if self._file is None:
+            return np.concatenate(self._blocks)
+        partial = self._file.name
+        os.fsync(self._file.fileno())
+        self._file.close()
+        rows = np.memmap(partial, np.float32, "r", shape=(self.rows, self.width))
+        if path is None:
+            os.unlink(partial)  # the mapping keeps the bytes until it is dropped
+            return rows
+        description = {"rows": self.rows, "width": self.width, "checksum": self._digest.hexdigest()}
+        os.replace(partial, path)
+        _write_atomically(path.with_suffix(".json"), json.dumps(description))
+        return rows
+
+    def discard(self):
+        if self._file is not None:
+            self._file.close()
+            pathlib.Path(self._file.name).unlink(missing_ok=True)
+
+
+def kept_rows(path):
+    """Return the memory-mapped rows of a file that `RowWriter.finish` left.
+
+    Raises:
+        ValueError: the file is not what was written; the message says why.
+    """
+    try:
+        description = json.loads(path.with_suffix(".json").read_text())
+        shape, expected = (description["rows"], description["width"]), description["checksum"]
+        size = 4 * shape[0] * shape[1]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"its description cannot be read ({type(error).__name__})") from error
+    if path.stat().st_size != size:
+        raise ValueError("its size is not what was written")
+    if checksum(path) != expected:
+        raise ValueError("its checksum is not what was written")
+    return np.memmap(path, np.float32, "r", shape=shape)
+
+
+def checksum(path):
+    """Return a hash of the content of a file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _remove_abandoned(directory):
+    for partial in directory.glob(f"{_PREFIX}*.partial"):
+        try:
+            if time.time() - partial.stat().st_mtime > _ABANDONED:
+                partial.unlink()
+        except OSError:
+            continue  # another process was faster, or has it open
+
+
+def _write_atomically(path, text):
+    partial = path.with_name(f"{_PREFIX}{path.stem}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,125 @@
+"""Models with state that no configuration carries: a copy with another head computes what they do."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_dal import add_gated_head, certify, converge
+from keras_dal.models.gated_layers import GatedBranch
+from keras_dal.models.structure import find_structure
+
+N = 40
+
+
+def inputs(shape=(5,)):
+    return np.random.default_rng(0).normal(3.0, 2.0, (N, *shape)).astype("float32")
+
+
+LABELS = np.random.default_rng(1).integers(0, 3, N)
+
+
+def normalized():
+    normalization = layers.Normalization()
+    normalization.adapt(inputs())
+    return keras.Sequential([keras.Input((5,)), normalization, layers.Dense(6, "relu"), layers.Dense(3)])
+
+
+def with_a_closure():
+    factor = np.float32(0.1)
+    x = keras.Input((5,))
+    return keras.Model(x, layers.Dense(3)(layers.Dense(6, "tanh")(layers.Lambda(lambda t: t * factor)(x))))
+
+
+class Around(keras.Model):
+    """Takes its backbone as an argument, and does not say so in a configuration."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone, self.norm = backbone, layers.BatchNormalization()
+        self.heads = {"only": layers.Dense(3)}
+        self.scale = self.add_weight(shape=(6,), initializer="ones", name="scale")
+
+    def call(self, x):
+        return self.heads["only"](self.norm(self.backbone(x)) * self.scale)
+
+
+def around_a_backbone():
+    return Around(keras.Sequential([keras.Input((5,)), layers.Dense(6, "relu"), layers.Dropout(0.3)]))
+
+
+def around_what_is_adapted():
+    return Around(keras.Sequential(normalized().layers[:2]))
+
+
+def top2(y_true, y_pred):
+    return keras.metrics.sparse_top_k_categorical_accuracy(y_true, y_pred, k=2)
+
+
+class Falling(keras.optimizers.schedules.LearningRateSchedule):
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, step):
+        return self.rate / (1.0 + ops.cast(step, "float32"))
+
+    def get_config(self):
+        return {"rate": self.rate}
+
+
+def trained(make):
+    keras.utils.set_random_seed(0)
+    model = make()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(Falling(0.01)), loss, metrics=[top2, keras.metrics.SparseCategoricalAccuracy()])
+    model.fit(inputs(), LABELS, epochs=1, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("make", [normalized, with_a_closure, around_a_backbone, around_what_is_adapted])
+def test_whatever_is_understood_takes_a_gated_head(make, capsys):
+    model = trained(make)
+    before = model.predict(inputs(), verbose=0)
+    gated = add_gated_head(model, inputs(), seed=0)
+    np.testing.assert_allclose(gated.predict(inputs(), verbose=0), before, rtol=1e-5, atol=1e-5)
+    assert isinstance(find_structure(gated, inputs()).layer, GatedBranch)
+    own = {id(variable) for variable in model.trainable_variables}
+    shared = own & {id(variable) for variable in gated.trainable_variables}
+    said = "has the model's own layers" in capsys.readouterr().out
+    assert bool(shared) == said
+    assert said == (make in (normalized, with_a_closure, around_what_is_adapted))
+    assert not {id(v) for v in find_structure(gated, inputs()).linear_parameters} & own
+    result = converge(model, inputs(), LABELS, verbose=0)
+    assert result.accuracy == 1.0
+    np.testing.assert_array_equal(model.predict(inputs(), verbose=0), before)
+
+
+def test_a_copy_is_compiled_with_the_same_objects_and_an_optimizer_of_its_own():
+    model = trained(around_a_backbone)
+    gated = add_gated_head(model, inputs(), seed=0, verbose=False)
+    assert gated.optimizer is not model.optimizer
+    assert type(gated.optimizer) is type(model.optimizer)
+    assert gated.optimizer.iterations.numpy() == 0
+    assert gated.loss is model.loss
+    history = gated.fit(inputs(), LABELS, epochs=1, verbose=0).history
+    assert {"top2", "sparse_categorical_accuracy"} <= set(history)
+
+
+@pytest.mark.parametrize("place", ["beside", "before"])
+@pytest.mark.parametrize("pooling", ["global", "window"])
+@pytest.mark.parametrize("kind", ["convolution", "dense"])
+def test_a_head_at_every_position_takes_gates_of_pooled_features(kind, pooling, place):
+    keras.utils.set_random_seed(0)
+    pools = {"global": [layers.GlobalAveragePooling2D()], "window": [layers.AveragePooling2D(4), layers.Flatten()]}
+    head = layers.Conv2D(3, 1) if kind == "convolution" else layers.Dense(3)
+    body = layers.Conv2D(4, 3, activation="relu")
+    model = keras.Sequential([keras.Input((6, 6, 2)), body, head, *pools[pooling]])
+    x, y = inputs((6, 6, 2)), LABELS
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert certify(model, x, y).loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+    gated = add_gated_head(model, x, place=place, seed=0, verbose=False)
+    assert certify(gated, x, y).status == "aligned"
+    if place == "beside":
+        np.testing.assert_allclose(gated.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
+    result = converge(gated, x, y, verbose=0)
+    assert result.model.predict(x, verbose=0).argmax(axis=1).tolist() == y.tolist()

@@ -1,0 +1,111 @@
+"""What the private names of Keras do that the package relies on, with the installed Keras."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_dal import _keras
+
+
+class Net(keras.Model):
+    """A subclassed model with state of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = [layers.Dense(4, activation="relu"), layers.Dropout(0.5)]
+        self.heads = {"a": layers.Dense(2)}
+        self.scale = self.add_weight(shape=(4,), initializer="ones", name="scale")
+        self.kept = 7
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.heads["a"](x * self.scale)
+
+
+@pytest.fixture
+def net():
+    keras.utils.set_random_seed(0)
+    model = Net()
+    model.compile("adam", "mse", metrics=["mae"])
+    model.fit(np.ones((8, 3)), np.ones((8, 2)), verbose=0)
+    return model
+
+
+def test_sublayers_are_all_below_and_parts_those_held_directly(net):
+    outer = keras.Sequential([keras.Input((3,)), net])
+    below = _keras.sublayers(outer)
+    assert {layer for layer in below if not isinstance(layer, layers.InputLayer)} == {
+        net,
+        *net.blocks,
+        net.heads["a"],
+    }
+    assert len(below) == len(set(below)) == 5
+    assert _keras.parts(net) == [*net.blocks, net.heads["a"]]
+    assert _keras.parts(net.blocks[0]) == []
+
+
+def test_graphs_are_what_clone_model_walks(net):
+    inputs = keras.Input((3,))
+    functional = keras.Model(inputs, layers.Dense(2)(inputs))
+    for graph in (functional, keras.Sequential([inputs, layers.Dense(2)])):
+        assert _keras.is_graph(graph)
+        head = graph.layers[-1]
+        assert keras.models.clone_model(graph, clone_function=lambda layer: layer).layers[-1] is head
+    assert not _keras.is_graph(net)
+    assert not _keras.is_graph(layers.Dense(2))
+
+
+def test_compile_arguments_are_the_objects_themselves():
+    def own(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    optimizer = keras.optimizers.SGD(0.1)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    assert _keras.compile_arguments(model) == {}
+    model.compile(optimizer, "mse", metrics=[own])
+    arguments = _keras.compile_arguments(model)
+    assert arguments["optimizer"] is optimizer
+    assert arguments["metrics"] == [own]
+    assert set(arguments) <= set(inspect.signature(model.compile).parameters)
+
+
+def test_a_layer_is_made_anew_from_its_parts_and_its_state_is_tracked(net):
+    other = layers.Dense(2, name="other")
+    other.build((None, 4))
+    head = net.heads["a"]
+
+    def exchanged(value):
+        if value is head:
+            return other
+        return {key: exchanged(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+    new = _keras.remade(net, exchanged)
+    assert type(new) is Net
+    assert new.kept == 7
+    assert new.built
+    assert not new.compiled
+    assert _keras.parts(new) == [*net.blocks, other]
+    assert [v.path for v in new.trainable_variables] == [
+        v.path for v in (net.scale, *net.blocks[0].variables, *other.variables)
+    ]
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    other.set_weights(head.get_weights())
+    np.testing.assert_allclose(new.predict(x, verbose=0), net.predict(x, verbose=0), rtol=1e-6)
+    new.compile("sgd", "mse")
+    before = net.scale.numpy().copy()
+    new.fit(x, np.ones((5, 2)), verbose=0)
+    assert not np.array_equal(net.scale.numpy(), before)  # the same variable
+
+
+def test_what_keras_sets_on_a_layer_is_known_by_name(net):
+    """A new attribute of Keras would be taken for one of the user's, and carried over."""
+    fresh = set(vars(keras.Model()))
+    own = {"blocks", "heads", "scale", "kept"}
+    later = {name for name in set(vars(net)) - fresh if not name.startswith("_self_")}
+    assert later - own <= set(_keras._COMPILED)
+    missing = set(_keras._CARRIED) - fresh
+    assert not missing
