@@ -4,9 +4,16 @@ Every function draws into given axes, or into a figure of its own, and writes th
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles tell the same lines apart in grey.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no window, and the user's own backend stays as it is
 from matplotlib.ticker import MaxNLocator
+
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.reports import AlignmentReport
+from keras_dal.finishing.result import Result
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
@@ -15,7 +22,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS = (("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), ("alignment", "alignment", "linear"))
 
 
-def curves(histories, path=None, title="", ax=None):
+def curves(histories: Mapping[str, Mapping[str, Any]], path: Any = None, title: str = "", ax: Any = None) -> Any:
     """Draw loss, accuracy and alignment of one or more runs over their epochs, the second phase shaded.
 
     Args:
@@ -39,7 +46,7 @@ def curves(histories, path=None, title="", ax=None):
     return _written(figure, axes, path)
 
 
-def spectrum(report, path=None, ax=None):
+def spectrum(report: AlignmentReport, path: Any = None, ax: Any = None) -> Any:
     """Draw the singular values on which an `AlignmentReport` decided its rank, and its tolerance.
 
     Args:
@@ -53,7 +60,7 @@ def spectrum(report, path=None, ax=None):
     Raises:
         ValueError: a report without singular values, as an iterative method leaves it.
     """
-    if report.singular_values is None:
+    if report.singular_values is None or report.tolerance is None:
         raise ValueError(f"This report has no singular values to draw. Received: {report.summary()}")
     figure, axis = _axes(ax, 6, 3.8)
     values = report.singular_values / report.singular_values.max()
@@ -65,7 +72,9 @@ def spectrum(report, path=None, ax=None):
     return _written(figure, axis, path)
 
 
-def bound(certificate, losses=None, path=None, accuracies=None, ax=None):
+def bound(
+    certificate: Certificate, losses: Any = None, path: Any = None, accuracies: Any = None, ax: Any = None
+) -> Any:
     """Draw the bound that a `Certificate` gave before the first step of gradient descent, above the losses it bounds.
 
     Args:
@@ -82,7 +91,7 @@ def bound(certificate, losses=None, path=None, accuracies=None, ax=None):
     steps = np.arange(1, len(losses)) if losses is not None else np.geomspace(1, 1e7, 100)
     if losses is not None:
         axis.plot(steps, losses[1:], color=_BLUE, label="training loss")
-    axis.plot(steps, [certificate.bound(t) for t in steps], "--", color=_RED, label="certified bound")
+    axis.plot(steps, [certificate.bound(t) for t in steps.tolist()], "--", color=_RED, label="certified bound")
     if certificate.infimum[0] > 0:
         axis.axhline(certificate.infimum[0], color=_BLACK, linewidth=0.8, label="no lower than this")
     axis.set(xscale="log", yscale="log", xlabel="gradient descent steps after the switch", ylabel="loss")
@@ -95,7 +104,7 @@ def bound(certificate, losses=None, path=None, accuracies=None, ax=None):
     return _written(figure, axis, path)
 
 
-def solution(result, path=None, ax=None):
+def solution(result: Result, path: Any = None, ax: Any = None) -> Any:
     """Draw the path that `converge` took: accuracy and smallest margin, or the loss of a regressor, and the change.
 
     Args:
@@ -132,7 +141,7 @@ def solution(result, path=None, ax=None):
     return _written(figure, axes, path)
 
 
-def _axes(ax, width, height, columns=1):
+def _axes(ax, width, height, columns=1) -> tuple[Any, Any]:
     """Return a figure and its axes, one or an array of them: those that were given, or new ones."""
     if ax is None:
         figure = Figure(figsize=(width, height), layout="constrained")

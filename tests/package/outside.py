@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras_dal
+from keras_dal import plots
 
 
 def finish(model: Any, x: Any, y: Any) -> float:
@@ -29,7 +30,13 @@ def train(model: Any, optimizer: Any) -> dict[str, keras_dal.Certificate]:
     return monitor.certificates
 
 
-def widen(model: Any, x: Any) -> tuple[int, ...]:
+def widen(model: Any, x: Any) -> float:
     wide = keras_dal.add_gated_head(model, x, seed=0)
     operator = keras_dal.tangent_operator(wide, x, max_bytes=2**20)
-    return operator.shape
+    return operator.num_bytes
+
+
+def draw(result: keras_dal.Result, report: keras_dal.AlignmentReport, axes: Any) -> None:
+    plots.solution(result, "path.png")
+    plots.spectrum(report, ax=axes)
+    plots.bound(result.certificate, path="bound.png")

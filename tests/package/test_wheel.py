@@ -45,7 +45,8 @@ def test_the_installed_wheel_imports_from_where_it_was_installed(installed, tmp_
 
 
 def test_the_installed_command_speaks(installed, tmp_path):
-    assert "keras-dal converge" in run(installed / "bin" / "keras-dal", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+    command = installed / "bin" / "keras-dal"
+    assert "keras-dal converge" in run(command, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
 
 
 def test_the_wheel_holds_every_module_the_types_and_the_licence_and_nothing_else(built):
