@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from keras_dal.analysis.certificate import certify_structure
+from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.history import CERTIFIED, STALLED, TIRED, Point
 
@@ -84,11 +84,11 @@ class Result:
     _theta: np.ndarray
 
     @property
-    def reached(self):
+    def reached(self) -> bool:
         return self.scaled_loss <= self.tol
 
     @functools.cached_property
-    def certificate(self):
+    def certificate(self) -> Certificate:
         """The `Certificate` of the model at `point`, before any `rescale`, made at the first access.
 
         It holds the features in float64.
@@ -96,7 +96,7 @@ class Result:
         data, features = self._data, np.asarray(self._data.features, np.float64)
         return certify_structure(self.structure, features, data.targets, data.loss, self._theta, data.weights)
 
-    def choose(self, point):
+    def choose(self, point: Point | int) -> "Result":
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.
 
         Args:
@@ -113,7 +113,7 @@ class Result:
             )
         return _evaluated(self._data, point, self.path, self.stopped_by, self.seconds)
 
-    def rescale(self, scale=None):
+    def rescale(self, scale: float | None = None) -> None:
         """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back."""
         self.structure.assign((self.scale if scale is None else scale) * self._theta)
 

@@ -1,13 +1,14 @@
 """AlignmentMonitor: measures the alignment condition in `fit`, and drives the switch of `Wrap`."""
 
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_dal import _backend
 from keras_dal.analysis.alignment import alignment, alignment_from_moments
-from keras_dal.analysis.certificate import certify
+from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.features.tracing import input_specs
 from keras_dal.losses import loss_of
@@ -43,15 +44,15 @@ class AlignmentMonitor(keras.callbacks.Callback):
         ValueError: when training begins, for a model without a linear head or a loss outside the theory.
     """
 
-    def __init__(self, data=None, verbose=True):
+    def __init__(self, data: Any = None, verbose: bool = True) -> None:
         super().__init__()
         self.data = data
         self.verbose = verbose
-        self.certificates = {}
+        self.certificates: dict[str, Certificate] = {}
         self._wrap = None
 
     @property
-    def phase(self):
+    def phase(self) -> str:
         """`"explore"` or `"exploit"`; always `"explore"` with a plain optimizer."""
         return self._wrap.phase if self._wrap is not None else "explore"
 

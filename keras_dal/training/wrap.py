@@ -10,7 +10,7 @@ import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal.features.tracing import replaced
-from keras_dal.models.structure import find_structure
+from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training.train_step import is_hooked
 
 
@@ -43,8 +43,15 @@ class Wrap(keras.optimizers.Optimizer):
     """
 
     def __init__(
-        self, optimizer, explore=0.6, exploit="head", noise=1e-3, exploit_learning_rate=None, name="wrap", **kwargs
-    ):
+        self,
+        optimizer: Any,
+        explore: float | int | str | None = 0.6,
+        exploit: Any = "head",
+        noise: float = 1e-3,
+        exploit_learning_rate: Any = None,
+        name: str = "wrap",
+        **kwargs: Any,
+    ) -> None:
         if kwargs:
             raise ValueError(
                 "Wrap has no such arguments: set them on the optimizer it wraps. "
@@ -72,11 +79,11 @@ class Wrap(keras.optimizers.Optimizer):
     # The phase ------------------------------------------------------------------------------------------------------
 
     @property
-    def phase(self):
+    def phase(self) -> str:
         """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
         return "explore" if self._linear_indices is None else "exploit"
 
-    def switch(self, model, x=None, learning_rate=None):
+    def switch(self, model: Any, x: Any = None, learning_rate: float | None = None) -> Structure:
         """Freezes everything but the linear parameters; a second call changes nothing.
 
         In `fit`, `AlignmentMonitor` keeps batch normalization and dropout of the frozen part in inference mode. In a
