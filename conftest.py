@@ -3,29 +3,27 @@
 import os
 import tempfile
 
-import keras
-import matplotlib
-import numpy as np
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
-from sklearn.datasets import load_digits
 
-import keras_dal
-
-matplotlib.use("agg")
+# Keras is imported where it is needed: tests/conftest.py, which is read later, sets up what it reads at its import.
 
 
 def digits(side=8):
-    """Return few images of scikit-learn's digits, `(n, side, side, 1 or 3)`, and their labels, for training and test."""
+    """Return few digits of scikit-learn, `(n, side, side, 1 or 3)`, and labels, for training and for the test."""
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     images = (images[:300].reshape(-1, 8, 8, 1) / 16.0).astype("float32")
     if side != 8:
-        images = np.repeat(images.repeat(side // 8, axis=1).repeat(side // 8, axis=2), 3, axis=3)
+        images = images.repeat(side // 8, axis=1).repeat(side // 8, axis=2).repeat(3, axis=3)
     return images[:200], labels[:200], images[200:], labels[200:300]
 
 
 def network():
     """Return a small compiled classifier of these images."""
+    import keras
+
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -42,6 +40,12 @@ def network():
 
 
 def begin(namespace):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import keras
+
+    import keras_dal
+
     namespace.update(digits=digits, network=network, keras=keras, keras_dal=keras_dal)
     namespace["_before"] = os.getcwd()
     namespace["_folder"] = tempfile.TemporaryDirectory()
@@ -49,6 +53,8 @@ def begin(namespace):
 
 
 def end(namespace):
+    import keras
+
     os.chdir(namespace["_before"])
     namespace["_folder"].cleanup()
     keras.config.set_dtype_policy("float32")

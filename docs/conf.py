@@ -9,13 +9,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
+from docutils.utils.math.latex2mathml import tex2mathml
 
-import keras_dal  # noqa: E402
+import keras_dal
 
 project = "keras_dal"
 version = release = keras_dal.__version__
-copyright = "the keras_dal contributors, Apache License 2.0"  # noqa: A001 (Sphinx's name)
+copyright = "the keras_dal contributors, Apache License 2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "runs"]
 default_role = "code"  # docstrings write `code` with single backticks
