@@ -32,7 +32,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"keras_dal {version}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 
