@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import keras_dal
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -55,6 +57,12 @@ def test_the_wheel_holds_every_module_the_types_and_the_licence_and_nothing_else
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "keras_dal").rglob("*.py")}
     assert names == sources | {"keras_dal/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_one_version_is_said_everywhere(built):
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name.split("-")[1] == keras_dal.__version__
+    assert f"\nversion: {keras_dal.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_source_archive_can_be_tested_and_documented(built):
