@@ -69,7 +69,7 @@ def test_the_source_archive_can_be_tested_and_documented(built):
     (archive,) = built.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.split("/", 1)[1] for name in files.getnames() if "/" in name}
-    expected = {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "pyproject.toml", "docs/conf.py"}
-    assert expected <= names
+    settings = {"Makefile", "pyproject.toml", "conftest.py", "docs/conf.py"}
+    assert settings | {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"} <= names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")} <= names
     assert not [name for name in names if name.startswith((".venv", "build", "dist", "runs"))]
