@@ -5,7 +5,7 @@ QUIET := TF_CPP_MIN_LOG_LEVEL=3
 OTHER_BACKENDS := tests/training/test_two_lines.py tests/solvers tests/training/test_wrap.py::test_stateless_apply \
 	tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart test lint types docs clean
 
 quickstart: .venv/examples
 	$(QUIET) $(BIN)/python examples/quickstart.py
@@ -22,6 +22,10 @@ lint: .venv/lint .venv/test
 
 types: .venv/test .venv/lint
 	$(BIN)/pyright
+
+docs: .venv/docs
+	$(QUIET) $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
+	@echo build/docs/index.html
 
 .venv/pip:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or later is needed: {sys.version}"'
@@ -40,5 +44,9 @@ types: .venv/test .venv/lint
 	$(BIN)/python -m pip install --quiet --editable '.[lint]'
 	touch $@
 
+.venv/docs: .venv/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv build dist

@@ -14,6 +14,8 @@ from keras_dal.training.finish import finish
 from keras_dal.training.monitor import AlignmentMonitor
 from keras_dal.training.wrap import Wrap
 
+__version__ = "0.1.0"
+
 
 def __getattr__(name):
     if name != "plots":  # matplotlib is an extra, so that it is imported when it is asked for

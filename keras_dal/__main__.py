@@ -1,4 +1,4 @@
-"""`python -m keras_dal converge|certify|alignment model.keras --data train.npz`: the package from the shell."""
+"""Finish a trained Keras model, certify its last layer, or measure how much of the labels it can reach."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ import zipfile
 import keras
 import numpy as np
 
+from keras_dal import __version__
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import certify
 from keras_dal.finishing.converge import converge
@@ -35,35 +36,57 @@ def main(arguments=None):
         return 130
 
 
+_EXAMPLES = """examples:
+  keras-dal converge model.keras --data train.npz --output done.keras
+  keras-dal converge model.keras --data train.npz --validation test.npz --patience 5 --output done.keras
+  keras-dal converge model.keras --data train.npz --gated never --ridge 1e-2 --output done.keras
+  keras-dal certify model.keras --data train.npz --json > certificate.json
+  keras-dal alignment model.keras --data train.npz
+
+train.npz is written by numpy.savez("train.npz", x=x, y=y). `python -m keras_dal` is the same command. Exit status: 0 is
+success, 1 a loss that was not reached (the model is saved all the same), 2 bad input, 130 an interrupt before there was
+anything to save."""
+
+
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m keras_dal", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="keras-dal", description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, run, text in (
-        (
-            "converge",
-            _converge,
-            "fit every training sample by the head, with little change elsewhere, and save the model",
-        ),
-        ("certify", _certify, "print what is proved about training the head"),
-        ("alignment", _alignment, "print how much of the labels the head can reach"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
-        command.add_argument("model", help="a .keras file, compiled")
-        command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
-        command.add_argument("--json", action="store_true", help="print JSON") if name == "certify" else None
-        if name == "converge":
-            command.add_argument("--output", required=True, help="where to save the model, a .keras file")
-            command.add_argument("--tol", type=float, default=1e-4, help="training loss to reach (default %(default)s)")
-            command.add_argument("--validation", help=".npz file with x and y")
-            command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")
-            command.add_argument("--gated", choices=("auto", "always", "never"), default="auto")
-            command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change instead")
-            command.add_argument("--patience", type=int, help="steps without a better validation accuracy")
-            command.add_argument("--scaled", action="store_true", help="save at the scale that reaches the loss")
-            command.add_argument("--time-limit", type=float, help="seconds for the solver")
-            command.add_argument("--cache", help="directory in which features are kept")
+    _add_converge(commands)
+    of_proof = _add_command(commands, "certify", _certify, "print what is proved about training the head")
+    of_proof.add_argument("--json", action="store_true", help="print JSON")
+    _add_command(commands, "alignment", _alignment, "print how much of the labels the head can reach")
     return parser
+
+
+def _add_command(commands, name, run, text):
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    command.add_argument("model", help="a .keras file, compiled")
+    command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
+    return command
+
+
+def _add_converge(commands):
+    text = "fit every training sample by the head, with little change elsewhere, and save the model"
+    command = _add_command(commands, "converge", _converge, text)
+    command.add_argument("--output", required=True, help="where to save the model, a .keras file")
+    command.add_argument("--tol", type=float, default=1e-4, help="training loss to reach (default %(default)s)")
+    command.add_argument("--validation", help=".npz file with x and y")
+    command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")
+    command.add_argument(
+        "--gated",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether to add a gated head: auto adds one where the own head does not separate the samples (default)",
+    )
+    command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change instead")
+    command.add_argument("--patience", type=int, help="steps without a better validation accuracy")
+    command.add_argument("--scaled", action="store_true", help="save at the scale that reaches the loss")
+    command.add_argument("--time-limit", type=float, help="seconds for the solver")
+    command.add_argument("--cache", help="directory in which features are kept")
 
 
 def _read(path):

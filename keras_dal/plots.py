@@ -1,61 +1,80 @@
-"""Pictures of a two-phase run. Needs matplotlib: `pip install keras_dal[plots]`."""
+"""Pictures of a two-phase run, one call each. Needs matplotlib: `pip install keras_dal[plots]`.
+
+Every function draws into given axes, or into a figure of its own, and writes that to `path` where one is given.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles tell the same lines apart in grey.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no window, and the user's own backend stays as it is
 from matplotlib.ticker import MaxNLocator
 
-_COLORS = {"base": "0.55", "wrapped": "tab:blue", "bound": "tab:red", "alignment": "tab:green"}
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.reports import AlignmentReport
+from keras_dal.finishing.result import Result
+
+_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+_BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
+_RUNS = (_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY, _BLACK)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_PANELS = (("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), ("alignment", "alignment", "linear"))
 
 
-def curves(histories, path, title=""):
-    """Draw loss, accuracy and alignment of one or more runs over their epochs, with the switch as a vertical line.
+def curves(histories: Mapping[str, Mapping[str, Any]], path: Any = None, title: str = "", ax: Any = None) -> Any:
+    """Draw loss, accuracy and alignment of one or more runs over their epochs, the second phase shaded.
 
     Args:
         histories: what `fit` returned as `history.history`, one dict per run, by the name of the run.
         path: file to write; its ending says the format.
         title: text above the picture.
+        ax: three matplotlib axes to draw into; a figure of its own by default.
 
     Returns:
-        The path.
+        The path where one is given, else the axes.
     """
-    panels = [("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), ("alignment", "alignment", "linear")]
-    figure, axes = _figure(13, 3.8, columns=len(panels))
-    for axis, (key, label, scale) in zip(axes, panels, strict=True):
+    figure, axes = _axes(ax, 13, 3.8, columns=len(_PANELS))
+    for axis, (key, label, scale) in zip(axes, _PANELS, strict=True):
         for run, (name, history) in enumerate(histories.items()):
-            _draw(axis, history, key, name, _COLORS.get(name, f"C{run}"))
-        axis.set(xlabel="epoch", ylabel=label, yscale=scale)
+            _draw(axis, history, key, name, _RUNS[run % len(_RUNS)], _MARKERS[run % len(_MARKERS)])
+        axis.set(xlabel="epoch", ylabel=label, yscale=scale, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(frameon=False, fontsize="small")
-    figure.suptitle(title)
-    return _written(figure, path)
+    if ax is None:
+        figure.suptitle(title)
+    return _written(figure, axes, path)
 
 
-def spectrum(report, path):
+def spectrum(report: AlignmentReport, path: Any = None, ax: Any = None) -> Any:
     """Draw the singular values on which an `AlignmentReport` decided its rank, and its tolerance.
 
     Args:
         report: an `AlignmentReport` with singular values.
         path: file to write.
+        ax: the matplotlib axes to draw into; a figure of its own by default.
 
     Returns:
-        The path.
+        The path where one is given, else the axes.
 
     Raises:
         ValueError: a report without singular values, as an iterative method leaves it.
     """
-    if report.singular_values is None:
+    if report.singular_values is None or report.tolerance is None:
         raise ValueError(f"This report has no singular values to draw. Received: {report.summary()}")
-    figure, axis = _figure(6, 3.8)
+    figure, axis = _axes(ax, 6, 3.8)
     values = report.singular_values / report.singular_values.max()
-    axis.semilogy(range(1, len(values) + 1), values, ".", color=_COLORS["wrapped"])
-    axis.axhline(report.tolerance, color=_COLORS["bound"], linestyle="--", label=f"tolerance {report.tolerance:.0e}")
+    axis.semilogy(range(1, len(values) + 1), values, ".", color=_BLUE, label="singular values")
+    axis.axhline(report.tolerance, color=_RED, linestyle="--", label=f"tolerance {report.tolerance:.0e}")
     axis.set(xlabel="index", ylabel="singular value / largest")
-    axis.set_title(report.summary(), fontsize="small")
+    axis.set_title(report.summary(), fontsize="small", wrap=True)
     axis.legend(frameon=False)
-    return _written(figure, path)
+    return _written(figure, axis, path)
 
 
-def bound(certificate, losses, path, accuracies=None):
+def bound(
+    certificate: Certificate, losses: Any = None, path: Any = None, accuracies: Any = None, ax: Any = None
+) -> Any:
     """Draw the bound that a `Certificate` gave before the first step of gradient descent, above the losses it bounds.
 
     Args:
@@ -63,83 +82,96 @@ def bound(certificate, losses, path, accuracies=None):
         losses: the objective after 0, 1, 2, ... steps of size `certificate.step`, or None to draw the bound alone.
         path: file to write.
         accuracies: test accuracy after as many steps, or None.
+        ax: the matplotlib axes to draw into; a figure of its own by default.
 
     Returns:
-        The path.
+        The path where one is given, else the axes.
     """
-    figure, axis = _figure(6.5, 4)
+    figure, axis = _axes(ax, 6.5, 4)
     steps = np.arange(1, len(losses)) if losses is not None else np.geomspace(1, 1e7, 100)
     if losses is not None:
-        axis.plot(steps, losses[1:], color=_COLORS["wrapped"], label="training loss")
-    axis.plot(steps, [certificate.bound(t) for t in steps], "--", color=_COLORS["bound"], label="certified bound")
+        axis.plot(steps, losses[1:], color=_BLUE, label="training loss")
+    axis.plot(steps, [certificate.bound(t) for t in steps.tolist()], "--", color=_RED, label="certified bound")
     if certificate.infimum[0] > 0:
-        axis.axhline(certificate.infimum[0], color="black", linewidth=0.8, label="no lower than this")
+        axis.axhline(certificate.infimum[0], color=_BLACK, linewidth=0.8, label="no lower than this")
     axis.set(xscale="log", yscale="log", xlabel="gradient descent steps after the switch", ylabel="loss")
     axis.set_title(f"{certificate.status}: {certificate.reason}", fontsize="small", wrap=True)
     axis.legend(frameon=False, loc="lower left")
     if accuracies is not None:
         other = axis.twinx()
-        other.plot(steps, accuracies[1:], color=_COLORS["alignment"])
-        other.set_ylabel("test accuracy", color=_COLORS["alignment"])
-    return _written(figure, path)
+        other.plot(steps, accuracies[1:], "-.", color=_GREEN)
+        other.set_ylabel("test accuracy (dash-dotted)", color=_GREEN)
+    return _written(figure, axis, path)
 
 
-def solution(result, path):
+def solution(result: Result, path: Any = None, ax: Any = None) -> Any:
     """Draw the path that `converge` took: accuracy and smallest margin, or the loss of a regressor, and the change.
 
     Args:
         result: the `Result` of `converge`.
         path: file to write.
+        ax: matplotlib axes to draw into, three of them, or two for a regressor; a figure of its own by default.
 
     Returns:
-        The path.
+        The path where one is given, else the axes.
     """
     points, steps = result.path, range(1, len(result.path) + 1)
     classifies = points[0].accuracy is not None
-    names = {"accuracy": "accuracy", "margin": "smallest training margin"} if classifies else {"loss": "loss"}
-    names["moved"] = f"change of the anchors' {'logits' if classifies else 'outputs'}"
+    names = {"accuracy": "accuracy", "margin": "smallest training margin (logits)"} if classifies else {"loss": "loss"}
+    names["moved"] = f"{'logits' if classifies else 'outputs'} moved (RMS over anchors)"
+    titles = ("right samples", "the worst sample", "change elsewhere") if classifies else ("loss", "change elsewhere")
     kept = next(step for step, point in zip(steps, points, strict=True) if point is result.point)
     gates = next(
         (step for step, point in zip(steps, points, strict=True) if len(point.theta) > len(points[0].theta)), 1
     )
-    figure, axes = _figure(4.4 * len(names), 3.8, columns=len(names))
-    for axis, (name, label) in zip(axes, names.items(), strict=True):
-        axis.plot(steps, [getattr(point, name) for point in points], ".-", color=_COLORS["wrapped"], label="training")
-        axis.axvline(kept, color="black", linewidth=0.8, linestyle="--", label="kept")
+    figure, axes = _axes(ax, 4.4 * len(names), 3.8, columns=len(names))
+    for axis, title, (name, label) in zip(axes, titles, names.items(), strict=True):
+        axis.plot(steps, [getattr(point, name) for point in points], "o-", color=_BLUE, markersize=4, label="training")
+        axis.axvline(kept, color=_BLACK, linewidth=0.8, linestyle="--", label="kept")
         if gates > 1:
-            axis.axvline(gates - 0.5, color="0.55", linewidth=0.8, linestyle=":", label="gated head added")
-        axis.set(xlabel="step", ylabel=label)
+            axis.axvline(gates - 0.5, color=_GREY, linewidth=0.8, linestyle=":", label="gated head added")
+        axis.set(xlabel="step", ylabel=label, title=title)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if points[0].validation is not None:
         validation = [point.validation for point in points]
-        axes[0].plot(steps, validation, ".:", color=_COLORS["alignment"], label="validation")
+        axes[0].plot(steps, validation, "s:", color=_RED, markersize=4, label="validation")
     if classifies:
-        axes[1].axhline(0, color=_COLORS["bound"], linewidth=0.8)
+        axes[1].axhline(0, color=_RED, linewidth=0.8)
     axes[0].legend(frameon=False, fontsize="small")
-    return _written(figure, path)
+    return _written(figure, axes, path)
 
 
-def _figure(width, height, columns=1):
-    """Return a figure and its axes, one or an array of them."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
-    for axis in np.ravel(axes):
-        axis.grid(alpha=0.3)
-    return figure, axes
+def _axes(ax, width, height, columns=1) -> tuple[Any, Any]:
+    """Return a figure and its axes, one or an array of them: those that were given, or new ones."""
+    if ax is None:
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns)
+        for axis in np.ravel(axes):
+            axis.grid(alpha=0.3)
+        return figure, axes
+    given = np.ravel(ax)
+    if len(given) != columns:
+        raise ValueError(f"This picture needs {columns} matplotlib axes. Received: {len(given)}")
+    return given[0].get_figure(root=True), given[0] if columns == 1 else given
 
 
-def _draw(axis, history, key, name, color):
+def _draw(axis, history, key, name, color, marker):
     if key not in history:
         return
     epochs = range(1, len(history[key]) + 1)
-    axis.plot(epochs, history[key], color=color, label=f"{name}, training")
+    often = max(1, len(epochs) // 10)  # markers on some epochs only
+    style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
+    axis.plot(epochs, history[key], **style, label=f"{name}, training")
     if f"val_{key}" in history:
-        axis.plot(epochs, history[f"val_{key}"], color=color, linestyle=":", label=f"{name}, test")
+        axis.plot(epochs, history[f"val_{key}"], **style, linestyle=":", label=f"{name}, test")
     switch = [epoch for epoch, phase in zip(epochs, history.get("phase", []), strict=False) if phase]
     if switch:
+        axis.axvspan(switch[0] - 0.5, len(epochs) + 0.5, color=color, alpha=0.08, linewidth=0)
         axis.axvline(switch[0] - 0.5, color=color, linewidth=0.8, linestyle="--", label=f"{name}, switch")
 
 
-def _written(figure, path):
+def _written(figure, axes, path):
+    if path is None:
+        return axes
     figure.savefig(path, dpi=120)
     return path

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_dal.__main__ import main
+import keras_dal
+from keras_dal.__main__ import _parser, main
 
 
 @pytest.fixture
@@ -104,6 +106,22 @@ def test_bad_files_get_one_sentence(files, capsys):
     (files / "train.npz").write_bytes(b"garbage")
     assert run(files, "certify") == 2
     assert "is not a whole .npz file. Received:" in capsys.readouterr().err
+
+
+def test_help_has_examples_that_it_understands(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [line.split(" > ")[0] for line in lines if line.startswith("keras-dal ")]
+    assert len(examples) == 5
+    for example in examples:
+        assert _parser().parse_args(shlex.split(example)[1:]).model == "model.keras"
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"keras-dal {keras_dal.__version__}\n"
 
 
 def test_the_module_runs():

@@ -1,5 +1,6 @@
 """Pictures: what is drawn is read back from the figure that was about to be written."""
 
+import functools
 import importlib
 from types import SimpleNamespace
 
@@ -52,6 +53,60 @@ def test_curves_show_both_runs_and_the_switch(figures, tmp_path):
     assert line(accuracy, "wrapped, switch").get_xdata()[0] == 2.5  # after the second epoch
     assert len(alignment.lines) == 2  # the base was not measured
     assert figures[0].get_suptitle() == "A title"
+    (second_phase,) = loss.patches
+    assert (second_phase.get_x(), second_phase.get_width()) == (2.5, 1.0)
+
+
+def test_runs_can_be_told_apart_without_colour(figures, tmp_path):
+    plots.curves(dict.fromkeys("abcdefg", HISTORY), tmp_path / "curves.png")
+    drawn = [line for line in figures[0].axes[0].lines if "switch" not in line.get_label()]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in drawn}) == len(drawn) == 14
+
+
+def drawn_into_own_axes(draw, columns, width, height):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns)
+    for axis in np.ravel(axes):
+        axis.grid(alpha=0.3)
+    assert draw(ax=axes) is axes if columns == 1 else draw(ax=axes) is not None
+    return figure
+
+
+def pixels(figure, path):
+    figure.savefig(path, dpi=60)
+    return image.imread(path)
+
+
+def test_given_axes_show_what_a_figure_of_its_own_shows(figures, certificate, tmp_path):
+    report = SimpleNamespace(singular_values=np.array([2.0, 1e-12]), tolerance=1e-9, summary=lambda: "rank 1 of 2")
+    path = points(validation=True)
+    result = SimpleNamespace(path=path, point=path[-1])
+    for draw, columns, width, height in (
+        (functools.partial(plots.curves, {"run": HISTORY}), 3, 13, 3.8),
+        (functools.partial(plots.spectrum, report), 1, 6, 3.8),
+        (functools.partial(plots.bound, certificate, [1.1, 0.9, 0.8], accuracies=[0.1, 0.2, 0.3]), 1, 6.5, 4),
+        (functools.partial(plots.solution, result), 3, 13.2, 3.8),
+    ):
+        draw(path=tmp_path / "own.png")
+        own = pixels(figures[-1], tmp_path / "own.png")
+        given = pixels(drawn_into_own_axes(draw, columns, width, height), tmp_path / "given.png")
+        np.testing.assert_allclose(given, own, atol=0.02)
+
+
+def test_titles_and_labels_are_everywhere(figures, certificate, tmp_path):
+    path = points(validation=True)
+    plots.curves({"run": HISTORY}, tmp_path / "curves.png")
+    plots.bound(certificate, path=tmp_path / "bound.png")
+    plots.solution(SimpleNamespace(path=path, point=path[-1]), tmp_path / "path.png")
+    for axis in [axis for figure in figures for axis in figure.axes]:
+        assert axis.get_title()
+        assert axis.get_xlabel()
+        assert axis.get_ylabel()
+
+
+def test_the_number_of_given_axes_is_checked():
+    with pytest.raises(ValueError, match="needs 3 matplotlib axes. Received: 1"):
+        plots.curves({"run": HISTORY}, ax=Figure().subplots())
 
 
 def test_spectrum_shows_singular_values_above_and_below_the_tolerance(figures, tmp_path):

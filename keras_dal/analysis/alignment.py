@@ -1,5 +1,7 @@
 """The alignment condition as numbers: how much of the labels lies in the column space of the Jacobian."""
 
+from typing import Any
+
 import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import aslinearoperator, lsqr
@@ -21,8 +23,15 @@ _ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the dat
 
 
 def alignment(
-    model, x, y=None, sample_weight=None, loss=None, parameters="head", batch_size=256, decide_separability=True
-):
+    model: Any,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    loss: Any = None,
+    parameters: Any = "head",
+    batch_size: int = 256,
+    decide_separability: bool = True,
+) -> AlignmentReport:
     """Measure how much of the labels lies in the column space of the Jacobian of a model's linear parameters.
 
     One pass over the data; memory does not grow with it beyond a limit, after which features wait in a temporary file.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ class Certificate:
         """The gradient descent step the bound is about, `1 / beta`."""
         return 1.0 / self._smoothness()
 
-    def bound(self, t):
+    def bound(self, t: float) -> float:
         """Return an upper bound of the objective after t steps of gradient descent.
 
         For a convex, beta-smooth F, `F(theta_t) <= F(w) + beta ||theta_0 - w||^2 / (2 t)` for every w (the standard
@@ -102,7 +103,7 @@ class Certificate:
             return self.objective
         return min(self.objective, *(value + beta * far / (2 * t) for value, far in self.comparisons))
 
-    def steps_for(self, objective):
+    def steps_for(self, objective: float) -> int | None:
         """Return the least number of steps after which the bound is at most `objective`; None if it never is."""
         beta = self._smoothness()
         if self.objective <= objective:
@@ -113,18 +114,18 @@ class Certificate:
         least = max(1, math.ceil(min(steps)))
         return least if self.bound(least) <= objective else least + 1
 
-    def loss_at_scale(self, scale):
+    def loss_at_scale(self, scale: float) -> float | None:
         """Return an upper bound of the loss at `scale` times the witness with positive margin; None without one."""
         if self.margin is None or self.margin <= 0:
             return None
         return float(REGISTERED[self.loss_name]().at_margin(scale * self.margin, self.num_outputs))
 
-    def to_json(self):
+    def to_json(self) -> str:
         """Return the certificate as a JSON object."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text):
+    def from_json(cls, text: str) -> "Certificate":
         """Return the certificate that `to_json` wrote."""
         fields = json.loads(text)
         for name in ("infimum", "not_covered"):
@@ -168,7 +169,16 @@ class Certificate:
         return self.beta
 
 
-def certify(model, x, y=None, sample_weight=None, loss=None, parameters="head", batch_size=256, max_bytes=2**28):
+def certify(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    loss: Any = None,
+    parameters: Any = "head",
+    batch_size: int = 256,
+    max_bytes: int = 2**28,
+) -> Certificate:
     """Certify what training theta_S alone can reach on these samples, and how fast.
 
     Args:

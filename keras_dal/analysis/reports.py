@@ -43,11 +43,11 @@ class AlignmentReport:
     lower_bound: bool = False
 
     @property
-    def alignment(self):
+    def alignment(self) -> float:
         """`1 - residual_share`, in [0, 1]."""
         return 1.0 - self.residual_share
 
-    def summary(self):
+    def summary(self) -> str:
         """Return alignment, rank and verdict in one line."""
         most = min(self.num_samples * self.num_outputs, self.num_parameters)
         rank = "rank not decided" if self.rank is None else f"rank {self.rank:,} of {most:,} at {self.tolerance:.0e}"

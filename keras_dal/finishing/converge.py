@@ -1,7 +1,9 @@
 """Finishing a trained model: its head is solved on cached features, and its predictions change little."""
 
 import functools
+import os
 import warnings
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -11,31 +13,31 @@ from keras_dal.features.batches import are_arrays, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.finishing.history import Path, Stopped
 from keras_dal.finishing.problem import FEW_RIDGES, RIDGES, Task
-from keras_dal.finishing.result import finished
+from keras_dal.finishing.result import Result, finished
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import add_gated_head, num_gates
 from keras_dal.models.structure import find_structure
 
 
 def converge(
-    model,
-    x,
-    y=None,
-    sample_weight=None,
+    model: Any,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
     *,
-    tol=1e-4,
-    loss=None,
-    validation_data=None,
-    anchors=None,
-    gated="auto",
-    ridge=None,
-    patience=None,
-    time_limit=None,
-    cache=None,
-    max_bytes=2**32,
-    batch_size=256,
-    verbose=1,
-):
+    tol: float = 1e-4,
+    loss: Any = None,
+    validation_data: Any = None,
+    anchors: Any = None,
+    gated: Literal["auto"] | bool = "auto",
+    ridge: float | None = None,
+    patience: int | None = None,
+    time_limit: float | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    max_bytes: int = 2**32,
+    batch_size: int = 256,
+    verbose: int = 1,
+) -> Result:
     """Train the last layer of a model to its global optimum, in seconds, on features that are computed once.
 
     Classifiers: the head is changed until every training sample is on its right side, and predictions elsewhere change

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from keras_dal.analysis.certificate import certify_structure
+from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.history import CERTIFIED, SEPARATED, STALLED, TIRED, Point
+from keras_dal.tables import as_html
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048
@@ -90,11 +91,11 @@ class Result:
     _theta: np.ndarray
 
     @property
-    def reached(self):
+    def reached(self) -> bool:
         return self.scaled_loss - self.floor <= (_TOL if self.tol is None else self.tol)
 
     @functools.cached_property
-    def certificate(self):
+    def certificate(self) -> Certificate:
         """The `Certificate` of the model at `point`, before any `rescale`, made at the first access.
 
         It holds the features in float64.
@@ -102,7 +103,7 @@ class Result:
         data, features = self._data, np.asarray(self._data.features, np.float64)
         return certify_structure(self.structure, features, data.targets, data.loss, self._theta, data.weights)
 
-    def choose(self, point):
+    def choose(self, point: Point | int) -> "Result":
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.
 
         Args:
@@ -119,7 +120,7 @@ class Result:
             )
         return _evaluated(self._data, point, self.path, self.stopped_by, self.seconds)
 
-    def rescale(self, scale=None):
+    def rescale(self, scale: float | None = None) -> None:
         """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back."""
         self.structure.assign((self.scale if scale is None else scale) * self._theta)
 
@@ -137,6 +138,9 @@ class Result:
     def logits(self, features):
         """Return the logits `(k, C)` of the model at `point`, in float64, for features `(k, m)`."""
         return _logits(self._data.head, features, self._theta)
+
+    def _repr_html_(self):
+        return as_html(self._rows())
 
     def __repr__(self):
         return f"<Result: loss {self.loss:.4g}, {self.scaled_loss:.4g} at scale {self.scale:.4g}, {self.stopped_by}>"

@@ -1,6 +1,7 @@
 """Giving a model a gated head, sized so that the labels of its training samples are in the column space."""
 
 import math
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -20,19 +21,19 @@ _PLACES = ("beside", "before")
 
 
 def add_gated_head(
-    model,
-    x=None,
+    model: Any,
+    x: Any = None,
     *,
-    num_samples=None,
-    place="beside",
-    gates="random",
-    sharpness=10.0,
-    oversample=OVERSAMPLE,
-    loss=None,
-    seed=None,
-    batch_size=256,
-    verbose=True,
-):
+    num_samples: int | None = None,
+    place: Literal["beside", "before"] = "beside",
+    gates: Literal["random", "learned"] = "random",
+    sharpness: float = 10.0,
+    oversample: float = OVERSAMPLE,
+    loss: Any = None,
+    seed: int | None = None,
+    batch_size: int = 256,
+    verbose: bool = True,
+) -> Any:
     """Return a copy of a model with a gated head that can reach every labelling of the training samples.
 
     Beside the head, a mixture of linear maps adds nothing at first: the copy computes what the model does. It has

@@ -46,8 +46,8 @@ class Structure:
     layer: Any
     output_layer: Any
     activation: str
-    linear_parameters: tuple
-    gated_layers: tuple
+    linear_parameters: tuple[Any, ...]
+    gated_layers: tuple[Any, ...]
     num_features: int
     num_outputs: int
 
@@ -113,7 +113,7 @@ class Structure:
         return head.logits(features, Head.join([to_numpy(v) for v in variables]))
 
 
-def find_structure(model, x=None, parameters="head"):
+def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Structure:
     """Find the parameters that a model's logits are linear in, and check numerically that they are.
 
     Recognized are models that end with a `Dense` layer, with a gated layer before or around it, or with a `Dense` layer

@@ -8,6 +8,7 @@ of automatic differentiation, in the precision of the model.
 import functools
 import math
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,7 +23,9 @@ from keras_dal.models.structure import find_structure, named_variables
 _VECTORS = 4  # of each length that a Krylov method such as LSQR keeps
 
 
-def tangent_operator(model, x, parameters="head", batch_size=256, max_bytes=2**32):
+def tangent_operator(
+    model: Any, x: Any, parameters: Any = "head", batch_size: int = 256, max_bytes: int = 2**32
+) -> "HeadOperator | AutodiffOperator":
     """Return J as a linear operator, for the head of a model, its whole network, or any parameters between.
 
     Args:
@@ -55,7 +58,7 @@ class _Operator(LinearOperator):
     def __init__(self, num_samples, num_outputs, num_parameters, num_bytes, max_bytes):
         super().__init__(np.dtype(np.float64), (num_samples * num_outputs, num_parameters))
         self.num_outputs = num_outputs
-        self.num_bytes = num_bytes + 8 * _VECTORS * sum(self.shape)
+        self.num_bytes: int = num_bytes + 8 * _VECTORS * sum(self.shape)
         if self.num_bytes > max_bytes:
             raise MemoryError(
                 f"Products with this Jacobian would take about {self.num_bytes:,} bytes (formed, it would take "
@@ -65,7 +68,7 @@ class _Operator(LinearOperator):
             )
 
     @functools.cached_property
-    def seconds_per_product(self):
+    def seconds_per_product(self) -> float:
         """Estimated time of one product, from one batch; LSQR makes two products per iteration."""
         self._try()  # compiles
         start = time.perf_counter()

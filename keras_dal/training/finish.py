@@ -1,9 +1,11 @@
 """The second phase on data that are at hand: in a loop of one's own, or after `fit`."""
 
 import itertools
+from typing import Any
 
 from keras_dal.features.batches import batches, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
@@ -12,12 +14,22 @@ from keras_dal.training.statistics import BatchStatistics
 from keras_dal.training.wrap import find_wrap
 
 
-def finish(model, x, y=None, sample_weight=None, *, loss=None, max_bytes=2**32, batch_size=256, verbose=1):
+def finish(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    loss: Any = None,
+    max_bytes: int = 2**32,
+    batch_size: int = 256,
+    verbose: int = 1,
+) -> Result:
     """Solve the convex second phase of a model: its linear parameters, on the features of these data.
 
     If its optimizer is a `Wrap` that still explores, the average of the weights becomes the weights first, the batch
     statistics are renewed on these data, and everything but the linear parameters freezes. A plain head then minimizes
-    `loss + 0.1 * mean squared change of the logits` to within 1e-4 of its minimum, proved in float64; a head with a
+    `loss + 0.01 * mean squared change of the logits` to within 1e-4 of its minimum, proved in float64; a head with a
     gated branch puts every sample on its right side. This is what `AlignmentMonitor` does at the end of `fit`, with the
     data that flow through it (the framework of Kawaguchi, Zhang and Deng, 2022).
 

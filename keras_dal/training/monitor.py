@@ -1,6 +1,7 @@
 """AlignmentMonitor: measures the alignment condition in `fit`, and drives the two phases of `Wrap`."""
 
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,7 +50,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         ValueError: when training begins, for a model without a linear head or a loss outside the theory.
     """
 
-    def __init__(self, data=None, verbose=True):
+    def __init__(self, data: Any = None, verbose: bool = True) -> None:
         super().__init__()
         self.data = data
         self.verbose = verbose
@@ -58,7 +59,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._wrap = None
 
     @property
-    def phase(self):
+    def phase(self) -> str:
         """`"explore"` or `"exploit"`; always `"explore"` with a plain optimizer."""
         return self._wrap.phase if self._wrap is not None else "explore"
 

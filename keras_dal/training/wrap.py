@@ -10,7 +10,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_dal import _backend
 from keras_dal.features.tracing import replaced
 from keras_dal.models.gated_layers import is_held_while_exploring
-from keras_dal.models.structure import find_structure
+from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training import arguments
 from keras_dal.training.averages import WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost
@@ -50,16 +50,16 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        optimizer,
-        explore=0.7,
-        exploit="head",
-        average=0.15,
-        finish=None,
-        noise=1e-3,
-        exploit_learning_rate=None,
-        name="wrap",
-        **kwargs,
-    ):
+        optimizer: Any,
+        explore: float | int | str | None = 0.75,
+        exploit: Any = "head",
+        average: float = 0.15,
+        finish: str | None = None,
+        noise: float = 1e-3,
+        exploit_learning_rate: Any = None,
+        name: str = "wrap",
+        **kwargs: Any,
+    ) -> None:
         if kwargs:
             raise ValueError(
                 "Wrap has no such arguments: set them on the optimizer it wraps. "
@@ -93,11 +93,11 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
     # The phase ------------------------------------------------------------------------------------------------------
 
     @property
-    def phase(self):
+    def phase(self) -> str:
         """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
         return "explore" if self._linear_indices is None else "exploit"
 
-    def switch(self, model, x=None, learning_rate=None):
+    def switch(self, model: Any, x: Any = None, learning_rate: float | None = None) -> Structure:
         """Freezes everything but the linear parameters; a second call changes nothing.
 
         In `fit`, `AlignmentMonitor` keeps batch normalization and dropout of the frozen part in inference mode. In a
@@ -136,7 +136,7 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
             model.make_train_function(force=True)  # the old one was traced while everything was trained
         return structure
 
-    def restart(self):
+    def restart(self) -> None:
         """Goes back to the first phase: the next steps train everything again, from the weights as they are.
 
         Step counts and slots of the inner optimizer go on. Trace a `tf.function` of your own anew.
@@ -147,18 +147,18 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
         if self._average is not None:
             self._average.end()
 
-    def begin_average(self):
+    def begin_average(self) -> None:
         """Starts to average the weights, from the next step on; without a share to average, it changes nothing."""
         if self._average is not None:
             self._average.begin()
 
     @property
-    def is_averaging(self):
+    def is_averaging(self) -> bool:
         """Whether the weights of every step count for the average now."""
         return self._average is not None and self._average.has_begun
 
     @property
-    def averaged_steps(self):
+    def averaged_steps(self) -> int | None:
         """Number of steps in the average so far: 0 where none has begun, None where the inner optimizer averages."""
         if innermost(self.inner_optimizer).use_ema:
             return None

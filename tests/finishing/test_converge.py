@@ -347,7 +347,7 @@ def test_a_branch_is_solved_for_by_interpolation(model, digits):
     result = converge(model, x, y, gated=True, validation_data=validation, verbose=0)
     assert 1 <= len(gated_points(result)) <= 6
     assert result.margin > 0
-    assert result.point.gap < 1e-3 * gated_points(result)[0].moved ** 2
+    assert result.point.violation < 1e-3 * gated_points(result)[0].moved ** 2
     assert accuracy(result.model, *validation) > before - 0.02
     first = result.path[0]
     assert first.moved == 0.0

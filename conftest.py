@@ -1,0 +1,68 @@
+"""Runs the Python blocks of the README and of the pages in docs/, one page after the other in a folder of its own."""
+
+import os
+import tempfile
+
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+# Keras is imported where it is needed: tests/conftest.py, which is read later, sets up what it reads at its import.
+
+
+def digits(side=8):
+    """Return few digits of scikit-learn, `(n, side, side, 1 or 3)`, and labels, for training and for the test."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = (images[:300].reshape(-1, 8, 8, 1) / 16.0).astype("float32")
+    if side != 8:
+        images = images.repeat(side // 8, axis=1).repeat(side // 8, axis=2).repeat(3, axis=3)
+    return images[:200], labels[:200], images[200:], labels[200:300]
+
+
+def network():
+    """Return a small compiled classifier of these images."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, name="logits"),
+        ]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def begin(namespace):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import keras
+
+    import keras_dal
+
+    namespace.update(digits=digits, network=network, keras=keras, keras_dal=keras_dal)
+    namespace["_before"] = os.getcwd()
+    namespace["_folder"] = tempfile.TemporaryDirectory()
+    os.chdir(namespace["_folder"].name)
+
+
+def end(namespace):
+    import keras
+
+    os.chdir(namespace["_before"])
+    namespace["_folder"].cleanup()
+    keras.config.set_dtype_policy("float32")
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "docs/*.md"],
+    setup=begin,
+    teardown=end,
+).pytest()

@@ -1,0 +1,40 @@
+"""Reports as tables of (name, value): as text for a terminal, as HTML for a notebook."""
+
+import html
+from collections.abc import Iterable
+
+Row = tuple[str, object]
+
+
+def as_text(rows: Iterable[Row], title: Row | None = None) -> str:
+    """Return a table whose values begin in one column.
+
+    Args:
+        rows: pairs of a name and a value; a value of None is left out.
+        title: a first row.
+    """
+    kept = _kept(rows, title)
+    width = max((len(name) for name, _ in kept), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in kept)
+
+
+def as_html(rows: Iterable[Row], title: Row | None = None) -> str:
+    """Return the same table for `_repr_html_`, with everything in it escaped.
+
+    Args:
+        rows: pairs of a name and a value; a value of None is left out.
+        title: a first row, as the head of the table.
+    """
+    head = "" if title is None else f"<thead>{_row(title, 'th')}</thead>"
+    body = "".join(_row(row, "td") for row in _kept(rows))
+    return f"<table>{head}<tbody>{body}</tbody></table>"
+
+
+def _kept(rows, title=None):
+    return [(name, value) for name, value in (*([] if title is None else [title]), *rows) if value is not None]
+
+
+def _row(row, cell):
+    name, value = (html.escape(str(part)) for part in row)
+    left = ' style="text-align: left"'
+    return f'<tr><th scope="row"{left}>{name}</th><{cell}{left}>{value}</{cell}></tr>'

@@ -1,0 +1,130 @@
+"""What the pages promise is there: files, headings, commands, messages, and every public name."""
+
+import ast
+import inspect
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import keras_dal
+from keras_dal import plots
+from keras_dal.__main__ import _parser
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def shown(page):
+    """Return the text of a page that readers see, without comments."""
+    return re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
+
+
+def prose(page):
+    return re.sub(r"^```.*?^```|`[^`\n]*`", "", shown(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def files_of_git():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git, which knows what a fresh one would have")
+    return set(listed.stdout.splitlines())
+
+
+def slugs(page):
+    """Return the anchors that Sphinx and GitHub give to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", shown(page), flags=re.DOTALL | re.MULTILINE), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_and_images_lead_to_files_of_git(page):
+    known = files_of_git()
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.relative_to(ROOT).as_posix() in known, f"{page.name} promises {target}"
+        if anchor:
+            assert anchor in slugs(file), f"{page.name} promises {target}"
+
+
+def commands(page):
+    """Yield the shell commands of a page, without their comments and environment."""
+    for block in re.findall(r"^```bash\n(.*?)^```", shown(page), re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                words.pop(0)
+            if words:
+                yield words
+
+
+@each_page
+def test_commands_name_what_is_there(page):
+    targets = set(re.findall(r"^([\w./]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands(page):
+        if words[0] == "make":
+            assert set(words[1:]) <= targets
+        elif words[0] == "keras-dal":
+            _parser().parse_args(words[1:])
+        elif words[0].endswith("python"):
+            assert words[1].endswith(".py")
+            assert (ROOT / words[1]).is_file()
+            text = "".join(path.read_text() for path in (ROOT / words[1]).parent.glob("*.py"))
+            for option in (word for word in words[2:] if word.startswith("--")):
+                assert f'"{option}"' in text, f"{words[1]} has no {option}"
+        else:
+            assert words[0].endswith("pip"), f"no check for {words}"
+
+
+def test_the_reference_has_every_public_name_and_no_other():
+    listed = re.findall(r"^\.\. auto(?:class|function):: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    drawn = [name for name, value in vars(plots).items() if inspect.isfunction(value) and not name.startswith("_")]
+    expected = [f"keras_dal.{name}" for name in keras_dal.__all__] + [f"keras_dal.plots.{name}" for name in drawn]
+    assert sorted(listed) == sorted(expected)
+
+
+def test_every_public_method_is_in_the_reference():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for name in ("Result", "Certificate", "AlignmentReport", "Structure"):
+        members = re.search(rf"^\.\. autoclass:: keras_dal\.{name}\n   :members: (.+)$", text, re.MULTILINE)
+        assert members is not None
+        own = {key for key, value in vars(getattr(keras_dal, name)).items() if getattr(value, "__doc__", None)}
+        fields = set(getattr(keras_dal, name).__dataclass_fields__)
+        public = {key for key in own - fields if not key.startswith("_")}
+        assert public <= set(members[1].split(", ")), name
+
+
+def sentences():
+    """Return all strings of the package, with what is filled in as ?."""
+    for path in (ROOT / "keras_dal").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "?" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_on_the_page_are_messages_of_the_package():
+    said = "\n".join(sentences())
+    explained = re.findall(r"^(.+)\n: ", (ROOT / "docs" / "messages.md").read_text(), re.MULTILINE)
+    assert len(explained) > 15
+    assert [message for message in explained if message not in said] == []
+
+
+def test_tests_that_the_page_on_reliability_names_are_there():
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()):
+        assert f"def {name}(" in text, name
+
+
+def test_every_page_of_the_site_is_in_its_contents():
+    pages = {path.stem for path in ROOT.glob("docs/*.md")} - {"index"}
+    blocks = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("index", "measurements")]
+    listed = re.findall(r"^(\w+)$", "\n".join(blocks), re.MULTILINE)
+    assert pages <= set(listed)

@@ -1,0 +1,37 @@
+"""Tables of reports: what is printed lines up, and what a notebook shows is what was said."""
+
+from xml.etree import ElementTree
+
+from keras_dal.tables import as_html, as_text
+
+ROWS = [("loss", 0.5), ("penalty", None), ("training accuracy", "<b>100 %</b> & more"), ("left", 0)]
+
+
+def cells(table):
+    return [["".join(cell.itertext()) for cell in row] for row in ElementTree.fromstring(table).iter("tr")]
+
+
+def test_values_begin_in_one_column():
+    assert as_text(ROWS, title=("Result", "reached")).splitlines() == [
+        "Result             reached",
+        "loss               0.5",
+        "training accuracy  <b>100 %</b> & more",
+        "left               0",
+    ]
+
+
+def test_html_shows_every_value_as_it_is():
+    expected = [["loss", "0.5"], ["training accuracy", "<b>100 %</b> & more"], ["left", "0"]]
+    assert cells(as_html(ROWS)) == expected
+    assert cells(as_html(iter(ROWS), title=("A <title>", "aligned"))) == [["A <title>", "aligned"], *expected]
+
+
+def test_html_has_one_head_for_the_title_and_names_as_heads_of_rows():
+    table = ElementTree.fromstring(as_html(ROWS, title=("Result", "reached")))
+    assert len(list(table.iter("thead"))) == 1
+    assert [row[0].get("scope") for row in table.iter("tr")] == ["row"] * 4
+
+
+def test_no_rows_are_an_empty_table():
+    assert as_text([]) == ""
+    assert cells(as_html([])) == []
