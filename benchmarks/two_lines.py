@@ -39,6 +39,7 @@ def parsed():
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["base", "wrapped", "compressed"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--augment", choices=("model", "dataset"), default="model", help="where images are changed")
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
     parser.add_argument("--core", type=int, help="the one core to run on")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -85,9 +86,10 @@ class Training:
 
     def __init__(self, options, seed):
         self.options, self.seed = options, seed
-        padding, mirror, epochs = SETS[options.dataset]
+        self.padding, self.mirror, epochs = SETS[options.dataset]
         self.train, self.test, self.num_classes = load(options.dataset, options.images, options.data_dir)
-        self.image_set = data.ImageSet(options.dataset, padding, mirror)
+        changed = (self.padding, self.mirror) if options.augment == "dataset" else (0, False)
+        self.image_set = data.ImageSet(options.dataset, *changed)
         self.epochs, self.steps = options.epochs or epochs, len(self.train) // BATCH
 
     def optimizer(self, epochs, **kind):
@@ -109,7 +111,7 @@ class Training:
 
     def model(self, optimizer, gated=False):
         keras.utils.set_random_seed(self.seed)
-        model = models.build("resnet", 8, self.num_classes, self.train.x)
+        model = self._augmented(models.build("resnet", 8, self.num_classes, self.train.x))
         if self.options.recipe == "smoothing":
             loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
         else:
@@ -119,6 +121,17 @@ class Training:
             model = keras_dal.add_gated_head(model, num_samples=len(self.train), seed=self.seed, verbose=False)
         model.compile(optimizer, loss, metrics=["accuracy"])
         return model
+
+    def _augmented(self, network):
+        """Return the network behind layers that shift and mirror images in training, as Keras' guides have it."""
+        if self.options.augment != "model":
+            return network
+        inputs = x = keras.Input(self.train.shape)
+        if self.mirror:
+            x = keras.layers.RandomFlip("horizontal")(x)
+        share = self.padding / self.train.shape[0]
+        shift = keras.layers.RandomTranslation(share, share, fill_mode="constant", interpolation="nearest")
+        return keras.Model(inputs, network(shift(x)))
 
     def batches(self, epochs):
         batches = data.training_batches(self.train, self.image_set, BATCH, self.seed, 0, epochs)
@@ -175,7 +188,7 @@ class Training:
             "seconds_of_solver": round(result.seconds, 3),
             "training_accuracy": result.accuracy,
             "scaled_loss": result.scaled_loss,
-            "gap": float(result.point.gap),
+            "gap": float(result.point.gap) if np.isfinite(result.point.gap) else None,
         }
         if not gated:  # the same network, its head solved on images without augmentation
             started = time.perf_counter()
@@ -211,9 +224,9 @@ class Training:
         epochs = round(keras_dal.Wrap("sgd").explore * self.epochs)
         model = self.model(self.optimizer(self.epochs))
         first = self.fit(model, epochs)
-        body = model.layers[-1]
-        for layer in body.layers[:-1]:
-            layer.trainable = False
+        for layer in model._flatten_layers(include_self=False):
+            if not isinstance(layer, keras.Model):
+                layer.trainable = layer.name == "logits"
         model.compile(keras.optimizers.SGD(0.01, momentum=0.9), model.loss, metrics=["accuracy"])
         second = self.fit(model, self.epochs - epochs)
         return self._row(model, {name: round(first[name] + second[name], 2) for name in first})
@@ -235,7 +248,7 @@ def main():
         threads = 1 if options.core is not None else options.threads
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-    setting = {name: getattr(options, name) for name in ("dataset", "images", "recipe", "core", "threads")}
+    setting = {name: getattr(options, name) for name in ("dataset", "images", "recipe", "augment", "core", "threads")}
     for seed in options.seeds:
         training = Training(options, seed)
         for way in options.ways:
