@@ -2,34 +2,41 @@
 
 From above by the loss of parameters, evaluated; 0 is proved by parameters with a positive smallest margin. From below
 by Fenchel duality: for u orthogonal to the columns of J, `inf L = inf_theta L(J theta) - <u, J theta> >= -L*(u)`. With
-`u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. Our derivation.
+`u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. Our derivation. All that rounding may have
+done is counted: margins and values with bounds of their errors, and a dual point only where an exact one is near it.
 """
 
 import contextlib
 import dataclasses
+import time
 
 import numpy as np
 from scipy import optimize, special
-from scipy.sparse.linalg import lsqr
 
-from keras_dal.solvers.jacobian import Products
+from keras_dal.solvers.exact_dual import nearby_dual
+from keras_dal.solvers.head_bounds import rounding
 
 _GAP = 1e-7  # of the two bounds, at which the search ends
 _ITERATIONS = 200
-_WORK = 1e12  # multiplications, a minute or so, after which the search ends with the bounds it has
-_OVERHEAD = 1000  # multiplications that take as long as what else is done to one logit in one product
+SECONDS = 5.0  # after which the search ends with the bounds it has
+_EPS = np.finfo(np.float64).eps
+_ROUNDED_UP, _SLACK = 1 + 1e-12, 1e-10  # relative, of sums of terms without signs
 _NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
-_NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being feasible
+_NEGLIGIBLE = (0.0, 1e-9, 1e-6, 1e-3)  # probabilities left out of the dual point where they keep it from being exact
 
 
 @dataclasses.dataclass(frozen=True)
 class Enclosure:
-    """`lower <= inf L <= upper`, `upper` reached by `theta`; a positive `margin` proves that the infimum is 0."""
+    """`lower <= inf L <= upper`, `upper` reached by `theta`; a positive `margin` proves that the infimum is 0.
+
+    `margin` is a lower bound of the smallest one; `out_of_time` says that the search for more ended early.
+    """
 
     lower: float
     upper: float
     theta: np.ndarray
     margin: float | None
+    out_of_time: bool = False
 
 
 def enclose_infimum(jacobian, loss, targets, weights):
@@ -45,19 +52,46 @@ def enclose_infimum(jacobian, loss, targets, weights):
         An `Enclosure`; its bounds lie within 1e-7 of each other unless the search ended early.
     """
     if loss.name == "squared error":
-        theta = jacobian.refined(targets)
-        value = np.mean(weights * loss.values(jacobian.logits(theta), targets))
-        return Enclosure(value, value, theta, None)
+        return _least_squares(jacobian, loss, targets, weights)
     search = _Search(jacobian, loss, targets, weights)
     search.run()
-    theta = jacobian.theta(search.best)
-    logits = jacobian.logits(theta)
-    margin = float(np.min(loss.margins(logits, targets)))
-    upper = float(np.mean(weights * loss.values(logits, targets)))
-    return Enclosure(0.0 if margin > 0 else search.lower, 0.0 if margin > 0 else upper, theta, margin)
+    logits, errors = jacobian.evaluate(search.best)
+    margin = smallest_margin(loss, logits, errors, targets)
+    upper = largest_loss(loss, logits, errors, targets, weights)
+    lower, upper = (0.0, 0.0) if margin > 0 else (min(search.lower, upper), upper)
+    return Enclosure(lower, upper, jacobian.theta(search.best), margin, search.out_of_time)
 
 
-class _OutOfWork(Exception):
+def smallest_margin(loss, logits, errors, targets):
+    """Return a lower bound of the smallest margin for logits with errors up to `(n, C)`; None without margins."""
+    margins = loss.margins(logits, targets)
+    return None if margins is None else float(np.min(margins - (2 + _EPS) * errors.max(axis=1)))
+
+
+def largest_loss(loss, logits, errors, targets, weights):
+    """Return an upper bound of the mean loss for logits with errors up to `(n, C)`."""
+    slopes = np.sum(np.abs(loss.gradient(logits, targets)) * errors, axis=1)
+    curved = loss.curvature(targets.shape[1]) / 2 * np.sum(errors**2, axis=1)
+    return float(np.mean(weights * (loss.values(logits, targets) + slopes + curved))) * _ROUNDED_UP
+
+
+def _least_squares(jacobian, loss, targets, weights):
+    """Return the enclosure of the squared error.
+
+    The lower bound is 0 where a direction that float64 cannot tell from rounding might explain the rest.
+    """
+    theta = jacobian.refined(targets)
+    logits, errors = jacobian.logits(theta), rounding(jacobian.head, jacobian.features, theta)
+    upper = largest_loss(loss, logits, errors, targets, weights)
+    lower = 0.0
+    if jacobian.is_complete():
+        residual = targets - jacobian.combine(jacobian.correlate(targets * weights[:, None]))
+        least, size = (np.sqrt(np.mean(weights * loss.values(each, 0.0 * each))) for each in (residual, targets))
+        lower = max(0.0, least - jacobian.basis_error * size) ** 2
+    return Enclosure(min(lower, upper), upper, theta, None)
+
+
+class _OutOfTime(Exception):
     """Ends a search that has become too long."""
 
 
@@ -70,15 +104,15 @@ class _Search:
         self.dual = _SoftmaxDual(targets) if loss.activation == "softmax" else _SigmoidDual(targets)
         self.lower, self.best, self.separated = 0.0, np.zeros(jacobian.size), False
         self._seen = None, None
-        self.products_left = _WORK / (targets.size * (2 * jacobian.size / jacobian.copies + _OVERHEAD))
+        self.out_of_time, self._end = False, time.monotonic() + SECONDS
         self.steepest = np.linalg.norm(self.gradient(self.best))
 
     def run(self):
-        with contextlib.suppress(_OutOfWork, StopIteration):
+        with contextlib.suppress(_OutOfTime, StopIteration):
             self.stop_when_decided(self.best)  # a minimum at the start would end the search without a look at it
             self._minimize()
         if not self.lower and not self.separated:
-            self.products_left = np.inf
+            self._end = np.inf
             self.lower = self._lower_bound(self._logits(self.best))
 
     def _minimize(self):
@@ -96,6 +130,7 @@ class _Search:
     def _logits(self, coefficients):
         """Return the logits; those of the last point are asked for again and again."""
         if self._seen[0] is None or not np.array_equal(self._seen[0], coefficients):
+            self._check_time()
             self._seen = coefficients.copy(), self.jacobian.combine(coefficients)
         return self._seen[1]
 
@@ -106,19 +141,22 @@ class _Search:
         logits = self._logits(coefficients)
         return self.jacobian.correlate(self.scale * self.loss.gradient(logits, self.targets))
 
-    def _spend(self):
-        self.products_left -= 1
-        if self.products_left < 0:
-            raise _OutOfWork
+    def _check_time(self):
+        if time.monotonic() > self._end and self._seen[0] is not None:
+            self.out_of_time = True
+            raise _OutOfTime
 
     def hessian_product(self, coefficients, direction):
-        self._spend()
+        self._check_time()
         curved = self.dual.curved(self._logits(coefficients), self.jacobian.combine(direction))
         return self.jacobian.correlate(self.scale * curved)
 
     def stop_when_decided(self, coefficients):
-        self.best, logits = coefficients, self._logits(coefficients)
-        self.separated = np.min(self.loss.margins(logits, self.targets)) > 0
+        logits = self._logits(coefficients)
+        self.best = coefficients
+        if np.min(self.loss.margins(logits, self.targets)) > 0:
+            logits, errors = self.jacobian.evaluate(coefficients)
+            self.separated = smallest_margin(self.loss, logits, errors, self.targets) > 0
         if self.separated:
             raise StopIteration
         if np.linalg.norm(self.gradient(coefficients)) > max(_NEAR * self.steepest, 1e-12):
@@ -128,33 +166,17 @@ class _Search:
             raise StopIteration
 
     def _lower_bound(self, logits):
-        """Return the entropy bound of the dual point nearest to the probabilities here, 0 where none is found."""
-        wrong = self.dual.wrong(logits)
+        """Return the entropy bound of an exact dual point near the probabilities here, 0 where none is known."""
+        best, wrong = 0.0, self.dual.wrong(logits)
         for negligible in _NEGLIGIBLE:
-            kept = self.dual.pairs & (wrong > negligible)
-            mass = np.zeros_like(wrong)
-            mass[kept] = self._orthogonal((self.weights[:, None] * wrong)[kept], kept)
-            if mass.any() and mass.min() >= 0:
-                shares = mass / self.weights[:, None]
-                shares /= max(1.0, self.dual.most(shares))
-                return float(np.sum(self.scale * self.dual.entropy(shares)))
-        return 0.0
-
-    def _orthogonal(self, mass, kept):
-        """Return the mass on the kept pairs without its part in their column space."""
-
-        def matvec(coefficients):
-            self._spend()
-            return self.dual.gaps(self.jacobian.combine(coefficients))[kept]
-
-        def rmatvec(cotangent):
-            full = np.zeros(kept.shape)
-            full[kept] = cotangent
-            return self.jacobian.correlate(self.dual.gaps_adjoint(full))
-
-        operator = Products((len(mass), self.jacobian.size), matvec, rmatvec)
-        inside = lsqr(operator, mass, atol=1e-15, btol=1e-15, conlim=0, iter_lim=300)[0]
-        return mass - operator.matvec(inside)
+            shares, part, complete = nearby_dual(self.jacobian, self.targets, wrong, self.weights, negligible)
+            shares /= max(1.0, self.dual.most(shares * (1 + part[:, None])))
+            entropy = np.sum(self.scale * self.dual.entropy(shares))
+            moved = 2 * np.sum(self.scale * special.entr(part[:, None] * shares))  # |h(x) - h(y)| <= h(|x - y|)
+            best = max(best, float(entropy * (1 - _SLACK) - moved))
+            if complete and best > 0:
+                break
+        return best
 
 
 class _SoftmaxDual:

@@ -1,10 +1,12 @@
 """The Jacobian J_S of a head on cached features: its column space, least-squares solutions and spectral norm.
 
 Rows are what the loss sees: scaled by the square roots of the sample weights and, for softmax, with the mean over the
-outputs removed, because a constant per sample changes neither the loss nor a prediction. Plain NumPy and SciPy.
+outputs removed, because a constant per sample changes neither the loss nor a prediction. Ranks are decided by the rule
+of `least_squares`. Plain NumPy and SciPy.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -12,18 +14,26 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 
 from keras_dal import heads
 from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
+from keras_dal.solvers.head_bounds import spectral_norm_bound
 from keras_dal.solvers.kfac_preconditioner import Whitening
+from keras_dal.solvers.least_squares import (
+    column_norms,
+    largest_singular_value,
+    nonzero,
+    rank_tolerance,
+    safe_mean,
+)
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 
 _ITERATIONS, _RESTARTS = 150, 6
 _LSQR = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
 _CLOSE = 3e-5  # residual over targets at which LSQR need not go on
 _GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
-_BLOCK = 4096  # samples whose gates exist at a time in float64
-_SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
+_EPS = np.finfo(np.float64).eps
 
 
-def jacobian(head, features, weights=None, centered=False, max_bytes=2**28):
+def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, precision=_EPS):
     """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
 
     Args:
@@ -32,6 +42,7 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28):
         weights: positive sample weights `(n,)`; ones by default.
         centered: whether constants per row are removed (softmax).
         max_bytes: largest matrix whose singular values are computed; beyond it the result is iterative.
+        precision: spacing at one of the numbers that the features were computed in.
 
     Returns:
         A `Jacobian`.
@@ -42,7 +53,7 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28):
         kind = IterativeJacobian
     else:
         kind = KroneckerJacobian if shared else DenseJacobian
-    return kind(head, features, np.ones(len(features)) if weights is None else weights, centered)
+    return kind(head, features, np.ones(len(features)) if weights is None else weights, centered, precision)
 
 
 class Products(LinearOperator):
@@ -59,6 +70,14 @@ class Products(LinearOperator):
         return self._backward(x.ravel())
 
 
+class Spectrum(NamedTuple):
+    """Rank, singular values of columns of norm one, and the largest one of the columns as they are or a bound of it."""
+
+    rank: int | None
+    singular_values: np.ndarray | None
+    sigma_max: float
+
+
 class Jacobian:
     """J_S, of shape `(nC, P)`.
 
@@ -66,7 +85,8 @@ class Jacobian:
         factorized: whether the column space is known, not only products with J_S.
         rank: numerical rank, None where it was not decided.
         full_rank: the rank at which every labelling is aligned, nC, or n(C - 1) with constants removed.
-        tolerance: singular values up to it count as zero, None where none was computed.
+        tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None where
+            none was computed.
         sigma_max: largest singular value, or an upper bound of it.
         method: how rank and sigma_max were obtained.
     """
@@ -77,7 +97,7 @@ class Jacobian:
     sigma_max: float
     method: str
 
-    def __init__(self, head, features, weights, centered):
+    def __init__(self, head, features, weights, centered, precision):
         self.head, self.features, self.centered = head, features, centered
         self.roots = np.sqrt(weights)[:, None]
         self.shape = (len(features) * head.num_outputs, head.num_parameters)
@@ -99,6 +119,10 @@ class Jacobian:
         """Return what of the targets `(n, C)` lies in the column space, up to constants per row for softmax."""
         return self.logits(self.solve(targets))
 
+    def with_constants(self):
+        """Return the `Spectrum` of J_S as it is, constants per sample included."""
+        return Spectrum(None, None, spectral_norm_bound(self.head, self.features, self.roots.ravel() ** 2))
+
     def refined(self, targets):
         """Return `solve(targets)` after one step of iterative refinement, where that removes rounding.
 
@@ -109,81 +133,158 @@ class Jacobian:
         return min(theta, theta + step, key=lambda each: np.linalg.norm(self.seen(targets - self.logits(each))))
 
 
-class _FactorizedJacobian(Jacobian):
-    """With `size` orthonormal vectors that span the weighted columns, and the two maps that they make."""
+class FactorizedJacobian(Jacobian):
+    """With orthonormal vectors that span the weighted columns, and the two maps that they make.
 
-    left: np.ndarray
-    right: np.ndarray
-    values: np.ndarray
-    copies = 1  # of every basis vector, one for each output
+    The matrix has `rows` rows for each sample and is repeated for `copies` outputs; `rows copies = C`. Its columns are
+    centred where the head has a bias, which undoes that, and scaled to norm one.
 
-    def _factorize(self, matrix, method):
-        left, values, right = linalg.svd(matrix, full_matrices=False, lapack_driver="gesdd", check_finite=False)
-        self.tolerance = max(self.shape) * np.finfo(np.float64).eps * values[0]
-        kept = int(np.sum(values > self.tolerance))
-        self.left, self.values, self.right = left[:, :kept], values[:kept], right[:kept]
-        self.size, self.sigma_max = kept * self.copies, values[0] * _SAFETY
-        self.rank = self.size - kept * (self.copies > 1) * self.centered
-        self.method = f"{method}, singular values above {self.tolerance:.1e}"
+    Attributes:
+        size: number of basis coefficients: all directions that float64 can tell from rounding.
+        columns: the centred matrix, `(n, rows, p)`, every entry with a relative error of one rounding.
+        values: singular values of the scaled columns, descending.
+    """
+
+    copies: int
+
+    def __init__(self, head, features, weights, centered, precision):
+        super().__init__(head, features, weights, centered, precision)
+        matrix = self.matrix(features)
+        self.sigma_max = largest_singular_value(self._weighted(matrix))
+        width = matrix.shape[2]
+        self._num_biases = matrix.shape[1] * _ends_with_bias(head)
+        self._shift, free = np.zeros(matrix.shape[1:]), width - self._num_biases
+        if self._num_biases:
+            self._shift[:, :free] = safe_mean(matrix[:, :, :free], weights)
+        self.columns = matrix - self._shift
+        weighted = self._weighted(self.columns)
+        self._scale = nonzero(column_norms(weighted))
+        left, self.values, right = linalg.svd(
+            weighted / self._scale, full_matrices=False, lapack_driver="gesdd", check_finite=False
+        )
+        self.tolerance, finest = (rank_tolerance(*weighted.shape, each) for each in (precision, _EPS))
+        kept = int(np.sum(self.values > finest * self.values[0]))
+        self._counted = int(np.sum(self.values > self.tolerance * self.values[0]))
+        self._left, self._right = left[:, :kept], right[:kept]
+        self.size = kept * self.copies
+        self.rank = self._counted * (self.copies - (self.copies > 1) * centered)
+        self.method = f"{self.method}, singular values above {self.tolerance:.1e} of the largest"
+
+    def matrix(self, features):
+        """Return the matrix `(n, rows, p)` on these features, every entry as float64 computes it."""
+        raise NotImplementedError
+
+    def _weighted(self, matrix):
+        """Return the rows as the loss sees them, `(n rows, p)`."""
+        return (matrix * self.roots[:, :, None]).reshape(-1, matrix.shape[2])
 
     def combine(self, coefficients):
         """Return the logits `(n, C)`, up to constants per row for softmax, of basis coefficients `(r,)`."""
-        raise NotImplementedError
+        logits = self._left @ coefficients.reshape(-1, self.copies)
+        return self.seen(logits.reshape(len(self.roots), -1)) / self.roots
 
     def correlate(self, cotangent):
         """Return the transpose of `combine` applied to a cotangent `(n, C)`, shape `(r,)`."""
-        raise NotImplementedError
+        return (self._left.T @ self.seen(cotangent / self.roots).reshape(-1, self.copies)).ravel()
+
+    def _scaled(self, coefficients):
+        kept = self._right.T @ (coefficients.reshape(-1, self.copies) / self.values[: len(self._right), None])
+        return kept / self._scale[:, None]
 
     def theta(self, coefficients):
         """Return the theta `(P,)` with these logits."""
-        raise NotImplementedError
+        theta = self._scaled(coefficients)
+        if self._num_biases:
+            theta[-self._num_biases :] -= self._shift @ theta
+        return theta.ravel()
+
+    def evaluate(self, coefficients):
+        """Return the logits `(n, C)`, up to constants per row for softmax, and a bound of their rounding errors.
+
+        They are those of a theta in real numbers: where offsets are large, float64 may not hold one as good.
+        """
+        theta = self._scaled(coefficients)
+        logits, size = self.columns @ theta, np.abs(self.columns) @ np.abs(theta)
+        error = _EPS * (len(theta) + 4) * size
+        return logits.reshape(len(self.roots), -1), error.reshape(len(self.roots), -1)
+
+    @property
+    def basis_error(self):
+        """A bound, with room, of how far the orthonormal vectors are from the span of the columns."""
+        smallest = self.values[len(self._right) - 1] / self.values[0]
+        return 10 * sum(self._left.shape) * _EPS / smallest
+
+    def is_complete(self):
+        """Whether the columns that were left out of the basis depend on the others exactly, not up to rounding."""
+        rows = self.columns.shape[0] * self.columns.shape[1]
+        if len(self._right) in (rows, np.count_nonzero(self.columns.any(axis=(0, 1)))):
+            return True
+        width = self.columns.shape[2]
+
+        def residues(prime):
+            return residues_modulo(self.matrix(self.features).reshape(rows, width), prime)
+
+        return exact_rank(residues, rows, width) == len(self._right)
+
+    def _counting(self, targets):
+        coefficients = self.correlate(targets * self.roots**2)
+        coefficients[self._counted * self.copies :] = 0.0
+        return coefficients
 
     def project(self, targets):
-        return self.combine(self.correlate(targets * self.roots**2))
+        return self.combine(self._counting(targets))
 
     def solve(self, targets):
-        return self.theta(self.correlate(targets * self.roots**2))
+        theta = self.theta(self._counting(targets))
+        if self._counted == self.columns.shape[2]:
+            return theta
+        return (self._row_space @ (self._row_space.T @ theta.reshape(-1, self.copies))).ravel()
+
+    @functools.cached_property
+    def _row_space(self):
+        """Orthonormal columns that span the rows of the matrix as it is: no scaling of columns changes a least norm."""
+        rows = self._scale[:, None] * self._right[: self._counted].T
+        if self._num_biases:
+            rows += self._shift.T @ rows[-self._num_biases :]
+        return linalg.qr(rows, mode="economic", check_finite=False)[0]
 
 
-class KroneckerJacobian(_FactorizedJacobian):
+class KroneckerJacobian(FactorizedJacobian):
     """`A kron I_C`, with `A = [Z, 1]` for a plain head: one factorization serves all outputs."""
 
-    def __init__(self, head, features, weights, centered):
-        super().__init__(head, features, weights, centered)
-        self.copies = head.num_outputs
-        self._factorize(head.columns(features) * self.roots, "SVD of what all outputs share")
+    method = "SVD of what all outputs share, with columns of norm one"
 
-    def combine(self, coefficients):
-        return self.seen(self.left @ coefficients.reshape(-1, self.head.num_outputs)) / self.roots
+    @property
+    def copies(self):
+        return self.head.num_outputs
 
-    def correlate(self, cotangent):
-        return (self.left.T @ self.seen(cotangent / self.roots)).ravel()
+    def matrix(self, features):
+        return self.head.columns(features)[:, None, :]
 
-    def theta(self, coefficients):
-        rows = coefficients.reshape(-1, self.head.num_outputs) / self.values[:, None]
-        return (self.right.T @ rows).ravel()
+    def with_constants(self):
+        return Spectrum(self._counted * self.copies, self.values, self.sigma_max)
 
 
-class DenseJacobian(_FactorizedJacobian):
+class DenseJacobian(FactorizedJacobian):
     """The matrix itself, for heads whose outputs share no small factor."""
 
-    def __init__(self, head, features, weights, centered):
-        super().__init__(head, features, weights, centered)
-        units = np.eye(head.num_outputs) - centered / head.num_outputs
-        rows = [head.adjoint(z[None], unit[None]) for z in features for unit in units]
-        self._factorize(
-            np.repeat(self.roots, head.num_outputs, axis=0) * np.array(rows),
-            "SVD of J_S",
-        )
+    copies = 1
+    method = "SVD of J_S with columns of norm one"
 
-    def combine(self, coefficients):
-        return (self.left @ coefficients).reshape(-1, self.head.num_outputs) / self.roots
+    def matrix(self, features):
+        units = np.eye(self.head.num_outputs)
+        return np.array([[self.head.adjoint(z[None], unit[None]) for unit in units] for z in features])
 
-    def correlate(self, cotangent):
-        return self.left.T @ (cotangent / self.roots).ravel()
+    def _weighted(self, matrix):
+        return super()._weighted(matrix - matrix.mean(axis=1, keepdims=True) * self.centered)
 
-    def theta(self, coefficients):
-        return self.right.T @ (coefficients / self.values)
+    def with_constants(self):
+        if not self.centered:
+            return Spectrum(self.rank, self.values, self.sigma_max)
+        weighted = super()._weighted(self.columns)
+        values = linalg.svdvals(weighted / nonzero(column_norms(weighted)))
+        rank = int(np.sum(values > self.tolerance * values[0]))
+        return Spectrum(rank, values, largest_singular_value(super()._weighted(self.columns + self._shift)))
 
 
 class IterativeJacobian(Jacobian):
@@ -195,8 +296,8 @@ class IterativeJacobian(Jacobian):
 
     factorized = False
 
-    def __init__(self, head, features, weights, centered):
-        super().__init__(head, features, weights, centered)
+    def __init__(self, head, features, weights, centered, precision):
+        super().__init__(head, features, weights, centered, precision)
         self.sigma_max = spectral_norm_bound(head, features, weights, centered)
         self._products = CachedJacobian(head, features.astype(np.float32))
         self._interpolation = self._factorized()
@@ -260,35 +361,6 @@ class IterativeJacobian(Jacobian):
         return theta
 
 
-def spectral_norm_bound(head, features, weights, centered=False):
-    """Return an upper bound of sigma_max(J_S), exact for a plain head, from matrices of the order of m + 1 and H only.
-
-    For gated units `J J'` is the entrywise product of the Gram matrices of `(u_i, 1)` and of `V_j * g_i`. By Schur's
-    product theorem `sigma_max(A o B) <= max_i A_ii sigma_max(B)` for positive semidefinite A and B; scaled to
-    `A_ii = 1` this leaves the largest eigenvalue of `(V V') o (G' D G)`, of order H, with `D_ii = |u_i|^2 + 1`. A
-    mixture has the same without `V V'`.
-    Iterative estimates of sigma_max are lower bounds and would not do.
-    """
-    if isinstance(head, heads.SumHead):
-        return np.sqrt(sum(spectral_norm_bound(part, features, weights, centered) ** 2 for part in head.parts))
-    if isinstance(head, heads.DenseHead):
-        columns = head.columns(features)
-        return _root_of_largest_eigenvalue(columns.T @ (columns * weights[:, None]))
-    if not isinstance(head, (heads.GatedHead, heads.MixtureHead)):
-        raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
-    moments = 0.0
-    for start in range(0, len(features), _BLOCK):
-        block = features[start : start + _BLOCK]
-        gates = head.gates(block)
-        squares = weights[start : start + _BLOCK] * (1.0 + np.sum(head.standardize(block) ** 2, axis=1))
-        moments = moments + gates.T @ (gates * squares[:, None])
-    if isinstance(head, heads.MixtureHead):
-        return _root_of_largest_eigenvalue(moments)
-    output = head.output_kernel - head.output_kernel.mean(axis=1, keepdims=True) * centered
-    largest = _root_of_largest_eigenvalue((output @ output.T) * moments)
-    return np.hypot(largest, np.sqrt(weights.sum()) * _SAFETY * head.use_bias)
-
-
-def _root_of_largest_eigenvalue(gram):
-    last = len(gram) - 1
-    return np.sqrt(linalg.eigvalsh(gram, subset_by_index=(last, last))[0]) * _SAFETY
+def _ends_with_bias(head):
+    """Whether the last parameters are one constant for each output."""
+    return _ends_with_bias(head.parts[-1]) if isinstance(head, heads.SumHead) else head.use_bias

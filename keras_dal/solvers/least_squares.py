@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
+_EPS = np.finfo(np.float64).eps
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
 SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
@@ -113,7 +114,7 @@ class StreamedQR:
             total = np.sum((labels - np.outer(ones, _mean_along(ones, labels))) ** 2, axis=0)
         tolerance = rank_tolerance(self.num_rows, k, precision)
         scale = column_norms(centred)
-        scale[scale <= np.finfo(np.float64).eps * self.num_rows * column_norms(columns)] = np.inf  # constant columns
+        scale[scale <= _EPS * self.num_rows * column_norms(columns)] = np.inf  # constant columns
         left, values, right = linalg.svd(centred / scale, full_matrices=False, check_finite=False)
         rank = int(np.sum(values > tolerance * values[0]))
         seen = left[:, :rank].T @ labels
@@ -134,18 +135,18 @@ def safe_mean(columns, weights=None):
 def column_norms(matrix):
     """Return the norms of columns, with no square that overflows or vanishes."""
     largest = np.max(np.abs(matrix), axis=0, initial=0.0)
-    return largest * np.sqrt(np.sum((matrix / _nonzero(largest)) ** 2, axis=0))
+    return largest * np.sqrt(np.sum((matrix / nonzero(largest)) ** 2, axis=0))
 
 
 def largest_singular_value(matrix, num_rows=None):
     """Return an upper bound of sigma_max, close to it; `num_rows` counts those that the matrix stands for."""
-    largest = _nonzero(np.max(np.abs(matrix), initial=0.0))
+    largest = nonzero(np.max(np.abs(matrix), initial=0.0))
     scaled = matrix / largest
     gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
     return float(largest * root_of_largest_eigenvalue(gram, num_rows or len(matrix)))
 
 
-def root_of_largest_eigenvalue(gram, num_terms=1, precision=np.finfo(np.float64).eps):
+def root_of_largest_eigenvalue(gram, num_terms=1, precision=_EPS):
     """Return an upper bound of the root, close to it, where every entry is a sum of `num_terms` rounded products."""
     last = len(gram) - 1
     largest = max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)
@@ -159,7 +160,7 @@ def rank_tolerance(num_rows, num_columns, precision):
     `precision / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds.
     """
     shorter, longer = sorted((num_rows, num_columns))
-    return precision * np.sqrt(shorter) + np.finfo(np.float64).eps * longer
+    return precision * np.sqrt(shorter) + _EPS * longer
 
 
 def project_moments(moments, num_outputs, use_bias, precision):
@@ -176,7 +177,7 @@ def project_moments(moments, num_outputs, use_bias, precision):
     moments = np.asarray(moments, np.float64)
     y = slice(len(moments) - num_outputs, None)
     one = len(moments) - num_outputs - 1
-    k, rounding = one + use_bias, max(precision, np.finfo(np.float64).eps)
+    k, rounding = one + use_bias, max(precision, _EPS)
     raw, labels = moments[:k, :k], np.diag(moments[y, y])
     means = moments[one] / moments[one, one] * use_bias
     means[one] = 0.0
@@ -187,7 +188,9 @@ def project_moments(moments, num_outputs, use_bias, precision):
     size, left = np.diag(raw), np.diag(gram)
     varies = left > _GRAM_SAFETY * k * rounding * size  # what is left of the others by centring may be rounding
     scale = np.sqrt(np.where(varies, left, np.inf))
-    lost = np.mean(size[varies] / left[varies]) if varies.any() else 1.0  # by how much centring has made rounding larger
+    lost = (
+        np.mean(size[varies] / left[varies]) if varies.any() else 1.0
+    )  # by how much centring has made rounding larger
     squares, vectors = linalg.eigh(gram / np.outer(scale, scale))
     values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
     tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding * lost))
@@ -238,10 +241,11 @@ def _mean_along(ones, columns):
     return first + ones @ (columns - np.outer(ones, first)) / square
 
 
-def _nonzero(scale):
+def nonzero(scale):
+    """Return scales to divide by, 1 for what is zero."""
     return np.where(scale > 0, scale, 1.0)
 
 
 def _settled(total, labels):
     """Return centred squares with what is only rounding set to zero: the labels of a class without variation."""
-    return np.where(total > np.finfo(np.float64).eps * np.sum(labels**2, axis=0), total, 0.0)
+    return np.where(total > _EPS * np.sum(labels**2, axis=0), total, 0.0)

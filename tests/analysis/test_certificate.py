@@ -98,12 +98,16 @@ def oracle_rank_and_share(head, z, targets, loss):
     matrix, right = dense_jacobian(head, z), targets
     if loss.activation == "softmax":
         matrix, right = matrix - matrix.mean(axis=1, keepdims=True), right - right.mean(axis=1, keepdims=True)
-    matrix = matrix.reshape(-1, matrix.shape[2])
-    left, values, _ = np.linalg.svd(matrix, full_matrices=False)
+    raw, has_bias = matrix.reshape(-1, matrix.shape[2]), not (isinstance(head, heads.DenseHead) and not head.use_bias)
+    if has_bias:  # the last columns, one for each output
+        matrix = np.dstack([matrix[:, :, : -head.num_outputs], matrix[:, :, -head.num_outputs :]])
+        matrix[:, :, : -head.num_outputs] -= matrix[:, :, : -head.num_outputs].mean(axis=0)
+    columns = matrix.reshape(raw.shape)
+    left, values, _ = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), full_matrices=False)
     rank = int(np.sum(values > values[0] * max(matrix.shape) * np.finfo(float).eps))
     residual = right.ravel() - left[:, :rank] @ (left[:, :rank].T @ right.ravel())
-    has_bias = not (isinstance(head, heads.DenseHead) and not head.use_bias)
-    return rank, np.sum(residual**2) / np.sum((right - right.mean(axis=0) * has_bias) ** 2), values[:rank]
+    share = np.sum(residual**2) / np.sum((right - right.mean(axis=0) * has_bias) ** 2)
+    return rank, share, values[:rank], np.linalg.norm(raw, 2)
 
 
 def certified(head, z, targets, loss, **kwargs):
@@ -119,14 +123,14 @@ def test_rank_and_alignment_equal_a_dense_svd(block, monkeypatch):
     monkeypatch.setattr("keras_dal.analysis.descent_bound._SCALES", np.ones(1))
     for seed in range(10 * block, 10 * block + 10):
         head, z, targets, loss = make_problem(seed, SIZES.get(seed))
-        rank, share, sigmas = oracle_rank_and_share(head, z, targets, loss)
+        rank, share, sigmas, sigma_max = oracle_rank_and_share(head, z, targets, loss)
         certificate = certified(head, z, targets, loss)
         assert certificate.rank == rank, seed
         rounding = 100 * np.finfo(float).eps * sigmas[0] / sigmas[-1]  # of the last left singular vectors
         assert certificate.residual_share == pytest.approx(share, abs=max(1e-8, rounding)), seed
         if rounding < 1e-6:
             assert (certificate.status == "aligned") == (share < 1e-8), seed
-        expected = loss.curvature(head.num_outputs) * sigmas[0] ** 2 / len(z)
+        expected = loss.curvature(head.num_outputs) * sigma_max**2 / len(z)
         assert certificate.beta == pytest.approx(expected, rel=1e-6)
 
 
