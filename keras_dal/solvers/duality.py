@@ -21,8 +21,10 @@ _ITERATIONS = 200
 SECONDS = 5.0  # after which the search ends with the bounds it has
 _EPS = np.finfo(np.float64).eps
 _ROUNDED_UP, _SLACK = 1 + 1e-12, 1e-10  # relative, of sums of terms without signs
+_LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
+_ALIKE = 1e3  # ratio of weights up to which one search decides
 _NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
-_NEGLIGIBLE = (0.0, 1e-9, 1e-6, 1e-3)  # probabilities left out of the dual point where they keep it from being exact
+_NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,16 @@ def enclose_infimum(jacobian, loss, targets, weights):
     """
     if loss.name == "squared error":
         return _least_squares(jacobian, loss, targets, weights)
+    if np.max(weights) <= _ALIKE * np.min(weights):
+        return _searched(jacobian, loss, targets, weights)
+    alike = _searched(jacobian.unweighted(), loss, targets, np.ones(len(weights)))  # much better conditioned
+    if alike.margin > 0:
+        return alike
+    found = _searched(jacobian, loss, targets, weights)
+    return dataclasses.replace(found, lower=max(found.lower, min(found.upper, alike.lower * np.min(weights) * 0.5)))
+
+
+def _searched(jacobian, loss, targets, weights):
     search = _Search(jacobian, loss, targets, weights)
     search.run()
     logits, errors = jacobian.evaluate(search.best)
@@ -113,7 +125,7 @@ class _Search:
             self._minimize()
         if not self.lower and not self.separated:
             self._end = np.inf
-            self.lower = self._lower_bound(self._logits(self.best))
+            self.lower = self._last_bound(self._logits(self.best))
 
     def _minimize(self):
         options = {"initial_trust_radius": 10.0, "max_trust_radius": 1e6, "gtol": 1e-14, "maxiter": _ITERATIONS}
@@ -169,14 +181,28 @@ class _Search:
         """Return the entropy bound of an exact dual point near the probabilities here, 0 where none is known."""
         best, wrong = 0.0, self.dual.wrong(logits)
         for negligible in _NEGLIGIBLE:
-            shares, part, complete = nearby_dual(self.jacobian, self.targets, wrong, self.weights, negligible)
-            shares /= max(1.0, self.dual.most(shares * (1 + part[:, None])))
-            entropy = np.sum(self.scale * self.dual.entropy(shares))
-            moved = 2 * np.sum(self.scale * special.entr(part[:, None] * shares))  # |h(x) - h(y)| <= h(|x - y|)
-            best = max(best, float(entropy * (1 - _SLACK) - moved))
+            bound, complete = self._bound_without(wrong, negligible)
+            best = max(best, bound)
             if complete and best > 0:
                 break
         return best
+
+    def _last_bound(self, logits):
+        """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable."""
+        wrong = self.dual.wrong(logits)
+        for negligible in sorted(_NEGLIGIBLE + _LAST):
+            for by_pair in (False, True):
+                bound, _ = self._bound_without(wrong, negligible, by_pair)
+                if bound > 0:
+                    return bound
+        return 0.0
+
+    def _bound_without(self, wrong, negligible, by_pair=False):
+        shares, part, complete = nearby_dual(self.jacobian, self.targets, wrong, self.weights, negligible, by_pair)
+        shares /= max(1.0, self.dual.most(shares * (1 + part[:, None])))
+        entropy = np.sum(self.scale * self.dual.entropy(shares))
+        moved = 2 * np.sum(self.scale * special.entr(part[:, None] * shares))  # |h(x) - h(y)| <= h(|x - y|)
+        return max(0.0, float(entropy * (1 - _SLACK) - moved)), complete
 
 
 class _SoftmaxDual:

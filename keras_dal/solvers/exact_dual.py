@@ -21,6 +21,7 @@ from scipy.sparse import csgraph
 _EPS = np.finfo(np.float64).eps
 _PRIMES = (2147483629, 2147483587)
 _MODULAR_WORK = 1e9  # multiplications modulo a prime, a few seconds
+_PAIR_WORK = 3e9  # multiplications of a factorization, a few seconds
 _REFINEMENTS = 4
 _LARGEST_SHARE = 1e-3  # by which an exact dual point may differ from that found
 _FAINTEST = 1e-30  # shares of the mass below it are none, so that their squares do not vanish
@@ -54,6 +55,8 @@ class Block:
         if not len(least) or least.min() < _FAINTEST:
             return None
         used = self.magnitude.any(axis=0)
+        if not used.any():
+            return self.mass, 0.0  # samples that no theta moves
         metric = _Metric(self.columns[:, used], self.magnitude[:, used], least)
         if not metric.rank or (
             metric.rank < used.sum() and exact_rank(self.residues, *self.columns.shape) != metric.rank
@@ -100,7 +103,7 @@ class _Metric:
         return self.least[:, None] * (self.weighted @ solved)
 
 
-def nearby_dual(jacobian, targets, shares, weights, negligible):
+def nearby_dual(jacobian, targets, shares, weights, negligible, by_pair=False):
     """Return shares `(n, C)` near those given, by which part of themselves `(n,)` an exact dual point's may differ.
 
     Args:
@@ -109,12 +112,15 @@ def nearby_dual(jacobian, targets, shares, weights, negligible):
         shares: masses per weight, `(n, C)`, in [0, 1].
         weights: positive, `(n,)`.
         negligible: shares up to it count as zero.
+        by_pair: whether every pair may have mass by itself, where outputs share their columns; a larger problem.
 
     Returns:
         The shares, zero where no exact dual point is known near them, the parts, and whether none had to be left out.
     """
     found, part, complete = np.zeros_like(shares), np.zeros(len(shares)), True
-    split = _by_pair if jacobian.copies == 1 else _by_class if jacobian.centered else _by_output
+    split = _by_class if jacobian.centered else _by_output
+    if jacobian.copies == 1 or (by_pair and jacobian.centered):
+        split = _by_pair
     for index, block in split(jacobian, targets, shares, weights, max(negligible, _FAINTEST)):
         near = block.near_exact()
         if near is None:
@@ -159,20 +165,22 @@ def _shared(jacobian, index, signs, own, shares, weights):
 
 
 def _by_pair(jacobian, targets, shares, weights, negligible):
-    """Yield one block of all pairs, for outputs that do not share their columns."""
+    """Yield one block of all pairs."""
     i, j = index = np.nonzero((shares > negligible) & ((targets == 0) | (not jacobian.centered)))
-    if not len(i):
-        return
-    columns, magnitude = jacobian.columns[i, j], np.abs(jacobian.columns[i, j])
     right = np.argmax(targets, axis=1)[i]
+    if not len(i) or len(i) * jacobian.num_directions**2 > _PAIR_WORK:
+        return
     signs = np.ones((len(i), 1)) if jacobian.centered else -targets[index][:, None]
+    columns = jacobian.rows(jacobian.columns, i, j)
+    magnitude = np.abs(columns)
     if jacobian.centered:
-        columns = columns - jacobian.columns[i, right]
-        magnitude = magnitude + np.abs(jacobian.columns[i, right])
+        other = jacobian.rows(jacobian.columns, i, right)
+        columns, magnitude = columns - other, magnitude + np.abs(other)
 
     def residues(prime):
         modular = residues_modulo(jacobian.matrix(jacobian.features), prime)
-        return (modular[i, j] - modular[i, right]) % prime if jacobian.centered else modular[i, j]
+        gaps = jacobian.rows(modular, i, j)
+        return (gaps - jacobian.rows(modular, i, right)) % prime if jacobian.centered else gaps
 
     mass = (shares * weights[:, None])[index][:, None]
     yield index, Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues)

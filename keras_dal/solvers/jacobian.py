@@ -98,7 +98,7 @@ class Jacobian:
     method: str
 
     def __init__(self, head, features, weights, centered, precision):
-        self.head, self.features, self.centered = head, features, centered
+        self.head, self.features, self.centered, self._precision = head, features, centered, precision
         self.roots = np.sqrt(weights)[:, None]
         self.shape = (len(features) * head.num_outputs, head.num_parameters)
         self.full_rank = len(features) * (head.num_outputs - centered)
@@ -170,8 +170,21 @@ class FactorizedJacobian(Jacobian):
         self.rank = self._counted * (self.copies - (self.copies > 1) * centered)
         self.method = f"{self.method}, singular values above {self.tolerance:.1e} of the largest"
 
+    def unweighted(self):
+        """Return the same for samples of equal weight."""
+        return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self._precision)
+
     def matrix(self, features):
         """Return the matrix `(n, rows, p)` on these features, every entry as float64 computes it."""
+        raise NotImplementedError
+
+    @property
+    def num_directions(self) -> int:
+        """Columns of J_S, without those that only repeat others for a constant per sample."""
+        raise NotImplementedError
+
+    def rows(self, matrix, samples, outputs):
+        """Return the rows of J_S, in these directions, of pairs of a sample and an output, from a `matrix`."""
         raise NotImplementedError
 
     def _weighted(self, matrix):
@@ -261,6 +274,15 @@ class KroneckerJacobian(FactorizedJacobian):
     def matrix(self, features):
         return self.head.columns(features)[:, None, :]
 
+    @property
+    def num_directions(self):
+        return self.columns.shape[2] * (self.copies - self.centered)
+
+    def rows(self, matrix, samples, outputs):
+        rows = np.zeros((len(samples), self.copies, matrix.shape[2]), matrix.dtype)
+        rows[np.arange(len(samples)), outputs] = matrix[samples, 0]
+        return rows[:, : self.copies - self.centered].reshape(len(samples), -1)
+
     def with_constants(self):
         return Spectrum(self._counted * self.copies, self.values, self.sigma_max)
 
@@ -270,6 +292,13 @@ class DenseJacobian(FactorizedJacobian):
 
     copies = 1
     method = "SVD of J_S with columns of norm one"
+
+    @property
+    def num_directions(self):
+        return self.columns.shape[2]
+
+    def rows(self, matrix, samples, outputs):
+        return matrix[samples, outputs]
 
     def matrix(self, features):
         units = np.eye(self.head.num_outputs)
