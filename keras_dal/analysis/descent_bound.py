@@ -37,6 +37,8 @@ class Objective:
         return self.jacobian.logits(theta), rounding(self.jacobian.head, self.jacobian.features, theta)
 
     def smallest_margin(self, logits, errors):
+        if self.loss.margins(logits, self.targets) is None:
+            return None
         return duality.smallest_margin(self.loss, logits, errors, self.targets)
 
     def largest_loss(self, logits, errors):

@@ -75,9 +75,8 @@ def _searched(jacobian, loss, targets, weights):
 
 
 def smallest_margin(loss, logits, errors, targets):
-    """Return a lower bound of the smallest margin for logits with errors up to `(n, C)`; None without margins."""
-    margins = loss.margins(logits, targets)
-    return None if margins is None else float(np.min(margins - (2 + _EPS) * errors.max(axis=1)))
+    """Return a lower bound of the smallest margin for logits with errors up to `errors`, `(n, C)`."""
+    return float(np.min(loss.margins(logits, targets) - (2 + _EPS) * errors.max(axis=1)))
 
 
 def largest_loss(loss, logits, errors, targets, weights):

@@ -149,7 +149,7 @@ def _by_output(jacobian, targets, shares, weights, negligible):
         rows = np.flatnonzero(shares[:, output] > negligible)
         if len(rows):
             signs = -targets[rows][:, [output]]
-            yield _shared(jacobian, np.ix_(rows, [output]), signs, np.zeros_like(signs), shares, weights)
+            yield _shared(jacobian, np.ix_(rows, np.array([output])), signs, np.zeros_like(signs), shares, weights)
 
 
 def _shared(jacobian, index, signs, own, shares, weights):

@@ -1,4 +1,4 @@
-"""Upper bounds for a head on given features: of the spectral norm of its Jacobian, and of what rounding does to its logits."""
+"""Upper bounds for a head on features: of its Jacobian's spectral norm, and of what rounding does to its logits."""
 
 import copy
 from typing import Any

@@ -30,7 +30,7 @@ _ITERATIONS, _RESTARTS = 150, 6
 _LSQR = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
 _CLOSE = 3e-5  # residual over targets at which LSQR need not go on
 _GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
-_EPS = np.finfo(np.float64).eps
+_EPS = float(np.finfo(np.float64).eps)
 
 
 def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, precision=_EPS):
@@ -162,7 +162,7 @@ class FactorizedJacobian(Jacobian):
         left, self.values, right = linalg.svd(
             weighted / self._scale, full_matrices=False, lapack_driver="gesdd", check_finite=False
         )
-        self.tolerance, finest = (rank_tolerance(*weighted.shape, each) for each in (precision, _EPS))
+        self.tolerance, finest = (rank_tolerance(len(weighted), width, each) for each in (precision, _EPS))
         kept = int(np.sum(self.values > finest * self.values[0]))
         self._counted = int(np.sum(self.values > self.tolerance * self.values[0]))
         self._left, self._right = left[:, :kept], right[:kept]
@@ -259,7 +259,7 @@ class FactorizedJacobian(Jacobian):
         rows = self._scale[:, None] * self._right[: self._counted].T
         if self._num_biases:
             rows += self._shift.T @ rows[-self._num_biases :]
-        return linalg.qr(rows, mode="economic", check_finite=False)[0]
+        return np.linalg.qr(rows)[0]
 
 
 class KroneckerJacobian(FactorizedJacobian):
@@ -311,7 +311,7 @@ class DenseJacobian(FactorizedJacobian):
         if not self.centered:
             return Spectrum(self.rank, self.values, self.sigma_max)
         weighted = super()._weighted(self.columns)
-        values = linalg.svdvals(weighted / nonzero(column_norms(weighted)))
+        values = np.linalg.svd(weighted / nonzero(column_norms(weighted)), compute_uv=False)
         rank = int(np.sum(values > self.tolerance * values[0]))
         return Spectrum(rank, values, largest_singular_value(super()._weighted(self.columns + self._shift)))
 

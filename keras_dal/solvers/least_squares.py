@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
-_EPS = np.finfo(np.float64).eps
+_EPS = float(np.finfo(np.float64).eps)
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
 SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
@@ -206,7 +206,7 @@ def project_moments(moments, num_outputs, use_bias, precision):
         rank=rank,
         tolerance=tolerance,
         singular_values=values,
-        sigma_max=float(root_of_largest_eigenvalue(raw, abs(moments[one, one]), rounding)),
+        sigma_max=float(root_of_largest_eigenvalue(raw, 1 + int(moments[one, one]), rounding)),
     )
 
 
