@@ -115,6 +115,7 @@ class _Search:
         self.dual = _SoftmaxDual(targets) if loss.activation == "softmax" else _SigmoidDual(targets)
         self.lower, self.best, self.separated = 0.0, np.zeros(jacobian.size), False
         self._seen = None, None
+        self._tries, self._pause = 0, 0
         self.out_of_time, self._end = False, time.monotonic() + SECONDS
         self.steepest = np.linalg.norm(self.gradient(self.best))
 
@@ -122,9 +123,9 @@ class _Search:
         with contextlib.suppress(_OutOfTime, StopIteration):
             self.stop_when_decided(self.best)  # a minimum at the start would end the search without a look at it
             self._minimize()
-        if not self.lower and not self.separated:
-            self._end = np.inf
-            self.lower = self._last_bound(self._logits(self.best))
+        if not self.separated:
+            self._end, bound = np.inf, self._lower_bound if self.lower else self._last_bound
+            self.lower = max(self.lower, bound(self._logits(self.best)))
 
     def _minimize(self):
         options = {"initial_trust_radius": 10.0, "max_trust_radius": 1e6, "gtol": 1e-14, "maxiter": _ITERATIONS}
@@ -172,6 +173,11 @@ class _Search:
             raise StopIteration
         if np.linalg.norm(self.gradient(coefficients)) > max(_NEAR * self.steepest, 1e-12):
             return
+        self._pause -= 1
+        if self._pause >= 0:
+            return
+        self._tries += 1
+        self._pause = self._tries // 3  # a search that takes long is not made longer by its dual points
         self.lower = max(self.lower, self._lower_bound(logits))
         if self.value(coefficients) - self.lower < _GAP:
             raise StopIteration
