@@ -55,7 +55,7 @@ class Problem:
         """Return the statements that contradict the truth, and how many of the two verdicts are undecided."""
         verdict, certificate = self.verdicts()
         wrong = []
-        for name in (verdict.name, certificate.status):
+        for name in (verdict.name, certificate.verdict):
             if name == "not separable" and self.separable:
                 wrong.append("separable labels called not separable")
             if name in ("separable", "aligned") and not self.separable:
@@ -67,7 +67,7 @@ class Problem:
             wrong.append("an upper bound 0 of an infimum that is positive")
         if low > high:
             wrong.append("bounds in the wrong order")
-        return wrong, (verdict.name == "undecided") + (certificate.status == "undecided")
+        return wrong, (verdict.name == "undecided") + (certificate.verdict == "undecided")
 
 
 def draw(seed):

@@ -36,8 +36,8 @@ class Certificate:
         method: how rank, v and beta were computed.
         exact: whether `residual_share` is the minimum; otherwise it is an upper bound.
         residual_share: `||(I - P) Y_l||^2 / ||Y_l - mean||^2`, P the projector on the columns that count.
-        status: "aligned", "separable", "not separable", "not aligned" (squared error) or "undecided".
-        reason: what proves the status.
+        verdict: "aligned", "separable", "not separable", "not aligned" (squared error) or "undecided".
+        decided_by: what proves the verdict.
         infimum: lower and upper bound of the loss's infimum over theta_S, what rounding may have done included.
         margin: lower bound of the witness' smallest margin, rounding included, None for the squared error.
         witness_norm: norm of the witness: theta_S now where it separates the samples, else v, or what a search found.
@@ -59,8 +59,8 @@ class Certificate:
     method: str
     exact: bool
     residual_share: float
-    status: str
-    reason: str
+    verdict: str
+    decided_by: str
     infimum: tuple[float, float]
     margin: float | None
     witness_norm: float
@@ -133,7 +133,7 @@ class Certificate:
         rows = [(name, value) for name, value in self._rows() if value is not None]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        return "\n".join([f"{'Certificate':<{width}}  {self.status}: {self.reason}", *lines])
+        return "\n".join([f"{'Certificate':<{width}}  {self.verdict}: {self.decided_by}", *lines])
 
     def _rows(self):
         share = "" if self.exact else "at least "
@@ -243,7 +243,7 @@ def certify_head(
     witnessed = _residual_share(jac, targets, weights, jac.logits(v))
     share = _residual_share(jac, targets, weights, jac.project(targets)) if jac.factorized else witnessed
     found = _enclosure(objective, v, theta)
-    status, reason = _status(found, share, witnessed, jac)
+    verdict, decided_by = _verdict(found, share, witnessed, jac)
     return Certificate(
         loss_name=loss.name,
         num_samples=len(features),
@@ -258,8 +258,8 @@ def certify_head(
         method=jac.method,
         exact=jac.factorized,
         residual_share=share,
-        status=status,
-        reason=reason,
+        verdict=verdict,
+        decided_by=decided_by,
         infimum=(found.lower, found.upper),
         margin=found.margin,
         witness_norm=float(np.linalg.norm(found.theta)),
@@ -294,7 +294,7 @@ def _enclosure(objective, v, theta):
     return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
 
 
-def _status(found, share, witnessed, jac):
+def _verdict(found, share, witnessed, jac):
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
     if witnessed <= ALIGNED and proved:
         return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64"
