@@ -61,7 +61,9 @@ def enclose_infimum(jacobian, loss, targets, weights):
     if alike.margin > 0:
         return alike
     found = _searched(jacobian, loss, targets, weights)
-    return dataclasses.replace(found, lower=max(found.lower, min(found.upper, alike.lower * np.min(weights) * 0.5)))
+    return dataclasses.replace(
+        found, lower=max(found.lower, min(found.upper, alike.lower * np.min(weights) * (1 - _SLACK)))
+    )
 
 
 def _searched(jacobian, loss, targets, weights):
