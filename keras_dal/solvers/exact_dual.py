@@ -20,7 +20,7 @@ from scipy.sparse import csgraph
 
 _EPS = np.finfo(np.float64).eps
 _PRIMES = (2147483629, 2147483587)
-_MODULAR_WORK = 1e9  # multiplications modulo a prime, a few seconds
+_MODULAR_WORK = 5e8  # multiplications modulo a prime, a few seconds, spent once; a tenth of it on a block
 _PAIR_WORK = 3e9  # multiplications of a factorization, a few seconds
 _REFINEMENTS = 4
 _LARGEST_SHARE = 1e-3  # by which an exact dual point may differ from that found
@@ -38,6 +38,7 @@ class Block:
         own: `(k, t)`, 1 where a sample's masses enter u together, with a minus.
         mass: `(k, t)`, positive where `signs` is not 0.
         residues: returns the exact matrix modulo a prime.
+        rank_bound: returns an upper bound of its rank, known once for all blocks, or None.
     """
 
     columns: np.ndarray
@@ -46,6 +47,7 @@ class Block:
     own: np.ndarray
     mass: np.ndarray
     residues: Callable
+    rank_bound: Callable
 
     def near_exact(self):
         """Return masses `(k, t)` and the share by which those of an exact dual point may differ, None if unknown."""
@@ -58,9 +60,7 @@ class Block:
         if not used.any():
             return self.mass, 0.0  # samples that no theta moves
         metric = _Metric(self.columns[:, used], self.magnitude[:, used], least)
-        if not metric.rank or (
-            metric.rank < used.sum() and exact_rank(self.residues, *self.columns.shape) != metric.rank
-        ):
+        if not metric.rank or (metric.rank < used.sum() and metric.rank not in self._rank_bounds()):
             return None
         mass, terms = self.mass / unit, sum(self.mass.shape) + 16
         for refinement in range(_REFINEMENTS):
@@ -74,6 +74,10 @@ class Block:
             if np.min(mass[paired]) <= 0:
                 return None
         return None
+
+    def _rank_bounds(self):
+        yield self.rank_bound()
+        yield exact_rank(self.residues, *self.columns.shape, _MODULAR_WORK / 10)
 
 
 class _Metric:
@@ -161,7 +165,7 @@ def _shared(jacobian, index, signs, own, shares, weights):
         return residues_modulo(jacobian.matrix(jacobian.features[rows])[:, 0], prime)
 
     mass = (shares * weights[:, None])[index] * (signs != 0)
-    return index, Block(columns, np.abs(columns), signs, own, mass, residues)
+    return index, Block(columns, np.abs(columns), signs, own, mass, residues, lambda: jacobian.exact_rank)
 
 
 def _by_pair(jacobian, targets, shares, weights, negligible):
@@ -183,7 +187,7 @@ def _by_pair(jacobian, targets, shares, weights, negligible):
         return (gaps - jacobian.rows(modular, i, right)) % prime if jacobian.centered else gaps
 
     mass = (shares * weights[:, None])[index][:, None]
-    yield index, Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues)
+    yield index, Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues, lambda: None)
 
 
 def residues_modulo(matrix, prime):
@@ -194,9 +198,9 @@ def residues_modulo(matrix, prime):
     return np.ldexp(fractions, 53).astype(np.int64) % prime * factors[which.reshape(matrix.shape)] % prime
 
 
-def exact_rank(residues, num_rows, num_columns):
+def exact_rank(residues, num_rows, num_columns, work=_MODULAR_WORK):
     """Return the rank of a matrix given by its residues modulo primes, None where that takes too long."""
-    if num_rows * num_columns * min(num_rows, num_columns) > _MODULAR_WORK:
+    if num_rows * num_columns * min(num_rows, num_columns) > work:
         return None
     return max(rank_modulo(residues(prime), prime) for prime in _PRIMES)
 

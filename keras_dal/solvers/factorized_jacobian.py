@@ -107,17 +107,20 @@ class FactorizedJacobian(Jacobian):
         smallest = self.values[len(self._right) - 1] / self.values[0]
         return 10 * sum(self._left.shape) * _EPS / smallest
 
-    def is_complete(self):
-        """Whether the columns that were left out of the basis depend on the others exactly, not up to rounding."""
-        rows = self.columns.shape[0] * self.columns.shape[1]
-        if len(self._right) in (rows, np.count_nonzero(self.columns.any(axis=(0, 1)))):
-            return True
-        width = self.columns.shape[2]
+    @functools.cached_property
+    def exact_rank(self):
+        """Rank of the matrix in exact arithmetic, None where that takes too long."""
+        n, rows, width = self.columns.shape
 
         def residues(prime):
-            return residues_modulo(self.matrix(self.features).reshape(rows, width), prime)
+            return residues_modulo(self.matrix(self.features).reshape(n * rows, width), prime)
 
-        return exact_rank(residues, rows, width) == len(self._right)
+        return exact_rank(residues, n * rows, width)
+
+    def is_complete(self):
+        """Whether the columns that were left out of the basis depend on the others exactly, not up to rounding."""
+        varying = np.count_nonzero(self.columns.any(axis=(0, 1)))
+        return len(self._right) in (len(self._left), varying) or len(self._right) == self.exact_rank
 
     def _counting(self, targets):
         coefficients = self.correlate(targets * self.roots**2)
