@@ -77,7 +77,7 @@ class Block:
 
     def _rank_bounds(self):
         yield self.rank_bound()
-        yield exact_rank(self.residues, *self.columns.shape, _MODULAR_WORK / 10)
+        yield exact_rank(self.residues, len(self.columns), self.columns.shape[1], _MODULAR_WORK / 10)
 
 
 class _Metric:
