@@ -95,7 +95,7 @@ def bound(
     if certificate.infimum[0] > 0:
         axis.axhline(certificate.infimum[0], color=_BLACK, linewidth=0.8, label="no lower than this")
     axis.set(xscale="log", yscale="log", xlabel="gradient descent steps after the switch", ylabel="loss")
-    axis.set_title(f"{certificate.status}: {certificate.reason}", fontsize="small", wrap=True)
+    axis.set_title(f"{certificate.verdict}: {certificate.decided_by}", fontsize="small", wrap=True)
     axis.legend(frameon=False, loc="lower left")
     if accuracies is not None:
         other = axis.twinx()

@@ -3,8 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.linalg import aslinearoperator, lsqr
+from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
@@ -14,7 +13,7 @@ from keras_dal.heads import DenseHead
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
-from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
+from keras_dal.solvers.jacobian import Products, jacobian
 from keras_dal.solvers.least_squares import StreamedQR, kernel_change, project_moments
 
 __all__ = ["AlignmentReport", "alignment", "alignment_from_moments", "kernel_change"]
@@ -140,24 +139,25 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
 
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
+    dtype = next(iter(rows))[0].dtype
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
-    plain = jacobian(head, features, weights)
-    columns = jacobian(head, features, weights, centered=True) if loss.shift_invariant else plain
+    columns = jacobian(head, features, weights, loss.shift_invariant, precision=precision(dtype))
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
     total = _total(structure, _seen(loss, matrix), weights)
     shares = _shares(*_residual_squares(head, loss, rows, used, theta), total)
+    spectrum = columns.with_constants()
     return _report(
         structure,
         len(features),
-        decide(head, loss, rows, theta, shares["residual_share"], decide_separability),
+        decide(head, loss, rows, theta, shares["residual_share"], decide_separability, columns),
         **shares,
-        rank=plain.rank,
-        tolerance=None if plain.tolerance is None else plain.tolerance / plain.sigma_max,
-        singular_values=getattr(plain, "values", None),
-        sigma_max=plain.sigma_max,
+        rank=spectrum.rank,
+        tolerance=columns.tolerance,
+        singular_values=spectrum.singular_values,
+        sigma_max=spectrum.sigma_max,
         num_parameters=head.num_parameters,
-        lower_bound=isinstance(plain, IterativeJacobian),
+        lower_bound=not columns.factorized,
     )
 
 
@@ -167,9 +167,14 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     mixed, targets = common_scale(loss.scales(targets)) is None, _seen(loss, loss.label_matrix(targets))
     weights = np.ones(len(targets)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     centred = targets - np.average(targets, axis=0, weights=weights) if structure.use_bias else targets
-    row_map = sparse.kron(sparse.diags(np.sqrt(weights)), _seen(loss, np.eye(structure.num_outputs)), format="csr")
-    right = row_map @ centred.ravel()
-    scaled = aslinearoperator(row_map) @ operator
+    roots = np.sqrt(weights)[:, None]
+
+    def mapped(rows):
+        """Returns rows as the loss sees them; the map is its own transpose."""
+        return (roots * _seen(loss, rows.reshape(targets.shape))).ravel()
+
+    right = mapped(centred)
+    scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
     direction = lsqr(scaled, right, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
     squares = (right - scaled @ direction).reshape(targets.shape) ** 2
     shares = _shares(squares.sum(axis=1), squares.sum(axis=0), _total(structure, targets, weights))

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.descent_bound import Objective, l2_factors
-from keras_dal.analysis.separability import ALIGNED
-from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.analysis.separability import ALIGNED, NEITHER, OUT_OF_TIME
+from keras_dal.features.batches import feature_batches, first_inputs, precision
 from keras_dal.heads import SumHead
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
@@ -34,14 +34,16 @@ class Certificate:
         penalty: the L2 penalty on theta_S now, which the objective adds to the loss.
         rank: numerical rank of J_S as the loss sees it (without constants per sample for softmax), None if undecided.
         full_rank: the rank at which every labelling is aligned.
-        tolerance: singular values up to it counted as zero, None if none were computed.
+        tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None if none
+            were computed.
         method: how rank, v and beta were computed.
         exact: whether `residual_share` is the minimum; otherwise it is an upper bound.
         residual_share: `||(I - P) Y_l||^2 / ||Y_l - mean||^2`, P the projector on the columns that count.
-        status: "aligned", "separable", "not separable", "not aligned" (squared error, soft labels) or "undecided".
-        reason: what proves the status.
-        infimum: lower and upper bound of the loss's infimum over theta_S.
-        margin: smallest margin of the witness, None where margins prove nothing: the squared error, soft labels.
+        verdict: "aligned", "separable", "not separable", "not aligned" (squared error, soft labels) or "undecided".
+        decided_by: what proves the verdict.
+        infimum: lower and upper bound of the loss's infimum over theta_S, what rounding may have done included.
+        margin: lower bound of the witness' smallest margin, rounding included; None where margins prove nothing: the
+            squared error, soft labels.
         witness_norm: norm of the witness: theta_S now where it separates the samples, else v, or what a search found.
         beta: upper bound of the objective's curvature, None where loss or penalty have none.
         comparisons: pairs (objective, squared distance from theta_S now), one for each comparison point of the bound.
@@ -62,8 +64,8 @@ class Certificate:
     method: str
     exact: bool
     residual_share: float
-    status: str
-    reason: str
+    verdict: str
+    decided_by: str
     infimum: tuple[float, float]
     margin: float | None
     witness_norm: float
@@ -136,7 +138,7 @@ class Certificate:
         rows = [(name, value) for name, value in self._rows() if value is not None]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        return "\n".join([f"{'Certificate':<{width}}  {self.status}: {self.reason}", *lines])
+        return "\n".join([f"{'Certificate':<{width}}  {self.verdict}: {self.decided_by}", *lines])
 
     def _rows(self):
         share = "" if self.exact else "at least "
@@ -144,7 +146,8 @@ class Certificate:
         yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
         yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
         low, high = self.infimum
-        yield "infimum of the loss", f"{low:.6g}" if low == high else f"between {low:.6g} and {high:.6g}"
+        low, high = f"{low:.6g}", f"{high:.6g}"
+        yield "infimum of the loss", low if low == high else f"between {low} and {high}"
         yield "least loss of any model", f"{self.floor:.6g}" if self.floor else None
         yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
         yield "parameters in theta_S", f"{self.num_parameters}"
@@ -202,7 +205,7 @@ def certify(
     resolved = loss_of(model, structure.activation, loss)
     batches = list(feature_batches(structure, x, y, sample_weight, batch_size=batch_size))
     features, labels, weights = (
-        None if parts[0] is None else np.concatenate([np.asarray(part, np.float64) for part in parts])
+        None if parts[0] is None else np.concatenate([np.asarray(part) for part in parts])
         for parts in zip(*batches, strict=True)
     )
     if labels is None:
@@ -235,7 +238,7 @@ def certify_head(
 
     Args:
         head: a `heads.Head` with P parameters and C outputs.
-        features: float64 array `(n, m)`.
+        features: array `(n, m)`, whose dtype says how precise it is.
         targets: from `loss.targets`, shape `(n, C)`.
         loss: a `losses.Loss`.
         theta: theta_S now, shape `(P,)`.
@@ -250,8 +253,9 @@ def certify_head(
     kept = weights > 0
     if np.any(weights < 0) or not kept.any():
         raise ValueError(f"Sample weights must not be negative, nor all zero. Received: sample_weight={weights}")
-    features, targets, weights = features[kept], targets[kept], weights[kept] * kept.mean()
-    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes)
+    spacing = precision(features.dtype)
+    features, targets, weights = features[kept].astype(np.float64), targets[kept], weights[kept] * kept.mean()
+    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, spacing)
     objective, matrix = Objective(jac, loss, targets, weights, penalty), loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
     witnessed = _residual_share(jac, matrix, weights, jac.logits(v))
@@ -259,7 +263,7 @@ def certify_head(
     if scale is not None and np.isfinite(scale):
         v = scale * v
     found = _enclosure(objective, v, theta)
-    status, reason = _status(found, share, witnessed, jac, scale, objective.floor)
+    verdict, decided_by = _verdict(found, share, witnessed, jac, scale, objective.floor)
     beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
@@ -276,8 +280,8 @@ def certify_head(
         method=jac.method,
         exact=jac.factorized,
         residual_share=share,
-        status=status,
-        reason=reason,
+        verdict=verdict,
+        decided_by=decided_by,
         infimum=(found.lower, found.upper),
         margin=found.margin,
         witness_norm=float(np.linalg.norm(found.theta)),
@@ -304,8 +308,8 @@ def _enclosure(objective, v, theta):
     """Return what is known about the infimum, from witnesses at hand or else by a search."""
     jac, best = objective.jacobian, None
     for candidate in (theta, v):
-        logits = jac.logits(candidate)
-        value, margin = objective.loss_of(logits), objective.smallest_margin(logits)
+        logits, errors = objective.evaluate(candidate)
+        value, margin = objective.largest_loss(logits, errors), objective.smallest_margin(logits, errors)
         if margin is not None and margin > 0:
             return Enclosure(0.0, 0.0, candidate, margin)
         if best is None or value < best.upper:
@@ -313,19 +317,20 @@ def _enclosure(objective, v, theta):
     return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
 
 
-def _status(found, share, witnessed, jac, scale, floor):
-    """Return status and reason; `scale` is the factor of Y_l that is optimal, infinite for hard labels."""
+def _verdict(found, share, witnessed, jac, scale, floor):
+    """Return the verdict and what decides it; `scale` is the factor of Y_l that is optimal, infinite if hard."""
     if scale is None:
         if found.lower > floor + _ABOVE:
             return "not aligned", f"a dual point: no parameters have a loss below {found.lower:.6g}, above {floor:.6g}"
         return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
-    if witnessed <= ALIGNED:
+    proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
+    if witnessed <= ALIGNED and proved:
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
     if found.margin is not None and found.margin > 0:
-        return "separable", f"parameters with smallest margin {found.margin:.2e}, evaluated in float64"
+        return "separable", f"parameters with a smallest margin of at least {found.margin:.2e}, rounding counted"
     if np.isfinite(scale) and jac.factorized:
         return "not aligned", f"least squares leaves a residual share of {share:.2e}"
     if found.lower > floor:
-        return "not separable", f"a dual point, orthogonal to J up to rounding, has the value {found.lower:.3g}"
-    return "undecided", "neither separating parameters nor a positive lower bound were found"
+        return "not separable", f"an exact dual point near one in float64 has at least the value {found.lower:.3g}"
+    return "undecided", f"{NEITHER}{OUT_OF_TIME * found.out_of_time}"

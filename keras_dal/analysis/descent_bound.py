@@ -5,6 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_dal.solvers import duality
+from keras_dal.solvers.head_bounds import rounding
+
 _SCALES = np.geomspace(1e-2, 1e3, 81)
 
 
@@ -30,9 +33,16 @@ class Objective:
     def penalty_of(self, theta):
         return float(np.sum(self.penalty * theta**2))
 
-    def smallest_margin(self, logits):
-        """Return the smallest margin; None where margins prove nothing, as for soft labels."""
-        return float(np.min(self.loss.margins(logits, self.targets))) if self.hard else None
+    def evaluate(self, theta):
+        """Return the logits `(n, C)` and a bound of their rounding errors."""
+        return self.jacobian.logits(theta), rounding(self.jacobian.head, self.jacobian.features, theta)
+
+    def smallest_margin(self, logits, errors):
+        """Return a lower bound of the smallest margin; None where margins prove nothing, as for soft labels."""
+        return duality.smallest_margin(self.loss, logits, errors, self.targets) if self.hard else None
+
+    def largest_loss(self, logits, errors):
+        return duality.largest_loss(self.loss, logits, errors, self.targets, self.weights)
 
     def smoothness(self):
         """Return an upper bound of the second derivative in any direction of unit length, None where there is none."""
@@ -47,20 +57,25 @@ class Objective:
         The points lie on the rays from 0 and from theta along every witness, and on the lines from theta to it. Kept
         are those that no other point beats in both numbers.
         """
-        start, pairs = self.jacobian.logits(theta), [(self.loss_of(self.jacobian.logits(theta)), 0.0)]
-        pairs[0] = (pairs[0][0] + self.penalty_of(theta), 0.0)
+        start = self.evaluate(theta)
+        pairs = [(self.largest_loss(*start) + self.penalty_of(theta), 0.0)]
+        nowhere = tuple(0.0 * each for each in start)
         for witness in witnesses:
-            logits = self.jacobian.logits(witness)
-            scale = 1.0 / margin if (margin := self.smallest_margin(logits)) and margin > 0 else 1.0
-            pairs += self._along(theta, 0.0 * theta, 0.0 * start, scale * witness, scale * logits)
-            pairs += self._along(theta, theta, start, scale * witness, scale * logits)
-            pairs += self._along(theta, theta, start, witness - theta, logits - start)
+            reached = logits, errors = self.evaluate(witness)
+            margin = self.smallest_margin(logits, errors)
+            scale = 1.0 / margin if margin and margin > 0 else 1.0
+            away = logits - start[0], errors + start[1]
+            pairs += self._along(theta, 0.0 * theta, nowhere, scale * witness, tuple(scale * each for each in reached))
+            pairs += self._along(theta, theta, start, scale * witness, tuple(scale * each for each in reached))
+            pairs += self._along(theta, theta, start, witness - theta, away)
         return _undominated(pairs)
 
-    def _along(self, theta, base, base_logits, direction, logits):
+    def _along(self, theta, base, at_base, direction, change):
+        """Yield pairs on a ray; `at_base` and `change` are logits and bounds of their errors."""
         for s in _SCALES:
             point = base + s * direction
-            value = self.loss_of(base_logits + s * logits) + self.penalty_of(point)
+            logits, errors = (start + s * step for start, step in zip(at_base, change, strict=True))
+            value = self.largest_loss(logits, errors) + self.penalty_of(point)
             if np.isfinite(value):
                 yield value, float(np.sum((point - theta) ** 2))
 

@@ -1,8 +1,8 @@
 """Aligned, separable or not: each with its proof, and undecided where there is none.
 
-A theta_S with a positive smallest margin, evaluated in float64, proves that labels are separable; a dual point proves
-that they are not. Where the infimum is attained, as for the squared error and for smoothed labels, there are only
-aligned and not aligned; for labels that are mixed otherwise nothing is decided.
+A theta_S whose smallest margin is positive after all rounding is counted proves that labels are separable; a dual point
+that an exact one is near proves that they are not. Where the infimum is attained, as for the squared error and for
+smoothed labels, there are only aligned and not aligned; for labels that are mixed otherwise nothing is decided.
 """
 
 import dataclasses
@@ -10,10 +10,13 @@ import dataclasses
 import numpy as np
 
 from keras_dal.losses import common_scale
-from keras_dal.solvers.duality import enclose_infimum
+from keras_dal.solvers import duality
+from keras_dal.solvers.head_bounds import rounding
 from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
+NEITHER = "a solver that found neither a separating head nor a bound above zero"
+OUT_OF_TIME = f" within {duality.SECONDS:g} seconds"
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
@@ -35,7 +38,7 @@ def by_residual(share, otherwise, reason):
     return Verdict(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
-def decide(head, loss, rows, theta, share, decide_separability):
+def decide(head, loss, rows, theta, share, decide_separability, columns=None):
     """Return the `Verdict` for a head.
 
     Args:
@@ -45,6 +48,7 @@ def decide(head, loss, rows, theta, share, decide_separability):
         theta: least-squares solution, the first candidate for a witness.
         share: its residual share.
         decide_separability: whether a solver is run where least squares are no witness.
+        columns: the `Jacobian`, where there is one already.
     """
     scale = common_scale(np.concatenate([loss.scales(targets) for _, targets, _ in rows if len(targets)]))
     if scale is None:
@@ -52,33 +56,40 @@ def decide(head, loss, rows, theta, share, decide_separability):
     if np.isfinite(scale):
         return by_residual(share, "not aligned", "least squares")
     margin = min(
-        loss.margins(head.logits(features.astype(np.float64), theta), targets).min()
+        _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
         for features, targets, _ in rows
         if len(features)
     )
-    verdict = by_residual(share, "undecided", "least squares, which do not separate the samples")
-    if verdict.name == "aligned":
-        return verdict
     if margin > 0:
-        return Verdict("separable", f"least squares, with a smallest margin of {margin:.1e}")
-    return _separability(head, loss, rows) if decide_separability else verdict
+        return by_residual(share, "separable", f"least squares, with a smallest margin of {margin:.1e}")
+    if not decide_separability:
+        return Verdict(
+            "undecided", f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
+        )
+    return _separability(head, loss, rows, columns)
 
 
-def _separability(head, loss, rows):
+def _smallest_margin(head, loss, features, targets, theta):
+    errors = rounding(head, features, theta)
+    return duality.smallest_margin(loss, head.logits(features, theta), errors, targets)
+
+
+def _separability(head, loss, rows, columns):
     size = 8 * sum(features.size for features, _, _ in rows)
     if size > _DECIDABLE:
         return Verdict(
             "undecided", f"least squares alone, because {size:,} bytes of features are too many for a solver"
         )
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
-    columns = jacobian(head, features, weights, centered=loss.shift_invariant)
+    if columns is None:
+        columns = jacobian(head, features, weights, centered=loss.shift_invariant)
     if isinstance(columns, IterativeJacobian):
         return Verdict(
             "undecided", f"least squares alone, because the head is too large to factorize ({columns.method})"
         )
-    infimum = enclose_infimum(columns, loss, targets, weights)
+    infimum = duality.enclose_infimum(columns, loss, targets, weights)
     if infimum.margin is not None and infimum.margin > 0:
         return Verdict("separable", f"a head with a smallest margin of {infimum.margin:.1e}")
     if infimum.lower > 0:
         return Verdict("not separable", f"a dual point: no head has a loss below {infimum.lower:.3e}")
-    return Verdict("undecided", "a solver that found neither a separating head nor a bound above zero")
+    return Verdict("undecided", f"{NEITHER}{OUT_OF_TIME * infimum.out_of_time}")

@@ -96,12 +96,9 @@ class Result:
 
     @functools.cached_property
     def certificate(self) -> Certificate:
-        """The `Certificate` of the model at `point`, before any `rescale`, made at the first access.
-
-        It holds the features in float64.
-        """
-        data, features = self._data, np.asarray(self._data.features, np.float64)
-        return certify_structure(self.structure, features, data.targets, data.loss, self._theta, data.weights)
+        """The `Certificate` of the model at `point`, before any `rescale`, made at the first access."""
+        data = self._data
+        return certify_structure(self.structure, data.features, data.targets, data.loss, self._theta, data.weights)
 
     def choose(self, point: Point | int) -> "Result":
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.

@@ -5,34 +5,44 @@ by Fenchel duality: for u orthogonal to the columns of J, `inf L = inf_theta L(J
 `u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. For hard labels p is sought among the wrong
 classes, where its small parts are; for all else u is a gradient without its part in the columns, and shrinks to 0,
 which is orthogonal too and leaves the mean of the samples' own infima, until the conjugate is finite. Our derivation.
+For hard labels all that rounding may have done is counted: margins and values with bounds of their errors, and a dual
+point only where an exact one is near it.
 """
 
 import contextlib
 import dataclasses
+import time
 
 import numpy as np
-from scipy import optimize
-from scipy.sparse.linalg import lsqr
+from scipy import optimize, special
 
-from keras_dal.solvers.jacobian import Products
+from keras_dal.solvers.exact_dual import nearby_dual
+from keras_dal.solvers.head_bounds import rounding
 
 _GAP = 1e-7  # of the two bounds, at which the search ends
 _ITERATIONS = 200
-_WORK = 1e12  # multiplications, a minute or so, after which the search ends with the bounds it has
-_OVERHEAD = 1000  # multiplications that take as long as what else is done to one logit in one product
+SECONDS = 5.0  # after which the search ends with the bounds it has
 _SECTIONS, _GOLDEN = 40, 0.5 * (np.sqrt(5.0) - 1.0)  # of the interval for the share of a dual point
+_EPS = np.finfo(np.float64).eps
+_ROUNDED_UP, _SLACK = 1 + 1e-12, 1e-10  # relative, of sums of terms without signs
+_LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
+_ALIKE = 1e3  # ratio of weights up to which one search decides
 _NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
-_NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being feasible
+_NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being exact
 
 
 @dataclasses.dataclass(frozen=True)
 class Enclosure:
-    """`lower <= inf L <= upper`, `upper` reached by `theta`; a positive `margin` proves that the infimum is 0."""
+    """`lower <= inf L <= upper`, `upper` reached by `theta`; a positive `margin` proves that the infimum is 0.
+
+    `margin` is a lower bound of the smallest one; `out_of_time` says that the search for more ended early.
+    """
 
     lower: float
     upper: float
     theta: np.ndarray
     margin: float | None
+    out_of_time: bool = False
 
 
 def enclose_infimum(jacobian, loss, targets, weights):
@@ -48,19 +58,30 @@ def enclose_infimum(jacobian, loss, targets, weights):
         An `Enclosure`; its bounds lie within 1e-7 of each other unless the search ended early.
     """
     if loss.quadratic:
-        theta = jacobian.refined(targets)
-        value = np.mean(weights * loss.values(jacobian.logits(theta), targets))
-        return Enclosure(value, value, theta, None)
+        return _least_squares(jacobian, loss, targets, weights)
+    if not loss.are_hard(targets) or np.max(weights) <= _ALIKE * np.min(weights):
+        return _searched(jacobian, loss, targets, weights)
+    alike = _searched(jacobian.unweighted(), loss, targets, np.ones(len(weights)))  # much better conditioned
+    if alike.margin > 0:
+        return alike
+    found = _searched(jacobian, loss, targets, weights)
+    return dataclasses.replace(
+        found, lower=max(found.lower, min(found.upper, alike.lower * np.min(weights) * (1 - _SLACK)))
+    )
+
+
+def _searched(jacobian, loss, targets, weights):
     search = _Search(jacobian, loss, targets, weights)
     search.run()
+    logits, errors = jacobian.evaluate(search.best)
     theta = jacobian.theta(search.best)
-    logits = jacobian.logits(theta)
-    upper = max(search.floor, float(np.mean(weights * loss.values(logits, targets))))
+    upper = max(search.floor, largest_loss(loss, logits, errors, targets, weights))
     lower = min(search.lower, upper)  # up to rounding it is below; of the two the evaluated loss is to be trusted
     if not search.hard:
-        return Enclosure(lower, upper, theta, None)
-    margin = float(np.min(loss.margins(logits, targets)))
-    return Enclosure(0.0 if margin > 0 else lower, 0.0 if margin > 0 else upper, theta, margin)
+        return Enclosure(lower, upper, theta, None, search.out_of_time)
+    margin = smallest_margin(loss, logits, errors, targets)
+    lower, upper = (0.0, 0.0) if margin > 0 else (lower, upper)
+    return Enclosure(lower, upper, theta, margin, search.out_of_time)
 
 
 def _best_share(value):
@@ -72,7 +93,40 @@ def _best_share(value):
     return low
 
 
-class _OutOfWork(Exception):
+def smallest_margin(loss, logits, errors, targets):
+    """Return a lower bound of the smallest margin for logits with errors up to `errors`, `(n, C)`."""
+    return float(np.min(loss.margins(logits, targets) - (2 + _EPS) * errors.max(axis=1)))
+
+
+def largest_loss(loss, logits, errors, targets, weights):
+    """Return an upper bound of the mean loss for logits with errors up to `(n, C)`."""
+    values = loss.values(logits, targets)
+    slopes = np.sum(np.abs(loss.gradient(logits, targets)) * errors, axis=1)
+    curvature = loss.curvature(targets.shape[1])
+    if curvature is None:  # of every logit apart, so that the slope is steepest at an end
+        ends = [np.abs(loss.gradient(logits + sign * errors, targets)) for sign in (-1, 1)]
+        return float(np.mean(weights * (values + np.sum(np.maximum(*ends) * errors, axis=1)))) * _ROUNDED_UP
+    curved = curvature / 2 * np.sum(errors**2, axis=1)
+    return float(np.mean(weights * (values + slopes + curved))) * _ROUNDED_UP
+
+
+def _least_squares(jacobian, loss, targets, weights):
+    """Return the enclosure of the squared error.
+
+    The lower bound is 0 where a direction that float64 cannot tell from rounding might explain the rest.
+    """
+    theta = jacobian.refined(targets)
+    logits, errors = jacobian.logits(theta), rounding(jacobian.head, jacobian.features, theta)
+    upper = largest_loss(loss, logits, errors, targets, weights)
+    lower = 0.0
+    if jacobian.is_complete():
+        residual = targets - jacobian.combine(jacobian.correlate(targets * weights[:, None]))
+        least, size = (np.sqrt(np.mean(weights * loss.values(each, 0.0 * each))) for each in (residual, targets))
+        lower = max(0.0, least - jacobian.basis_error * size) ** 2
+    return Enclosure(min(lower, upper), upper, theta, None)
+
+
+class _OutOfTime(Exception):
     """Ends a search that has become too long."""
 
 
@@ -86,15 +140,21 @@ class _Search:
         self.floor = float(np.sum(self.scale[:, 0] * loss.infimum(targets)))
         self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
         self._seen = None, None
-        self.products_left = _WORK / (targets.size * (2 * jacobian.size / jacobian.copies + _OVERHEAD))
+        self._tries, self._pause = 0, 0
+        self.out_of_time, self._end = False, time.monotonic() + SECONDS
         self.steepest = np.linalg.norm(self.gradient(self.best))
 
     def run(self):
-        with contextlib.suppress(_OutOfWork, StopIteration):
+        with contextlib.suppress(_OutOfTime, StopIteration):
             self.stop_when_decided(self.best)  # a minimum at the start would end the search without a look at it
             self._minimize()
-        if self.lower == self.floor and not self.separated:
-            self.products_left = np.inf
+        if self.separated:
+            return
+        self._end = np.inf
+        if self.hard:
+            bound = self._lower_bound if self.lower else self._last_bound
+            self.lower = max(self.lower, bound(self._logits(self.best)))
+        elif self.lower == self.floor:
             self.lower = self._lower_bound(self._logits(self.best))
 
     def _minimize(self):
@@ -112,6 +172,7 @@ class _Search:
     def _logits(self, coefficients):
         """Return the logits; those of the last point are asked for again and again."""
         if self._seen[0] is None or not np.array_equal(self._seen[0], coefficients):
+            self._check_time()
             self._seen = coefficients.copy(), self.jacobian.combine(coefficients)
         return self._seen[1]
 
@@ -122,35 +183,42 @@ class _Search:
         logits = self._logits(coefficients)
         return self.jacobian.correlate(self.scale * self.loss.gradient(logits, self.targets))
 
-    def _spend(self):
-        self.products_left -= 1
-        if self.products_left < 0:
-            raise _OutOfWork
+    def _check_time(self):
+        if time.monotonic() > self._end and self._seen[0] is not None:
+            self.out_of_time = True
+            raise _OutOfTime
 
     def hessian_product(self, coefficients, direction):
-        self._spend()
+        self._check_time()
         product = self.loss.hessian(self._logits(coefficients), self.targets)
         return self.jacobian.correlate(self.scale * product(self.jacobian.combine(direction), slice(None)))
 
     def stop_when_decided(self, coefficients):
-        self.best, logits = coefficients, self._logits(coefficients)
-        self.separated = self.hard and np.min(self.loss.margins(logits, self.targets)) > 0
+        logits = self._logits(coefficients)
+        self.best = coefficients
+        if self.hard and np.min(self.loss.margins(logits, self.targets)) > 0:
+            logits, errors = self.jacobian.evaluate(coefficients)
+            self.separated = smallest_margin(self.loss, logits, errors, self.targets) > 0
         if self.separated:
             raise StopIteration
         if np.linalg.norm(self.gradient(coefficients)) > max(_NEAR * self.steepest, 1e-12):
             return
+        self._pause -= 1
+        if self._pause >= 0:
+            return
+        self._tries += 1
+        self._pause = self._tries // 3  # a search that takes long is not made longer by its dual points
         self.lower = max(self.lower, self._lower_bound(logits))
         if self.value(coefficients) - self.lower < _GAP:
             raise StopIteration
 
     def _lower_bound(self, logits):
-        """Return the value of the dual point nearest to the gradient here, the floor where none is found."""
+        """Return the value of a dual point near the gradient here, the floor where none is known."""
         return self._entropy_bound(logits) if self.hard else self._conjugate_bound(logits)
 
     def _conjugate_bound(self, logits):
         slopes = self.jacobian.seen(self.loss.gradient(logits, self.targets))
         for _ in range(2):  # once more for what rounding left
-            self._spend()
             slopes = slopes - self.jacobian.project(slopes)
 
         def value(share):
@@ -160,30 +228,28 @@ class _Search:
         return max(self.floor, whole if np.isfinite(whole) else value(_best_share(value)))
 
     def _entropy_bound(self, logits):
-        """Return the mean entropy of the probabilities nearest to those here, 0 where none are found."""
-        wrong = self.dual.wrong(logits)
+        """Return the entropy bound of an exact dual point near the probabilities here, 0 where none is known."""
+        best, wrong = 0.0, self.dual.wrong(logits)
         for negligible in _NEGLIGIBLE:
-            kept = self.dual.pairs & (wrong > negligible)
-            mass = np.zeros_like(wrong)
-            mass[kept] = self._orthogonal((self.weights[:, None] * wrong)[kept], kept)
-            if mass.any() and mass.min() >= 0:
-                shares = mass / self.weights[:, None]
-                shares /= max(1.0, self.dual.most(shares))
-                return float(np.sum(self.scale * self.dual.entropy(shares)))
+            bound, complete = self._bound_without(wrong, negligible)
+            best = max(best, bound)
+            if complete and best > 0:
+                break
+        return best
+
+    def _last_bound(self, logits):
+        """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable."""
+        wrong = self.dual.wrong(logits)
+        for negligible in sorted(_NEGLIGIBLE + _LAST):
+            for by_pair in (False, True):
+                bound, _ = self._bound_without(wrong, negligible, by_pair)
+                if bound > 0:
+                    return bound
         return 0.0
 
-    def _orthogonal(self, mass, kept):
-        """Return the mass on the kept pairs without its part in their column space."""
-
-        def matvec(coefficients):
-            self._spend()
-            return self.dual.gaps(self.jacobian.combine(coefficients))[kept]
-
-        def rmatvec(cotangent):
-            full = np.zeros(kept.shape)
-            full[kept] = cotangent
-            return self.jacobian.correlate(self.dual.gaps_adjoint(full))
-
-        operator = Products((len(mass), self.jacobian.size), matvec, rmatvec)
-        inside = lsqr(operator, mass, atol=1e-15, btol=1e-15, conlim=0, iter_lim=300)[0]
-        return mass - operator.matvec(inside)
+    def _bound_without(self, wrong, negligible, by_pair=False):
+        shares, part, complete = nearby_dual(self.jacobian, self.targets, wrong, self.weights, negligible, by_pair)
+        shares /= max(1.0, self.dual.most(shares * (1 + part[:, None])))
+        entropy = np.sum(self.scale * self.dual.entropy(shares))
+        moved = 2 * np.sum(self.scale * special.entr(part[:, None] * shares))  # |h(x) - h(y)| <= h(|x - y|)
+        return max(0.0, float(entropy * (1 - _SLACK) - moved)), complete

@@ -60,7 +60,7 @@ class Whitening:
     def exact_inverse(self, theta):
         """Return `T^-1 theta` of a plain head in float64."""
         root = self._inputs[0].root
-        return linalg.solve_triangular(root, theta.reshape(len(root), -1), trans="T", lower=True).ravel()
+        return linalg.solve_triangular(root, theta.reshape(len(root), -1), trans=1, lower=True).ravel()
 
     def rows(self, inputs, gates):
         """Return inputs and gates of some samples of a mixture, the only part, whose products are rows of `J T`."""

@@ -1,8 +1,9 @@
 r"""Projection of labels on the columns of features, from a streamed QR factorization or from moments. NumPy only.
 
 With J = [Z, 1] kron I_C the alignment is the R^2 of the least-squares regression of the labels on the features: one
-factorization of [Z, 1 | Y] serves all outputs. Ranks are decided on columns scaled to norm one, because rounding is
-relative to each feature and scaling columns leaves their span alone.
+factorization of [Z, 1 | Y] serves all outputs. The one rule for ranks: columns are centred where there is a bias and
+scaled to norm one, neither of which changes their span, and a singular value counts above `rank_tolerance` times the
+largest. So a rank depends neither on units nor on offsets.
 """
 
 import dataclasses
@@ -10,7 +11,9 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
+_EPS = float(np.finfo(np.float64).eps)
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
+SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
 
 
@@ -24,8 +27,10 @@ class Projection:
         total: squared norm of each column of the centred labels, `(C,)`.
         rank: number of singular values above `tolerance` times the largest.
         tolerance: relative.
-        singular_values: of the features (and the column of ones) with columns of norm one, descending.
-        sigma_max: largest singular value of the features (and the column of ones) as they are.
+        singular_values: of the features, centred where there is a bias, and the column of ones, with columns of norm
+            one, descending.
+        sigma_max: an upper bound, close to it, of the largest singular value of the features (and the column of ones)
+            as they are.
     """
 
     coefficients: np.ndarray
@@ -62,6 +67,7 @@ class StreamedQR:
         self.num_columns = num_features + use_bias
         self.use_bias = use_bias
         self.num_rows = 0
+        self.shift = np.zeros(num_features)  # what is subtracted from the features, where a bias undoes it
         width = self.num_columns + num_outputs
         self._rows = np.zeros((max(_BLOCK_RATIO * width, 1024) + width, width), order="F")
         self._filled = 0
@@ -70,10 +76,12 @@ class StreamedQR:
         """Add rows: features `(k, m)`, targets `(k, C)`, and weights `(k,)` that are not negative, or None."""
         m = features.shape[1]
         start = 0
+        if self.use_bias and not self.num_rows and len(features):
+            self.shift = safe_mean(features.astype(np.float64))
         while start < len(features):
             stop = start + min(len(features) - start, len(self._rows) - self._filled)
             block = self._rows[self._filled : self._filled + stop - start]
-            block[:, :m] = features[start:stop]
+            block[:, :m] = features[start:stop] - self.shift
             block[:, m : self.num_columns] = 1.0
             block[:, self.num_columns :] = targets[start:stop]
             if weights is not None:
@@ -95,22 +103,54 @@ class StreamedQR:
     def project(self, precision):
         """Return the `Projection` of the labels, for features of this floating-point spacing at one."""
         self._factorize()
-        triangle = self._rows[: self._filled]
-        k = self.num_columns
+        triangle, k = self._rows[: self._filled], self.num_columns
         columns, labels = triangle[:, :k], triangle[:, k:]
-        scale = _nonzero(np.linalg.norm(columns, axis=0))
-        left, values, right = linalg.svd(columns / scale, full_matrices=False, check_finite=False)
+        means, total = np.zeros(k), np.sum(labels**2, axis=0)
+        centred = columns.copy()
+        if self.use_bias:  # the column of ones in these coordinates: what it explains of the labels is not counted
+            ones = columns[:, -1]
+            means[:-1] = _mean_along(ones, columns[:, :-1])
+            centred[:, :-1] -= np.outer(ones, means[:-1])
+            total = np.sum((labels - np.outer(ones, _mean_along(ones, labels))) ** 2, axis=0)
         tolerance = rank_tolerance(self.num_rows, k, precision)
+        scale = column_norms(centred)
+        scale[scale <= _EPS * self.num_rows * column_norms(columns)] = np.inf  # constant columns
+        left, values, right = linalg.svd(centred / scale, full_matrices=False, check_finite=False)
         rank = int(np.sum(values > tolerance * values[0]))
         seen = left[:, :rank].T @ labels
         residual = np.sum((labels - left[:, :rank] @ seen) ** 2, axis=0)
         coefficients = (right[:rank].T / values[:rank]) @ seen / scale[:, None]
-        total = np.sum(labels**2, axis=0)
-        if self.use_bias:  # the column of ones in these coordinates: what it explains is not counted
-            ones = columns[:, -1]
-            total = np.sum((labels - np.outer(ones, ones @ labels) / (ones @ ones)) ** 2, axis=0)
-        sigma_max = _sigma_max(columns.T @ columns)
+        if self.use_bias:
+            coefficients[-1] -= (means[:-1] + self.shift) @ coefficients[:-1]
+            columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
+        sigma_max = largest_singular_value(columns, self.num_rows)
         return Projection(coefficients, residual, _settled(total, labels), rank, tolerance, values, sigma_max)
+
+
+def safe_mean(columns, weights=None):
+    """Return means over axis 0, from the distances to the first row, so that a constant is its own mean exactly."""
+    return columns[0] + np.average(columns - columns[0], axis=0, weights=weights)
+
+
+def column_norms(matrix):
+    """Return the norms of columns, with no square that overflows or vanishes."""
+    largest = np.max(np.abs(matrix), axis=0, initial=0.0)
+    return largest * np.sqrt(np.sum((matrix / nonzero(largest)) ** 2, axis=0))
+
+
+def largest_singular_value(matrix, num_rows=None):
+    """Return an upper bound of sigma_max, close to it; `num_rows` counts those that the matrix stands for."""
+    largest = nonzero(np.max(np.abs(matrix), initial=0.0))
+    scaled = matrix / largest
+    gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
+    return float(largest * root_of_largest_eigenvalue(gram, num_rows or len(matrix)))
+
+
+def root_of_largest_eigenvalue(gram, num_terms=1, precision=_EPS):
+    """Return an upper bound of the root, close to it, where every entry is a sum of `num_terms` rounded products."""
+    last = len(gram) - 1
+    largest = max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)
+    return np.sqrt(largest + precision * (num_terms + len(gram)) * np.trace(gram)) * SAFETY
 
 
 def rank_tolerance(num_rows, num_columns, precision):
@@ -120,7 +160,7 @@ def rank_tolerance(num_rows, num_columns, precision):
     `precision / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds.
     """
     shorter, longer = sorted((num_rows, num_columns))
-    return precision * np.sqrt(shorter) + np.finfo(np.float64).eps * longer
+    return precision * np.sqrt(shorter) + _EPS * longer
 
 
 def project_moments(moments, num_outputs, use_bias, precision):
@@ -137,23 +177,36 @@ def project_moments(moments, num_outputs, use_bias, precision):
     moments = np.asarray(moments, np.float64)
     y = slice(len(moments) - num_outputs, None)
     one = len(moments) - num_outputs - 1
-    k = one + use_bias
-    gram, cross, labels = moments[:k, :k], moments[:k, y], np.diag(moments[y, y])
-    scale = _nonzero(np.sqrt(np.diag(gram)))
+    k, rounding = one + use_bias, max(precision, _EPS)
+    raw, labels = moments[:k, :k], np.diag(moments[y, y])
+    means = moments[one] / moments[one, one] * use_bias
+    means[one] = 0.0
+    centred = moments - moments[one, one] * np.outer(means, means)
+    if use_bias:
+        centred[one, np.arange(len(moments)) != one] = centred[np.arange(len(moments)) != one, one] = 0.0
+    gram, cross, total = centred[:k, :k], centred[:k, y], np.diag(centred[y, y])
+    size, left = np.diag(raw), np.diag(gram)
+    varies = left > _GRAM_SAFETY * k * rounding * size  # what is left of the others by centring may be rounding
+    scale = np.sqrt(np.where(varies, left, np.inf))
+    lost = (
+        np.mean(size[varies] / left[varies]) if varies.any() else 1.0
+    )  # by how much centring has made rounding larger
     squares, vectors = linalg.eigh(gram / np.outer(scale, scale))
     values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
-    tolerance = float(np.sqrt(_GRAM_SAFETY * k * max(precision, np.finfo(np.float64).eps)))
+    tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding * lost))
     rank = int(np.sum(values > tolerance * values[0]))
     seen = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
-    total = labels - moments[one, y] ** 2 / moments[one, one] * use_bias
+    coefficients = vectors[:, :rank] @ (seen / values[:rank, None]) / scale[:, None]
+    if use_bias:
+        coefficients[-1] += means[y] - means[:one] @ coefficients[:-1]
     return Projection(
-        coefficients=vectors[:, :rank] @ (seen / values[:rank, None]) / scale[:, None],
-        residual=np.clip(labels - np.sum(seen**2, axis=0), 0.0, total),
+        coefficients=coefficients,
+        residual=np.clip(total - np.sum(seen**2, axis=0), 0.0, total),
         total=np.where(total > k * precision * labels, total, 0.0),
         rank=rank,
         tolerance=tolerance,
         singular_values=values,
-        sigma_max=_sigma_max(gram),
+        sigma_max=float(root_of_largest_eigenvalue(raw, 1 + int(moments[one, one]), rounding)),
     )
 
 
@@ -181,15 +234,18 @@ def kernel_change(features_now, features_start):
     return float(np.sqrt(max(square, 0.0)) / before)
 
 
-def _sigma_max(gram):
-    last = len(gram) - 1
-    return float(np.sqrt(max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)))
+def _mean_along(ones, columns):
+    """Return the coefficients of the column of ones, found twice: the second time, of what rounding left of it."""
+    square = ones @ ones
+    first = ones @ columns / square
+    return first + ones @ (columns - np.outer(ones, first)) / square
 
 
-def _nonzero(scale):
+def nonzero(scale):
+    """Return scales to divide by, 1 for what is zero."""
     return np.where(scale > 0, scale, 1.0)
 
 
 def _settled(total, labels):
     """Return centred squares with what is only rounding set to zero: the labels of a class without variation."""
-    return np.where(total > np.finfo(np.float64).eps * np.sum(labels**2, axis=0), total, 0.0)
+    return np.where(total > _EPS * np.sum(labels**2, axis=0), total, 0.0)

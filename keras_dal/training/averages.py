@@ -1,8 +1,9 @@
 """The mean of the weights over the last steps of exploration, kept in an optimizer's variables."""
 
 import keras
-import numpy as np
 from keras import ops
+
+from keras_dal.features.tracing import to_numpy
 
 
 class WeightAverage:
@@ -43,11 +44,11 @@ class WeightAverage:
     @property
     def steps(self):
         """Number of steps in the mean."""
-        return int(ops.convert_to_numpy(self._count))
+        return int(to_numpy(self._count))
 
     @property
     def has_begun(self):
-        return bool(ops.convert_to_numpy(self._collecting))
+        return bool(to_numpy(self._collecting))
 
     def begin(self):
         """Start a mean with the next step."""
@@ -68,7 +69,7 @@ class WeightAverage:
 
     def values(self):
         """Return the means as NumPy arrays, in the order of the variables."""
-        return [np.array(ops.convert_to_numpy(mean)) for mean in self._means]
+        return [to_numpy(mean).copy() for mean in self._means]
 
 
 def _precise(dtype):

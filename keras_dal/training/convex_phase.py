@@ -1,6 +1,7 @@
 """The second phase of `fit`: averaged weights, one pass over the stream for features, and the solved head."""
 
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,7 +33,8 @@ class ConvexPhase:
         averaged = wrap.phase == "explore" and (self.averaged_steps is None or self.averaged_steps > 0)
         self.structure = wrap.switch(model, samples)
         self._gathering = Gathering(model, self.structure, renew=averaged)
-        self.train = self.result = None
+        self.train: Any = None
+        self.result: Any = None
 
     def train_function(self, model):
         """Return what stands in for the model's train function: it only reads."""
@@ -84,7 +86,7 @@ class ConvexPhase:
     def logs(self, model):
         """Return loss and compiled metrics of the solved model on what was read, as `fit` logs them."""
         result, train = self.result, self.train
-        penalty = sum(float(ops.convert_to_numpy(term)) for term in model.losses)
+        penalty = sum(float(to_numpy(term)) for term in model.losses)
         logs = {"loss": result.loss + penalty}
         try:
             logs = {**self._metrics(model, train), **logs}

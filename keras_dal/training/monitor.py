@@ -195,9 +195,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
             print(text, flush=True)
 
     def _certified(self):
-        if self.data is None:
+        data = self._data
+        if data is None:
             raise KeyError("Certificates need data: AlignmentMonitor(data=(x, y)). Received: data=None")
-        return certify(self.model, *self._data, parameters=self._parameters)
+        return certify(self.model, *data, parameters=self._parameters)
 
     @property
     def _data(self):

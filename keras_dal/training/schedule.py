@@ -41,8 +41,7 @@ class SwitchSchedule:
         else:
             self._waited += 1
         if self._auto and self._waited >= self._patience and epoch + 1 >= EARLIEST * self._epochs:
-            self.switch = min(self.switch, epoch + 1 + self._window(epoch + 1))
-            self._auto = False
+            self.switch, self._auto = min(self.switch or self._epochs, epoch + 1 + self._window(epoch + 1)), False
 
     def _window(self, explored):
         """Return over how many epochs weights are averaged where so many are explored."""

@@ -98,12 +98,16 @@ def oracle_rank_and_share(head, z, targets, loss):
     matrix, right = dense_jacobian(head, z), targets
     if loss.activation == "softmax":
         matrix, right = matrix - matrix.mean(axis=1, keepdims=True), right - right.mean(axis=1, keepdims=True)
-    matrix = matrix.reshape(-1, matrix.shape[2])
-    left, values, _ = np.linalg.svd(matrix, full_matrices=False)
+    raw, has_bias = matrix.reshape(-1, matrix.shape[2]), not (isinstance(head, heads.DenseHead) and not head.use_bias)
+    if has_bias:  # the last columns, one for each output
+        matrix = np.dstack([matrix[:, :, : -head.num_outputs], matrix[:, :, -head.num_outputs :]])
+        matrix[:, :, : -head.num_outputs] -= matrix[:, :, : -head.num_outputs].mean(axis=0)
+    columns = matrix.reshape(raw.shape)
+    left, values, _ = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), full_matrices=False)
     rank = int(np.sum(values > values[0] * max(matrix.shape) * np.finfo(float).eps))
     residual = right.ravel() - left[:, :rank] @ (left[:, :rank].T @ right.ravel())
-    has_bias = not (isinstance(head, heads.DenseHead) and not head.use_bias)
-    return rank, np.sum(residual**2) / np.sum((right - right.mean(axis=0) * has_bias) ** 2), values[:rank]
+    share = np.sum(residual**2) / np.sum((right - right.mean(axis=0) * has_bias) ** 2)
+    return rank, share, values[:rank], np.linalg.norm(raw, 2)
 
 
 def certified(head, z, targets, loss, **kwargs):
@@ -119,14 +123,14 @@ def test_rank_and_alignment_equal_a_dense_svd(block, monkeypatch):
     monkeypatch.setattr("keras_dal.analysis.descent_bound._SCALES", np.ones(1))
     for seed in range(10 * block, 10 * block + 10):
         head, z, targets, loss = make_problem(seed, SIZES.get(seed))
-        rank, share, sigmas = oracle_rank_and_share(head, z, targets, loss)
+        rank, share, sigmas, sigma_max = oracle_rank_and_share(head, z, targets, loss)
         certificate = certified(head, z, targets, loss)
         assert certificate.rank == rank, seed
         rounding = 100 * np.finfo(float).eps * sigmas[0] / sigmas[-1]  # of the last left singular vectors
         assert certificate.residual_share == pytest.approx(share, abs=max(1e-8, rounding)), seed
         if rounding < 1e-6:
-            assert (certificate.status == "aligned") == (share < 1e-8), seed
-        expected = loss.curvature(head.num_outputs) * sigmas[0] ** 2 / len(z)
+            assert (certificate.verdict == "aligned") == (share < 1e-8), seed
+        expected = loss.curvature(head.num_outputs) * sigma_max**2 / len(z)
         assert certificate.beta == pytest.approx(expected, rel=1e-6)
 
 
@@ -214,7 +218,7 @@ def test_infimum_of_an_unaligned_head_equals_that_of_an_independent_solver(name)
         assert lower - 1e-9 <= found.fun <= upper + 1e-6
         assert upper - lower < 1e-6
         assert upper == pytest.approx(found.fun, abs=1e-6)
-        assert certificate.status == ("not aligned" if name == "mse" else "not separable")
+        assert certificate.verdict == ("not aligned" if name == "mse" else "not separable")
         assert lower > 0.01
 
 
@@ -226,7 +230,7 @@ def test_infimum_that_no_parameters_attain_is_enclosed():
     certificate = certified(heads.DenseHead(5, 4), z, np.eye(4)[y], LOSSES["softmax"])
     others = y > 0
     limit = certified(heads.DenseHead(5, 3), z[others], np.eye(3)[y[others] - 1], LOSSES["softmax"]).infimum[1]
-    assert certificate.status == "not separable"
+    assert certificate.verdict == "not separable"
     assert certificate.infimum[0] <= limit * others.mean() + 1e-9
     assert certificate.infimum[1] == pytest.approx(limit * others.mean(), abs=1e-6)
 
@@ -237,7 +241,7 @@ def test_separable_is_proved_by_parameters_and_not_confused_with_aligned(name):
     z, truth = rng.normal(size=(150, 6)), rng.normal(size=(6, 3))
     y = np.argmax(z @ truth, axis=1) if name == "softmax" else (z @ truth > 0).astype(int)
     certificate = certified(heads.DenseHead(6, 3), z, LOSSES[name].targets(y, 3), LOSSES[name])
-    assert certificate.status == "separable"
+    assert certificate.verdict == "separable"
     assert certificate.alignment < 0.9
     assert certificate.margin > 0
     assert certificate.infimum == (0.0, 0.0)
@@ -289,7 +293,7 @@ def test_iterative_certificate_is_weaker_and_says_so(kind, method, factorized):
     assert (iterative.rank, iterative.tolerance, iterative.exact) == (None, None, False)
     assert exact.residual_share <= iterative.residual_share < 1e-8
     assert exact.beta <= iterative.beta
-    assert iterative.status == "aligned"
+    assert iterative.verdict == "aligned"
     assert "not decided" in str(iterative)
     assert "at least" in str(iterative)
 
@@ -299,7 +303,7 @@ def test_samples_that_are_nearly_equal_are_left_to_lsqr():
     z, y = np.maximum(rng.normal(size=(100, 16)), 0), rng.integers(0, 3, 100)
     z[1], y[1] = z[0] * (1 + 1e-4), (y[0] + 1) % 3
     certificate = certified(make_head("mixture", rng, 16, 90, 3), z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
-    assert certificate.status == "aligned"
+    assert certificate.verdict == "aligned"
     assert "then LSQR" in certificate.method
 
 
@@ -309,7 +313,7 @@ def test_iterative_certificate_of_an_unaligned_head_claims_nothing(kind):
     z, y = rng.normal(size=(80, 3)), rng.integers(0, 3, 80)
     head = make_head(kind, rng, 3, 3, 3)
     certificate = certified(head, z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
-    assert certificate.status == "undecided"
+    assert certificate.verdict == "undecided"
     assert certificate.infimum[0] == 0.0
     assert certificate.infimum[1] < certificate.loss
 
@@ -337,7 +341,7 @@ def test_json_round_trip_and_table():
     assert again == certificate
     assert again.bound(10) == certificate.bound(10)
     assert json.loads(certificate.to_json())["num_samples"] == len(z)
-    for words in (certificate.status, loss.name, f"{certificate.rank} of {certificate.full_rank}", "full-batch"):
+    for words in (certificate.verdict, loss.name, f"{certificate.rank} of {certificate.full_rank}", "full-batch"):
         assert words in str(certificate)
 
 

@@ -139,9 +139,9 @@ def test_the_infimum_is_that_of_scipy_and_never_below_the_entropy(name, width):
     reached = lower < certificate.floor + 1e-7
     assert reached == (width == 80)
     if "smoothed" in name and "mixed" not in name:
-        assert certificate.status == ("aligned" if reached else "not aligned")
+        assert certificate.verdict == ("aligned" if reached else "not aligned")
     else:
-        assert certificate.status == ("undecided" if reached else "not aligned")
+        assert certificate.verdict == ("undecided" if reached else "not aligned")
         assert any("no multiple" in sentence for sentence in certificate.not_covered)
     assert certificate.margin is None
     assert certificate.loss_at_scale(2.0) is None
@@ -157,9 +157,9 @@ def test_separable_samples_with_smoothed_labels_are_not_called_separable(name):
     y = np.eye(C)[np.argmax(x @ truth, axis=1)] if loss.activation == "softmax" else (x @ truth > 0).astype(float)
     theta = np.concatenate([truth.ravel(), np.zeros(C)])
     head, hard = heads.DenseHead(6, C), type(loss)()
-    assert certify_head(head, x, hard.targets(y, C), hard, theta).status == "separable"
+    assert certify_head(head, x, hard.targets(y, C), hard, theta).verdict == "separable"
     smoothed = certify_head(head, x, loss.targets(y, C), loss, theta)
-    assert smoothed.status == "not aligned"
+    assert smoothed.verdict == "not aligned"
     assert smoothed.infimum[0] > smoothed.floor + 1e-3
 
 
@@ -177,7 +177,7 @@ def test_the_infimum_over_gated_units_is_that_of_scipy(name):
     certificate = certified(loss, y, head, x)
     lower, upper = certificate.infimum
     expected = least(loss, y, head, x, np.ones(N))
-    assert certificate.status == "not aligned"
+    assert certificate.verdict == "not aligned"
     assert certificate.floor + 1e-3 < lower <= expected + 1e-9
     assert upper == pytest.approx(expected, abs=1e-6)
     assert upper - lower < 1e-6
@@ -191,7 +191,7 @@ def test_an_iterative_certificate_of_mixed_labels_has_the_entropy_below():
     assert not certificate.exact
     assert certificate.infimum[0] == certificate.floor > 0
     assert certificate.infimum[1] <= certificate.loss
-    assert certificate.status == "undecided"
+    assert certificate.verdict == "undecided"
 
 
 @pytest.mark.parametrize("name", ["smoothed classes", "mixed classes"])

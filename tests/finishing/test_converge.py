@@ -102,7 +102,7 @@ def test_binary_classifiers_are_given_a_branch(digits, kind):
         model = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
     result = converge(model, x, labels, verbose=0)
     assert ((result.model.predict(x, verbose=0) > 0) == labels).all()
-    assert result.certificate.status == "aligned"
+    assert result.certificate.verdict == "aligned"
 
 
 @pytest.mark.parametrize("few", [1, 3, 20])
@@ -188,7 +188,7 @@ def test_the_certificate_has_the_margin_as_its_witness(model, digits):
     x, y = digits[0]
     result = converge(model, x[:60], y[:60], verbose=0, gated=True)
     certificate = result.certificate
-    assert certificate.status in ("separable", "aligned")
+    assert certificate.verdict in ("separable", "aligned")
     assert certificate.infimum == (0.0, 0.0)
     assert certificate.loss == pytest.approx(result.loss, rel=1e-9)
     assert certificate.margin == pytest.approx(result.margin, rel=1e-9)

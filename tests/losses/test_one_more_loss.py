@@ -127,7 +127,7 @@ def test_the_certificate_encloses_the_minimum_of_scipy_and_claims_no_rate(model,
     lower, upper = certificate.infimum
     assert lower - 1e-9 <= expected <= upper + 1e-7
     assert upper - lower < 1e-6
-    assert certificate.status == status
+    assert certificate.verdict == status
     assert certificate.floor == pytest.approx(np.mean(y - special.xlogy(y, y)))
     assert (lower - certificate.floor < 1e-6) == (status == "aligned")
     assert (certificate.margin, certificate.beta) == (None, None)

@@ -118,7 +118,7 @@ def test_a_head_at_every_position_takes_gates_of_pooled_features(kind, pooling, 
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert certify(model, x, y).loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
     gated = add_gated_head(model, x, place=place, seed=0, verbose=False)
-    assert certify(gated, x, y).status == "aligned"
+    assert certify(gated, x, y).verdict == "aligned"
     if place == "beside":
         np.testing.assert_allclose(gated.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
     result = converge(gated, x, y, verbose=0)

@@ -271,7 +271,7 @@ def test_a_gated_head_changes_nothing_and_aligns_everything(make):
     assert isinstance(find_structure(gated, x).layer, GatedBranch)
     assert not {id(variable) for variable in model.variables} & {id(variable) for variable in gated.variables}
     certificate = certify(gated, x, y)
-    assert certificate.status == "aligned"
+    assert certificate.verdict == "aligned"
     assert certificate.rank == certificate.full_rank == 20 * 2
     gated.fit(x, y, epochs=1, verbose=0)
     assert all((one == other).all() for one, other in zip(old, values(model.variables), strict=True))
@@ -287,7 +287,7 @@ def test_the_placement_before_the_last_layer_is_recognized(make):
     assert [type(layer) for layer in structure.gated_layers] == [GatedDense]
     assert structure.linear_parameters[0] is structure.layer.kernel
     certificate = certify(gated, x, y, loss="sparse_categorical_crossentropy")
-    assert certificate.status == "aligned"
+    assert certificate.verdict == "aligned"
     assert any("still move" in sentence for sentence in certificate.not_covered)
     structure.layer.freeze_gates()
     certificate = certify(gated, x, y, loss="sparse_categorical_crossentropy")
@@ -372,7 +372,7 @@ for place, gates in (("beside", "random"), ("before", "learned")):
     if place == "beside":
         np.testing.assert_allclose(gated.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
     gated.fit(x, y, verbose=0)
-    assert certify(gated, x, y).status == "aligned"
+    assert certify(gated, x, y).verdict == "aligned"
     for layer in gated._flatten_layers():
         if hasattr(layer, "freeze_gates"):
             before = gated.predict(x, verbose=0)

@@ -1,0 +1,55 @@
+"""Count false and undecided verdicts on problems whose separability is known exactly, in awkward units.
+
+python benchmarks/verdicts.py [--examples 10000]
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import sys
+import time
+
+from machine import describe
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "verdicts.json"
+sys.path.insert(0, str(ROOT / "tests"))
+
+import verdict_problems  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=10_000)
+    examples = parser.parse_args().examples
+    counts, undecided, false, start = collections.Counter(), collections.Counter(), [], time.perf_counter()
+    for seed in range(examples):
+        problem = verdict_problems.draw(seed)
+        wrong, open_verdicts = problem.false_statements()
+        truth = "separable" if problem.separable else "not separable"
+        counts[truth] += 1
+        undecided[truth] += open_verdicts
+        false += [{"seed": seed, "statement": statement} for statement in wrong]
+    RESULT.write_text(
+        json.dumps(
+            {
+                "command": f"python benchmarks/verdicts.py --examples {examples}",
+                "problems": dict(counts),
+                "verdicts": 2 * examples,
+                "false_statements": len(false),
+                "which": false,
+                "undecided": dict(undecided),
+                "share_undecided": {truth: undecided[truth] / (2 * counts[truth]) for truth in counts},
+                "seconds": round(time.perf_counter() - start),
+                "machine": describe(),
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+    print(RESULT.read_text())
+
+
+if __name__ == "__main__":
+    main()

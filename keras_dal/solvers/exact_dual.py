@@ -1,0 +1,222 @@
+r"""Dual points in floating point that an exact one is provably close to: what `not separable` rests on.
+
+Masses q >= 0, not all zero, on pairs of a sample and a wrong class are a dual point if `J' u = 0` for the u they make;
+then no theta has positive margins (Gordan), and the entropy of q bounds the loss from below. Floats leave a residual
+`r = J' u`. With D the least masses of the samples, `-D^2 J (J' D^2 J)^+ r` removes it exactly, and moves no mass by
+more than the share `|r| / sigma_min(D J)` of the least one: if bounds of `|r|` and of `sigma_min`, with all rounding
+counted, make that share small, an exact dual point exists although no float is one. Our derivation.
+
+`sigma_min` is the smallest singular value that is not zero. Where columns are dependent this needs to be known of the
+matrix itself, not of its rounding: its rank is compared with that modulo two primes, which is never larger, and smaller
+by an accident of a chance near 1e-18 only. The matrix is that of the features (and gates) as the model gave them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from scipy import linalg
+from scipy.sparse import csgraph
+
+_EPS = np.finfo(np.float64).eps
+_PRIMES = (2147483629, 2147483587)
+_MODULAR_WORK = 5e8  # multiplications modulo a prime, a few seconds, spent once; a tenth of it on a block
+_PAIR_WORK = 3e9  # multiplications of a factorization, a few seconds
+_REFINEMENTS = 4
+_LARGEST_SHARE = 1e-3  # by which an exact dual point may differ from that found
+_FAINTEST = 1e-30  # shares of the mass below it are none, so that their squares do not vanish
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Samples and outputs whose masses make a dual point by themselves.
+
+    Attributes:
+        columns: `(k, p)`, float64, in which an entry has an error of at most 4 roundings of `magnitude`.
+        magnitude: `(k, p)`.
+        signs: `(k, t)`, those with which masses enter u; 0 where there is no mass.
+        own: `(k, t)`, 1 where a sample's masses enter u together, with a minus.
+        mass: `(k, t)`, positive where `signs` is not 0.
+        residues: returns the exact matrix modulo a prime.
+        rank_bound: returns an upper bound of its rank, known once for all blocks, or None.
+    """
+
+    columns: np.ndarray
+    magnitude: np.ndarray
+    signs: np.ndarray
+    own: np.ndarray
+    mass: np.ndarray
+    residues: Callable
+    rank_bound: Callable
+
+    def near_exact(self):
+        """Return masses `(k, t)` and the share by which those of an exact dual point may differ, None if unknown."""
+        paired = self.signs != 0
+        unit = self.mass.max(initial=0.0)
+        least = np.min(np.where(paired, self.mass, np.inf), axis=1, initial=np.inf) / (unit or 1.0)
+        if not len(least) or least.min() < _FAINTEST:
+            return None
+        used = self.magnitude.any(axis=0)
+        if not used.any():
+            return self.mass, 0.0  # samples that no theta moves
+        metric = _Metric(self.columns[:, used], self.magnitude[:, used], least)
+        if not metric.rank or (metric.rank < used.sum() and metric.rank not in self._rank_bounds()):
+            return None
+        mass, terms = self.mass / unit, sum(self.mass.shape) + 16
+        for refinement in range(_REFINEMENTS):
+            dual = self.signs * mass - self.own * mass.sum(axis=1, keepdims=True)
+            residual, size = metric.pulled_back(dual)
+            share = np.linalg.norm(np.abs(residual) + 1.1 * terms * _EPS * size, axis=0).max() / metric.smallest
+            worst = np.max(share * least / np.min(np.where(paired, mass, np.inf), axis=1))
+            if refinement == _REFINEMENTS - 1 or (refinement and worst < 1e-9):
+                return (mass * unit, worst) if worst <= _LARGEST_SHARE else None
+            mass = np.where(paired, mass - self.signs * metric.correction(residual), 0.0)
+            if np.min(mass[paired]) <= 0:
+                return None
+        return None
+
+    def _rank_bounds(self):
+        yield self.rank_bound()
+        yield exact_rank(self.residues, len(self.columns), self.columns.shape[1], _MODULAR_WORK / 10)
+
+
+class _Metric:
+    """`D J` with columns scaled by powers of two, factorized: `rank`, and a lower bound of its `smallest` value."""
+
+    def __init__(self, columns, magnitude, least):
+        self.columns, self.magnitude, self.least = columns, magnitude, least
+        largest = np.max(least[:, None] * np.abs(columns), axis=0)
+        self.scale = np.ldexp(1.0, -np.frexp(np.where(largest > 0, largest, 1.0))[1])
+        self.weighted = columns * self.scale * least[:, None]
+        triangle = linalg.qr(self.weighted, mode="r", check_finite=False)[0][: min(columns.shape)]
+        _, values, self.right = linalg.svd(triangle, full_matrices=False, check_finite=False)
+        rounding = 10 * sum(columns.shape) * _EPS * values[0]
+        rounding += 4 * _EPS * np.linalg.norm(magnitude * self.scale * least[:, None])
+        self.rank = int(np.sum(values > 4 * rounding))
+        self.values, self.right = values[: self.rank], self.right[: self.rank]
+        self.smallest = self.values[-1] - rounding
+
+    def pulled_back(self, dual):
+        """Return the scaled `J' u`, and the sums of magnitudes that bound its rounding."""
+        scale = self.scale[:, None]
+        return scale * (self.columns.T @ dual), scale * (self.magnitude.T @ np.abs(dual))
+
+    def correction(self, residual):
+        """Return `D^2 J (J' D^2 J)^+` times a scaled residual."""
+        solved = self.right.T @ ((self.right @ residual) / self.values[:, None] ** 2)
+        return self.least[:, None] * (self.weighted @ solved)
+
+
+def nearby_dual(jacobian, targets, shares, weights, negligible, by_pair=False):
+    """Return shares `(n, C)` near those given, by which part of themselves `(n,)` an exact dual point's may differ.
+
+    Args:
+        jacobian: a `FactorizedJacobian`; centred means softmax, whose pairs are a sample and another class.
+        targets: Y_l, `(n, C)`.
+        shares: masses per weight, `(n, C)`, in [0, 1].
+        weights: positive, `(n,)`.
+        negligible: shares up to it count as zero.
+        by_pair: whether every pair may have mass by itself, where outputs share their columns; a larger problem.
+
+    Returns:
+        The shares, zero where no exact dual point is known near them, the parts, and whether none had to be left out.
+    """
+    found, part, complete = np.zeros_like(shares), np.zeros(len(shares)), True
+    split = _by_class if jacobian.centered else _by_output
+    if jacobian.copies == 1 or (by_pair and jacobian.centered):
+        split = _by_pair
+    for index, block in split(jacobian, targets, shares, weights, max(negligible, _FAINTEST)):
+        near = block.near_exact()
+        if near is None:
+            complete = False
+        else:
+            found[index] = near[0].reshape(found[index].shape)
+            part[index[0].ravel()] = np.maximum(part[index[0].ravel()], near[1])
+    return found / weights[:, None], part, complete
+
+
+def _by_class(jacobian, targets, shares, weights, negligible):
+    """Yield a block for every set of classes that overlap, of the samples that have mass on all others of the set."""
+    linked = np.zeros((targets.shape[1],) * 2)
+    np.maximum.at(linked, np.argmax(targets, axis=1), np.where(targets == 0, shares, 0.0))
+    count, sets = csgraph.connected_components(linked > negligible, directed=True, connection="strong")
+    for classes in (np.flatnonzero(sets == each) for each in range(count)):
+        own = targets[:, classes]
+        least = np.min(np.where(own == 0, shares[:, classes], np.inf), axis=1)
+        rows = np.flatnonzero(own.any(axis=1) & (least > negligible))
+        if len(classes) > 1 and len(rows):
+            yield _shared(jacobian, np.ix_(rows, classes), 1.0 - own[rows], own[rows], shares, weights)
+
+
+def _by_output(jacobian, targets, shares, weights, negligible):
+    for output in range(targets.shape[1]):
+        rows = np.flatnonzero(shares[:, output] > negligible)
+        if len(rows):
+            signs = -targets[rows][:, [output]]
+            yield _shared(jacobian, np.ix_(rows, np.array([output])), signs, np.zeros_like(signs), shares, weights)
+
+
+def _shared(jacobian, index, signs, own, shares, weights):
+    """Return an index into the shares and the block of it, for outputs that share their columns."""
+    rows = index[0].ravel()
+    columns = jacobian.columns[rows, 0]
+
+    def residues(prime):
+        return residues_modulo(jacobian.matrix(jacobian.features[rows])[:, 0], prime)
+
+    mass = (shares * weights[:, None])[index] * (signs != 0)
+    return index, Block(columns, np.abs(columns), signs, own, mass, residues, lambda: jacobian.exact_rank)
+
+
+def _by_pair(jacobian, targets, shares, weights, negligible):
+    """Yield one block of all pairs."""
+    i, j = index = np.nonzero((shares > negligible) & ((targets == 0) | (not jacobian.centered)))
+    right = np.argmax(targets, axis=1)[i]
+    if not len(i) or len(i) * jacobian.num_directions**2 > _PAIR_WORK:
+        return
+    signs = np.ones((len(i), 1)) if jacobian.centered else -targets[index][:, None]
+    columns = jacobian.rows(jacobian.columns, i, j)
+    magnitude = np.abs(columns)
+    if jacobian.centered:
+        other = jacobian.rows(jacobian.columns, i, right)
+        columns, magnitude = columns - other, magnitude + np.abs(other)
+
+    def residues(prime):
+        modular = residues_modulo(jacobian.matrix(jacobian.features), prime)
+        gaps = jacobian.rows(modular, i, j)
+        return (gaps - jacobian.rows(modular, i, right)) % prime if jacobian.centered else gaps
+
+    mass = (shares * weights[:, None])[index][:, None]
+    yield index, Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues, lambda: None)
+
+
+def residues_modulo(matrix, prime):
+    """Return a matrix of floats, which are whole numbers times powers of two, modulo an odd prime below 2^31."""
+    fractions, exponents = np.frexp(matrix)
+    powers, which = np.unique(exponents - 53, return_inverse=True)
+    factors = np.array([pow(2, int(power), prime) for power in powers], np.int64)
+    return np.ldexp(fractions, 53).astype(np.int64) % prime * factors[which.reshape(matrix.shape)] % prime
+
+
+def exact_rank(residues, num_rows, num_columns, work=_MODULAR_WORK):
+    """Return the rank of a matrix given by its residues modulo primes, None where that takes too long."""
+    if num_rows * num_columns * min(num_rows, num_columns) > work:
+        return None
+    return max(rank_modulo(residues(prime), prime) for prime in _PRIMES)
+
+
+def rank_modulo(residues, prime):
+    """Return the rank of an integer matrix modulo a prime below 2^31, by elimination."""
+    rows, rank = residues.copy(), 0
+    for column in range(rows.shape[1]):
+        pivots = np.flatnonzero(rows[rank:, column])
+        if not len(pivots):
+            continue
+        rows[[rank, rank + pivots[0]]] = rows[[rank + pivots[0], rank]]
+        rows[rank] = rows[rank] * pow(int(rows[rank, column]), -1, prime) % prime
+        below = rank + 1 + np.flatnonzero(rows[rank + 1 :, column])
+        rows[below] = (rows[below] - rows[below, column][:, None] * rows[rank] % prime) % prime
+        rank += 1
+        if rank == len(rows):
+            break
+    return rank

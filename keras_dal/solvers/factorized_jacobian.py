@@ -1,0 +1,204 @@
+"""J_S by its singular value decomposition: column space, least squares and ranks, by the rule of `least_squares`."""
+
+import functools
+
+import numpy as np
+from scipy import linalg
+
+from keras_dal import heads
+from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
+from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
+from keras_dal.solvers.least_squares import column_norms, largest_singular_value, nonzero, rank_tolerance, safe_mean
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+class FactorizedJacobian(Jacobian):
+    """With orthonormal vectors that span the weighted columns, and the two maps that they make.
+
+    The matrix has `rows` rows for each sample and is repeated for `copies` outputs; `rows copies = C`. Its columns are
+    centred where the head has a bias, which undoes that, and scaled to norm one.
+
+    Attributes:
+        size: number of basis coefficients: all directions that float64 can tell from rounding.
+        columns: the centred matrix, `(n, rows, p)`, every entry with a relative error of one rounding.
+        values: singular values of the scaled columns, descending.
+    """
+
+    copies: int
+
+    def __init__(self, head, features, weights, centered, precision):
+        super().__init__(head, features, weights, centered, precision)
+        matrix = self.matrix(features)
+        self.sigma_max = largest_singular_value(self._weighted(matrix))
+        width = matrix.shape[2]
+        self._num_biases = matrix.shape[1] * _ends_with_bias(head)
+        self._shift, free = np.zeros(matrix.shape[1:]), width - self._num_biases
+        if self._num_biases:
+            self._shift[:, :free] = safe_mean(matrix[:, :, :free], weights)
+        self.columns = matrix - self._shift
+        weighted = self._weighted(self.columns)
+        self._scale = nonzero(column_norms(weighted))
+        left, self.values, right = linalg.svd(
+            weighted / self._scale, full_matrices=False, lapack_driver="gesdd", check_finite=False
+        )
+        self.tolerance, finest = (rank_tolerance(len(weighted), width, each) for each in (precision, _EPS))
+        kept = int(np.sum(self.values > finest * self.values[0]))
+        self._counted = int(np.sum(self.values > self.tolerance * self.values[0]))
+        self._left, self._right = left[:, :kept], right[:kept]
+        self.size = kept * self.copies
+        self.rank = self._counted * (self.copies - (self.copies > 1) * centered)
+        self.method = f"{self.method}, singular values above {self.tolerance:.1e} of the largest"
+
+    def unweighted(self):
+        """Return the same for samples of equal weight."""
+        return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self._precision)
+
+    def matrix(self, features):
+        """Return the matrix `(n, rows, p)` on these features, every entry as float64 computes it."""
+        raise NotImplementedError
+
+    @property
+    def num_directions(self) -> int:
+        """Columns of J_S, without those that only repeat others for a constant per sample."""
+        raise NotImplementedError
+
+    def rows(self, matrix, samples, outputs):
+        """Return the rows of J_S, in these directions, of pairs of a sample and an output, from a `matrix`."""
+        raise NotImplementedError
+
+    def _weighted(self, matrix):
+        """Return the rows as the loss sees them, `(n rows, p)`."""
+        return (matrix * self.roots[:, :, None]).reshape(-1, matrix.shape[2])
+
+    def combine(self, coefficients):
+        """Return the logits `(n, C)`, up to constants per row for softmax, of basis coefficients `(r,)`."""
+        logits = self._left @ coefficients.reshape(-1, self.copies)
+        return self.seen(logits.reshape(len(self.roots), -1)) / self.roots
+
+    def correlate(self, cotangent):
+        """Return the transpose of `combine` applied to a cotangent `(n, C)`, shape `(r,)`."""
+        return (self._left.T @ self.seen(cotangent / self.roots).reshape(-1, self.copies)).ravel()
+
+    def _scaled(self, coefficients):
+        kept = self._right.T @ (coefficients.reshape(-1, self.copies) / self.values[: len(self._right), None])
+        return kept / self._scale[:, None]
+
+    def theta(self, coefficients):
+        """Return the theta `(P,)` with these logits."""
+        theta = self._scaled(coefficients)
+        if self._num_biases:
+            theta[-self._num_biases :] -= self._shift @ theta
+        return theta.ravel()
+
+    def evaluate(self, coefficients):
+        """Return the logits `(n, C)`, up to constants per row for softmax, and a bound of their rounding errors.
+
+        They are those of a theta in real numbers: where offsets are large, float64 may not hold one as good.
+        """
+        theta = self._scaled(coefficients)
+        logits, size = self.columns @ theta, np.abs(self.columns) @ np.abs(theta)
+        error = _EPS * (len(theta) + 4) * size
+        return logits.reshape(len(self.roots), -1), error.reshape(len(self.roots), -1)
+
+    @property
+    def basis_error(self):
+        """A bound, with room, of how far the orthonormal vectors are from the span of the columns."""
+        smallest = self.values[len(self._right) - 1] / self.values[0]
+        return 10 * sum(self._left.shape) * _EPS / smallest
+
+    @functools.cached_property
+    def exact_rank(self):
+        """Rank of the matrix in exact arithmetic, None where that takes too long."""
+        n, rows, width = self.columns.shape
+
+        def residues(prime):
+            return residues_modulo(self.matrix(self.features).reshape(n * rows, width), prime)
+
+        return exact_rank(residues, n * rows, width)
+
+    def is_complete(self):
+        """Whether the columns that were left out of the basis depend on the others exactly, not up to rounding."""
+        varying = np.count_nonzero(self.columns.any(axis=(0, 1)))
+        return len(self._right) in (len(self._left), varying) or len(self._right) == self.exact_rank
+
+    def _counting(self, targets):
+        coefficients = self.correlate(targets * self.roots**2)
+        coefficients[self._counted * self.copies :] = 0.0
+        return coefficients
+
+    def project(self, targets):
+        return self.combine(self._counting(targets))
+
+    def solve(self, targets):
+        theta = self.theta(self._counting(targets))
+        if self._counted == self.columns.shape[2]:
+            return theta
+        return (self._row_space @ (self._row_space.T @ theta.reshape(-1, self.copies))).ravel()
+
+    @functools.cached_property
+    def _row_space(self):
+        """Orthonormal columns that span the rows of the matrix as it is: no scaling of columns changes a least norm."""
+        rows = self._scale[:, None] * self._right[: self._counted].T
+        if self._num_biases:
+            rows += self._shift.T @ rows[-self._num_biases :]
+        return np.linalg.qr(rows)[0]
+
+
+class KroneckerJacobian(FactorizedJacobian):
+    """`A kron I_C`, with `A = [Z, 1]` for a plain head: one factorization serves all outputs."""
+
+    method = "SVD of what all outputs share, with columns of norm one"
+
+    @property
+    def copies(self):
+        return self.head.num_outputs
+
+    def matrix(self, features):
+        return self.head.columns(features)[:, None, :]
+
+    @property
+    def num_directions(self):
+        return self.columns.shape[2] * (self.copies - self.centered)
+
+    def rows(self, matrix, samples, outputs):
+        rows = np.zeros((len(samples), self.copies, matrix.shape[2]), matrix.dtype)
+        rows[np.arange(len(samples)), outputs] = matrix[samples, 0]
+        return rows[:, : self.copies - self.centered].reshape(len(samples), -1)
+
+    def with_constants(self):
+        return Spectrum(self._counted * self.copies, self.values, self.sigma_max)
+
+
+class DenseJacobian(FactorizedJacobian):
+    """The matrix itself, for heads whose outputs share no small factor."""
+
+    copies = 1
+    method = "SVD of J_S with columns of norm one"
+
+    @property
+    def num_directions(self):
+        return self.columns.shape[2]
+
+    def rows(self, matrix, samples, outputs):
+        return matrix[samples, outputs]
+
+    def matrix(self, features):
+        units = np.eye(self.head.num_outputs)
+        return np.array([[self.head.adjoint(z[None], unit[None]) for unit in units] for z in features])
+
+    def _weighted(self, matrix):
+        return super()._weighted(matrix - matrix.mean(axis=1, keepdims=True) * self.centered)
+
+    def with_constants(self):
+        if not self.centered:
+            return Spectrum(self.rank, self.values, self.sigma_max)
+        weighted = super()._weighted(self.columns)
+        values = np.linalg.svd(weighted / nonzero(column_norms(weighted)), compute_uv=False)
+        rank = int(np.sum(values > self.tolerance * values[0]))
+        return Spectrum(rank, values, largest_singular_value(super()._weighted(self.columns + self._shift)))
+
+
+def _ends_with_bias(head):
+    """Whether the last parameters are one constant for each output."""
+    return _ends_with_bias(head.parts[-1]) if isinstance(head, heads.SumHead) else head.use_bias

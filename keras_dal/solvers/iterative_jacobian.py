@@ -1,0 +1,92 @@
+"""J_S by products only, for heads too large to factorize."""
+
+import functools
+
+import numpy as np
+from scipy.sparse.linalg import lsqr
+
+from keras_dal import heads
+from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.solvers.head_bounds import spectral_norm_bound
+from keras_dal.solvers.jacobian_base import Jacobian, Products
+from keras_dal.solvers.kfac_preconditioner import Whitening
+from keras_dal.solvers.min_norm_interpolation import Interpolation
+
+_ITERATIONS, _RESTARTS = 150, 6
+_LSQR = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
+_CLOSE = 3e-5  # residual over targets at which LSQR need not go on
+_GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
+
+
+class IterativeJacobian(Jacobian):
+    """Products only: a solution whose residual bounds the alignment from below; no rank is decided.
+
+    It comes from LSQR in whitened coordinates and float32, which starts again from the residual as float64 sees it. A
+    mixture with as many parameters for each output as there are samples is interpolated instead, in the same way.
+    """
+
+    factorized = False
+
+    def __init__(self, head, features, weights, centered, precision):
+        super().__init__(head, features, weights, centered, precision)
+        self.sigma_max = spectral_norm_bound(head, features, weights, centered)
+        self._products = CachedJacobian(head, features.astype(np.float32))
+        self._interpolation = self._factorized()
+        self.method = "a Cholesky factorization in float32, refined" if self._interpolation else _LSQR
+
+    def _factorized(self):
+        """Return the `Interpolation` of all samples, None where there is none."""
+        mixture = getattr(self.head, "parts", [self.head])[0]
+        if not isinstance(mixture, heads.MixtureHead):
+            return None
+        if mixture.num_parameters < len(self.features) * mixture.num_outputs:
+            return None
+        part = self._products.part(0)
+        interpolation = Interpolation(part, part)
+        try:
+            interpolation.extend(np.arange(len(self.features)))
+        except np.linalg.LinAlgError:
+            return None
+        return interpolation
+
+    def solve(self, targets):
+        if self._interpolation:
+            change = self._interpolation.change(targets)[0].astype(np.float64)
+            return np.pad(change, (0, self.head.num_parameters - len(change)))
+        return self._least_squares(targets)
+
+    @functools.cached_property
+    def _whitening(self):
+        return Whitening(self._products)
+
+    def _least_squares(self, targets):
+        def matvec(phi):
+            return (self.seen(self._products.logits(self._whitening.theta(phi))) * self.roots).ravel()
+
+        def rmatvec(cotangent):
+            rows = self.seen(cotangent.reshape(targets.shape) * self.roots)
+            return self._whitening.transposed(self._products.adjoint(rows))
+
+        operator = Products(self.shape, matvec, rmatvec)
+        right = (self.seen(targets) * self.roots).ravel()
+        phi = lsqr(operator, right, atol=1e-6, btol=_CLOSE, conlim=0, iter_lim=_ITERATIONS)[0]
+        return self._whitening.theta(phi).astype(np.float64)
+
+    def refined(self, targets):
+        def size(rows):
+            return np.linalg.norm(self.seen(rows) * self.roots)
+
+        theta, residual = np.zeros(self.head.num_parameters), targets
+        for _ in range(2 * _RESTARTS):
+            step = theta + self.solve(residual)
+            before, left = size(residual), targets - self.logits(step)
+            if size(left) < before:
+                theta, residual = step, left
+            if size(residual) <= _CLOSE * size(targets):
+                break
+            if size(residual) > _GAIN * before:
+                if self._interpolation is None:
+                    break
+                self._interpolation = None  # what is left, of samples that are nearly equal say, is for LSQR
+                self.method += f", then {_LSQR}"
+        return theta

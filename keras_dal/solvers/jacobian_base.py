@@ -1,0 +1,89 @@
+"""What the Jacobian J_S of a head on cached features offers, however it is computed. Plain NumPy and SciPy.
+
+Rows are what the loss sees: scaled by the square roots of the sample weights and, for softmax, with the mean over the
+outputs removed, because a constant per sample changes neither the loss nor a prediction.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from keras_dal.solvers.head_bounds import spectral_norm_bound
+
+
+class Products(LinearOperator):
+    """A real matrix given by two functions, the products with it and with its transpose."""
+
+    def __init__(self, shape, forward, backward):
+        super().__init__(np.float64, shape)
+        self._forward, self._backward = forward, backward
+
+    def _matvec(self, x):
+        return self._forward(x.ravel())
+
+    def _rmatvec(self, x):
+        return self._backward(x.ravel())
+
+
+class Spectrum(NamedTuple):
+    """Rank, singular values of columns of norm one, and the largest one of the columns as they are or a bound of it."""
+
+    rank: int | None
+    singular_values: np.ndarray | None
+    sigma_max: float
+
+
+class Jacobian:
+    """J_S, of shape `(nC, P)`.
+
+    Attributes:
+        factorized: whether the column space is known, not only products with J_S.
+        rank: numerical rank, None where it was not decided.
+        full_rank: the rank at which every labelling is aligned, nC, or n(C - 1) with constants removed.
+        tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None where
+            none was computed.
+        sigma_max: largest singular value, or an upper bound of it.
+        method: how rank and sigma_max were obtained.
+    """
+
+    factorized = True
+    rank: int | None = None
+    tolerance: float | None = None
+    sigma_max: float
+    method: str
+
+    def __init__(self, head, features, weights, centered, precision):
+        self.head, self.features, self.centered, self._precision = head, features, centered, precision
+        self.roots = np.sqrt(weights)[:, None]
+        self.shape = (len(features) * head.num_outputs, head.num_parameters)
+        self.full_rank = len(features) * (head.num_outputs - centered)
+
+    def seen(self, rows):
+        """Return rows `(n, C)` as the loss sees them: without constants for softmax."""
+        return rows - rows.mean(axis=1, keepdims=True) if self.centered else rows
+
+    def logits(self, theta):
+        """Return the head's logits `(n, C)` in float64."""
+        return self.head.logits(self.features, theta)
+
+    def solve(self, targets):
+        """Return a theta `(P,)` that minimizes the weighted `||J theta - targets||`, of least norm where exact."""
+        raise NotImplementedError
+
+    def project(self, targets):
+        """Return what of the targets `(n, C)` lies in the column space, up to constants per row for softmax."""
+        return self.logits(self.solve(targets))
+
+    def with_constants(self):
+        """Return the `Spectrum` of J_S as it is, constants per sample included."""
+        return Spectrum(None, None, spectral_norm_bound(self.head, self.features, self.roots.ravel() ** 2))
+
+    def refined(self, targets):
+        """Return `solve(targets)` after one step of iterative refinement, where that removes rounding.
+
+        With columns that are nearly dependent theta is large and the step can add more rounding than it removes.
+        """
+        theta = self.solve(targets)
+        step = self.solve(targets - self.logits(theta))
+        return min(theta, theta + step, key=lambda each: np.linalg.norm(self.seen(targets - self.logits(each))))

@@ -1,0 +1,144 @@
+"""Problems whose separability is known exactly, in awkward units: what no verdict may contradict.
+
+A small problem of whole numbers is decided by linear programming, whose optimum there is 0 or far above any tolerance.
+Then columns are multiplied by powers of two, moved where a bias undoes it, mixed with each other by powers of two,
+repeated and padded, all exactly in floating point: none of it changes what a linear head can separate.
+"""
+
+import dataclasses
+import itertools
+from fractions import Fraction
+
+import numpy as np
+from scipy import optimize
+
+from keras_dal import heads, losses
+from keras_dal.analysis.certificate import certify_head
+from keras_dal.analysis.separability import decide
+from keras_dal.solvers.least_squares import StreamedQR
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Features `(n, m)` in their dtype, labels as the loss takes them, weights, and whether they are separable."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    num_outputs: int
+    use_bias: bool
+    loss: losses.Loss
+    separable: bool
+
+    @property
+    def targets(self):
+        return self.loss.targets(self.labels, self.num_outputs)
+
+    def verdicts(self):
+        """Return what `decide` and `certify_head` say."""
+        n, m = self.features.shape
+        head, targets = heads.DenseHead(m, self.num_outputs, self.use_bias), self.targets
+        softmax = self.loss.activation == "softmax"
+        qr = StreamedQR(m, self.num_outputs, self.use_bias)
+        for rows in (slice(0, n // 2), slice(n // 2, n)):
+            seen = targets - targets.mean(axis=1, keepdims=True) * softmax
+            qr.update(self.features[rows], seen[rows], self.weights[rows])
+        projection = qr.project(float(np.finfo(self.features.dtype).eps))
+        rows = [(self.features, targets, self.weights)]
+        theta = projection.coefficients.ravel()
+        verdict = decide(head, self.loss, rows, theta, projection.residual_share, True)
+        zeros = np.zeros(head.num_parameters)
+        certificate = certify_head(head, self.features, targets, self.loss, zeros, self.weights)
+        return verdict, certificate
+
+    def false_statements(self):
+        """Return the statements that contradict the truth, and how many of the two verdicts are undecided."""
+        verdict, certificate = self.verdicts()
+        wrong = []
+        for name in (verdict.name, certificate.verdict):
+            if name == "not separable" and self.separable:
+                wrong.append("separable labels called not separable")
+            if name in ("separable", "aligned") and not self.separable:
+                wrong.append(f"labels that are not separable called {name}")
+        low, high = certificate.infimum
+        if self.separable and low > 0:
+            wrong.append("a positive lower bound of an infimum that is 0")
+        if not self.separable and high <= 0:
+            wrong.append("an upper bound 0 of an infimum that is positive")
+        if low > high:
+            wrong.append("bounds in the wrong order")
+        return wrong, (verdict.name == "undecided") + (certificate.verdict == "undecided")
+
+
+def draw(seed):
+    """Return the problem of a seed."""
+    generator = np.random.default_rng(seed)
+    n, m, num_outputs = int(generator.integers(1, 15)), int(generator.integers(1, 5)), int(generator.integers(2, 5))
+    whole = generator.integers(-3, 4, (n, m))
+    kind = generator.choice(["random", "linear", "one class", "absent class"], p=[0.4, 0.4, 0.05, 0.15])
+    softmax = generator.random() < 0.7
+    scores = np.column_stack([whole, np.ones(n, int)]) @ generator.integers(-3, 4, (m + 1, num_outputs))
+    if softmax:
+        labels = np.argmax(scores, axis=1) if kind == "linear" else generator.integers(0, num_outputs, n)
+        if kind == "absent class":
+            labels = np.minimum(labels, num_outputs - 2)
+    else:
+        num_outputs = int(generator.integers(1, 3))
+        labels = (scores if kind == "linear" else generator.integers(-1, 2, scores.shape))[:, :num_outputs] > 0
+        labels = labels.astype(float)
+    if kind == "one class":
+        labels = 0 * labels
+    use_bias = bool(generator.random() < 0.8)
+    separable = is_separable(np.column_stack([whole, np.ones(n, int)]) if use_bias else whole, labels, num_outputs)
+    features = awkward(generator, whole.astype(np.float64), use_bias)
+    weights = 10.0 ** generator.uniform(-12, 12, n) if generator.random() < 0.3 else np.ones(n)
+    loss = losses.SoftmaxCrossEntropy() if softmax else losses.SigmoidCrossEntropy()
+    return Problem(features, labels, weights, num_outputs, use_bias, loss, separable)
+
+
+def is_separable(columns, labels, num_outputs):
+    """Decide by linear programming whether a linear head has positive margins on all rows of whole numbers."""
+    if labels.ndim == 2:
+        signs = (2 * labels - 1).T
+        return all(_has_positive(columns * sign[:, None]) for sign in signs)
+    units = np.eye(num_outputs)
+    pairs = itertools.product(range(len(labels)), range(num_outputs))
+    gaps = [np.kron(columns[i], units[labels[i]] - units[j]) for i, j in pairs if j != labels[i]]
+    return _has_positive(np.array(gaps))
+
+
+def _has_positive(rows):
+    """Return whether some theta has positive products with all rows."""
+    k = rows.shape[1]
+    rows = np.column_stack([-rows, np.ones(len(rows))])
+    bounds = [(-1, 1)] * k + [(None, 1)]
+    program = optimize.linprog(np.append(np.zeros(k), -1.0), A_ub=rows, b_ub=np.zeros(len(rows)), bounds=bounds)
+    assert program.status == 0
+    assert not 1e-8 < -program.fun < 1e-5  # whole numbers this small leave no doubt
+    return -program.fun > 1e-6
+
+
+def awkward(generator, columns, use_bias):
+    """Return columns with the same span, up to the bias, in units and mixtures that are hard for floating point."""
+    for kind in generator.choice(["mixed", "scaled", "offset", "padded"], generator.integers(0, 4)):
+        n, m = columns.shape
+        if kind == "padded":
+            constant = np.full((n, 1), 0.3 * use_bias)
+            columns = np.hstack([columns, np.zeros((n, 1)), constant, columns[:, :1]])
+        elif kind == "mixed" and m > 1:  # nearly dependent: the second column becomes the first but for its last places
+            part = columns[:, 1] * 2.0 ** -int(generator.integers(8, 45))
+            columns = np.column_stack([columns[:, :1], _exact_sum(part, columns[:, 0], columns[:, 1]), columns[:, 2:]])
+        elif kind == "offset" and use_bias:
+            offset = np.round(generator.choice([10.0, 1e6, 1e12]) * generator.standard_normal(m))
+            columns = _exact_sum(columns, np.broadcast_to(offset, columns.shape), columns)
+        elif kind == "scaled":
+            columns = np.ldexp(columns, generator.integers(-100, 101, m))
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = columns.astype(generator.choice(["float64", "float32", "float16"]), copy=False)
+    return narrow if np.array_equal(narrow.astype(np.float64), columns) else columns
+
+
+def _exact_sum(first, second, otherwise):
+    """Return a sum of floats where it is one exactly."""
+    pairs = zip(first.flat, second.flat, (first + second).flat, strict=True)
+    return first + second if all(Fraction(a) + Fraction(b) == Fraction(c) for a, b, c in pairs) else otherwise
