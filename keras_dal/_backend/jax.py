@@ -72,6 +72,10 @@ def in_replica(function, model, *arguments):
     return function(*arguments)
 
 
+def build(model, *arguments):
+    """Do nothing: `fit` has built the model."""
+
+
 def _stateless(function, variables):
     """Return `(values, x) -> function(x)` with the variables replaced by values."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import keras
 import tensorflow as tf
 
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)  # how a train function says that the epoch is over
@@ -89,6 +90,12 @@ def in_replica(function, model, *arguments):
     strategy = model.distribute_strategy
     found = strategy.run(function, arguments)
     return tf.nest.map_structure(lambda part: strategy.experimental_local_results(part)[0], found)
+
+
+def build(model, iterator):
+    """Build a model for the inputs of the first batch that an iterator of `fit` will bring."""
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(iterator.element_spec)
+    model(tf.nest.map_structure(lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), x), training=False)
 
 
 def _traced(function):

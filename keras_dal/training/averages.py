@@ -1,9 +1,12 @@
 """The mean of the weights over the last steps of exploration, kept in an optimizer's variables."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_dal.features.tracing import to_numpy
+from keras_dal.training.inner import innermost
 
 
 class WeightAverage:
@@ -75,3 +78,60 @@ class WeightAverage:
 def _precise(dtype):
     """Return a dtype in which small steps towards a mean are not lost."""
     return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+class Averaging:
+    """What `Wrap` offers of the average of its own, or of those of the inner optimizer where it has `use_ema`."""
+
+    finish: str
+    inner_optimizer: Any
+    _average: WeightAverage | None
+    _linear_indices: tuple[int, ...] | None
+    _trainable_variables: list[Any]
+
+    def begin_average(self) -> None:
+        """Starts to average the weights, from the next step on; without a share to average, it changes nothing."""
+        if self._average is not None:
+            self._average.begin()
+
+    @property
+    def is_averaging(self) -> bool:
+        """Whether the weights of every step count for the average now."""
+        return self._average is not None and self._average.has_begun
+
+    @property
+    def averaged_steps(self) -> int | None:
+        """Number of steps in the average so far: 0 where none has begun, None where the inner optimizer averages."""
+        if innermost(self.inner_optimizer).use_ema:
+            return None
+        return 0 if self._average is None else self._average.steps
+
+    def adopt_average(self):
+        """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.
+
+        Returns:
+            Whether the weights changed.
+        """
+        if self.finish != "solve":
+            return False
+        inner = innermost(self.inner_optimizer)
+        if inner.use_ema and self.averaged_steps is None:
+            values = [to_numpy(v).copy() for v in inner._model_variables_moving_average]
+        elif self.averaged_steps:
+            values = self._average.values()
+        else:
+            return False
+        for variable, value in zip(self._trainable_variables, values, strict=True):
+            variable.assign(value)
+        if self._average is not None:
+            self._average.end()
+        return True
+
+    def settle_averages(self, also_linear=True):
+        """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
+        inner = innermost(self.inner_optimizer)
+        if inner.use_ema:
+            pairs = zip(self._trainable_variables, inner._model_variables_moving_average, strict=True)
+            for index, (variable, average) in enumerate(pairs):
+                if also_linear or index not in (self._linear_indices or ()):
+                    average.assign(to_numpy(variable).copy())  # JAX would share the buffer

@@ -22,17 +22,17 @@ class ConvexPhase:
     Args:
         model: the model that `fit` trains.
         wrap: its `Wrap`.
+        structure: the `Structure` of the model.
         loss: the `losses.Loss` it is compiled with.
-        samples: a few inputs, for a model that does not declare their shape, or None.
     """
 
-    def __init__(self, model, wrap, loss, samples=None):
-        self._wrap, self._loss = wrap, loss
+    def __init__(self, model, wrap, structure, loss):
+        self._wrap, self.structure, self._loss = wrap, structure, loss
         self._before = None if wrap.phase == "exploit" else [to_numpy(v).copy() for v in _state(model)]
         self.averaged_steps = wrap.averaged_steps
         averaged = wrap.phase == "explore" and (self.averaged_steps is None or self.averaged_steps > 0)
-        self.structure = wrap.switch(model, samples)
-        self._gathering = Gathering(model, self.structure, renew=averaged)
+        wrap.switch(model, structure=structure)
+        self._gathering = Gathering(model, structure, renew=averaged)
         self.train: Any = None
         self.result: Any = None
 

@@ -45,10 +45,10 @@ class Measurement:
         """Whether moments of the features say something about J_S: those of gated units before the head do not."""
         return self._structure.layer is self._structure.output_layer
 
-    def begin(self, model):
+    def begin(self):
         """Start an epoch."""
         if self._kernel_change is None:  # here, not earlier: other callbacks restore weights in on_train_begin
-            self._kernel_change = KernelChange(model, self._structure.layer)
+            self._kernel_change = KernelChange(self._structure)
         if self.moments is not None:
             self.moments.clear()
 

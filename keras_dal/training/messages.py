@@ -21,7 +21,7 @@ def begins(wrap, schedule, epoch):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
     if wrap.phase == "exploit":
         return (
-            "keras_dal: this fit begins in the second phase, where the optimizer was left: only the linear parameters "
+            "keras_dal: this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
             f"will be {'solved' if wrap.finish == 'solve' else 'trained'}. optimizer.restart() before fit goes back to "
             "the first phase"
         )

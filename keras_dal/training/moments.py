@@ -67,6 +67,8 @@ class StepMoments(keras.metrics.Metric):
 
     def _look_like_probes(self, x):
         """Whether these inputs are as the model declares them: it may take others, as a dict or without channels."""
+        if x is None:
+            return False  # a train_step of the user's own need not tell
         try:
             tree.assert_same_structure(self.probes, x)
         except (ValueError, TypeError):

@@ -13,7 +13,7 @@ from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import messages
 from keras_dal.training.convex_phase import ConvexPhase
-from keras_dal.training.kernel_change import first_samples
+from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
 from keras_dal.training.schedule import SwitchSchedule
 from keras_dal.training.train_step import StepHooks
@@ -65,9 +65,20 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         model = self.model
+        check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
+        self._structure = self.result = self._phase = self._installed = self._began = None
+        self.certificates = messages.Certificates(self._certified)
+        if self._wrap is not None:
+            self._wrap.check_model(model)
+        if model.built or self.data is not None:
+            self._look_at(model)
+
+    def _look_at(self, model):
+        """Find out what there is to measure and to solve; where `fit` builds the model, at its first step."""
         samples = None if self.data is None else first_samples(self.data)
         self._structure = find_structure(model, samples, self._parameters)
+        self._check_constraints()
         self._loss = loss_of(model, self._structure.activation)
         self._check_step_size()
         self._schedule = self._make_schedule()
@@ -75,8 +86,6 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._check_explore()
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven)
-        self.certificates = messages.Certificates(self._certified)
-        self.result, self._phase, self._installed, self._began = None, None, None, None
 
     def _make_schedule(self):
         if self._wrap is None:
@@ -86,13 +95,34 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         model = self.model
+        if self._structure is None:
+            model.train_function = self._looking_first(model, epoch)
+            return
+        self._begin_epoch(model, epoch)
+
+    def _looking_first(self, model, epoch):
+        """Return a train function that looks at the model when the first step has shown what its inputs are."""
+
+        def function(*arguments):
+            _backend.build(model, *arguments)
+            self._look_at(model)
+            self._begin_epoch(model, epoch)
+            self._hooks.arm()
+            return model.train_function(*arguments)
+
+        return function
+
+    def _begin_epoch(self, model, epoch):
         if self._wrap is not None:
+            if not self._wrap.built and model.built:  # where a step is traced it takes many times as long
+                with _backend.training_scope(model):
+                    self._wrap.build(model.trainable_variables)
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
                 self._began = epoch
                 self._say(model, messages.begins(self._wrap, self._schedule, epoch))
             self._advance(model, epoch)
-        self._measurement.begin(model)
+        self._measurement.begin()
         if self._phase is not None:
             self._hooks.read_only(self._phase.train_function(model))
         elif self.phase != self._installed:
@@ -102,9 +132,6 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def _advance(self, model, epoch):
         """Take the step of the schedule that is due before this epoch."""
         if self.phase == "explore" and self._schedule.average_is_due(epoch) and not self._wrap.is_averaging:
-            if not self._wrap.built:
-                with _backend.training_scope(model):
-                    self._wrap.build(model.trainable_variables)
             self._wrap.begin_average()
         solves = self._wrap.finish == "solve" and self._wrap.explore is not None
         if self.phase == "explore" and self._schedule.is_due(epoch):
@@ -133,9 +160,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         )
 
     def _solve_next(self, model, epoch):
-        samples = None if self.data is None else first_samples(self.data)
-        self._phase = ConvexPhase(model, self._wrap, self._loss, samples)
-        self._structure = self._phase.structure
+        self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
         self._say(model, messages.reads(self._phase, epoch, self.params["epochs"]))
 
     def _descend_next(self, model, epoch):
@@ -143,13 +168,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
             self.certificates["switch"] = self._certified()
         rate = self._step_size() if self._is_automatic else None
-        samples = None if self.data is None else first_samples(self.data)
-        self._structure = self._wrap.switch(model, samples, learning_rate=rate)
+        self._wrap.switch(model, learning_rate=rate, structure=self._structure)
         switch = messages.Switch(epoch, self.params["epochs"], self._structure, self._loss, self._measurement.report)
         self._say(model, messages.descends(model, switch, self.certificates.get("switch")))
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._hooks.arm()
+        if self._structure is not None:
+            self._hooks.arm()
 
     def on_train_batch_end(self, batch, logs=None):
         if self._phase is None or self.result is not None:
@@ -186,6 +211,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
             logs.update(measured, phase=float(self.phase == "exploit"))
 
     def on_train_end(self, logs=None):
+        if self._structure is None:
+            return  # there was no step
         self._hooks.remove()
         if self._wrap is not None and self.phase == "explore" and self._schedule.switch is not None:
             self._say(self.model, messages.ended_early(self._schedule))
@@ -213,6 +240,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
     @property
     def _is_automatic(self):
         return self._wrap is not None and self._wrap.exploit_learning_rate == "auto"
+
+    def _check_constraints(self):
+        if self._wrap is not None and self._wrap.finish == "solve":
+            self._structure.check_unconstrained()
 
     def _check_step_size(self):
         if not self._is_automatic:

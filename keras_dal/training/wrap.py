@@ -12,13 +12,13 @@ from keras_dal.features.tracing import replaced
 from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training import arguments
-from keras_dal.training.averages import WeightAverage
+from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost
 from keras_dal.training.train_step import is_hooked
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(Delegating, keras.optimizers.Optimizer):
+class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
     While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
@@ -97,7 +97,9 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
         """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
         return "explore" if self._linear_indices is None else "exploit"
 
-    def switch(self, model: Any, x: Any = None, learning_rate: float | None = None) -> Structure:
+    def switch(
+        self, model: Any, x: Any = None, learning_rate: float | None = None, structure: Structure | None = None
+    ) -> Structure:
         """Freezes everything but the linear parameters; a second call changes nothing.
 
         In `fit`, `AlignmentMonitor` keeps batch normalization and dropout of the frozen part in inference mode. In a
@@ -106,6 +108,7 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
         Args:
             model: the model that is trained.
             x: a few inputs, for a model that does not declare their shape.
+            structure: what `find_structure` found in the model; it is looked for by default.
             learning_rate: step size 1/beta, needed with `exploit_learning_rate="auto"` and refused without.
 
         Returns:
@@ -114,7 +117,7 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
         Raises:
             ValueError: no linear head, an unbuilt optimizer, or a learning rate missing or not asked for.
         """
-        structure = find_structure(model, x, self.exploit)
+        structure = structure or find_structure(model, x, self.exploit)
         if self.phase == "exploit":
             return structure
         if (self.exploit_learning_rate == "auto") != (learning_rate is not None):
@@ -147,43 +150,20 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
         if self._average is not None:
             self._average.end()
 
-    def begin_average(self) -> None:
-        """Starts to average the weights, from the next step on; without a share to average, it changes nothing."""
-        if self._average is not None:
-            self._average.begin()
-
-    @property
-    def is_averaging(self) -> bool:
-        """Whether the weights of every step count for the average now."""
-        return self._average is not None and self._average.has_begun
-
-    @property
-    def averaged_steps(self) -> int | None:
-        """Number of steps in the average so far: 0 where none has begun, None where the inner optimizer averages."""
-        if innermost(self.inner_optimizer).use_ema:
-            return None
-        return 0 if self._average is None else self._average.steps
-
-    def adopt_average(self):
-        """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.
-
-        Returns:
-            Whether the weights changed.
-        """
-        if self.finish != "solve":
-            return False
-        inner = innermost(self.inner_optimizer)
-        if inner.use_ema and self.averaged_steps is None:
-            values = [np.array(keras.ops.convert_to_numpy(v)) for v in inner._model_variables_moving_average]
-        elif self.averaged_steps:
-            values = self._average.values()
-        else:
-            return False
-        for variable, value in zip(self._trainable_variables, values, strict=True):
-            variable.assign(value)
-        if self._average is not None:
-            self._average.end()
-        return True
+    def check_model(self, model):
+        """Raise a ValueError if this optimizer was built for another model."""
+        known = (
+            not self.built
+            or not model.built
+            or all(
+                self._var_key(variable) in self._trainable_variables_indices for variable in model.trainable_variables
+            )
+        )
+        if not known:
+            raise ValueError(
+                "An optimizer belongs to the model it was first used with: make a new Wrap, with a new optimizer in it. "
+                f"Received: model {model.name!r}"
+            )
 
     def freeze_gates(self, structure):
         """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""
@@ -327,15 +307,6 @@ class Wrap(Delegating, keras.optimizers.Optimizer):
     @property
     def _model_variables_moving_average(self):  # SwapEMAWeights asks for it where a loss scale stands in between
         return innermost(self.inner_optimizer)._model_variables_moving_average
-
-    def settle_averages(self, also_linear=True):
-        """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
-        inner = innermost(self.inner_optimizer)
-        if inner.use_ema:
-            pairs = zip(self._trainable_variables, inner._model_variables_moving_average, strict=True)
-            for index, (variable, average) in enumerate(pairs):
-                if also_linear or index not in (self._linear_indices or ()):
-                    average.assign(np.array(keras.ops.convert_to_numpy(variable)))  # JAX would share the buffer
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
