@@ -161,7 +161,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
         )
         if not known:
             raise ValueError(
-                "An optimizer belongs to the model it was first used with: make a new Wrap, with a new optimizer in it. "
+                "An optimizer belongs to the model it was first used with: make a new Wrap with a new optimizer. "
                 f"Received: model {model.name!r}"
             )
 
