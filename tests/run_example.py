@@ -58,7 +58,7 @@ def main():
     if own.signal:
         send_signal(checkpoint._StopAtStep, own.signal[0], int(own.signal[1]))
     with tfds.testing.mock_data(num_examples=104):
-        trainer.main(data.ImageSet("cifar10", flip=True), epochs=4, learning_rate=0.05, explore=2, certify=False)
+        trainer.main(data.ImageSet("cifar10", flip=True), epochs=4, learning_rate=0.05, explore=3, certify=False)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import options
 import record
 
 EPOCHS, STEPS = 4, 3  # of what run_example.py trains
-EXPLORED = 2
+EXPLORED = 3  # the last epoch reads the data once more, and the head is solved
 
 
 class Run:
@@ -107,10 +107,12 @@ def assert_close(run, other):
     (values, history), (expected, expected_history) = run.state(), other.state()
     assert values.keys() == expected.keys()
     for key in values:
-        np.testing.assert_allclose(values[key], expected[key], rtol=0, atol=1e-5, err_msg=key)
+        # the least loss of the head is found on features that differ by rounding, and they are nearly dependent
+        rtol = 1e-4 if expected[key].shape in ((4, 10), (10,)) else 0
+        np.testing.assert_allclose(values[key], expected[key], rtol=rtol, atol=1e-5, err_msg=key)
     np.testing.assert_allclose(history["alignment"], expected_history["alignment"], atol=1e-4)
     assert history["phase"] == expected_history["phase"] == [0] * EXPLORED + [1] * (EPOCHS - EXPLORED)
-    assert run.output.count("exploitation begins") == 1
+    assert run.output.count("exploration is over") == 1
 
 
 def test_two_devices_train_what_one_does(runs):
@@ -120,7 +122,7 @@ def test_two_devices_train_what_one_does(runs):
 def test_two_workers_train_what_one_does_and_one_of_them_speaks(runs):
     chief, other = runs[on_two_workers].result()
     assert_close(chief, runs[on_one].result())
-    assert "exploitation" not in other.output
+    assert "exploration" not in other.output
     assert "Epoch" not in other.output
 
 
