@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
-OTHER_BACKENDS := tests/training/test_two_lines.py tests/solvers tests/training/test_wrap.py::test_stateless_apply \
+OTHER_BACKENDS := tests/training/test_two_lines.py tests/training/test_finish.py tests/solvers tests/losses tests/training/test_wrap.py::test_stateless_apply \
 	tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
 
 .PHONY: quickstart test lint types docs clean

@@ -68,6 +68,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
         self._structure = self.result = self._phase = self._installed = self._began = None
+        self._names = set()
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
             self._wrap.check_model(model)
@@ -202,13 +203,14 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._say(model, messages.ends(self._phase, self.result, epoch, self.params["epochs"]))
             self._phase, model.stop_training = None, True
         elif self._installed is None:
-            measured = {}  # this epoch only read, in vain
+            measured = {name: np.nan for name in self._names - set(logs or {})}  # this epoch only read, in vain
         else:
             next_is_last = self._schedule.is_due(epoch + 1) and self.phase == "explore"
             measured = self._measurement.measure(model, epoch, now=next_is_last)
             self._schedule.observe(epoch, measured.get("alignment", np.nan))
         if logs is not None:
             logs.update(measured, phase=float(self.phase == "exploit"))
+            self._names = set(logs)
 
     def on_train_end(self, logs=None):
         if self._structure is None:

@@ -1,0 +1,169 @@
+"""Writes docs/two_lines.md and its picture from benchmarks/results/two_lines.jsonl.
+
+python benchmarks/two_lines_page.py
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "two_lines.jsonl"
+PAGE, PICTURE = ROOT / "docs" / "two_lines.md", ROOT / "docs" / "images" / "accuracy_seconds.png"
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn_cropped": "SVHN", "fashion_mnist": "Fashion-MNIST"}
+WAYS = {
+    "base": "the optimizer alone",
+    "wrapped": "the two lines",
+    "gated": "the two lines, with a gated head",
+    "compressed": "the schedule compressed to as many epochs",
+    "swap_ema": "SwapEMAWeights, stopped at the switch",
+    "plateau": "ReduceLROnPlateau with EarlyStopping",
+    "freeze": "freeze at the switch, then train the last layer",
+}
+
+
+def settings(rows):
+    """Return rows by setting, way and seed."""
+    found = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        found[row["dataset"], row["images"], row["epochs"], row["recipe"]][row["way"]][row["seed"]] = row
+    return found
+
+
+def paired(ways, way, field):
+    """Return the values of a way and of the base, seed by seed."""
+    seeds = sorted(set(ways[way]) & set(ways["base"]))
+    return np.array([[ways[name][seed][field] for seed in seeds] for name in (way, "base")])
+
+
+def described(setting):
+    dataset, images, epochs, recipe = setting
+    count = "all images" if images is None else f"{images:,} images"
+    return f"{NAMES[dataset]}, {count}, {epochs} epochs, {recipe}"
+
+
+def main_table(found):
+    yield "| data and recipe | seeds | alone | two lines, minus that | compressed, minus that | time over that |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for setting, ways in found.items():
+        if not ways["wrapped"]:
+            continue
+        ours, base = 100 * paired(ways, "wrapped", "test_accuracy")
+        time, alone = paired(ways, "wrapped", "processor_seconds")
+        shorter = ""
+        if ways["compressed"]:
+            there, here = 100 * paired(ways, "compressed", "test_accuracy")
+            shorter = f"{np.mean(there - here):+.2f}"
+        difference = f"{np.mean(ours - base):+.2f}" + (
+            f" ({np.min(ours - base):+.2f} to {np.max(ours - base):+.2f})" if len(base) > 1 else ""
+        )
+        yield (
+            f"| {described(setting)} | {len(base)} | {np.mean(base):.2f} % | {difference} | {shorter} | "
+            f"{np.mean(time) / np.mean(alone):.2f} |"
+        )
+
+
+def ways_table(found):
+    yield "| data and recipe | way | seeds | test accuracy | processor seconds | epochs |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for setting, ways in found.items():
+        for way, title in WAYS.items():
+            rows = list(ways[way].values())
+            if rows:
+                names = ("test_accuracy", "processor_seconds", "epochs_trained")
+                mean = {name: np.mean([row[name] for row in rows]) for name in names}
+                yield (
+                    f"| {described(setting)} | {title} | {len(rows)} | {100 * mean['test_accuracy']:.2f} % | "
+                    f"{mean['processor_seconds']:.1f} | {mean['epochs_trained']:.1f} |"
+                )
+
+
+def price_table(found):
+    yield "| data and recipe | gap, at most | solver, s | epochs saved | right in training |"
+    yield "|---|---:|---:|---:|---:|"
+    for setting, ways in found.items():
+        for way in ("wrapped", "gated"):
+            rows = list(ways[way].values())
+            if rows:
+                gap = max((row["gap"] for row in rows if row["gap"] is not None and way == "wrapped"), default=None)
+                shown = "" if gap is None else f"{gap:.1e}"
+                saved = np.mean([row["epochs"] - row["epochs_trained"] for row in rows])
+                yield (
+                    f"| {described(setting)}{', gated head' * (way == 'gated')} | {shown} | "
+                    f"{np.mean([row['seconds_of_solver'] for row in rows]):.2f} | {saved:.0f} | "
+                    f"{100 * np.mean([row['training_accuracy'] for row in rows]):.2f} % |"
+                )
+
+
+def picture(found):
+    """Draw test accuracy against time, each setting relative to the optimizer alone."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axis = figure.subplots()
+    colors = {
+        "wrapped": "#0072B2",
+        "compressed": "#D55E00",
+        "freeze": "#999999",
+        "swap_ema": "#009E73",
+        "plateau": "#CC79A7",
+    }
+    for (way, color), marker in zip(colors.items(), "osv^D", strict=True):
+        points = [
+            (np.mean(time) / np.mean(alone), np.mean(ours - base))
+            for ways in found.values()
+            if ways[way]
+            for time, alone in [paired(ways, way, "processor_seconds")]
+            for ours, base in [100 * paired(ways, way, "test_accuracy")]
+        ]
+        if points:
+            axis.plot(*zip(*points, strict=True), marker, color=color, label=WAYS[way], alpha=0.85)
+    axis.plot([1], [0], "k*", markersize=12, label=WAYS["base"])
+    axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    axis.set(xlabel="time / time of the optimizer alone", ylabel="test accuracy, points above it", yscale="symlog")
+    axis.set_title("ResNet-8: each point a data set and recipe", fontsize="medium")
+    axis.legend(frameon=False, fontsize="small", loc="lower right")
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=130)
+
+
+def main():
+    rows = [json.loads(line) for line in RESULT.read_text().splitlines()]
+    found, machine = settings(rows), rows[-1]["machine"]
+    packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
+    PAGE.write_text(
+        "\n".join(
+            [
+                "# The two lines, measured",
+                "",
+                "A ResNet-8 with the same optimizer alone and with the two lines, from the same start, with the same",
+                "order of images. Keras layers in the model shift and mirror the images, so that the pass for features",
+                "sees them as they are. Accuracy is that of the whole test set, differences in points; time is that of",
+                "the whole `fit` on one core in processor seconds, because other work shared the machine: compilation,",
+                "validation, monitor and solver included. `python benchmarks/two_lines_page.py` wrote this page from",
+                "[the rows](../benchmarks/results/two_lines.jsonl) of `python benchmarks/two_lines.py DATASET`,",
+                f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, {packages}.",
+                "",
+                "![test accuracy against time](images/accuracy_seconds.png)",
+                "",
+                *main_table(found),
+                "",
+                "## What each part costs, and what is proved",
+                "",
+                "The gap is that to the minimum of `loss + 0.01 x mean squared change of the logits`, in float64.",
+                "",
+                *price_table(found),
+                "",
+                "## Beside what people do today",
+                "",
+                *ways_table(found),
+                "",
+            ]
+        )
+    )
+    picture(found)
+
+
+if __name__ == "__main__":
+    main()
