@@ -21,7 +21,8 @@ class Point:
         margin: smallest margin over the training samples, None for the squared error.
         moved: root mean square change of an anchor's logits.
         gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum; from a
-            gradient in float32; infinite where none is known, as between rounds of interpolation.
+            gradient in float32, or in float64 where the solve of a plain head ended; infinite where none is known, as
+            between rounds of interpolation.
         validation: accuracy on the validation data (loss, for the squared error), None without them.
         theta: theta_S, float64 `(P,)`; of the head alone, where a branch beside it was added later.
         violation: weighted mean of what margins fall short of the wanted one, squared and summed over the gaps, after a

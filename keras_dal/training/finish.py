@@ -47,10 +47,11 @@ def finish(
         The `Result`, whose weights the model has.
 
     Raises:
-        ValueError: no linear head, an unsupported loss, or bad data.
+        ValueError: no linear head, constraints on it, an unsupported loss, or bad data.
     """
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)
+    structure.check_unconstrained()
     loss = loss_of(model, structure.activation, loss)
     if wrap is not None and wrap.phase == "explore":
         averaged = wrap.averaged_steps is None or wrap.averaged_steps > 0

@@ -203,7 +203,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._say(model, messages.ends(self._phase, self.result, epoch, self.params["epochs"]))
             self._phase, model.stop_training = None, True
         elif self._installed is None:
-            measured = {name: np.nan for name in self._names - set(logs or {})}  # this epoch only read, in vain
+            measured = dict.fromkeys(self._names - set(logs or {}), np.nan)  # this epoch only read, in vain
         else:
             next_is_last = self._schedule.is_due(epoch + 1) and self.phase == "explore"
             measured = self._measurement.measure(model, epoch, now=next_is_last)
