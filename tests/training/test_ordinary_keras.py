@@ -1,0 +1,146 @@
+"""Models, data and training steps as people write them, through a fit that switches."""
+
+import keras
+import numpy as np
+import pytest
+from fits import NUM_CLASSES, compiled, fit, images, small_model
+from keras import layers
+
+import keras_dal
+
+
+def rows(n=120, seed=0):
+    generator = np.random.default_rng(seed)
+    keras.utils.set_random_seed(seed)
+    return generator.standard_normal((n, 4)).astype("float32"), generator.integers(0, 3, n)
+
+
+def ended(model, x, y, loss="sparse", epochs=3, explore=2, data=None, **options):
+    """Compile with the two lines and train; return the monitor and the history."""
+    kinds = {"sparse": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+    model.compile(keras_dal.Wrap("adam", explore=explore), kinds.get(loss, loss))
+    monitor = keras_dal.AlignmentMonitor(data=data, verbose=False)
+    history = model.fit(x, y, epochs=epochs, verbose=0, callbacks=[monitor], **options).history
+    assert history["phase"][-1] == 1
+    assert monitor.result.point.gap <= 1e-4
+    return monitor, history
+
+
+def dense(*before, outputs=3):
+    return keras.Sequential([keras.Input((4,)), *before, layers.Dense(8, activation="relu"), layers.Dense(outputs)])
+
+
+class CallOfOneArgument(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.norm, self.out = layers.Dense(8), layers.BatchNormalization(), layers.Dense(3)
+
+    def call(self, x):
+        return self.out(keras.ops.relu(self.norm(self.hidden(x))))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [CallOfOneArgument, lambda: keras.Sequential([layers.Dense(8, activation="relu"), layers.Dense(3)])],
+    ids=["call(x)", "sequential without Input"],
+)
+def test_a_model_may_be_built_by_fit(make):
+    x, y = rows()
+    _, history = ended(make(), x, y)
+    assert np.isfinite(history["alignment"]).all()
+
+
+def test_a_train_step_may_leave_the_inputs_out_of_compute_loss():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the training step of this test is one of TensorFlow")
+    import tensorflow as tf
+
+    class Own(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            return {"loss": loss}
+
+    x, y = rows()
+    inputs = keras.Input((4,))
+    _, history = ended(Own(inputs, layers.Dense(3)(layers.Dense(8, activation="relu")(inputs))), x, y)
+    assert np.isfinite(history["alignment"]).all()
+
+
+@pytest.mark.parametrize("kind", ["smoothing", "mixed", "sigmoid", "squared error"])
+def test_losses_of_every_kind_end_at_their_minimum(kind):
+    x, y = rows()
+    one_hot = np.eye(3, dtype="float32")[y]
+    weights = np.random.default_rng(1).uniform(0, 1, (len(x), 1)).astype("float32")
+    loss, labels, outputs = {
+        "smoothing": (keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), one_hot, 3),
+        "mixed": ("mixed", weights * one_hot + (1 - weights) * np.roll(one_hot, 1, axis=0), 3),
+        "sigmoid": (keras.losses.BinaryCrossentropy(from_logits=True), (y > 0).astype("float32")[:, None], 1),
+        "squared error": ("mse", x[:, :2] ** 2, 2),
+    }[kind]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True) if loss == "mixed" else loss
+    model = dense(outputs=outputs)
+    monitor, history = ended(model, x, labels, loss)
+    evaluated = model.evaluate(x, labels, verbose=0, return_dict=True)["loss"]
+    assert history["loss"][-1] == pytest.approx(evaluated, rel=1e-4)
+    assert monitor.result.loss == pytest.approx(evaluated, rel=1e-4)
+    assert monitor.result.loss >= monitor.result.floor
+
+
+def test_constraints_on_the_head_are_refused_before_training():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, kernel_constraint="non_neg")])
+    model.compile(keras_dal.Wrap("sgd", explore=1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = rows()
+    with pytest.raises(ValueError, match="without constraints.*Received: constraints on"):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+    with pytest.raises(ValueError, match="without constraints.*Received: constraints on"):
+        keras_dal.finish(model, x, y, verbose=0)
+
+
+def test_an_optimizer_of_another_model_is_refused_before_training():
+    optimizer = keras_dal.Wrap("sgd", explore=1)
+    fit(compiled(optimizer), 2)
+    with pytest.raises(ValueError, match="belongs to the model it was first used with.*Received: model"):
+        fit(compiled(optimizer, small_model()), 2)
+
+
+def test_an_iterator_is_refused_as_data_of_the_monitor_before_training():
+    x, y = images()
+    steps = []
+    begun = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs=None: steps.append(batch))
+    with pytest.raises(ValueError, match="read after every epoch.*Received: data of type generator"):
+        fit(compiled("sgd"), 1, [keras_dal.AlignmentMonitor(data=((x, y) for _ in range(2))), begun])
+    assert not steps
+
+
+def test_bad_labels_of_an_epoch_are_said_and_do_not_end_it():
+    x, y = images()
+    labels = 0.9 * np.eye(NUM_CLASSES)[y]  # rows of 0.9 are no probabilities
+    model = small_model()
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="96 samples with other labels"):
+        history = model.fit(x, labels, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()]).history
+    assert np.isnan(history["alignment"]).all()
+
+
+def test_the_certificate_at_the_end_is_of_the_weights_that_are_left():
+    x, y = images()
+    monitor = keras_dal.AlignmentMonitor(data=(x, y), verbose=False)
+    restore = keras.callbacks.EarlyStopping("loss", mode="max", patience=99, restore_best_weights=True)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=2))
+    fit(model, 5, [monitor, restore])
+    assert monitor.certificates["end"].loss == pytest.approx(model.evaluate(x, y, verbose=0)[0], rel=1e-4)
+
+
+def test_many_features_are_measured_only_every_so_many_epochs():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((64, 8)).astype("float32"), generator.integers(0, 3, 64)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(600, activation="relu"), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    monitor = keras_dal.AlignmentMonitor()
+    history = model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor]).history
+    assert len(set(history["alignment"])) == 1  # an eigendecomposition costs more than a hundredth of these epochs
+    assert len(set(history["kernel_change"])) == 4
