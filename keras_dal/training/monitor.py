@@ -68,6 +68,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
         self._structure = self.result = self._phase = self._installed = self._began = None
+        self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
             self._wrap.check_model(model)
@@ -124,7 +125,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._advance(model, epoch)
         self._measurement.begin()
         if self._phase is not None:
-            self._hooks.read_only(self._phase.train_function(model))
+            self._hooks.read_only(self._phase.train_function(model, self._logs))
         elif self.phase != self._installed:
             self._hooks.install(self._structure.linear_parameters if self.phase == "exploit" else None)
             self._installed = self.phase
@@ -145,7 +146,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         """Take a step that fails without ending the training."""
         try:
             step(model, epoch)
-        except (ValueError, ArithmeticError, MemoryError) as error:
+        except Exception as error:  # of whatever kind: hours of training are at stake
             self._explore_on(model, error)
 
     def _explore_on(self, model, error):
@@ -155,12 +156,14 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._schedule.postpone()
         warnings.warn(
             "The second phase could not begin, and exploration goes on with the weights from before. Fix what the end "
-            f"of this message names and call keras_dal.finish after training. Received: {error}",
+            f"of this message names and call keras_dal.finish after training. Received: "
+            f"{type(error).__name__}: {error}",
             stacklevel=2,
         )
 
     def _solve_next(self, model, epoch):
         self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
+        self._phase.begin(model)
         self._say(model, messages.reads(self._phase, epoch, self.params["epochs"]))
 
     def _descend_next(self, model, epoch):
@@ -178,6 +181,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self._phase is None or self.result is not None:
+            self._logs = logs or {}
             return
         model = self.model  # on JAX this makes the model's variables those of the last step, so not in every step
         self._tried(lambda *_: self._phase.take(), model, None)
@@ -198,15 +202,16 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._phase is not None:
             self._end_phase(model)
         if self.result is not None:
-            measured = self._phase.logs(model) | self._phase.measured() | self._measurement.moved()
+            measured = self._phase.logs(model) | self._measurement.moved()
             self._say(model, messages.ends(self._phase, self.result, epoch, self.params["epochs"]))
             self._phase, model.stop_training = None, True
         elif self._installed is None:
-            measured = {}  # this epoch only read, in vain
+            measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
         else:
             next_is_last = self._schedule.is_due(epoch + 1) and self.phase == "explore"
             measured = self._measurement.measure(model, epoch, now=next_is_last)
             self._schedule.observe(epoch, measured.get("alignment", np.nan))
+            self._measured = tuple(measured)
         if logs is not None:
             logs.update(measured, phase=float(self.phase == "exploit"))
 

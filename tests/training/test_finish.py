@@ -216,6 +216,68 @@ def test_what_fails_at_the_switch_is_said_and_exploration_goes_on(monkeypatch):
     assert "conv/kernel" in moved(snapshots.taken[4], snapshots.taken[5])
 
 
+@pytest.mark.parametrize("part", ["solve_head", "Gathering"])
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, TypeError, MemoryError])
+def test_whatever_fails_leaves_nothing_frozen_and_a_complete_history(monkeypatch, part, kind):
+    def failing(*arguments, **options):
+        raise kind("not today")
+
+    monkeypatch.setattr(f"keras_dal.training.convex_phase.{part}", failing)
+    plain, snapshots = compiled(keras.optimizers.SGD(0.1, momentum=0.9)), Snapshots()
+    fit(plain, SWITCH, callbacks=[])
+    with pytest.warns(UserWarning, match=f"exploration goes on.*{kind.__name__}: not today"):
+        model, _, history = ended(epochs=SWITCH + 1 + (part == "solve_head"), callbacks=[snapshots])
+    assert {len(values) for values in history.values()} == {len(snapshots.taken) - 1}
+    assert model.optimizer.phase == "explore"
+    before = snapshots.taken[SWITCH + (part == "solve_head")]
+    assert not {path for path in moved(snapshot(plain), before) if "seed" not in path} or part == "Gathering"
+    assert {"conv/kernel", "norm/moving_mean"} <= moved(before, snapshots.taken[-1])
+
+
+def test_a_fit_that_begins_in_the_second_phase_and_fails_explores(monkeypatch):
+    model, _, _ = ended()
+
+    def failing(*arguments, **options):
+        raise ValueError("not today")
+
+    monkeypatch.setattr("keras_dal.training.convex_phase.solve_head", failing)
+    before = snapshot(model)
+    with pytest.warns(UserWarning, match="exploration goes on"):
+        fit(model, 3)
+    assert "conv/kernel" in moved(before, snapshot(model))
+
+
+class Reader(keras.callbacks.Callback):
+    """Takes for granted that the logs of every step and epoch have a loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append(logs["loss"])
+
+
+def test_other_callbacks_never_miss_the_loss_nor_see_one_that_is_zero():
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH))
+    reader = Reader()
+    fit(model, 9, [reader, keras_dal.AlignmentMonitor(verbose=False), Reader()])
+    assert len(reader.losses) == 4 * 7
+    assert min(reader.losses) > 0
+
+
+def test_losses_that_layers_add_do_not_end_the_training():
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(4, 3, activity_regularizer="l2", kernel_regularizer="l2")(inputs)
+    logits = keras.layers.Dense(NUM_CLASSES, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
+    model, monitor, history = ended(model=keras.Model(inputs, logits))
+    kernel = np.asarray(keras.ops.convert_to_numpy(model.layers[1].kernel))
+    assert history["loss"][-1] == pytest.approx(monitor.result.loss + 0.01 * np.sum(kernel**2), rel=1e-5)
+
+
 def test_training_that_diverged_is_not_ended_by_the_switch():
     with pytest.warns(UserWarning, match="exploration goes on|not a number"):
         _, monitor, history = ended(keras.optimizers.SGD(1e30), epochs=5)
