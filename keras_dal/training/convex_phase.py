@@ -37,7 +37,7 @@ class ConvexPhase:
 
     def begin(self, model):
         """Freeze everything but the linear parameters; what was averaged becomes the weights."""
-        averaged = self._wrap.phase == "explore" and (self.averaged_steps is None or self.averaged_steps > 0)
+        averaged = self._wrap.has_average  # in a phase that was interrupted and begins again, too
         self._wrap.switch(model, structure=self.structure)
         self._gathering = Gathering(model, self.structure, renew=averaged)
 
@@ -68,8 +68,12 @@ class ConvexPhase:
         """
         if self.result is None:
             self.train = self._gathering.finish()
-            self.result = solve_head(self.structure, self._loss, self.train)
+            result = solve_head(self.structure, self._loss, self.train)
+            if not np.isfinite(result.loss):
+                raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
+            self.result = result
             self._wrap.settle_averages()
+            self._wrap.drop_average()
 
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""

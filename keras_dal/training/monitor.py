@@ -72,6 +72,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
             self._wrap.check_model(model)
+            self._wrap.driver = self  # of this fit: the last one
         if model.built or self.data is not None:
             self._look_at(model)
 
@@ -120,6 +121,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
                     self._wrap.build(model.trainable_variables)
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
+                self._check_alone()
                 self._began = epoch
                 self._say(model, messages.begins(self._wrap, self._schedule, epoch))
             self._advance(model, epoch)
@@ -132,6 +134,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _advance(self, model, epoch):
         """Take the step of the schedule that is due before this epoch."""
+        if self.phase == "explore" and self._wrap.is_averaging and self._schedule.average_is_early(epoch):
+            self._wrap.drop_average()  # of a fit that was stopped
         if self.phase == "explore" and self._schedule.average_is_due(epoch) and not self._wrap.is_averaging:
             self._wrap.begin_average()
         solves = self._wrap.finish == "solve" and self._wrap.explore is not None
@@ -245,6 +249,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
     @property
     def _is_automatic(self):
         return self._wrap is not None and self._wrap.exploit_learning_rate == "auto"
+
+    def _check_alone(self):
+        if self._wrap is not None and self._wrap.driver is not self:
+            raise ValueError(
+                "Two monitors would both drive the optimizer: leave one AlignmentMonitor in the callbacks. Received: "
+                "another one after this"
+            )
 
     def _check_constraints(self):
         if self._wrap is not None and self._wrap.finish == "solve":

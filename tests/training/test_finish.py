@@ -285,6 +285,19 @@ def test_training_that_diverged_is_not_ended_by_the_switch():
     assert monitor.result is None
 
 
+def test_a_head_that_diverged_alone_is_not_taken_for_solved():
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == SWITCH - 1:
+                self.model.get_layer("logits").bias.assign([np.nan] * NUM_CLASSES)
+
+    with pytest.warns(UserWarning, match="exploration goes on.*The head is not finite"):
+        model, monitor, history = ended(average=0, epochs=SWITCH + 1, callbacks=[Spoil()])
+    assert history["phase"][-1] == 0
+    assert model.optimizer.phase == "explore"
+    assert monitor.result is None
+
+
 def test_a_fit_in_the_second_phase_says_so_solves_and_ends(capsys):
     model, first, _ = ended()
     monitor = keras_dal.AlignmentMonitor()
@@ -361,3 +374,66 @@ def test_a_training_that_was_interrupted_ends_with_the_same_weights(tmp_path, wh
     resumed = run()
     for ours, theirs in zip(resumed.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_an_interrupt_before_the_first_batch_was_read_does_not_lose_the_statistics():
+    expected, _, _ = ended(model=small_model(dropout=0), shuffle=False)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=SWITCH, average=0.7),
+                     small_model(dropout=0))  # fmt: skip
+    stop = keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 9, [keras_dal.AlignmentMonitor(verbose=False), stop], shuffle=False)
+    fit(model, 9, shuffle=False, initial_epoch=SWITCH)
+    for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def interrupt(epoch, logs=None):
+    if epoch == SWITCH:
+        raise KeyboardInterrupt
+
+
+def test_steps_of_a_fit_that_was_stopped_are_not_in_the_average_of_the_next(capsys):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH, average=0.7))
+    fit(model, 9, [keras_dal.AlignmentMonitor(verbose=False), Stop()])
+    assert model.optimizer.averaged_steps == 6
+    fit(model, 9, [keras_dal.AlignmentMonitor()])
+    assert "the mean of the weights over 12 steps" in capsys.readouterr().out
+
+
+def test_two_monitors_are_refused_before_the_first_step():
+    monitors = [keras_dal.AlignmentMonitor(verbose=False) for _ in range(2)]
+    with pytest.raises(ValueError, match="leave one AlignmentMonitor"):
+        fit(compiled(keras_dal.Wrap("sgd", explore=SWITCH)), 5, monitors)
+
+
+def test_finish_refuses_bad_data_and_constraints_and_changes_nothing():
+    x, y = images()
+    model = compiled(keras_dal.Wrap("sgd", explore=None))
+    fit(model, 1, [])
+    model.optimizer.begin_average()
+    fit(model, 1, [])
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="pass y"):
+        keras_dal.finish(model, x, verbose=0)
+    with pytest.raises(ValueError, match="read only once"):
+        keras_dal.finish(model, iter([(x, y)]), verbose=0)
+    assert not moved(before, snapshot(model))
+    assert model.optimizer.phase == "explore"
+    with pytest.raises(ValueError, match="without constraints"):
+        keras_dal.finish(compiled("sgd", small_model(kernel_constraint="non_neg")), x, y, verbose=0)
+
+
+def test_an_average_that_could_not_begin_is_said():
+    with pytest.raises(ValueError, match="no weights to average before the first step"):
+        keras_dal.Wrap("sgd", explore=None).begin_average()
+
+
+def test_a_fit_without_a_monitor_after_the_end_says_that_the_switch_was_made():
+    model, _, _ = ended()
+    with pytest.raises(RuntimeError, match="is in its second phase"):
+        fit(model, 1, [])
