@@ -12,6 +12,7 @@ from scipy import optimize
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.history import CERTIFIED, SEPARATED, STALLED, TIRED, Point
+from keras_dal.heads import DenseHead
 from keras_dal.tables import as_html
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
@@ -123,8 +124,8 @@ class Result:
 
     def proof(self):
         """Yield what is proved about this point, a line each."""
-        if self.stopped_by == CERTIFIED:
-            weighted = f"{self.loss_name} + {self.point.ridge:g} x mean squared change of the logits"
+        if self.stopped_by == CERTIFIED and isinstance(self._data.head, DenseHead):  # others' gaps are in float32
+            weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             yield f"proved:     at most {self.point.gap:.1e} above the minimum of {weighted}"
         if self.margin is not None and self.margin > 0 and self._data.loss.are_hard(self._data.targets):
             yield (

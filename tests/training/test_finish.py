@@ -202,6 +202,17 @@ def re_named(path):
     return path if layer != "logits" else "/".join(("logits", *rest[1:]) if len(rest) > 1 else ("branch", *rest))
 
 
+def test_a_gap_that_was_not_computed_in_float64_is_not_called_proved():
+    x, y = images()
+    gated = keras_dal.add_gated_head(compiled("sgd"), num_samples=len(x), seed=0, verbose=False)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    gated.compile(keras_dal.Wrap("sgd", explore=1), loss)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    gated.fit(x, np.eye(NUM_CLASSES)[y], epochs=3, batch_size=16, verbose=0, callbacks=[monitor])
+    assert monitor.result.stopped_by == "the certified gap"
+    assert list(monitor.result.proof()) == []
+
+
 def test_what_fails_at_the_switch_is_said_and_exploration_goes_on(monkeypatch):
     def failing(*arguments, **options):
         raise ValueError("no features today")
