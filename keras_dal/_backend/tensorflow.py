@@ -50,15 +50,15 @@ def check_in_step(failed, message):
     tf.debugging.assert_equal(failed, tf.zeros_like(failed), message)
 
 
-def reading(model, take):
-    """Return a train function that trains nothing: it gives the batches of each call to `take`."""
+def reading(model, take, logs):
+    """Return a train function that trains nothing: it gives the batches of each call to `take`, and returns `logs`."""
 
     def function(iterator):
         take(next(iterator))
         with contextlib.suppress(*END_OF_DATA):
             for _ in range(model.steps_per_execution - 1):
                 take(next(iterator))
-        return {}
+        return dict(logs)
 
     return function
 

@@ -59,13 +59,13 @@ def check_in_step(failed, message):
         raise RuntimeError(message)
 
 
-def reading(model, take):
-    """Return a train function that trains nothing: it gives the batches of each call to `take`."""
+def reading(model, take, logs):
+    """Return a train function that trains nothing: it gives the batches of each call to `take`, and returns `logs`."""
 
     def function(data):
         for batch in data:
             take(batch)
-        return {}
+        return dict(logs)
 
     return function
 

@@ -124,8 +124,8 @@ class Result:
 
     def proof(self):
         """Yield what is proved about this point, a line each."""
-        if self.stopped_by == CERTIFIED and isinstance(self._data.head, DenseHead):
-            weighted = f"{self.loss_name} + {self.point.ridge:g} x mean squared change of the logits"
+        if self.stopped_by == CERTIFIED and isinstance(self._data.head, DenseHead):  # others' gaps are in float32
+            weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             yield f"proved:     at most {self.point.gap:.1e} above the minimum of {weighted}"
         if self.margin is not None and self.margin > 0 and self._data.loss.are_hard(self._data.targets):
             yield (

@@ -4,16 +4,17 @@ from keras_dal.finishing.history import Path, Stopped
 from keras_dal.finishing.problem import Task
 from keras_dal.finishing.result import finished
 
-CHANGE = 0.01  # weight of the mean squared change of the logits
+CHANGE = 0.01  # weight of the change of the head
 GAP = 1e-4  # to which the minimum of the convex problem is proved to be reached
 
 
 def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     """Solve for the linear parameters of a model on cached features, and write them into the model.
 
-    A plain head minimizes `loss + 0.01 * mean squared change of the logits`, which has one minimum; how far it may
-    still be is computed in float64. With a gated branch, whose gates are first adapted to the features, every sample
-    is put on its right side instead, as in `converge`.
+    A plain head minimizes `loss + 0.01 * change`, which has one minimum; how far it may still be is computed in
+    float64. The change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates
+    in which it is about the same and that leave no direction free (see `Whitening`). With a gated branch, whose gates
+    are first adapted to the features, every sample is put on its right side instead, as in `converge`.
 
     Args:
         structure: the `Structure` of the model.

@@ -84,15 +84,31 @@ class Averaging:
     """What `Wrap` offers of the average of its own, or of those of the inner optimizer where it has `use_ema`."""
 
     finish: str
+    average: float
+    built: bool
     inner_optimizer: Any
     _average: WeightAverage | None
     _linear_indices: tuple[int, ...] | None
     _trainable_variables: list[Any]
 
     def begin_average(self) -> None:
-        """Starts to average the weights, from the next step on; without a share to average, it changes nothing."""
+        """Starts to average the weights, from the next step on; without a share to average, it changes nothing.
+
+        Raises:
+            ValueError: the optimizer has no variables yet.
+        """
+        if self._average is None and not self.built and self.finish == "solve" and self.average:
+            raise ValueError(
+                "There are no weights to average before the first step: call optimizer.build(model."
+                f"trainable_variables) first. Received: an unbuilt optimizer {type(self).__name__!r}"
+            )
         if self._average is not None:
             self._average.begin()
+
+    def drop_average(self):
+        """Forgets the steps that were averaged, and averages no more."""
+        if self._average is not None:
+            self._average.end()
 
     @property
     def is_averaging(self) -> bool:
@@ -105,6 +121,12 @@ class Averaging:
         if innermost(self.inner_optimizer).use_ema:
             return None
         return 0 if self._average is None else self._average.steps
+
+    @property
+    def has_average(self):
+        """Whether there is an average whose batch statistics are still to be found."""
+        steps = self.averaged_steps
+        return self._linear_indices is None if steps is None else steps > 0
 
     def adopt_average(self):
         """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.
@@ -123,8 +145,6 @@ class Averaging:
             return False
         for variable, value in zip(self._trainable_variables, values, strict=True):
             variable.assign(value)
-        if self._average is not None:
-            self._average.end()
         return True
 
     def settle_averages(self, also_linear=True):

@@ -28,17 +28,29 @@ class ConvexPhase:
 
     def __init__(self, model, wrap, structure, loss):
         self._wrap, self.structure, self._loss = wrap, structure, loss
-        self._before = None if wrap.phase == "exploit" else [to_numpy(v).copy() for v in _state(model)]
+        self._before = [to_numpy(v).copy() for v in _state(model)]
         self.averaged_steps = wrap.averaged_steps
-        averaged = wrap.phase == "explore" and (self.averaged_steps is None or self.averaged_steps > 0)
-        wrap.switch(model, structure=structure)
-        self._gathering = Gathering(model, structure, renew=averaged)
+        self._gathering: Any = None
+        self._shown = {}
         self.train: Any = None
         self.result: Any = None
 
-    def train_function(self, model):
-        """Return what stands in for the model's train function: it only reads."""
-        return self._gathering.train_function(model)
+    def begin(self, model):
+        """Freeze everything but the linear parameters; what was averaged becomes the weights."""
+        averaged = self._wrap.has_average  # in a phase that was interrupted and begins again, too
+        self._wrap.switch(model, structure=self.structure)
+        self._gathering = Gathering(model, self.structure, renew=averaged)
+
+    def train_function(self, model, logs):
+        """Return what stands in for the model's train function: it only reads.
+
+        Args:
+            model: the model.
+            logs: of the last step that trained, which other callbacks see again; with the phase, so that Keras does not
+                take the metrics, of which nothing is known yet, in their place.
+        """
+        self._shown = logs
+        return self._gathering.train_function(model, {**logs, "phase": 1.0})
 
     def take(self):
         """Look at what was read since the last call."""
@@ -56,10 +68,14 @@ class ConvexPhase:
         """
         if self.result is None:
             self.train = self._gathering.finish()
-            self.result = solve_head(self.structure, self._loss, self.train)
+            result = solve_head(self.structure, self._loss, self.train)
+            if not np.isfinite(result.loss):
+                raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
+            self.result = result
             self._wrap.settle_averages()
+            self._wrap.drop_average()
 
-    def measured(self):
+    def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""
         structure, loss = self.structure, self._loss
         if structure.layer is not structure.output_layer:
@@ -76,20 +92,21 @@ class ConvexPhase:
         return {"alignment": report.alignment, "alignment_rank": report.rank}
 
     def undo(self, model):
-        """Put back the weights and the phase from before, where this phase began with the switch."""
-        self._gathering.discard()
-        if self._before is not None:
-            for variable, value in zip(_state(model), self._before, strict=True):
-                variable.assign(value)
-            self._wrap.restart()
+        """Put back the weights from before, and explore."""
+        if self._gathering is not None:
+            self._gathering.discard()
+        for variable, value in zip(_state(model), self._before, strict=True):
+            variable.assign(value)
+        self._wrap.restart()
 
     def logs(self, model):
-        """Return loss and compiled metrics of the solved model on what was read, as `fit` logs them."""
-        result, train = self.result, self.train
-        penalty = sum(float(to_numpy(term)) for term in model.losses)
-        logs = {"loss": result.loss + penalty}
+        """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""
+        logs = {**dict.fromkeys(self._shown, np.nan), "loss": self.result.loss}
         try:
-            logs = {**self._metrics(model, train), **logs}
+            # not model.losses: what layers add of their outputs belongs to the graph of a step
+            regularized = [v for v in model.trainable_variables if v.regularizer is not None]
+            logs["loss"] += sum(float(to_numpy(v.regularizer(v))) for v in regularized)
+            logs |= {**self._metrics(model, self.train), "loss": logs["loss"], **self._measured()}
         except Exception as error:  # a metric of the user's own may take what only a training step has
             warnings.warn(
                 "The metrics of the last epoch are missing: they could not be computed from labels and outputs alone. "

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any
 
-from keras_dal.features.batches import batches, first_inputs
+from keras_dal.features.batches import are_arrays, batches, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
@@ -29,7 +29,8 @@ def finish(
 
     If its optimizer is a `Wrap` that still explores, the average of the weights becomes the weights first, the batch
     statistics are renewed on these data, and everything but the linear parameters freezes. A plain head then minimizes
-    `loss + 0.01 * mean squared change of the logits` to within 1e-4 of its minimum, proved in float64; a head with a
+    `loss + 0.01 * change` to within 1e-4 of its minimum, proved in float64, where the change is the mean squared change
+    of the logits plus `||phi||^2`, about the same again, which holds directions that no sample sees; a head with a
     gated branch puts every sample on its right side. This is what `AlignmentMonitor` does at the end of `fit`, with the
     data that flow through it (the framework of Kawaguchi, Zhang and Deng, 2022).
 
@@ -51,17 +52,30 @@ def finish(
     """
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)
-    structure.check_unconstrained()
     loss = loss_of(model, structure.activation, loss)
-    if wrap is not None and wrap.phase == "explore":
-        averaged = wrap.averaged_steps is None or wrap.averaged_steps > 0
+    structure.check_unconstrained()
+    averaged = wrap is not None and wrap.has_average
+    _check_readable(x, y, averaged and inputs is None)
+    if wrap is not None:
         structure = wrap.switch(model, inputs)
-        if averaged:
-            statistics = BatchStatistics(model)
-            for batch in itertools.islice(batches(x, None, None, batch_size), STATISTICS_STEPS):
-                statistics.add((batch[0],))
+    if averaged:
+        statistics = BatchStatistics(model)
+        for batch in itertools.islice(batches(x, None, None, batch_size), STATISTICS_STEPS):
+            statistics.add((batch[0],))
     train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
     result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     if wrap is not None:
         wrap.settle_averages()
+        wrap.drop_average()
     return result
+
+
+def _check_readable(x, y, twice):
+    """Raise a ValueError where the data have no labels, or can be read once and are needed twice."""
+    if are_arrays(x) and y is None:
+        raise ValueError("The solver needs labels: pass y. Received: y=None")
+    if twice:
+        raise ValueError(
+            "The data are read twice, for batch statistics and for features: pass arrays or a dataset, not what can be "
+            f"read only once. Received: x={type(x).__name__}"
+        )

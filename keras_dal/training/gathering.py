@@ -33,11 +33,15 @@ class Gathering:
         self._statistics = BatchStatistics(model) if renew else None
         self._arrived, self._waiting, self._bytes = [], [], 0
         self._rows, self._labels, self._weights = RowWriter(None, _FEATURE_BYTES, keep=False), [], []
-        self.steps_of_statistics = 0
+        self.steps_of_statistics, self._discarded = 0, False
 
-    def train_function(self, model):
-        """Return what stands in for the model's train function: it only reads."""
-        return _backend.reading(model, self._arrived.append)
+    def train_function(self, model, logs):
+        """Return what stands in for the model's train function: it only reads, and returns these logs."""
+        return _backend.reading(model, self._arrive, logs)
+
+    def _arrive(self, batch):
+        if not self._discarded:
+            self._arrived.append(batch)
 
     def take(self):
         """Look at the batches that arrived since the last call."""
@@ -100,7 +104,10 @@ class Gathering:
         return CachedFeatures(features, labels, weights, np.arange(len(features)))
 
     def discard(self):
-        """Drop what was read."""
+        """Drop what was read, and what is still to come."""
+        self._discarded = True
+        for kept in (self._arrived, self._waiting, self._labels, self._weights):
+            kept.clear()
         self._rows.discard()
 
 

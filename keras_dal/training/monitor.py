@@ -68,10 +68,11 @@ class AlignmentMonitor(keras.callbacks.Callback):
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
         self._structure = self.result = self._phase = self._installed = self._began = None
-        self._names = set()
+        self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
             self._wrap.check_model(model)
+            self._wrap.driver = self  # of this fit: the last one
         if model.built or self.data is not None:
             self._look_at(model)
 
@@ -120,18 +121,21 @@ class AlignmentMonitor(keras.callbacks.Callback):
                     self._wrap.build(model.trainable_variables)
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
+                self._check_alone()
                 self._began = epoch
                 self._say(model, messages.begins(self._wrap, self._schedule, epoch))
             self._advance(model, epoch)
         self._measurement.begin()
         if self._phase is not None:
-            self._hooks.read_only(self._phase.train_function(model))
+            self._hooks.read_only(self._phase.train_function(model, self._logs))
         elif self.phase != self._installed:
             self._hooks.install(self._structure.linear_parameters if self.phase == "exploit" else None)
             self._installed = self.phase
 
     def _advance(self, model, epoch):
         """Take the step of the schedule that is due before this epoch."""
+        if self.phase == "explore" and self._wrap.is_averaging and self._schedule.average_is_early(epoch):
+            self._wrap.drop_average()  # of a fit that was stopped
         if self.phase == "explore" and self._schedule.average_is_due(epoch) and not self._wrap.is_averaging:
             self._wrap.begin_average()
         solves = self._wrap.finish == "solve" and self._wrap.explore is not None
@@ -146,7 +150,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         """Take a step that fails without ending the training."""
         try:
             step(model, epoch)
-        except (ValueError, ArithmeticError, MemoryError) as error:
+        except Exception as error:  # of whatever kind: hours of training are at stake
             self._explore_on(model, error)
 
     def _explore_on(self, model, error):
@@ -156,12 +160,14 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._schedule.postpone()
         warnings.warn(
             "The second phase could not begin, and exploration goes on with the weights from before. Fix what the end "
-            f"of this message names and call keras_dal.finish after training. Received: {error}",
+            f"of this message names and call keras_dal.finish after training. Received: "
+            f"{type(error).__name__}: {error}",
             stacklevel=2,
         )
 
     def _solve_next(self, model, epoch):
         self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
+        self._phase.begin(model)
         self._say(model, messages.reads(self._phase, epoch, self.params["epochs"]))
 
     def _descend_next(self, model, epoch):
@@ -179,6 +185,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self._phase is None or self.result is not None:
+            self._logs = logs or {}
             return
         model = self.model  # on JAX this makes the model's variables those of the last step, so not in every step
         self._tried(lambda *_: self._phase.take(), model, None)
@@ -199,18 +206,18 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._phase is not None:
             self._end_phase(model)
         if self.result is not None:
-            measured = self._phase.logs(model) | self._phase.measured() | self._measurement.moved()
+            measured = self._phase.logs(model) | self._measurement.moved()
             self._say(model, messages.ends(self._phase, self.result, epoch, self.params["epochs"]))
             self._phase, model.stop_training = None, True
         elif self._installed is None:
-            measured = dict.fromkeys(self._names - set(logs or {}), np.nan)  # this epoch only read, in vain
+            measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
         else:
             next_is_last = self._schedule.is_due(epoch + 1) and self.phase == "explore"
             measured = self._measurement.measure(model, epoch, now=next_is_last)
             self._schedule.observe(epoch, measured.get("alignment", np.nan))
+            self._measured = tuple(measured)
         if logs is not None:
             logs.update(measured, phase=float(self.phase == "exploit"))
-            self._names = set(logs)
 
     def on_train_end(self, logs=None):
         if self._structure is None:
@@ -242,6 +249,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
     @property
     def _is_automatic(self):
         return self._wrap is not None and self._wrap.exploit_learning_rate == "auto"
+
+    def _check_alone(self):
+        if self._wrap is not None and self._wrap.driver is not self:
+            raise ValueError(
+                "Two monitors would both drive the optimizer: leave one AlignmentMonitor in the callbacks. Received: "
+                "another one after this"
+            )
 
     def _check_constraints(self):
         if self._wrap is not None and self._wrap.finish == "solve":

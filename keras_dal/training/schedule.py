@@ -51,6 +51,10 @@ class SwitchSchedule:
         """Return whether the steps of this epoch belong to the average."""
         return self.switch is not None and self.switch - self._window(self.switch) <= epoch < self.switch
 
+    def average_is_early(self, epoch):
+        """Return whether steps before this epoch do not belong to the average."""
+        return self.switch is not None and epoch <= self.switch - self._window(self.switch)
+
     def is_due(self, epoch):
         """Return whether the switch happens before this epoch."""
         return self.switch is not None and epoch >= self.switch

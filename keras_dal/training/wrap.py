@@ -89,6 +89,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
         self._linear_indices = None  # host copy of `_is_linear`: a traced step cannot read a variable
         self._driven = explore is None
         self._average: WeightAverage | None = None
+        self.driver: Any = None  # the monitor of the fit that runs
 
     # The phase ------------------------------------------------------------------------------------------------------
 
@@ -147,8 +148,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
         if self.phase == "exploit":
             self._is_linear.assign(np.zeros(self._is_linear.shape, "int32"))
             self.synchronize()
-        if self._average is not None:
-            self._average.end()
+        self.drop_average()
 
     def check_model(self, model):
         """Raise a ValueError if this optimizer was built for another model."""
@@ -212,6 +212,12 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
         return self._variables + self.inner_optimizer.variables
 
     def apply(self, grads, trainable_variables=None):
+        if not self._driven and self.phase == "exploit":
+            raise RuntimeError(
+                "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
+                "AlignmentMonitor() to the callbacks of fit, or call optimizer.restart() and use explore=None to train "
+                f"everything without it. Received: explore={self.explore!r}"
+            )
         if not self._driven:
             raise RuntimeError(
                 "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "

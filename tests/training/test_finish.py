@@ -202,6 +202,17 @@ def re_named(path):
     return path if layer != "logits" else "/".join(("logits", *rest[1:]) if len(rest) > 1 else ("branch", *rest))
 
 
+def test_a_gap_that_was_not_computed_in_float64_is_not_called_proved():
+    x, y = images()
+    gated = keras_dal.add_gated_head(compiled("sgd"), num_samples=len(x), seed=0, verbose=False)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    gated.compile(keras_dal.Wrap("sgd", explore=1), loss)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    gated.fit(x, np.eye(NUM_CLASSES)[y], epochs=3, batch_size=16, verbose=0, callbacks=[monitor])
+    assert monitor.result.stopped_by == "the certified gap"
+    assert list(monitor.result.proof()) == []
+
+
 def test_what_fails_at_the_switch_is_said_and_exploration_goes_on(monkeypatch):
     def failing(*arguments, **options):
         raise ValueError("no features today")
@@ -216,10 +227,85 @@ def test_what_fails_at_the_switch_is_said_and_exploration_goes_on(monkeypatch):
     assert "conv/kernel" in moved(snapshots.taken[4], snapshots.taken[5])
 
 
+@pytest.mark.parametrize("part", ["solve_head", "Gathering"])
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, TypeError, MemoryError])
+def test_whatever_fails_leaves_nothing_frozen_and_a_complete_history(monkeypatch, part, kind):
+    def failing(*arguments, **options):
+        raise kind("not today")
+
+    monkeypatch.setattr(f"keras_dal.training.convex_phase.{part}", failing)
+    plain, snapshots = compiled(keras.optimizers.SGD(0.1, momentum=0.9)), Snapshots()
+    fit(plain, SWITCH, callbacks=[])
+    with pytest.warns(UserWarning, match=f"exploration goes on.*{kind.__name__}: not today"):
+        model, _, history = ended(epochs=SWITCH + 1 + (part == "solve_head"), callbacks=[snapshots])
+    assert {len(values) for values in history.values()} == {len(snapshots.taken) - 1}
+    assert model.optimizer.phase == "explore"
+    before = snapshots.taken[SWITCH + (part == "solve_head")]
+    assert not {path for path in moved(snapshot(plain), before) if "seed" not in path} or part == "Gathering"
+    assert {"conv/kernel", "norm/moving_mean"} <= moved(before, snapshots.taken[-1])
+
+
+def test_a_fit_that_begins_in_the_second_phase_and_fails_explores(monkeypatch):
+    model, _, _ = ended()
+
+    def failing(*arguments, **options):
+        raise ValueError("not today")
+
+    monkeypatch.setattr("keras_dal.training.convex_phase.solve_head", failing)
+    before = snapshot(model)
+    with pytest.warns(UserWarning, match="exploration goes on"):
+        fit(model, 3)
+    assert "conv/kernel" in moved(before, snapshot(model))
+
+
+class Reader(keras.callbacks.Callback):
+    """Takes for granted that the logs of every step and epoch have a loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append(logs["loss"])
+
+
+def test_other_callbacks_never_miss_the_loss_nor_see_one_that_is_zero():
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH))
+    reader = Reader()
+    fit(model, 9, [reader, keras_dal.AlignmentMonitor(verbose=False), Reader()])
+    assert len(reader.losses) == 4 * 7
+    assert min(reader.losses) > 0
+
+
+def test_losses_that_layers_add_do_not_end_the_training():
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(4, 3, activity_regularizer="l2", kernel_regularizer="l2")(inputs)
+    logits = keras.layers.Dense(NUM_CLASSES, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
+    model, monitor, history = ended(model=keras.Model(inputs, logits))
+    kernel = np.asarray(keras.ops.convert_to_numpy(model.layers[1].kernel))
+    assert history["loss"][-1] == pytest.approx(monitor.result.loss + 0.01 * np.sum(kernel**2), rel=1e-5)
+
+
 def test_training_that_diverged_is_not_ended_by_the_switch():
     with pytest.warns(UserWarning, match="exploration goes on|not a number"):
         _, monitor, history = ended(keras.optimizers.SGD(1e30), epochs=5)
     assert len(history["loss"]) == 5
+    assert monitor.result is None
+
+
+def test_a_head_that_diverged_alone_is_not_taken_for_solved():
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == SWITCH - 1:
+                self.model.get_layer("logits").bias.assign([np.nan] * NUM_CLASSES)
+
+    with pytest.warns(UserWarning, match="exploration goes on.*The head is not finite"):
+        model, monitor, history = ended(average=0, epochs=SWITCH + 1, callbacks=[Spoil()])
+    assert history["phase"][-1] == 0
+    assert model.optimizer.phase == "explore"
     assert monitor.result is None
 
 
@@ -299,3 +385,66 @@ def test_a_training_that_was_interrupted_ends_with_the_same_weights(tmp_path, wh
     resumed = run()
     for ours, theirs in zip(resumed.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_an_interrupt_before_the_first_batch_was_read_does_not_lose_the_statistics():
+    expected, _, _ = ended(model=small_model(dropout=0), shuffle=False)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=SWITCH, average=0.7),
+                     small_model(dropout=0))  # fmt: skip
+    stop = keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 9, [keras_dal.AlignmentMonitor(verbose=False), stop], shuffle=False)
+    fit(model, 9, shuffle=False, initial_epoch=SWITCH)
+    for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def interrupt(epoch, logs=None):
+    if epoch == SWITCH:
+        raise KeyboardInterrupt
+
+
+def test_steps_of_a_fit_that_was_stopped_are_not_in_the_average_of_the_next(capsys):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH, average=0.7))
+    fit(model, 9, [keras_dal.AlignmentMonitor(verbose=False), Stop()])
+    assert model.optimizer.averaged_steps == 6
+    fit(model, 9, [keras_dal.AlignmentMonitor()])
+    assert "the mean of the weights over 12 steps" in capsys.readouterr().out
+
+
+def test_two_monitors_are_refused_before_the_first_step():
+    monitors = [keras_dal.AlignmentMonitor(verbose=False) for _ in range(2)]
+    with pytest.raises(ValueError, match="leave one AlignmentMonitor"):
+        fit(compiled(keras_dal.Wrap("sgd", explore=SWITCH)), 5, monitors)
+
+
+def test_finish_refuses_bad_data_and_constraints_and_changes_nothing():
+    x, y = images()
+    model = compiled(keras_dal.Wrap("sgd", explore=None))
+    fit(model, 1, [])
+    model.optimizer.begin_average()
+    fit(model, 1, [])
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="pass y"):
+        keras_dal.finish(model, x, verbose=0)
+    with pytest.raises(ValueError, match="read only once"):
+        keras_dal.finish(model, iter([(x, y)]), verbose=0)
+    assert not moved(before, snapshot(model))
+    assert model.optimizer.phase == "explore"
+    with pytest.raises(ValueError, match="without constraints"):
+        keras_dal.finish(compiled("sgd", small_model(kernel_constraint="non_neg")), x, y, verbose=0)
+
+
+def test_an_average_that_could_not_begin_is_said():
+    with pytest.raises(ValueError, match="no weights to average before the first step"):
+        keras_dal.Wrap("sgd", explore=None).begin_average()
+
+
+def test_a_fit_without_a_monitor_after_the_end_says_that_the_switch_was_made():
+    model, _, _ = ended()
+    with pytest.raises(RuntimeError, match="is in its second phase"):
+        fit(model, 1, [])
