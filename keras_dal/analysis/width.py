@@ -5,6 +5,7 @@ Deng, 2022). Gates beside the head are random and features stay as they are, so 
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -223,7 +224,7 @@ class _Problem:
             return 0.0, 0.0
         scale = 1.0 if self.loss.quadratic else self._best_scale(fit.logits)
         upper = largest_loss(self.loss, scale * fit.logits, scale * fit.errors, *values)
-        return upper if self.loss.quadratic and fit.complete else self.floor, upper
+        return fit.least / self.targets.size if self.loss.quadratic else self.floor, upper
 
     def _best_scale(self, logits):
         """Return about the best factor of the logits; any is a witness."""
@@ -244,7 +245,7 @@ def _checked(widths, draws, problem):
         return _default_widths(problem)
     given = tuple(widths)
     whole = all(isinstance(width, (int, np.integer)) and width >= 0 for width in given)
-    if not given or not whole or any(after <= before for before, after in zip(given, given[1:], strict=False)):
+    if not given or not whole or any(after <= before for before, after in itertools.pairwise(given)):
         raise ValueError(f"widths must be ascending integers, not negative. Received: widths={widths!r}")
     if problem.num_bytes(given[-1]) > problem.max_bytes:
         raise ValueError(

@@ -13,12 +13,13 @@ import dataclasses
 
 import numpy as np
 from scipy import linalg
-from scipy.linalg import lapack
 
 from keras_dal.solvers.least_squares import column_norms, nonzero, rank_tolerance
 
 _EPS = float(np.finfo(np.float64).eps)
+_PSTRF = linalg.get_lapack_funcs("pstrf", dtype=np.float64)
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
+_ROOM = 2.0  # for the rounding of the factor
 _CHUNK = 256  # columns whose absolute values exist at a time
 
 
@@ -28,17 +29,17 @@ class Solution:
 
     Attributes:
         rank: number of singular values that count, the constant included.
-        complete: whether no direction was left out that is not exactly zero.
         logits: `(n, C)`, those of the coefficients.
         errors: a bound of the rounding errors in them, `(n, C)`.
         residual: weighted sum of squares of what the evaluated coefficients leave of the targets.
+        least: a lower bound of the same for all coefficients, 0 where directions were left out as rounding.
     """
 
     rank: int
-    complete: bool
     logits: np.ndarray
     errors: np.ndarray
     residual: float
+    least: float
 
 
 class NestedColumns:
@@ -74,7 +75,7 @@ class NestedColumns:
         """Return the `Solution` for targets `(n, C)` on the columns that there are."""
         columns, gram = self._columns[:, : self.size], self._gram[: self.size, : self.size]
         rank = self._count(gram)
-        factor, order, reached, _ = lapack.dpstrf(gram, tol=-1.0)
+        factor, order, reached, _ = _PSTRF(gram, tol=-1.0)
         rank = min(rank, int(reached))
         kept, triangle = order[:rank] - 1, (factor[:rank, :rank], False)
         means = np.average(targets, axis=0, weights=self._weights) * self._constant
@@ -87,13 +88,17 @@ class NestedColumns:
             if np.sum(left**2) >= np.sum(residual**2):
                 break
             theta, residual = theta + step, left
-        varying = np.count_nonzero(np.diagonal(gram))
+        errors, least = self._rounding(theta) + _EPS * np.abs(right), 0.0
+        if rank == np.count_nonzero(np.diagonal(gram)):
+            correlation = (columns.T @ residual)[kept]  # what of the residual the columns still reach, by Pythagoras
+            reached = np.sum(linalg.solve_triangular(triangle[0], correlation, trans=1, check_finite=False) ** 2)
+            least = max(0.0, linalg.norm(residual) - linalg.norm(errors)) ** 2 - _ROOM * reached
         return Solution(
             rank=rank + self._constant,
-            complete=rank in (varying, len(targets) - self._constant),
             logits=columns @ theta / self._roots + means,
-            errors=self._rounding(theta) / self._roots + _EPS * np.abs(means),
+            errors=errors / self._roots + _EPS * np.abs(means),
             residual=float(np.sum(residual**2)),
+            least=max(0.0, float(least)),
         )
 
     def _count(self, gram):
