@@ -77,13 +77,13 @@ class WidthCurve:
         return as_html(self._rows(), self._title())
 
     def _title(self):
-        return "gates", "residual share (+- over draws), infimum of the loss, rank, size of the head"
+        return "gates", "residual share (+- over draws), infimum of the loss, rank, memory of the head"
 
     def _rows(self):
         values = (self.residual_share, self.residual_share_spread, self.infimum, self.rank, self.bytes)
         for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
             between = f"{high:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
-            yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size / 1e6:.3g} MB"
+            yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
         reached = "not reached" if self.settled is None else f"from {self.settled:,} gates on"
         yield "settled", reached
         yield "data", f"{self.num_samples:,} samples, {self.num_features:,} features, {self.num_outputs:,} outputs"
@@ -110,8 +110,8 @@ def width_curve(
 
     For each draw of the gates there is one set of columns: a wider head has those of the narrower ones and more. With
     p columns a draw takes `n p^2` products in float64 and `8 p (n + p)` bytes. Ranks follow the rule of `alignment`,
-    for features in float32; a share is exact to about 1e-12 where columns are far from dependent, and is never below
-    the true one by more than the rounding of its evaluation.
+    for features in float32. Shares are those of evaluated coefficients, exact to about 1e-9 where no direction lies near
+    the tolerance; directions that do are left out column by column, each with about its nth part of the labels.
 
     Args:
         model: a Keras model that `find_structure` understands; of a `GatedBranch`, the head beside it is width 0.
@@ -286,7 +286,8 @@ def _one_draw(problem, widths, seed, draw, verbose):
         before = width
         fit = columns.solve(problem.labels)
         bounds = problem.fit_bounds(fit) if draw == 0 else (problem.floor, np.inf)
-        points.append(_Point(fit.rank, problem.share(fit.residual), *bounds))
+        share = min(problem.share(fit.residual), points[-1].share if points else 1.0)  # zero maps reach that too
+        points.append(_Point(fit.rank, share, *bounds))
         if verbose:
             print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
     return points

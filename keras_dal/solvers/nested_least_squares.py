@@ -17,7 +17,7 @@ from scipy import linalg
 from keras_dal.solvers.least_squares import column_norms, nonzero, rank_tolerance
 
 _EPS = float(np.finfo(np.float64).eps)
-_PSTRF = linalg.get_lapack_funcs("pstrf", dtype=np.float64)
+(_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
 _ROOM = 2.0  # for the rounding of the factor
 _CHUNK = 256  # columns whose absolute values exist at a time

@@ -241,6 +241,22 @@ def test_coefficients_at_a_rank_are_those_of_a_dense_solver():
         assert fit.least == pytest.approx(residual, rel=1e-10)
 
 
+def test_ranks_of_a_spectrum_without_a_gap_follow_the_rule_and_shares_never_flatter():
+    generator = np.random.default_rng(0)
+    left, right = (linalg.qr(generator.standard_normal(shape))[0] for shape in ((80, 80), (40, 40)))
+    matrix = left[:, :40] * 10.0 ** -np.linspace(0, 12, 40) @ right
+    matrix /= linalg.norm(matrix, axis=0)
+    targets = generator.standard_normal((80, 3))
+    nested = NestedColumns(40, np.ones(80), False, 2.0**-23)
+    for stop in (10, 25, 40):
+        nested.append(matrix[:, nested.size : stop])
+        fit = nested.solve(targets)
+        vectors, values, _ = linalg.svd(matrix[:, :stop], full_matrices=False)
+        assert fit.rank == np.sum(values > 2.0**-23 * np.sqrt(stop) * values[0])
+        everything = np.sum(targets**2) - np.sum((vectors.T @ targets) ** 2)
+        assert fit.least <= everything <= fit.residual
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
