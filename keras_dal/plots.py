@@ -165,6 +165,7 @@ def width(curve: WidthCurve, path: Any = None, ax: Any = None) -> Any:
     axes[1].set(ylabel=f"infimum of the loss ({curve.loss_name})", title="least training loss")
     for axis in axes:
         axis.set_xscale("symlog", base=2, linthresh=1)
+        axis.set_xticks(curve.widths, [f"{each:,}" for each in curve.widths])
         axis.set(xlabel="gates beside the head")
         if curve.settled is not None:
             axis.axvline(curve.settled, color=_GREEN, linestyle="--", label="settled")

@@ -26,6 +26,7 @@ from keras_dal.solvers.least_squares import StreamedQR
 from keras_dal.solvers.nested_least_squares import NestedColumns
 from keras_dal.tables import as_html, as_text
 
+_EPS = float(np.finfo(np.float64).eps)
 _SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
 _SHARE = 4  # of the samples, as columns, where the default widths end otherwise
 _COLUMNS = 4_096  # the same, whatever the number of samples: n p^2 products are made
@@ -47,7 +48,7 @@ class WidthCurve:
         rank: numerical rank of J_S, for the gates of the first draw.
         bytes: memory of the head's variables in float32.
         settled: the first width from which nothing more is to be gained: the labels are aligned for every draw, or the
-            infimum is proved to be the least of any model. None if none of the widths is so wide.
+            infimum of the first is proved to be the least of any model. None if none of the widths is so wide.
         samples_fitted: how many samples, in a random order, the head of width 0 can have aligned.
         num_samples: n, without samples of weight 0.
         num_features: m.
@@ -84,7 +85,7 @@ class WidthCurve:
         for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
             between = f"{high:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
             yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
-        reached = "not reached" if self.settled is None else f"from {self.settled:,} gates on"
+        reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
         yield "settled", reached
         yield "data", f"{self.num_samples:,} samples, {self.num_features:,} features, {self.num_outputs:,} outputs"
         yield "loss", self.loss_name
@@ -110,8 +111,8 @@ def width_curve(
 
     For each draw of the gates there is one set of columns: a wider head has those of the narrower ones and more. With
     p columns a draw takes `n p^2` products in float64 and `8 p (n + p)` bytes. Ranks follow the rule of `alignment`,
-    for features in float32. Shares are those of evaluated coefficients, exact to about 1e-9 where no direction lies near
-    the tolerance; directions that do are left out column by column, each with about its nth part of the labels.
+    for features in float32. Shares are what evaluated coefficients leave, exact to about 1e-9 where no direction lies
+    near the tolerance; those that do are left out column by column, each with about an nth part of the labels.
 
     Args:
         model: a Keras model that `find_structure` understands; of a `GatedBranch`, the head beside it is width 0.
@@ -192,7 +193,8 @@ class _Problem:
         matrix = loss.label_matrix(targets)
         self.labels = matrix - matrix.mean(axis=1, keepdims=True) * loss.shift_invariant
         means = np.average(self.labels, axis=0, weights=weights) * use_bias
-        self.total = float(np.sum(weights[:, None] * (self.labels - means) ** 2))
+        total, everything = (weights @ np.sum(part**2, axis=1) for part in (self.labels - means, self.labels))
+        self.total = float(total) if total > _EPS * everything else 0.0  # of equal labels only rounding is left
         self.hard = loss.are_hard(targets)
         self.floor = float(np.mean(weights * loss.infimum(targets)))
 

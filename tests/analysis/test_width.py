@@ -187,6 +187,13 @@ def centred_squares(y):
     return (labels - labels.mean(axis=0)) ** 2
 
 
+def test_equal_labels_are_reached_without_gates():
+    model, x, _ = problem("squared error")
+    curve = width_curve(model, x, np.full((N, 2), 0.1), widths=[0, 1], draws=1, verbose=0)
+    assert curve.residual_share == (0.0, 0.0)
+    assert (curve.settled, curve.samples_fitted) == (0, N)
+
+
 def test_samples_fitted_is_where_labels_leave_the_column_space():
     model, x, y = problem("squared error")
     curve = width_curve(model, x, y, widths=[0], draws=1, verbose=0)
@@ -254,7 +261,7 @@ def test_ranks_of_a_spectrum_without_a_gap_follow_the_rule_and_shares_never_flat
         vectors, values, _ = linalg.svd(matrix[:, :stop], full_matrices=False)
         assert fit.rank == np.sum(values > 2.0**-23 * np.sqrt(stop) * values[0])
         everything = np.sum(targets**2) - np.sum((vectors.T @ targets) ** 2)
-        assert fit.least <= everything <= fit.residual
+        assert fit.least * (1 - 1e-12) <= everything <= fit.residual * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -293,4 +300,5 @@ def test_the_table_and_the_picture_say_what_was_found(tmp_path, capsys):
     share, infimum = plots.width(curve)
     np.testing.assert_array_equal(share.lines[0].get_ydata(), curve.residual_share)
     np.testing.assert_array_equal(infimum.lines[0].get_ydata(), [upper for _, upper in curve.infimum])
+    assert [line.get_xdata()[0] for line in share.lines if line.get_label() == "settled"] == [curve.settled]
     assert plots.width(curve, tmp_path / "width.png").is_file()
