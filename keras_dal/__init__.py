@@ -4,6 +4,7 @@ import importlib
 
 from keras_dal.analysis.alignment import AlignmentReport, alignment
 from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.analysis.width import WidthCurve, width_curve
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.result import Result
 from keras_dal.models.add_head import add_gated_head
@@ -31,6 +32,7 @@ __all__ = [
     "GatedDense",
     "Result",
     "Structure",
+    "WidthCurve",
     "Wrap",
     "add_gated_head",
     "alignment",
@@ -39,4 +41,5 @@ __all__ = [
     "find_structure",
     "finish",
     "tangent_operator",
+    "width_curve",
 ]

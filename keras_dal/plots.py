@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.reports import AlignmentReport
+from keras_dal.analysis.width import WidthCurve
 from keras_dal.finishing.result import Result
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -138,6 +139,37 @@ def solution(result: Result, path: Any = None, ax: Any = None) -> Any:
     if classifies:
         axes[1].axhline(0, color=_RED, linewidth=0.8)
     axes[0].legend(frameon=False, fontsize="small")
+    return _written(figure, axes, path)
+
+
+def width(curve: WidthCurve, path: Any = None, ax: Any = None) -> Any:
+    """Draw the residual share and the bounds of the infimum that a `WidthCurve` predicts, over the number of gates.
+
+    Args:
+        curve: a `WidthCurve`.
+        path: file to write.
+        ax: two matplotlib axes to draw into; a figure of its own by default.
+
+    Returns:
+        The path where one is given, else the axes.
+    """
+    figure, axes = _axes(ax, 9.5, 3.8, columns=2)
+    share, spread = np.array(curve.residual_share), np.array(curve.residual_share_spread)
+    lower, upper = np.array(curve.infimum).T
+    axes[0].fill_between(curve.widths, share - spread, share + spread, color=_BLUE, alpha=0.2, linewidth=0)
+    axes[0].plot(curve.widths, share, "o-", color=_BLUE, markersize=4, label=f"mean of {curve.draws} draws")
+    axes[0].set(ylabel="residual share", ylim=(0, None), title="labels out of reach")
+    axes[1].fill_between(curve.widths, lower, upper, color=_RED, alpha=0.2, linewidth=0)
+    axes[1].plot(curve.widths, upper, "o-", color=_RED, markersize=4, label="no higher than this")
+    axes[1].plot(curve.widths, lower, "s:", color=_BLACK, markersize=4, label="no lower than this")
+    axes[1].set(ylabel=f"infimum of the loss ({curve.loss_name})", title="least training loss")
+    for axis in axes:
+        axis.set_xscale("symlog", base=2, linthresh=1)
+        axis.set_xticks(curve.widths, [f"{each:,}" for each in curve.widths])
+        axis.set(xlabel="gates beside the head")
+        if curve.settled is not None:
+            axis.axvline(curve.settled, color=_GREEN, linestyle="--", label="settled")
+        axis.legend(frameon=False, fontsize="small")
     return _written(figure, axes, path)
 
 

@@ -1,0 +1,345 @@
+"""What more gates beside the head would gain: residual share, infimum and rank by width, with no training.
+
+The column space only grows with the width, and training stops to gain once the labels are in it (Kawaguchi, Zhang and
+Deng, 2022). Gates beside the head are random and features stay as they are, so that both are known beforehand.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from scipy import optimize
+
+from keras_dal.analysis.separability import ALIGNED
+from keras_dal.features.batches import first_inputs, precision
+from keras_dal.features.cache import cached_features
+from keras_dal.heads import DenseHead, MixtureHead, SumHead
+from keras_dal.losses import loss_of
+from keras_dal.models.gated_layers import GatedBranch
+from keras_dal.models.structure import find_structure
+from keras_dal.solvers.duality import enclose_infimum, largest_loss, smallest_margin
+from keras_dal.solvers.jacobian import jacobian
+from keras_dal.solvers.least_squares import StreamedQR
+from keras_dal.solvers.nested_least_squares import NestedColumns
+from keras_dal.tables import as_html, as_text
+
+_EPS = float(np.finfo(np.float64).eps)
+_SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
+_SHARE = 4  # of the samples, as columns, where the default widths end otherwise
+_COLUMNS = 4_096  # the same, whatever the number of samples: n p^2 products are made
+_ENCLOSED = 2**24  # bytes of float64 columns up to which a solver encloses the infimum
+_LARGEST_SCALE = 1e3  # of the least-squares logits, relative to their root mean square, that is tried
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthCurve:
+    """What a head would reach with so many gates beside it, on these features; `len(widths)` values each.
+
+    Attributes:
+        widths: numbers of gates, ascending; 0 is the head alone.
+        residual_share: share of the labels that is not in the column space, as in `AlignmentReport`, the mean over
+            draws of the gates. Each is what evaluated coefficients leave: not below the true one.
+        residual_share_spread: its standard deviation over the draws.
+        infimum: lower and upper bound of the infimum of the loss, for the gates of the first draw. Where nothing is
+            proved from below, the lower one is the least loss of any model: 0 for hard labels.
+        rank: numerical rank of J_S, for the gates of the first draw.
+        bytes: memory of the head's variables in float32.
+        settled: the first width from which nothing more is to be gained: the labels are aligned for every draw, or the
+            infimum of the first is proved to be the least of any model. None if none of the widths is so wide.
+        samples_fitted: how many samples, in a random order, the head of width 0 can have aligned.
+        num_samples: n, without samples of weight 0.
+        num_features: m.
+        num_outputs: C.
+        loss_name: which loss.
+        draws: number of draws of the gates.
+    """
+
+    widths: tuple[int, ...]
+    residual_share: tuple[float, ...]
+    residual_share_spread: tuple[float, ...]
+    infimum: tuple[tuple[float, float], ...]
+    rank: tuple[int, ...]
+    bytes: tuple[int, ...]
+    settled: int | None
+    samples_fitted: int
+    num_samples: int
+    num_features: int
+    num_outputs: int
+    loss_name: str
+    draws: int
+
+    def __str__(self):
+        return as_text(self._rows(), self._title())
+
+    def _repr_html_(self):
+        return as_html(self._rows(), self._title())
+
+    def _title(self):
+        return "gates", "residual share (+- over draws), infimum of the loss, rank, memory of the head"
+
+    def _rows(self):
+        values = (self.residual_share, self.residual_share_spread, self.infimum, self.rank, self.bytes)
+        for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
+            between = f"{high:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+            yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
+        reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
+        yield "settled", reached
+        yield "data", f"{self.num_samples:,} samples, {self.num_features:,} features, {self.num_outputs:,} outputs"
+        yield "loss", self.loss_name
+        yield "fitted", f"{self.samples_fitted:,} samples, by the head without gates"
+
+
+def width_curve(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    widths: Sequence[int] | None = None,
+    draws: int = 3,
+    loss: Any = None,
+    cache: Any = None,
+    max_bytes: int = 2**32,
+    batch_size: int = 256,
+    seed: int = 0,
+    verbose: int = 1,
+) -> WidthCurve:
+    """Predict, from one pass over the data and no training, what more gates beside the head would gain.
+
+    For each draw of the gates there is one set of columns: a wider head has those of the narrower ones and more. With
+    p columns a draw takes `n p^2` products in float64 and `8 p (n + p)` bytes. Ranks follow the rule of `alignment`,
+    for features in float32. Shares are what evaluated coefficients leave, exact to about 1e-9 where no direction lies
+    near the tolerance; those that do are left out column by column, each with about an nth part of the labels.
+
+    Args:
+        model: a Keras model that `find_structure` understands; of a `GatedBranch`, the head beside it is width 0.
+        x: inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them, `(n, ...)`.
+        sample_weight: weights `(n,)`; weight 0 removes a sample.
+        widths: ascending numbers of gates. By default 0, 1, 2, 4, ... up to a quarter of the samples as columns, and
+            4,096 at most; with 1,000 samples or fewer, up to as many columns as samples.
+        draws: how often the gates are drawn.
+        loss: as for `model.compile`; the compiled one by default.
+        cache: directory in which features of arrays are kept and found again.
+        max_bytes: memory for features, and for columns with their Gram matrix.
+        batch_size: samples per evaluation of the features.
+        seed: integer for the gates and for the order of the samples.
+        verbose: 0 for silence; else a line for each width of each draw.
+
+    Returns:
+        A `WidthCurve`.
+
+    Raises:
+        ValueError: no linear head, or one after gated units; an unsupported loss, bad data or bad arguments.
+    """
+    structure = find_structure(model, first_inputs(x))
+    if structure.layer is not structure.output_layer:
+        raise ValueError(
+            "The gates counted here stand beside the head, and this head comes after gated units. Pass the model that "
+            f"it was made from. Received: layer {structure.layer.name!r} ({type(structure.layer).__name__})"
+        )
+    loss = loss_of(model, structure.activation, loss)
+    data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes).weighted()
+    if data.labels is None:
+        raise ValueError(f"The curve needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    targets = loss.targets(data.labels, structure.num_outputs)
+    problem = _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes)
+    widths = _checked(widths, draws, problem)
+    found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
+    shares = np.array([[point.share for point in points] for points in found])
+    infimum = _infimum(problem, widths, found[0], seed)
+    floor = problem.floor
+    gained = (
+        width
+        for width, most, (_, upper) in zip(widths, shares.max(axis=0), infimum, strict=True)
+        if most <= ALIGNED or upper <= floor
+    )
+    return WidthCurve(
+        widths=widths,
+        residual_share=tuple(shares.mean(axis=0).tolist()),
+        residual_share_spread=tuple(shares.std(axis=0).tolist()),
+        infimum=infimum,
+        rank=tuple(point.rank * structure.num_outputs for point in found[0]),
+        bytes=tuple(4 * problem.num_variables(width) for width in widths),
+        settled=next(gained, None),
+        samples_fitted=_samples_fitted(problem, seed),
+        num_samples=len(targets),
+        num_features=structure.num_features,
+        num_outputs=structure.num_outputs,
+        loss_name=loss.name,
+        draws=draws,
+    )
+
+
+class _Point(NamedTuple):
+    """One width of one draw: rank of the columns, residual share, and bounds of the infimum from the fit alone."""
+
+    rank: int
+    share: float
+    lower: float
+    upper: float
+
+
+class _Problem:
+    """Features, labels and loss, and what does not depend on the gates."""
+
+    def __init__(self, features, targets, weights, loss, use_bias, max_bytes):
+        self.features, self.targets, self.weights = np.asarray(features, np.float64), targets, weights
+        self.precision = precision(features.dtype)
+        self.loss, self.use_bias, self.max_bytes = loss, use_bias, max_bytes
+        matrix = loss.label_matrix(targets)
+        self.labels = matrix - matrix.mean(axis=1, keepdims=True) * loss.shift_invariant
+        means = np.average(self.labels, axis=0, weights=weights) * use_bias
+        total, everything = (weights @ np.sum(part**2, axis=1) for part in (self.labels - means, self.labels))
+        self.total = float(total) if total > _EPS * everything else 0.0  # of equal labels only rounding is left
+        self.hard = loss.are_hard(targets)
+        self.floor = float(np.mean(weights * loss.infimum(targets)))
+
+    def num_columns(self, width):
+        return (width + 1) * (self.features.shape[1] + 1)
+
+    def num_bytes(self, width):
+        """Return the memory of the columns and their Gram matrix."""
+        return 8 * self.num_columns(width) * (len(self.targets) + self.num_columns(width))
+
+    def num_variables(self, width):
+        m, outputs = self.features.shape[1], self.targets.shape[1]
+        gated = 2 * m + width * (m + 1) * (outputs + 1) if width else 0  # mean, scale, gates and maps
+        return (m + self.use_bias) * outputs + gated
+
+    def share(self, residual):
+        return min(1.0, residual / self.total) if self.total > 0 else 0.0
+
+    def mixture(self, width, seed):
+        """Return the gates that a `GatedBranch` of this width would have after `adapt`."""
+        branch = GatedBranch(keras.layers.Dense(1, dtype="float32"), width, seed=seed)
+        branch.adapt(self.features)
+        return branch.linear_head()[0].parts[0]
+
+    def fit_bounds(self, fit):
+        """Return what a least-squares fit proves about the infimum: a lower and an upper bound."""
+        values = self.targets, self.weights
+        if self.hard and smallest_margin(self.loss, fit.logits, fit.errors, self.targets) > 0:
+            return 0.0, 0.0
+        scale = 1.0 if self.loss.quadratic else self._best_scale(fit.logits)
+        upper = largest_loss(self.loss, scale * fit.logits, scale * fit.errors, *values)
+        return fit.least / self.targets.size if self.loss.quadratic else self.floor, upper
+
+    def _best_scale(self, logits):
+        """Return about the best factor of the logits; any is a witness."""
+        size = float(np.sqrt(np.mean(logits**2))) or 1.0
+
+        def mean_loss(log):
+            return float(np.mean(self.weights * self.loss.values(np.exp(log) / size * logits, self.targets)))
+
+        bounds = (-np.log(_LARGEST_SCALE), np.log(_LARGEST_SCALE))
+        return float(np.exp(optimize.minimize_scalar(mean_loss, bounds=bounds, method="bounded").x)) / size
+
+
+def _checked(widths, draws, problem):
+    """Return the widths as a tuple; raises a ValueError for bad ones."""
+    if not (isinstance(draws, (int, np.integer)) and draws > 0):
+        raise ValueError(f"draws must be a positive integer. Received: draws={draws!r}")
+    if widths is None:
+        return _default_widths(problem)
+    given = tuple(widths)
+    whole = all(isinstance(width, (int, np.integer)) and width >= 0 for width in given)
+    if not given or not whole or any(after <= before for before, after in itertools.pairwise(given)):
+        raise ValueError(f"widths must be ascending integers, not negative. Received: widths={widths!r}")
+    if problem.num_bytes(given[-1]) > problem.max_bytes:
+        raise ValueError(
+            f"The columns of {given[-1]:,} gates need {problem.num_bytes(given[-1]):,} bytes. Raise max_bytes, or pass "
+            f"fewer gates or samples. Received: max_bytes={problem.max_bytes:,}"
+        )
+    return tuple(int(width) for width in given)
+
+
+def _default_widths(problem):
+    n = len(problem.targets)
+    most = min(n if n <= _SMALL else n / _SHARE, _COLUMNS)
+    widths = [0]
+    while problem.num_columns(widths[-1]) < most:
+        wider = max(1, 2 * widths[-1])
+        if (n > _SMALL and problem.num_columns(wider) > most) or problem.num_bytes(wider) > problem.max_bytes:
+            break
+        widths.append(wider)
+    return tuple(widths)
+
+
+def _one_draw(problem, widths, seed, draw, verbose):
+    """Return a `_Point` for each width, from one set of columns that grows."""
+    n = len(problem.targets)
+    columns = NestedColumns(problem.num_columns(widths[-1]), problem.weights, problem.use_bias, problem.precision)
+    columns.append(problem.features)
+    if widths[-1]:
+        mixture = problem.mixture(widths[-1], seed)
+        gates = mixture.gates(problem.features)
+        inputs = np.column_stack([mixture.standardize(problem.features), np.ones(n)])
+    points, before = [], 0
+    for width in widths:
+        if points and points[-1].rank == n:  # every labelling is in the column space, and stays in it
+            points.append(points[-1])
+            continue
+        if width:
+            columns.append((gates[:, before:width, None] * inputs[:, None, :]).reshape(n, -1))
+        before = width
+        fit = columns.solve(problem.labels)
+        bounds = problem.fit_bounds(fit) if draw == 0 else (problem.floor, np.inf)
+        share = min(problem.share(fit.residual), points[-1].share if points else 1.0)  # zero maps reach that too
+        points.append(_Point(fit.rank, share, *bounds))
+        if verbose:
+            print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
+    return points
+
+
+def _infimum(problem, widths, points, seed):
+    """Return the bounds for each width, by the fits, and by a solver where the columns are few.
+
+    A wider head can do what a narrower one does: an upper bound holds for all wider, a lower one for all narrower.
+    """
+    lower, upper = np.array([point.lower for point in points]), np.array([point.upper for point in points])
+    mixture = problem.mixture(widths[-1], seed) if widths[-1] else None
+    for index, width in enumerate(widths):
+        few = 8 * len(problem.targets) * problem.num_columns(width) <= _ENCLOSED
+        if few and min(upper[: index + 1]) > problem.floor:
+            found = _enclosed(problem, mixture, width)
+            lower[index], upper[index] = max(lower[index], found.lower), min(upper[index], found.upper)
+    upper = np.minimum.accumulate(upper)
+    lower = np.minimum(np.maximum.accumulate(lower[::-1])[::-1], upper)
+    return tuple(zip(lower.tolist(), upper.tolist(), strict=True))
+
+
+def _enclosed(problem, mixture, width):
+    m, outputs = problem.features.shape[1], problem.targets.shape[1]
+    head = DenseHead(m, outputs, problem.use_bias)
+    if width:
+        kernel, bias = mixture.gate_kernel[:, :width], mixture.gate_bias[:width]
+        gates = MixtureHead(mixture.mean, mixture.scale, kernel, bias, mixture.sharpness, outputs)
+        head = SumHead([gates, head])
+    columns = jacobian(
+        head, problem.features, problem.weights, problem.loss.shift_invariant, precision=problem.precision
+    )
+    return enclose_infimum(columns, problem.loss, problem.targets, problem.weights)
+
+
+def _samples_fitted(problem, seed):
+    """Return the largest number of samples, the first of a random order, whose labels are in the column space.
+
+    What is fitted by more samples is fitted by fewer, so that a bisection finds it.
+    """
+    order = np.random.default_rng(seed).permutation(len(problem.targets))
+
+    def are_fitted(count):
+        rows = order[:count]
+        qr = StreamedQR(problem.features.shape[1], problem.labels.shape[1], problem.use_bias)
+        qr.update(problem.features[rows], problem.labels[rows])
+        return qr.project(problem.precision).residual_share <= ALIGNED
+
+    fitted, beyond = 0, len(order) + 1
+    while beyond - fitted > 1:
+        middle = (fitted + beyond) // 2
+        fitted, beyond = (middle, beyond) if are_fitted(middle) else (fitted, middle)
+    return fitted

@@ -1,0 +1,304 @@
+"""The width curve against dense float64 decompositions of the columns of every width."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from scipy import linalg, special
+
+import keras_dal
+from keras_dal import plots
+from keras_dal.analysis.width import width_curve
+from keras_dal.losses import SoftmaxCrossEntropy
+from keras_dal.models.gated_layers import GatedBranch
+from keras_dal.solvers.nested_least_squares import NestedColumns
+
+N, M, WIDTHS, DRAWS = 60, 5, (0, 1, 3, 6, 12), 2
+LOSSES = {
+    "softmax": (3, keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+    "sigmoid": (1, keras.losses.BinaryCrossentropy(from_logits=True)),
+    "squared error": (2, keras.losses.MeanSquaredError()),
+}
+
+
+def problem(name, n=N, use_bias=True):
+    """Return a model that is its head alone, inputs, and labels."""
+    outputs, loss = LOSSES[name]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([layers.Input((M,)), layers.Dense(outputs, use_bias=use_bias)])
+    model.compile(loss=loss)
+    generator = np.random.default_rng(0)
+    x = (generator.standard_normal((n, M)) + 2.0).astype("float32")
+    if name == "squared error":
+        return model, x, generator.standard_normal((n, outputs)) + 3.0
+    return model, x, generator.integers(0, max(outputs, 2), n)
+
+
+def columns(x, width, widest, seed, use_bias=True):
+    """Return the columns of a head with the first gates of a `GatedBranch`, written out entry by entry."""
+    parts = [x.astype(np.float64)] + ([np.ones((len(x), 1))] if use_bias else [])
+    if width:
+        branch = GatedBranch(layers.Dense(1, dtype="float32"), widest, seed=seed)
+        branch.adapt(x)
+        mean, scale, kernel, bias = (
+            np.float64(v.numpy()) for v in (branch.mean, branch.scale, branch.gate_kernel, branch.gate_bias)
+        )
+        u = (x - mean) / scale
+        gates = special.expit(branch.sharpness * (u @ kernel + bias))
+        parts += [gates[:, [k]] * np.column_stack([u, np.ones(len(x))]) for k in range(width)]
+    return np.hstack(parts)
+
+
+def label_matrix(name, y):
+    if name == "softmax":
+        return np.eye(3)[y] - 1 / 3
+    return (2.0 * y - 1.0)[:, None] if name == "sigmoid" else y
+
+
+def oracle(matrix, labels, weights, use_bias=True):
+    """Return residual share and rank by a dense decomposition, columns centred where that changes no span."""
+    centred = labels - weights @ labels / weights.sum() * use_bias
+    roots, norms = np.sqrt(weights)[:, None], linalg.norm(matrix, axis=0)
+    left, values, _ = linalg.svd(roots * matrix / np.where(norms > 0, norms, 1.0), full_matrices=False)
+    rank = int(np.sum(values > 1e-6 * values[0]))
+    right = roots * centred
+    residual = right - left[:, :rank] @ (left[:, :rank].T @ right)
+    return np.sum(residual**2) / np.sum(right**2), rank, np.sum(residual**2)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
+def test_shares_and_ranks_equal_a_dense_decomposition_at_every_width(name, use_bias):
+    model, x, y = problem(name, use_bias=use_bias)
+    weights = np.random.default_rng(3).uniform(0.5, 2.0, N)
+    weights[[2, 5]] = 0.0
+    curve = width_curve(model, x, y, weights, widths=WIDTHS, draws=DRAWS, seed=4, verbose=0)
+    kept, labels = weights > 0, label_matrix(name, y)
+    for index, width in enumerate(WIDTHS):
+        found = [
+            oracle(columns(x[kept], width, WIDTHS[-1], 4 + draw, use_bias), labels[kept], weights[kept], use_bias)
+            for draw in range(DRAWS)
+        ]
+        shares = [share for share, _, _ in found]
+        assert curve.residual_share[index] == pytest.approx(np.mean(shares), abs=1e-8)
+        assert curve.residual_share_spread[index] == pytest.approx(np.std(shares), abs=1e-8)
+        assert curve.rank[index] == found[0][1] * labels.shape[1]
+    assert curve.num_samples == N - 2
+
+
+@pytest.mark.parametrize("most", [2**24, 0], ids=["by a solver", "by fits alone"])
+def test_the_squared_error_has_the_infimum_that_its_share_says(monkeypatch, most):
+    monkeypatch.setattr("keras_dal.analysis.width._ENCLOSED", most)
+    model, x, y = problem("squared error")
+    curve = width_curve(model, x, y, widths=WIDTHS[:-1], draws=1, verbose=0)
+    for width, (lower, upper) in zip(curve.widths, curve.infimum, strict=True):
+        *_, residual = oracle(columns(x, width, WIDTHS[-2], 0), y, np.ones(N))
+        assert lower <= residual / y.size <= upper
+        assert upper - lower <= 1e-7 * upper
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_width_zero_is_the_alignment_of_the_head(name):
+    model, x, y = problem(name)
+    report = keras_dal.alignment(model, x, y)
+    curve = width_curve(model, x, y, widths=[0], draws=1, verbose=0)
+    assert curve.residual_share[0] == pytest.approx(report.residual_share, abs=1e-12)
+    assert curve.rank == (report.rank,)
+
+
+def test_width_zero_of_a_gated_branch_is_the_head_in_it():
+    model, x, y = problem("softmax")
+    gated = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
+    plain, beside = (width_curve(each, x, y, widths=[0, 2], draws=1, verbose=0) for each in (model, gated))
+    np.testing.assert_allclose(beside.residual_share, plain.residual_share, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_wider_heads_reach_more_and_never_less(name):
+    model, x, y = problem(name)
+    curve = width_curve(model, x, y, verbose=0)
+    assert curve.widths == (0, 1, 2, 4, 8, 16)  # 17 (5 + 1) columns are enough for 60 samples
+    assert np.all(np.diff(curve.residual_share) <= 1e-12)
+    assert np.all(np.diff(curve.rank) >= 0)
+    assert np.all(np.diff(curve.infimum, axis=0) <= 0)
+    assert all(lower <= upper for lower, upper in curve.infimum)
+    assert curve.residual_share[-1] <= 1e-8
+    assert curve.rank[-1] == N * LOSSES[name][0]
+
+
+def test_it_settles_where_all_draws_are_aligned_and_not_before():
+    model, x, y = problem("squared error")
+    curve = width_curve(model, x, y, widths=[0, 4, 8, 9, 10, 40], draws=3, verbose=0)
+    aligned = [share <= 1e-8 for share in curve.residual_share]
+    assert curve.settled == curve.widths[aligned.index(True)]
+    assert 9 <= curve.settled <= 10  # (9 + 1) (5 + 1) columns for 60 samples
+    assert width_curve(model, x, y, widths=[0, 4], draws=1, verbose=0).settled is None
+
+
+def test_a_classifier_settles_where_its_infimum_is_proved_to_be_zero():
+    model, x, _ = problem("softmax")
+    y = np.digitize(x[:, 0], [1.5, 2.5])  # separable by the features, and not aligned with them
+    curve = width_curve(model, x, y, widths=[0, 1], draws=1, verbose=0)
+    assert curve.residual_share[0] > 0.01
+    assert curve.infimum == ((0.0, 0.0), (0.0, 0.0))
+    assert curve.settled == 0
+
+
+@pytest.mark.parametrize("most", [2**24, 0], ids=["by a solver", "by fits alone"])
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_bounds_of_the_infimum_hold(monkeypatch, name, most):
+    monkeypatch.setattr("keras_dal.analysis.width._ENCLOSED", most)
+    model, x, y = problem(name)
+    curve = width_curve(model, x, y, widths=[0, 1], draws=1, verbose=0)
+    certificate = keras_dal.certify(model, x, y)
+    lower, upper = curve.infimum[0]
+    assert lower <= certificate.infimum[1]
+    assert upper >= certificate.infimum[0]
+    assert certificate.infimum[0] > 0.1
+    constant = np.bincount(y) / N  # what the best constant reaches
+    assert upper < np.sum(special.entr(constant))
+    if most:
+        assert upper - lower <= 1e-6
+    else:
+        assert lower == 0.0
+
+
+def test_dead_and_repeated_features_count_once():
+    model, x, y = problem("softmax")
+    x[:, 3], x[:, 4] = 1.7, 2 * x[:, 0]
+    curve = width_curve(model, x, y, widths=[0, 2, 5], draws=1, verbose=0)
+    for index, width in enumerate(curve.widths):
+        share, rank, _ = oracle(columns(x, width, 5, 0), label_matrix("softmax", y), np.ones(N))
+        assert curve.rank[index] == 3 * rank
+        assert curve.residual_share[index] == pytest.approx(share, abs=1e-8)
+
+
+def test_equal_samples_with_other_labels_never_settle():
+    model, x, y = problem("softmax")
+    x[1], y[:2] = x[0], (0, 1)
+    curve = width_curve(model, x, y, widths=[0, 30], draws=1, verbose=0)
+    assert curve.rank[-1] == 3 * (N - 1)
+    assert curve.residual_share[-1] == pytest.approx(1.0 / np.sum(centred_squares(y)), rel=1e-6)
+    assert curve.settled is None
+
+
+def centred_squares(y):
+    labels = np.eye(3)[y] - 1 / 3
+    return (labels - labels.mean(axis=0)) ** 2
+
+
+def test_equal_labels_are_reached_without_gates():
+    model, x, _ = problem("squared error")
+    curve = width_curve(model, x, np.full((N, 2), 0.1), widths=[0, 1], draws=1, verbose=0)
+    assert curve.residual_share == (0.0, 0.0)
+    assert (curve.settled, curve.samples_fitted) == (0, N)
+
+
+def test_samples_fitted_is_where_labels_leave_the_column_space():
+    model, x, y = problem("squared error")
+    curve = width_curve(model, x, y, widths=[0], draws=1, verbose=0)
+    assert curve.samples_fitted == M + 1  # random labels: as many as there are columns
+    linear = width_curve(model, x, x[:, :2] @ np.array([[1.0, 2.0], [3.0, 4.0]]), widths=[0], draws=1, verbose=0)
+    assert linear.samples_fitted == N
+
+
+def test_the_seed_decides_and_draws_differ():
+    model, x, y = problem("softmax")
+    first, again, other = (width_curve(model, x, y, widths=WIDTHS, draws=2, seed=seed, verbose=0) for seed in (0, 0, 1))
+    assert str(first) == str(again)
+    assert first.residual_share[1] != other.residual_share[1]
+    assert first.residual_share_spread[0] == 0.0
+    assert first.residual_share_spread[1] > 0.0
+
+
+def test_bytes_are_those_of_the_variables_of_a_branch():
+    model, x, y = problem("softmax")
+    curve = width_curve(model, x, y, widths=[0, 7], draws=1, verbose=0)
+    branch = GatedBranch(layers.Dense(3, dtype="float32"), 7)
+    branch.build((None, M))
+    assert curve.bytes == (4 * (M + 1) * 3, sum(4 * np.prod(v.shape) for v in branch.variables))
+
+
+def test_soft_labels_have_their_entropy_as_the_least_loss():
+    model, x, y = problem("softmax")
+    soft = 0.1 / 3 + 0.9 * np.eye(3)[y]
+    curve = width_curve(
+        model, x, soft, widths=[0, 40], draws=1, loss=keras.losses.CategoricalCrossentropy(True), verbose=0
+    )
+    entropy = np.sum(special.entr(soft[0]))
+    assert curve.infimum[-1] == (pytest.approx(entropy, abs=1e-6),) * 2
+    assert curve.settled == 40
+
+
+def test_coefficients_at_a_rank_are_those_of_a_dense_solver():
+    generator = np.random.default_rng(0)
+    matrix, targets = generator.standard_normal((40, 12)), generator.standard_normal((40, 2))
+    weights = generator.uniform(0.5, 2.0, 40)
+    nested = NestedColumns(12, weights, False, 1e-7)
+    for stop in (4, 12):
+        nested.append(matrix[:, nested.size : stop])
+        roots = np.sqrt(weights)[:, None]
+        expected = matrix[:, :stop] @ linalg.lstsq(roots * matrix[:, :stop], roots * targets)[0]
+        fit = nested.solve(targets)
+        assert np.all(np.abs(fit.logits - expected) <= fit.errors + 1e-13)
+        assert np.all(fit.errors < 1e-12)
+        assert fit.rank == stop
+        residual = np.sum(weights[:, None] * (targets - expected) ** 2)
+        assert fit.least <= residual * (1 + 1e-14)
+        assert fit.least == pytest.approx(residual, rel=1e-10)
+
+
+def test_ranks_of_a_spectrum_without_a_gap_follow_the_rule_and_shares_never_flatter():
+    generator = np.random.default_rng(0)
+    left, right = (linalg.qr(generator.standard_normal(shape))[0] for shape in ((80, 80), (40, 40)))
+    matrix = left[:, :40] * 10.0 ** -np.linspace(0, 12, 40) @ right
+    matrix /= linalg.norm(matrix, axis=0)
+    targets = generator.standard_normal((80, 3))
+    nested = NestedColumns(40, np.ones(80), False, 2.0**-23)
+    for stop in (10, 25, 40):
+        nested.append(matrix[:, nested.size : stop])
+        fit = nested.solve(targets)
+        vectors, values, _ = linalg.svd(matrix[:, :stop], full_matrices=False)
+        assert fit.rank == np.sum(values > 2.0**-23 * np.sqrt(stop) * values[0])
+        everything = np.sum(targets**2) - np.sum((vectors.T @ targets) ** 2)
+        assert fit.least * (1 - 1e-12) <= everything <= fit.residual * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": [2, 1]}, "ascending integers.*Received: widths=.2, 1"),
+        ({"widths": [-1]}, "not negative"),
+        ({"widths": []}, "widths"),
+        ({"widths": [0.5]}, "integers"),
+        ({"draws": 0}, "draws must be a positive integer. Received: draws=0"),
+        ({"widths": [0, 500], "max_bytes": 10_000}, "500 gates need .* bytes. Raise max_bytes.*Received"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    model, x, y = problem("softmax")
+    with pytest.raises(ValueError, match=message):
+        width_curve(model, x, y, **options)
+
+
+def test_heads_after_gated_units_and_missing_labels_are_refused():
+    model, x, y = problem("softmax")
+    with pytest.raises(ValueError, match=r"needs labels.*Received"):
+        width_curve(model, x)
+    before = keras_dal.add_gated_head(model, x, place="before", seed=0, verbose=False)
+    with pytest.raises(ValueError, match=r"after gated units.*GatedDense"):
+        width_curve(before, x, y)
+
+
+def test_the_table_and_the_picture_say_what_was_found(tmp_path, capsys):
+    model, x, y = problem("softmax")
+    curve = width_curve(model, x, y, widths=WIDTHS, draws=1)
+    assert capsys.readouterr().out.count("residual share") == len(WIDTHS)
+    for text in (str(curve), curve._repr_html_()):
+        assert f"{curve.residual_share[1]:.6f}" in text
+        assert SoftmaxCrossEntropy.name in text
+    share, infimum = plots.width(curve)
+    np.testing.assert_array_equal(share.lines[0].get_ydata(), curve.residual_share)
+    np.testing.assert_array_equal(infimum.lines[0].get_ydata(), [upper for _, upper in curve.infimum])
+    assert [line.get_xdata()[0] for line in share.lines if line.get_label() == "settled"] == [curve.settled]
+    assert plots.width(curve, tmp_path / "width.png").is_file()
