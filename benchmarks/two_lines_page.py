@@ -151,7 +151,7 @@ def main():
                 "",
                 "## What each part costs, and what is proved",
                 "",
-                "The gap is that to the minimum of `loss + 0.01 x mean squared change of the logits`, in float64.",
+                "The gap is that to the minimum of `loss + 0.01 x change of the head`, in float64 (see the guide).",
                 "",
                 *price_table(found),
                 "",

@@ -1,5 +1,7 @@
 """The convex phase on cached features: one solve, with a proof of how near it is to the minimum."""
 
+import numpy as np
+
 from keras_dal.finishing.history import Path, Stopped
 from keras_dal.finishing.problem import Task
 from keras_dal.finishing.result import finished
@@ -36,9 +38,14 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         if structure.gated_layers and task.is_separable:
             task.separate()
         else:
-            task.minimize_to(CHANGE, GAP)
+            task.minimize_to(CHANGE, GAP * _unit(task))
     except Stopped as stop:
         path.cut_short(str(stop))
     if not path.points:
         path.points.append(task.unchanged())
     return finished(task, path, GAP if task.is_separable and structure.gated_layers else None)
+
+
+def _unit(task):
+    """Return the unit of the gap: 1, or for targets of small variance that variance."""
+    return min(1.0, float(np.mean(np.var(task.targets, axis=0)))) or 1.0 if task.loss.quadratic else 1.0

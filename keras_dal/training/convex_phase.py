@@ -13,6 +13,7 @@ from keras_dal.features.tracing import to_numpy
 from keras_dal.finishing.solve import solve_head
 from keras_dal.training.gathering import Gathering
 
+_FAR = 3.0  # of the loss of training plus one, that is nothing like it
 _BLOCK = 4096  # samples whose metrics are computed at a time
 
 
@@ -69,11 +70,22 @@ class ConvexPhase:
         if self.result is None:
             self.train = self._gathering.finish()
             result = solve_head(self.structure, self._loss, self.train)
+            self._check_start(result)
             if not np.isfinite(result.loss):
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
             self.result = result
             self._wrap.settle_averages()
             self._wrap.drop_average()
+
+    def _check_start(self, result):
+        """Raise where the loss before the solve is nothing like that of training: other features were read."""
+        trained, start = float(to_numpy(self._shown.get("loss", np.nan))), result.path[0].loss
+        if start > _FAR * (trained + 1.0):
+            raise ValueError(
+                "On what was read the loss is far above that of training: does a train_step of the model prepare its "
+                "inputs? Do that in the data or in the model, or use finish='descend'. Received: loss "
+                f"{start:.4g} before the head was solved, {trained:.4g} in training"
+            )
 
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""

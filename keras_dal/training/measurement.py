@@ -102,7 +102,12 @@ class Measurement:
 
     def moved(self):
         """Return the kernel change now, by its name."""
-        return self._moved(self._samples if self.moments is None else self.moments.samples())
+        if self.moments is None:
+            return self._moved(self._samples)
+        samples = self.moments.samples()
+        if samples is None and self.moments.probes is not None:
+            return {"kernel_change": np.nan}  # a fit that was resumed at its last pass has not seen any
+        return self._moved(samples)
 
     def _moved(self, samples):
         return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}

@@ -25,7 +25,7 @@ def begins(wrap, schedule, epoch):
             f"will be {'solved' if wrap.finish == 'solve' else 'trained'}. optimizer.restart() before fit goes back to "
             "the first phase"
         )
-    if schedule.switch is not None and schedule.switch <= epoch and epoch > 0:
+    if schedule.switch is not None and schedule.switch < epoch:
         return f"keras_dal: the switch was due at epoch {schedule.switch + 1}; it comes now, at epoch {epoch + 1}"
     return None
 

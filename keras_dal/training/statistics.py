@@ -4,13 +4,14 @@ import contextlib
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import replaced, to_numpy
 
 
 class BatchStatistics:
-    """Sets the moving statistics of a model's layers to the means over the batches that it is shown.
+    """Sets the moving statistics of a model's layers to the means over the batches that it is shown, by their size.
 
     Every layer with a `momentum` and moving variables is one, as `BatchNormalization` is. At momentum 0 such a layer
     holds the statistics of one batch after a step in training mode; their mean in float64 is what is kept. Under a
@@ -32,7 +33,8 @@ class BatchStatistics:
         def statistics(batch):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             model(x, training=True)
-            return [keras.ops.expand_dims(variable.value, 0) for variable in self._variables]
+            rows = keras.ops.shape(tree.flatten(x)[0])[0]
+            return rows * keras.ops.ones((1,)), [keras.ops.expand_dims(v.value, 0) for v in self._variables]
 
         return statistics
 
@@ -44,10 +46,10 @@ class BatchStatistics:
         with contextlib.ExitStack() as stack:
             for layer in self._layers:
                 stack.enter_context(replaced(layer, "momentum", 0.0))
-            found = self._step(batch)
-        self._count += 1
+            rows, found = self._step(batch)
+        self._count += np.sum(rows)  # a last batch of a few samples counts for a few
         for total, replicas in zip(self._sums, found, strict=True):
-            total += np.mean(replicas, axis=0, dtype=np.float64)
+            total += np.sum(rows) * np.mean(replicas, axis=0, dtype=np.float64)
         for variable, total in zip(self._variables, self._sums, strict=True):
             variable.assign(total / self._count)
         for variable, value in zip(self._others, others, strict=True):

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 
-from keras import ops
+from keras import ops, tree
 
 from keras_dal import _backend
 from keras_dal.features.tracing import pooled, replaced
@@ -116,7 +116,7 @@ class StepHooks:
 
         def measured_loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
             loss = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
-            self._moments.update_state(x, y, seen.features, sample_weight)
+            self._moments.update_state(x, tree.flatten(y)[0], seen.features, sample_weight)
             return loss
 
         with (
