@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_dal import _backend
-from keras_dal.analysis.certificate import certify
+from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.finishing.result import Result
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import messages
@@ -55,8 +56,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
         super().__init__()
         self.data = data
         self.verbose = verbose
-        self.certificates = {}
-        self.result = None
+        self.certificates: dict[str, Certificate] = {}
+        self.result: Result | None = None
         self._wrap = None
 
     @property
