@@ -33,7 +33,7 @@ class BatchStatistics:
         def statistics(batch):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             model(x, training=True)
-            rows = keras.ops.shape(tree.flatten(x)[0])[0]
+            rows = keras.ops.cast(keras.ops.shape(tree.flatten(x)[0])[0], "float32")
             return rows * keras.ops.ones((1,)), [keras.ops.expand_dims(v.value, 0) for v in self._variables]
 
         return statistics
