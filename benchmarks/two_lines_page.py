@@ -121,7 +121,7 @@ def picture(found):
             axis.plot(*zip(*points, strict=True), marker, color=color, label=WAYS[way], alpha=0.85)
     axis.plot([1], [0], "k*", markersize=12, label=WAYS["base"])
     axis.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-    axis.set(xlabel="time / time of the optimizer alone", ylabel="test accuracy, points above it", yscale="symlog")
+    axis.set(xlabel="time / time of the optimizer alone", ylabel="test accuracy, points above it")
     axis.set_title("ResNet-8: each point a data set and recipe", fontsize="medium")
     axis.legend(frameon=False, fontsize="small", loc="lower right")
     PICTURE.parent.mkdir(exist_ok=True)
