@@ -4,7 +4,7 @@ import os
 import tempfile
 
 from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown import PythonCodeBlockParser
 
 # Keras is imported where it is needed: tests/conftest.py, which is read later, sets up what it reads at its import.
 
@@ -61,7 +61,7 @@ def end(namespace):
 
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), SkipParser()],
+    parsers=[PythonCodeBlockParser()],
     patterns=["README.md", "docs/*.md"],
     setup=begin,
     teardown=end,

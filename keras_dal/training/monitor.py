@@ -142,16 +142,16 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._wrap.begin_average()
         solves = self._wrap.finish == "solve" and self._wrap.explore is not None
         if self.phase == "explore" and self._schedule.is_due(epoch):
-            self._tried(self._solve_next if solves else self._descend_next, model, epoch)
+            self._tried(model, self._solve_next if solves else self._descend_next, model, epoch)
         elif self.phase == "exploit" and solves and self.result is None:
-            self._tried(self._solve_next, model, epoch)
+            self._tried(model, self._solve_next, model, epoch)
         elif self.phase == "exploit" and self._is_automatic and self._measurement.report is not None:
             self._wrap.learning_rate = self._step_size()  # now of constant features: exact
 
-    def _tried(self, step, model, epoch):
+    def _tried(self, model, step, *arguments):
         """Take a step that fails without ending the training."""
         try:
-            step(model, epoch)
+            step(*arguments)
         except Exception as error:  # of whatever kind: hours of training are at stake
             self._explore_on(model, error)
 
@@ -190,7 +190,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._logs = logs or {}
             return
         model = self.model  # on JAX this makes the model's variables those of the last step, so not in every step
-        self._tried(lambda *_: self._phase.take(), model, None)
+        self._tried(model, self._phase.take)
         if self._phase is not None and self.params["steps"] and batch + 1 >= self.params["steps"]:
             self._end_phase(model)
 
@@ -200,7 +200,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _end_phase(self, model):
         if self.result is None:
-            self._tried(lambda *_: self._phase.end(), model, None)
+            self._tried(model, self._phase.end)
             self.result = self._phase.result if self._phase is not None else None
 
     def on_epoch_end(self, epoch, logs=None):
