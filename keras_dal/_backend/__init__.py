@@ -20,4 +20,5 @@ reading = _module.reading
 statistics_dtype = _module.statistics_dtype
 training_scope = _module.training_scope
 vjp = _module.vjp
+where_set = _module.where_set
 without_gradients = _module.without_gradients

@@ -19,6 +19,11 @@ def statistics_dtype():
     return jax.dtypes.canonicalize_dtype("float64").name
 
 
+def where_set(flag, function):
+    """Call a function that changes no variable where the flag is 0: a branch of JAX cannot assign."""
+    function()
+
+
 def without_gradients(variables):
     """Return a context without gradients for these variables: the compiler drops unused ones itself."""
     return contextlib.nullcontext()

@@ -18,6 +18,11 @@ def statistics_dtype():
     return "float64"
 
 
+def where_set(flag, function):
+    """Call a function without value, which assigns variables, in the steps in which a scalar tensor is not zero."""
+    tf.cond(flag > 0, function, lambda: None)
+
+
 def without_gradients(variables):
     """Return a context in which no gradients are computed for these variables; a graph drops unused ones itself."""
     return contextlib.nullcontext()

@@ -19,6 +19,12 @@ def statistics_dtype():
 
 
 @contextlib.contextmanager
+def where_set(flag, function):
+    """Call a function without value, which assigns variables, in the steps in which a scalar tensor is not zero."""
+    if flag:
+        function()
+
+
 def without_gradients(variables):
     """Return a context in which no gradients are computed for these variables."""
     values = [variable.value for variable in variables if variable.value.requires_grad]

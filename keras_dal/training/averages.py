@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_dal import _backend
 from keras_dal.features.tracing import to_numpy
 from keras_dal.training.inner import innermost
 
@@ -65,6 +66,9 @@ class WeightAverage:
 
     def update(self):
         """Count the weights as they are now; part of the training step."""
+        _backend.where_set(self._collecting, self._count_step)
+
+    def _count_step(self):
         weight = self._collecting / (self._count + 1.0)
         for mean, variable in zip(self._means, self._variables, strict=True):
             mean.assign_add(ops.cast(weight, mean.dtype) * (ops.cast(variable, mean.dtype) - mean))

@@ -51,7 +51,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
     def __init__(
         self,
         optimizer: Any,
-        explore: float | int | str | None = 0.72,
+        explore: float | int | str | None = 0.7,
         exploit: Any = "head",
         average: float = 0.15,
         finish: str | None = None,
