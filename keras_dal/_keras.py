@@ -55,6 +55,12 @@ def compile_arguments(model):
     return {} if config is None else dict(config.config)
 
 
+def loss_weight(model):
+    """Return the factor that a model with one output was compiled with for its loss."""
+    weights = keras.tree.flatten(compile_arguments(model).get("loss_weights"))
+    return next((float(weight) for weight in weights if weight is not None), 1.0)
+
+
 def remade(layer, exchanged):
     """Return another instance of a layer's class with the attributes of the layer, without calling its `__init__`.
 

@@ -45,8 +45,7 @@ def of_training(structure, penalty):
     regularized = [layer.name for layer in layers if layer.activity_regularizer is not None]
     if regularized:
         yield f"activity regularizers ({', '.join(regularized)}), which are not part of the objective"
-    compiled = getattr(structure.model, "_compile_config", None)
-    if compiled is not None and compiled.config.get("loss_weights") is not None:
+    if _keras.loss_weight(structure.model) != 1:
         yield "the compiled loss_weights: loss and rate are those of the loss without them"
     if penalty is None:
         yield "the rate: a penalty or constraint on theta_S is not an L2 regularizer"

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.features.tracing import to_numpy
 from keras_dal.finishing.solve import solve_head
@@ -28,7 +28,8 @@ class ConvexPhase:
     """
 
     def __init__(self, model, wrap, structure, loss):
-        self._wrap, self.structure, self._loss = wrap, structure, loss
+        self._wrap, self.structure, self.loss = wrap, structure, loss
+        self._weight = _keras.loss_weight(model)
         self._before = [to_numpy(v).copy() for v in _state(model)]
         self.averaged_steps = wrap.averaged_steps
         self._gathering: Any = None
@@ -69,7 +70,7 @@ class ConvexPhase:
         """
         if self.result is None:
             self.train = self._gathering.finish()
-            result = solve_head(self.structure, self._loss, self.train)
+            result = solve_head(self.structure, self.loss, self.train)
             self._check_start(result)
             if not np.isfinite(result.loss):
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
@@ -79,7 +80,7 @@ class ConvexPhase:
 
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""
-        trained, start = float(to_numpy(self._shown.get("loss", np.nan))), result.path[0].loss
+        trained, start = float(to_numpy(self._shown.get("loss", np.nan))), self._weight * result.path[0].loss
         if start > _FAR * (trained + 1.0):
             raise ValueError(
                 "On what was read the loss is far above that of training: does a train_step of the model prepare its "
@@ -87,12 +88,16 @@ class ConvexPhase:
                 f"{start:.4g} before the head was solved, {trained:.4g} in training"
             )
 
+    def targets(self, train):
+        """Return what the loss takes for the labels of these `CachedFeatures`."""
+        return self.loss.targets(train.labels, self.structure.num_outputs)
+
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""
-        structure, loss = self.structure, self._loss
+        structure, loss = self.structure, self.loss
         if structure.layer is not structure.output_layer:
             return {}
-        labels = loss.label_matrix(loss.targets(self.train.labels, structure.num_outputs))
+        labels = loss.label_matrix(self.targets(self.train))
         sums = 0.0
         for start in range(0, len(self.train), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -113,7 +118,7 @@ class ConvexPhase:
 
     def logs(self, model):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""
-        logs = {**dict.fromkeys(self._shown, np.nan), "loss": self.result.loss}
+        logs = {**dict.fromkeys(self._shown, np.nan), "loss": self._weight * self.result.loss}
         try:
             # not model.losses: what layers add of their outputs belongs to the graph of a step
             regularized = [v for v in model.trainable_variables if v.regularizer is not None]

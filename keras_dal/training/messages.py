@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.models.add_head import num_gates
 
 
@@ -67,16 +68,24 @@ def ends(phase, result, epoch, epochs):
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
     lines += [f"  {line}" for line in result.proof()]
+    if any(v.regularizer is not None for v in structure.linear_parameters):
+        lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     if result.accuracy is not None:
         lines.append(f"  training:   {result.accuracy:.2%} right, loss {result.loss:.4g}")
         if result.accuracy < 1 and not structure.gated_layers:
-            gates = num_gates(len(phase.train), structure.num_features)
-            more = gates * (structure.num_features + 1) * structure.num_outputs
-            lines.append(
-                f"  more:       add_gated_head(model, num_samples={len(phase.train)}), {more:,} parameters, would put "
-                "every sample on its right side"
-            )
+            lines.append(f"  more:       {_wider(phase)}")
     return "\n".join(lines)
+
+
+def _wider(phase):
+    """Return what a gated head would add."""
+    structure, train = phase.structure, phase.train.weighted()
+    gates = num_gates(len(train), structure.num_features)
+    more = gates * (structure.num_features + 1) * structure.num_outputs
+    wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
+    but = f" but {wrong:,}, whose features are those of samples with other labels" if wrong else ""
+    gated = f"add_gated_head(model, num_samples={len(train)}), {more:,} parameters"
+    return f"{gated}, can put every sample on its right side{but}"
 
 
 def ended_early(schedule):

@@ -62,8 +62,7 @@ class StepMoments(keras.metrics.Metric):
         self.count.assign_add(ops.sum(used))
         self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))
         if self.probes is not None and self._look_like_probes(x):
-            tree.map_structure(self._keep, self.probes, x)
-            self.probed.assign(ops.ones((), dtype="float32"))
+            _backend.where_set(1.0 - self.probed, lambda: self._keep_first(x))
 
     def _look_like_probes(self, x):
         """Whether these inputs are as the model declares them: it may take others, as a dict or without channels."""
@@ -75,6 +74,10 @@ class StepMoments(keras.metrics.Metric):
             return False
         pairs = zip(tree.flatten(self.probes), tree.flatten(x), strict=True)
         return all(tuple(probe.shape[1:]) == tuple(part.shape[1:]) for probe, part in pairs)
+
+    def _keep_first(self, x):
+        tree.map_structure(self._keep, self.probes, x)
+        self.probed.assign(ops.ones((), dtype="float32"))
 
     def _keep(self, probe, x):
         index = ops.minimum(ops.arange(NUM_PROBES), ops.shape(x)[0] - 1)  # a small batch repeats its last sample

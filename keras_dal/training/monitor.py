@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.result import Result
@@ -14,6 +14,7 @@ from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import messages
 from keras_dal.training.convex_phase import ConvexPhase
+from keras_dal.training.frozen import FrozenState, checksum
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
 from keras_dal.training.schedule import SwitchSchedule
@@ -30,8 +31,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     With `Wrap(finish="solve")` the epoch of the switch trains nothing: it reads the data once, for the batch statistics
     of the averaged weights and for features; the head is solved on these, and training ends as `EarlyStopping` ends it.
-    What puts other weights back when training ends, as `EarlyStopping(restore_best_weights=True)` does, undoes that.
-    Whatever fails there is said in a warning, the weights from before are put back, and exploration goes on.
+    What puts other weights back when training ends, as `EarlyStopping(restore_best_weights=True)` does, undoes that,
+    and who then asks for `result` is warned. Whatever fails there is said in a warning, the weights from before are put
+    back, and exploration goes on.
 
     Without data it measures what flows through `fit`, with no second pass: the features are then those of the training
     step, of a model that still changes while they are summed up, and an estimate. With data it measures exactly, in
@@ -44,7 +46,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         verbose: whether to say in a few lines what was found, frozen and solved.
 
     Attributes:
-        result: the `Result` of the solved head, None before.
+        result: the `Result` of the solved head, None before; with a warning where the model has other weights by now.
         certificates: with data, the `Certificate` at `"switch"` (where the second phase descends) and at `"end"`, made
             when it is first asked for, of the weights the model has then.
 
@@ -57,8 +59,20 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self.data = data
         self.verbose = verbose
         self.certificates: dict[str, Certificate] = {}
-        self.result: Result | None = None
+        self._result: Result | None = None
         self._wrap = None
+
+    @property
+    def result(self) -> Result | None:
+        if self._result is not None and checksum(self.model, self._structure) != self._solved:
+            warnings.warn(
+                "The model no longer has the weights that were solved and that this result speaks of: a callback put "
+                "others back when training ended, or it was trained on. Leave restore_best_weights out, or call "
+                "keras_dal.finish(model, x, y) on the weights there are. Received: model "
+                f"{self.model.name!r}",
+                stacklevel=2,
+            )
+        return self._result
 
     @property
     def phase(self) -> str:
@@ -69,7 +83,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         model = self.model
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
-        self._structure = self.result = self._phase = self._installed = self._began = None
+        self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
@@ -131,8 +145,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._phase is not None:
             self._hooks.read_only(self._phase.train_function(model, self._logs))
         elif self.phase != self._installed:
-            self._hooks.install(self._structure.linear_parameters if self.phase == "exploit" else None)
-            self._installed = self.phase
+            exploits = self.phase == "exploit"
+            self._hooks.install(self._structure.linear_parameters if exploits else None)
+            self._installed, self._frozen = self.phase, FrozenState(model) if exploits else None
 
     def _advance(self, model, epoch):
         """Take the step of the schedule that is due before this epoch."""
@@ -143,7 +158,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         solves = self._wrap.finish == "solve" and self._wrap.explore is not None
         if self.phase == "explore" and self._schedule.is_due(epoch):
             self._tried(model, self._solve_next if solves else self._descend_next, model, epoch)
-        elif self.phase == "exploit" and solves and self.result is None:
+        elif self.phase == "exploit" and solves and self._result is None:
             self._tried(model, self._solve_next, model, epoch)
         elif self.phase == "exploit" and self._is_automatic and self._measurement.report is not None:
             self._wrap.learning_rate = self._step_size()  # now of constant features: exact
@@ -186,7 +201,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._hooks.arm()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._phase is None or self.result is not None:
+        if self._phase is None or self._result is not None:
             self._logs = logs or {}
             return
         model = self.model  # on JAX this makes the model's variables those of the last step, so not in every step
@@ -199,17 +214,18 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._end_phase(self.model)  # so that validation is of the solved model
 
     def _end_phase(self, model):
-        if self.result is None:
+        if self._result is None:
             self._tried(model, self._phase.end)
-            self.result = self._phase.result if self._phase is not None else None
+            if self._phase is not None:
+                self._result, self._solved = self._phase.result, checksum(model, self._structure)
 
     def on_epoch_end(self, epoch, logs=None):
         model = self.model
         if self._phase is not None:
             self._end_phase(model)
-        if self.result is not None:
+        if self._result is not None:
             measured = self._phase.logs(model) | self._measurement.moved()
-            self._say(model, messages.ends(self._phase, self.result, epoch, self.params["epochs"]))
+            self._say(model, messages.ends(self._phase, self._result, epoch, self.params["epochs"]))
             self._phase, model.stop_training = None, True
         elif self._installed is None:
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
@@ -218,6 +234,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             measured = self._measurement.measure(model, epoch, now=next_is_last)
             self._schedule.observe(epoch, measured.get("alignment", np.nan))
             self._measured = tuple(measured)
+            self._check_frozen()
         if logs is not None:
             logs.update(measured, phase=float(self.phase == "exploit"))
 
@@ -251,6 +268,18 @@ class AlignmentMonitor(keras.callbacks.Callback):
     @property
     def _is_automatic(self):
         return self._wrap is not None and self._wrap.exploit_learning_rate == "auto"
+
+    def _check_frozen(self):
+        moved = [] if self._frozen is None else self._frozen.moved()
+        if moved:
+            self._frozen = None  # said once
+            warnings.warn(
+                "State of the model moved after the switch, where it was to stand still: batch statistics, if a "
+                "train_step of your own calls layers with training=True. Where outputs depend on it, the problem is "
+                "not convex and no proof holds: call the model itself there, or use finish='solve'. Received: "
+                f"{', '.join(moved)}",
+                stacklevel=2,
+            )
 
     def _check_alone(self):
         if self._wrap is not None and self._wrap.driver is not self:
@@ -292,7 +321,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
             )
 
     def _step_size(self):
-        """Return 1/beta, exact where features are those of inference mode."""
+        """Return 1/beta, exact where features are those of inference mode; smaller for a loss with a weight above 1."""
+        return self._unweighted_step_size() / max(1.0, _keras.loss_weight(self.model))
+
+    def _unweighted_step_size(self):
         if self.data is not None:
             if "switch" not in self.certificates:  # this fit began after the switch
                 self.certificates["switch"] = self._certified()

@@ -134,6 +134,82 @@ def test_the_certificate_at_the_end_is_of_the_weights_that_are_left():
     assert monitor.certificates["end"].loss == pytest.approx(model.evaluate(x, y, verbose=0)[0], rel=1e-4)
 
 
+def test_a_result_says_when_the_weights_it_speaks_of_are_gone():
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3)), 6, [monitor, Restore()])
+    with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
+        assert monitor.result is not None
+
+
+def test_a_result_that_speaks_of_the_model_comes_without_a_warning():
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3)), 6, [monitor])
+    monitor.result.rescale()
+    assert monitor.result is not None
+
+
+class Restore(keras.callbacks.Callback):
+    """Puts the weights of the first epoch back when training ends."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.first = self.model.get_weights() if epoch == 0 else self.first
+
+    def on_train_end(self, logs=None):
+        self.model.set_weights(self.first)
+
+
+@pytest.mark.parametrize("options", [{}, {"finish": "descend", "exploit_learning_rate": "auto"}])
+def test_the_weight_of_a_loss_is_in_what_is_logged_and_in_the_proven_step(options):
+    x, y = images()
+    histories = []
+    for weight in (None, 4.0):
+        monitor = keras_dal.AlignmentMonitor(data=(x, y), verbose=False)
+        wrapped = keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1, **options)
+        model = compiled(wrapped, loss_weights=weight)
+        histories.append(fit(model, 2, [monitor], batch_size=96))
+        assert histories[-1]["loss"][-1] == pytest.approx(model.evaluate(x, y, verbose=0)[0], rel=0.05)
+    assert histories[1]["loss"] == pytest.approx(4 * np.array(histories[0]["loss"]), rel=1e-3)
+
+
+def test_a_regularizer_of_the_head_is_said_to_be_left_out(capsys):
+    model = compiled(keras_dal.Wrap("sgd", explore=1), small_model(kernel_regularizer="l2"))
+    fit(model, 2, [keras_dal.AlignmentMonitor()])
+    assert "left out:   the regularizer of the head" in capsys.readouterr().out
+
+
+def test_no_head_is_promised_to_tell_equal_samples_apart(capsys):
+    x, y = rows()
+    x[:6], y[:6] = x[0], [0, 0, 0, 0, 1, 2]
+    model = dense()
+    model.compile(keras_dal.Wrap("sgd", explore=1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+    assert "can put every sample on its right side but 2, whose features" in capsys.readouterr().out
+
+
+def test_statistics_that_move_after_the_switch_are_seen():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the training step of this test is one of TensorFlow")
+    import tensorflow as tf
+
+    class LayerByLayer(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                for layer in self.layers[1:]:
+                    x = layer(x, training=True) if isinstance(layer, layers.BatchNormalization) else layer(x)
+                loss = self.compute_loss(y=y, y_pred=x)
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            return {"loss": loss}
+
+    x, y = rows()
+    inputs = keras.Input((4,))
+    model = LayerByLayer(inputs, layers.Dense(3)(layers.BatchNormalization()(layers.Dense(8)(inputs))))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap("sgd", explore=1, finish="descend"), loss)
+    with pytest.warns(UserWarning, match="State of the model moved after the switch.*moving_mean"):
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+
+
 def test_many_features_are_measured_only_every_so_many_epochs():
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((64, 8)).astype("float32"), generator.integers(0, 3, 64)
