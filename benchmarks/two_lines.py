@@ -3,7 +3,7 @@
     python benchmarks/two_lines.py cifar10 --images 5000 --data-dir ~/tensorflow_datasets --seeds 0 1 2
 
 trains a ResNet-8 once for each seed and each way, and adds a line for each run to benchmarks/results/two_lines.jsonl.
-Time is that of the whole `fit`: compilation, validation, monitor and solver included, until the last callback has ended.
+Time is that of `fit`, until the last callback has ended: compilation, validation, monitor and solver included.
 What TensorFlow takes to let go of an iterator is not in it: once in a while that is 16 seconds, of a run that uses up
 its data. `--core` binds the process to one core, so that two of them can run beside each other.
 """

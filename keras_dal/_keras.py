@@ -1,5 +1,6 @@
 """The private names of Keras that are needed, each with a test that pins what it does."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -32,6 +33,37 @@ _COMPILED = (  # what `compile` and `fit` add
     "optimizer",
     "stop_training",
 )
+AVERAGES, OPTIMIZED, RATE = "_model_variables_moving_average", "_trainable_variables", "_learning_rate"  # of optimizers
+
+
+def moving_averages(optimizer):
+    """Return the averages that an optimizer with `use_ema` keeps, in the order of the variables it was built with."""
+    return getattr(optimizer, AVERAGES)
+
+
+def optimized(optimizer):
+    """Return the variables that an optimizer was built with, in their order."""
+    return getattr(optimizer, OPTIMIZED)
+
+
+def count_step(optimizer):
+    """Count a step that an optimizer did not take itself; part of the training step."""
+    optimizer._iterations.assign_add(1)
+
+
+def tracked_metrics(model):
+    """Return the list of metrics whose variables a model carries through its steps, to be changed in place."""
+    return model._metrics
+
+
+@contextlib.contextmanager
+def inference_mode(model):
+    """Let the `call` of a model that runs inside, and all the calls it makes, be those of inference."""
+    model._get_call_context().set_value("training", False)
+    try:
+        yield
+    finally:
+        model._maybe_reset_call_context()  # on JAX `call` is called alone, and nothing else ends the context
 
 
 def sublayers(layer):

@@ -1,7 +1,7 @@
 """Combinations of what people train with, and what must hold in each: one cell is one fit with the two lines.
 
-Exploration is bit for bit that of the bare optimizer, what is frozen stays, and a fit that is saved and loaded ends with
-the weights of one that was not.
+Exploration is bit for bit that of the bare optimizer, what is frozen stays, and a fit that is saved and loaded ends
+with the weights of one that was not.
 """
 
 import itertools

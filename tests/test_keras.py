@@ -101,6 +101,46 @@ def test_a_layer_is_made_anew_from_its_parts_and_its_state_is_tracked(net):
     assert not np.array_equal(net.scale.numpy(), before)  # the same variable
 
 
+def test_an_optimizer_keeps_averages_and_variables_in_one_order_and_counts_steps():
+    first, second = (keras.Variable(np.full(2, value, "float32")) for value in (1.0, 2.0))
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.75)
+    optimizer.build([first, second])
+    optimizer.apply([keras.ops.ones(2), keras.ops.zeros(2)])
+    assert _keras.optimized(optimizer) == [first, second]
+    averages = [keras.ops.convert_to_numpy(v) for v in _keras.moving_averages(optimizer)]
+    np.testing.assert_allclose(averages, [[0.5, 0.5], [2.0, 2.0]])  # the first step counts whole
+    _keras.count_step(optimizer)
+    assert int(optimizer.iterations) == 2
+    setattr(optimizer, _keras.RATE, lambda: 0.25)
+    assert optimizer.learning_rate == 0.25
+
+
+def test_a_tracked_metric_is_part_of_what_a_step_carries(net):
+    metric = keras.metrics.Mean(name="own")
+    _keras.tracked_metrics(net).append(metric)
+    assert metric.variables[0] in net.metrics_variables
+    _keras.tracked_metrics(net).remove(metric)
+    assert all(metric is not each for each in net.metrics)
+
+
+def test_a_call_turns_into_one_of_inference_from_inside():
+    class Quiet(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.drop = layers.Dropout(0.9)
+
+        def call(self, x):
+            with _keras.inference_mode(self):
+                return self.drop(x)
+
+    model, x = Quiet(), np.ones((4, 4), "float32")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(x, training=True)), x)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model.call(x)), x)  # as the training step of JAX does
+    other = layers.Dropout(0.9)
+    assert other._get_call_context().entry_layer is other  # nothing is left of that
+    other._maybe_reset_call_context()
+
+
 def test_what_keras_sets_on_a_layer_is_known_by_name(net):
     """A new attribute of Keras would be taken for one of the user's, and carried over."""
     fresh = set(vars(keras.Model()))

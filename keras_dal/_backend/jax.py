@@ -1,10 +1,13 @@
 """JAX."""
 
 import contextlib
+import warnings
 
 import jax
 import keras
 import numpy as np
+
+from keras_dal import _keras
 
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
@@ -17,6 +20,25 @@ def training_scope(model):
 def statistics_dtype():
     """Return the widest float dtype in which sums can be kept inside a training step."""
     return jax.dtypes.canonicalize_dtype("float64").name
+
+
+def apply(optimizer, gradients, variables):
+    """Let an optimizer take a step for some of the variables it was built with."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer.apply(gradients, trainable_variables=variables)
+        return
+    # its `apply` assigns in a branch, which JAX forbids, and its stateless one takes all variables
+    of_variable = {id(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
+    everything = _keras.optimized(optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Gradients do not exist")
+        new, state = optimizer.stateless_apply(
+            [v.value for v in optimizer.variables],
+            [of_variable.get(id(v)) for v in everything],
+            [v.value for v in everything],
+        )
+    for variable, value in zip([*everything, *optimizer.variables], [*new, *state], strict=True):
+        variable.assign(value)
 
 
 def where_set(flag, function):

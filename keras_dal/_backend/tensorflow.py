@@ -18,6 +18,11 @@ def statistics_dtype():
     return "float64"
 
 
+def apply(optimizer, gradients, variables):
+    """Let an optimizer take a step for some of the variables it was built with."""
+    optimizer.apply(gradients, trainable_variables=variables)
+
+
 def where_set(flag, function):
     """Call a function without value, which assigns variables, in the steps in which a scalar tensor is not zero."""
     tf.cond(flag > 0, function, lambda: None)

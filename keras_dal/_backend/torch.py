@@ -18,13 +18,18 @@ def statistics_dtype():
     return "float64"
 
 
-@contextlib.contextmanager
+def apply(optimizer, gradients, variables):
+    """Let an optimizer take a step for some of the variables it was built with."""
+    optimizer.apply(gradients, trainable_variables=variables)
+
+
 def where_set(flag, function):
     """Call a function without value, which assigns variables, in the steps in which a scalar tensor is not zero."""
-    if flag:
+    if bool(keras.ops.convert_to_tensor(flag)):
         function()
 
 
+@contextlib.contextmanager
 def without_gradients(variables):
     """Return a context in which no gradients are computed for these variables."""
     values = [variable.value for variable in variables if variable.value.requires_grad]

@@ -11,9 +11,10 @@ from keras import tree
 
 from keras_dal.features.batches import are_arrays, first_inputs
 from keras_dal.features.cache import cached_features
-from keras_dal.finishing.history import Path, Stopped
+from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import FEW_RIDGES, RIDGES, Task
 from keras_dal.finishing.result import Result, finished
+from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import add_gated_head, num_gates
 from keras_dal.models.structure import find_structure
@@ -104,23 +105,25 @@ def converge(
         pair = validation_data if isinstance(validation_data, tuple) else (validation_data,)
         validation = gather("validation data", *pair)
         _check_validation(validation)
-    path = Path(patience, time_limit, bool(verbose))
+    rules = [TimeLimit(time_limit)] if time_limit is not None else []
+    rules += [Patience(patience)] if patience is not None else []
+    path = Path(rules, bool(verbose))
     tasks = [Task(structure, loss, train, still, validation, path, max_bytes)]
     if gated is True and not structure.gated_layers and not _fits(tasks[0], max_bytes):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(tasks[0])}, {max_bytes=:,}")
     try:
         _solve(tasks, gated, ridge, tol, max_bytes, functools.partial(_with_gated_head, inputs=inputs, verbose=verbose))
     except Stopped as stop:
-        path.cut_short(str(stop))
+        path.cut_short(stop.ending)
     except KeyboardInterrupt:
-        path.cut_short("an interrupt")
+        path.cut_short(Ending.INTERRUPT)
     task = tasks[-1]
     if not path.points:
         path.points.append(task.unchanged())
     try:
         return finished(task, path, tol)
     except KeyboardInterrupt:
-        path.cut_short("an interrupt")
+        path.cut_short(Ending.INTERRUPT)
         return finished(task, path, tol)  # so that a first interrupt loses nothing; a second one is obeyed
 
 

@@ -1,12 +1,11 @@
-"""The way from a trained head to its optimum: what holds at every step of it, and when to stop."""
+"""The way from a trained head to its optimum: what holds at every step of it."""
 
 import dataclasses
 import time
 
 import numpy as np
 
-SEPARATED, REACHED, CERTIFIED = "separation", "the tolerance", "the certified gap"
-STALLED, TIRED, EXHAUSTED = "a step that gained nothing", "the number of steps", "the end of the path"
+from keras_dal.finishing.stopping import Ending, Stopped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,28 +50,31 @@ class Point:
         return (self.accuracy or 0.0, -self.loss)
 
 
-class Stopped(Exception):
-    """Ends a path before its end; the argument says why."""
-
-
 class Path:
-    """Points in the order of the solver's steps, shown as they come.
+    """Points in the order of the solver's steps, shown as they come; it alone says what ended it.
 
     Args:
-        patience: points without a better validation value after which the path ends, or None.
-        time_limit: seconds after which it ends, or None.
+        rules: what may end it before its end, as `stopping.TimeLimit`.
         verbose: whether a line is printed for each point.
+
+    Attributes:
+        points: the points so far.
+        stopped_by: the `Ending`.
     """
 
-    def __init__(self, patience=None, time_limit=None, verbose=True):
-        self.patience, self.time_limit, self.verbose = patience, time_limit, verbose
-        self.points, self.stopped_by, self._cut_short = [], EXHAUSTED, False
+    def __init__(self, rules=(), verbose=True):
+        self._rules, self.verbose = tuple(rules), verbose
+        self.points, self.stopped_by, self._cut_short = [], Ending.EXHAUSTED, False
         self._first, self._patient = 0, True
         self._started = time.perf_counter()
 
-    def cut_short(self, reason):
+    def end(self, ending):
+        """Note what the path came to."""
+        self.stopped_by = ending
+
+    def cut_short(self, ending):
         """Note what ended the path before its end."""
-        self.stopped_by, self._cut_short = reason, True
+        self.stopped_by, self._cut_short = ending, True
 
     def begin(self, patient=True):
         """Begin another stage, for which patience counts anew, or not at all."""
@@ -81,27 +83,27 @@ class Path:
     def elapsed(self):
         return time.perf_counter() - self._started
 
-    def check_time(self):
-        """Raise `Stopped` if time is used up."""
-        if self.time_limit is not None and self.elapsed() > self.time_limit:
-            raise Stopped("the time limit")
+    def check(self):
+        """Raise `Stopped` if a rule says so."""
+        for rule in self._rules:
+            rule.check(self)
 
     def add(self, point):
         """Append a point and show it.
 
         Raises:
-            Stopped: patience or time are used up, or numbers are not finite; then the point is not appended.
+            Stopped: a rule says so, or numbers are not finite; then the point is not appended.
         """
         if not np.isfinite(point.loss):
-            raise Stopped("numbers that are not finite")
+            raise Stopped(Ending.NOT_FINITE)
         self.points.append(point)
         if self.verbose:
             print(_line(len(self.points), point), flush=True)
-        self.check_time()
-        if self.patience is None or not self._patient:
-            return
-        if len(self.points) - 1 - self._best_validated(self._first) >= self.patience:
-            raise Stopped("patience")
+        self.check()
+
+    def validation_of_stage(self):
+        """Return the validation values of this stage, the better the larger; none where patience does not count."""
+        return self._validation(self._first) if self._patient else []
 
     def best(self):
         """Return the last point if it is what the path was to reach, or else the best one.
@@ -110,15 +112,14 @@ class Path:
         the most training samples on their right side, or the least loss.
         """
         if self._cut_short and self.points[0].validation is not None:
-            return self.points[self._best_validated(0)]
-        if self.points[-1].separated or self.stopped_by in (REACHED, CERTIFIED, STALLED, TIRED):
+            return self.points[int(np.argmax(self._validation(0)))]
+        if self.points[-1].separated or self.stopped_by.is_of_a_minimum:
             return self.points[-1]
         return max(self.points, key=lambda point: point.fit)
 
-    def _best_validated(self, first):
-        values = [point.validation for point in self.points[first:]]
-        sign = 1 if self.points[0].accuracy is not None else -1
-        return first + int(np.argmax([sign * value for value in values]))
+    def _validation(self, first):
+        points = self.points[first:]
+        return [-point.validation if point.accuracy is None else point.validation for point in points]
 
 
 def _line(number, point):

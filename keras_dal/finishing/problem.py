@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 
 from keras_dal.finishing.contradictions import Moves
-from keras_dal.finishing.history import CERTIFIED, EXHAUSTED, REACHED, SEPARATED, STALLED, TIRED, Point
+from keras_dal.finishing.history import Point
+from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import DenseHead, MixtureHead, SumHead
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.solvers.gap import proved_gap
@@ -159,10 +160,10 @@ class Task:
 
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""
-        self.path.stopped_by = SEPARATED
+        self.path.end(Ending.SEPARATED)
         if (self.can_interpolate and self.interpolate()) or self._follow_weights():
             return True
-        self.path.stopped_by = EXHAUSTED
+        self.path.end(Ending.EXHAUSTED)
         return False
 
     def _follow_weights(self):
@@ -210,15 +211,16 @@ class Task:
         phi = None
         for ridge in ridges:
             problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
-            step, _, self.path.stopped_by = self._minimize(problem, tol, phi)
-            if self.path.stopped_by == REACHED:
+            step, _, ending = self._minimize(problem, tol, phi)
+            self.path.end(ending)
+            if ending == Ending.REACHED:
                 return
             phi = step.phi
 
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
         problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
-        self.path.stopped_by = TIRED
+        self.path.end(Ending.TIRED)
         for step, point in self._walk(problem, None):
             if step.gap > gap:
                 continue
@@ -226,7 +228,7 @@ class Task:
             proved = self._proved_gap(problem, theta)
             self.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
             if proved <= gap:
-                self.path.stopped_by = CERTIFIED
+                self.path.end(Ending.CERTIFIED)
                 return
 
     def _proved_gap(self, problem, theta):
@@ -248,13 +250,13 @@ class Task:
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
             if point.loss - self.floor <= tol * unit:
-                return step, point, REACHED
+                return step, point, Ending.REACHED
             if step.gap <= 1e-2 * tol:
-                return step, point, CERTIFIED
+                return step, point, Ending.CERTIFIED
             if before - step.objective < 1e-2 * tol:
-                return step, point, STALLED
+                return step, point, Ending.STALLED
             before = step.objective
-        return step, point, TIRED
+        return step, point, Ending.TIRED
 
     def _problem(self, objective, ridge, inexact=INEXACT, part=None, weights=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`, over one part or all.
@@ -271,7 +273,7 @@ class Task:
         else:
             jacobian = self.jacobian.part(part)
             whitening = Whitening(self._still.part(part), self.samples.part(part))
-        return Problem(jacobian, whitening, anchored, ridge, inexact, self.path.check_time)
+        return Problem(jacobian, whitening, anchored, ridge, inexact, self.path.check)
 
     def is_done(self, tol):
         """Return whether the loss is at most tol above its floor before any change; then the path is this point."""
@@ -279,7 +281,7 @@ class Task:
         done = point.loss - self.floor <= tol
         if done:
             self.path.add(point)
-            self.path.stopped_by = REACHED
+            self.path.end(Ending.REACHED)
         return done
 
     def unchanged(self):

@@ -11,7 +11,8 @@ from scipy import optimize
 
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
-from keras_dal.finishing.history import CERTIFIED, SEPARATED, STALLED, TIRED, Point
+from keras_dal.finishing.history import Point
+from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import DenseHead
 from keras_dal.tables import as_html
 
@@ -62,7 +63,7 @@ class Result:
         left: indices of the training samples that are on their wrong side at `point`, those of weight 0 aside; usually
             none.
         penalty, scaled_penalty: L2 penalty on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
-        stopped_by: what ended the path: "separation", perhaps of all samples but some; where a loss is minimized "the
+        stopped_by: what ended the path: "separation", of all samples but `left`; where a loss is minimized "the
             tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
             path", everything tried; "the time limit", "patience", "an interrupt" or "numbers that are not finite".
         seconds: of the solver, without the passes for the features.
@@ -86,7 +87,7 @@ class Result:
     left: np.ndarray
     penalty: float
     scaled_penalty: float
-    stopped_by: str
+    stopped_by: Ending
     seconds: float
     _data: Any
     _theta: np.ndarray
@@ -124,7 +125,8 @@ class Result:
 
     def proof(self):
         """Yield what is proved about this point, a line each."""
-        if self.stopped_by == CERTIFIED and isinstance(self._data.head, DenseHead):  # others' gaps are in float32
+        in_float64 = isinstance(self._data.head, DenseHead)
+        if self.stopped_by == Ending.CERTIFIED and in_float64:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             yield f"proved:     at most {self.point.gap:.1e} above the minimum of {weighted}"
         if self.margin is not None and self.margin > 0 and self._data.loss.are_hard(self._data.targets):
@@ -160,7 +162,7 @@ class Result:
             yield "left wrong", f"{len(self.left)} training samples (Result.left)"
         moved = f"{self.point.moved:.4g}, of {self._data.size:.4g} (root mean square on anchors, on training samples)"
         yield ("outputs" if self.margin is None else "logits") + " moved by", moved
-        if self.stopped_by in (CERTIFIED, STALLED, TIRED) and np.isfinite(self.point.gap):
+        if self.stopped_by in (Ending.CERTIFIED, Ending.STALLED, Ending.TIRED) and np.isfinite(self.point.gap):
             weighted = f"of the loss plus {self.point.ridge:.0e} times the change"
             yield "gap to the minimum", f"at most {self.point.gap:.2g} ({weighted})"
         for name in ("before", "after", "scaled"):
@@ -174,7 +176,8 @@ class Result:
                     f"validation {name}",
                     f"{quality.accuracy:.2%} accuracy, NLL {quality.loss:.4g}, ECE {quality.ece:.4g}",
                 )
-        yield "ended by", f"{self.stopped_by}, {len(self.path)} points in {self.seconds:.2f} s"
+        but = f" of all samples but {len(self.left)}" if self.stopped_by == Ending.SEPARATED and len(self.left) else ""
+        yield "ended by", f"{self.stopped_by}{but}, {len(self.path)} points in {self.seconds:.2f} s"
 
 
 class _Data(NamedTuple):
@@ -222,7 +225,7 @@ def finished(task, path, tol):
         rows=task.train.rows,
     )
     result = _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
-    if len(result.left) and path.stopped_by.startswith(SEPARATED):
+    if len(result.left) and path.stopped_by == Ending.SEPARATED:
         warnings.warn(
             f"{len(result.left)} of {len(task.train)} samples stay on their wrong side, because their features barely "
             "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
@@ -241,8 +244,6 @@ def _evaluated(data, point, path, stopped_by, seconds):
     margins = loss.margins(logits, data.targets)
     margin = None if margins is None else float(np.min(margins))
     left = data.rows[:0] if margins is None else data.rows[margins <= 0]
-    if len(left) and stopped_by.startswith(SEPARATED):
-        stopped_by = f"{SEPARATED} of all samples but {len(left)}"
 
     def loss_at(scale):
         return float(np.mean(data.weights * loss.values(scale * logits, data.targets)))

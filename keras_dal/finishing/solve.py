@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from keras_dal.finishing.history import Path, Stopped
+from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import Task
 from keras_dal.finishing.result import finished
+from keras_dal.finishing.stopping import Stopped
 
 CHANGE = 0.01  # weight of the change of the head
 GAP = 1e-4  # to which the minimum of the convex problem is proved to be reached
@@ -40,7 +41,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         else:
             task.minimize_to(CHANGE, GAP * _unit(task))
     except Stopped as stop:
-        path.cut_short(str(stop))
+        path.cut_short(stop.ending)
     if not path.points:
         path.points.append(task.unchanged())
     return finished(task, path, GAP if task.is_separable and structure.gated_layers else None)

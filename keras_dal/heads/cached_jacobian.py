@@ -1,5 +1,6 @@
 """Products with J_S on features that stay as they are: float32 matrix products, block by block."""
 
+import copy
 import functools
 import operator
 from typing import Any
@@ -37,20 +38,18 @@ class CachedJacobian:
 
     def restricted(self, rows):
         """Return the same for some of the samples, given by their indices in ascending order."""
-        other = object.__new__(CachedJacobian)
-        prepared = self._prepared and [
+        other = copy.copy(self)
+        other._prepared = self._prepared and [
             [a if a is None else self.on.take(a, rows) for a in arrays] for arrays in self._prepared
         ]
-        features = self.features[rows] if prepared else _Rows(self.features, rows)
-        other.__dict__.update(self.__dict__, features=features, _prepared=prepared)
+        other.features = self.features[rows] if other._prepared else _Rows(self.features, rows)
         return other
 
     def part(self, index):
         """Return J_S of one part alone."""
-        other, part = object.__new__(CachedJacobian), self.parts[index]
-        prepared = self._prepared and [self._prepared[index]]
-        size = part.shape[0] * part.shape[1]
-        other.__dict__.update(self.__dict__, parts=[part], num_parameters=size, _prepared=prepared)
+        other, part = copy.copy(self), self.parts[index]
+        other.parts, other.num_parameters = [part], part.shape[0] * part.shape[1]
+        other._prepared = self._prepared and [self._prepared[index]]
         return other
 
     def inputs_and_gates(self):

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.features.tracing import to_numpy
 from keras_dal.training.inner import innermost
 
@@ -142,7 +142,7 @@ class Averaging:
             return False
         inner = innermost(self.inner_optimizer)
         if inner.use_ema and self.averaged_steps is None:
-            values = [to_numpy(v).copy() for v in inner._model_variables_moving_average]
+            values = [to_numpy(v).copy() for v in _keras.moving_averages(inner)]
         elif self.averaged_steps:
             values = self._average.values()
         else:
@@ -155,7 +155,7 @@ class Averaging:
         """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
         inner = innermost(self.inner_optimizer)
         if inner.use_ema:
-            pairs = zip(self._trainable_variables, inner._model_variables_moving_average, strict=True)
+            pairs = zip(self._trainable_variables, _keras.moving_averages(inner), strict=True)
             for index, (variable, average) in enumerate(pairs):
                 if also_linear or index not in (self._linear_indices or ()):
                     average.assign(to_numpy(variable).copy())  # JAX would share the buffer

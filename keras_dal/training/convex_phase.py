@@ -116,14 +116,15 @@ class ConvexPhase:
             variable.assign(value)
         self._wrap.restart()
 
-    def logs(self, model):
+    def logs(self, model, with_alignment=True):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""
         logs = {**dict.fromkeys(self._shown, np.nan), "loss": self._weight * self.result.loss}
         try:
             # not model.losses: what layers add of their outputs belongs to the graph of a step
             regularized = [v for v in model.trainable_variables if v.regularizer is not None]
             logs["loss"] += sum(float(to_numpy(v.regularizer(v))) for v in regularized)
-            logs |= {**self._metrics(model, self.train), "loss": logs["loss"], **self._measured()}
+            logs |= {**self._metrics(model, self.train), "loss": logs["loss"]}
+            logs |= self._measured() if with_alignment else {}
         except Exception as error:  # a metric of the user's own may take what only a training step has
             warnings.warn(
                 "The metrics of the last epoch are missing: they could not be computed from labels and outputs alone. "

@@ -2,6 +2,7 @@
 
 import contextlib
 
+from keras_dal import _keras
 from keras_dal.features.tracing import replaced
 
 # options that the base class of every Keras optimizer has, with what it expects where there are none
@@ -63,9 +64,9 @@ def averaging_only(optimizer, indices):
     if not optimizer.use_ema:
         yield
         return
-    averages = optimizer._model_variables_moving_average
+    averages, optimized = _keras.moving_averages(optimizer), _keras.optimized(optimizer)
     with (
-        replaced(optimizer, "_model_variables_moving_average", [averages[i] for i in indices]),
-        replaced(optimizer, "_trainable_variables", [optimizer._trainable_variables[i] for i in indices]),
+        replaced(optimizer, _keras.AVERAGES, [averages[i] for i in indices]),
+        replaced(optimizer, _keras.OPTIMIZED, [optimized[i] for i in indices]),
     ):
         yield

@@ -7,18 +7,18 @@ import numpy as np
 from keras_dal import _backend
 from keras_dal.analysis.alignment import alignment, alignment_from_moments
 from keras_dal.features.tracing import input_specs
+from keras_dal.training.budget import Budget
 from keras_dal.training.kernel_change import KernelChange, first_samples
 from keras_dal.training.moments import BadLabels, StepMoments
 
-_SHARE = 0.01  # of an epoch's arithmetic that measuring it may cost
-_EIGENVALUES = 10  # multiplications for each entry of a matrix and each of its columns
+_UNKNOWN = {"alignment": np.nan, "alignment_rank": np.nan}
 
 
 class Measurement:
     """Alignment and kernel change, from what flows through `fit` or from data of its own.
 
-    Eigenvalues of moments take the cube of the number of features. Where that is more than a hundredth of what an
-    epoch at least computes, only every so many epochs are measured, and the value of the last one stands.
+    Where that would be more than a hundredth of what training computes, only every so many epochs are measured, and the
+    value of the last one stands: see `Budget`. Data of its own are measured after every epoch.
 
     Args:
         model: the model that `fit` trains.
@@ -32,11 +32,12 @@ class Measurement:
         self._structure, self._loss, self._data, self._parameters = structure, loss, data, parameters
         self._samples = None if data is None else first_samples(data)
         self._kernel_change = None
-        self._parameters_of_model = model.count_params()
-        self._last, self._measured_at = {}, None
+        self._last, self._measured_at, self._count = _UNKNOWN, None, None
         self.report = None
+        self.interval = 1  # epochs from one measurement to the next
         self.moments = None
         if data is None:
+            self._budget = Budget(model, structure.num_features, structure.num_outputs)
             with _backend.training_scope(model):
                 self.moments = StepMoments(structure.num_features, structure.num_outputs, loss, input_specs(model))
 
@@ -45,21 +46,22 @@ class Measurement:
         """Whether moments of the features say something about J_S: those of gated units before the head do not."""
         return self._structure.layer is self._structure.output_layer
 
-    def begin(self):
-        """Start an epoch."""
+    def begin(self, epoch, now=False):
+        """Start an epoch.
+
+        Args:
+            epoch: its number.
+            now: whether to measure it whatever that costs.
+        """
         if self._kernel_change is None:  # here, not earlier: other callbacks restore weights in on_train_begin
             self._kernel_change = KernelChange(self._structure)
         if self.moments is not None:
-            self.moments.clear()
+            self._now = now
+            self._sums_up = self._is_due(epoch, self._count) and self.moments_tell
+            self.moments.clear(measuring=self._sums_up)
 
-    def measure(self, model, epoch, now=False):
-        """Return what is known at the end of an epoch, by name.
-
-        Args:
-            model: the model.
-            epoch: its number.
-            now: whether to measure whatever it costs.
-        """
+    def measure(self, model, epoch):
+        """Return what is known at the end of an epoch, by name."""
         if self.moments is None:
             self.report = alignment(model, *self._data, parameters=self._parameters, decide_separability=False)
             return self._told(self.report) | self._moved(self._samples)
@@ -67,7 +69,7 @@ class Measurement:
             sums, count = self.moments.read()
         except BadLabels as error:
             warnings.warn(str(error), stacklevel=3)
-            return {"alignment": np.nan, "alignment_rank": np.nan}
+            return _UNKNOWN
         if count == 0:
             warnings.warn(
                 "Nothing was measured: the model's train_step does not call compute_loss. Give the monitor its "
@@ -75,6 +77,7 @@ class Measurement:
                 stacklevel=3,
             )
             return {}
+        self._count = count
         if not np.isfinite(sums).all():
             warnings.warn(
                 "The alignment is not a number: the features or the labels of this epoch are not finite. Lower the "
@@ -82,19 +85,24 @@ class Measurement:
                 f"{self._structure.layer.name!r}",
                 stacklevel=3,
             )
-            return {"alignment": np.nan, "alignment_rank": np.nan}
+            return _UNKNOWN
         moved = self._moved(self.moments.samples())
         if not self.moments_tell:
             return moved
-        if now or self._measured_at is None or epoch - self._measured_at >= self._interval(count):
+        if self._is_due(epoch, count) and self._sums_up:
             self.report = alignment_from_moments(sums, count, self._structure, self._loss)
             self._last, self._measured_at = self._told(self.report), epoch
         return self._last | moved
 
-    def _interval(self, count):
-        """Return after how many epochs of so many samples to measure again; the same on every machine."""
-        epoch = 6 * self._parameters_of_model * count  # every parameter is used once at least, and twice for gradients
-        return max(1, round(_EIGENVALUES * (self._structure.num_features + 1) ** 3 / (_SHARE * epoch)))
+    def _is_due(self, epoch, count):
+        """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
+        self.interval = self._budget.interval(count)
+        since = epoch + 1 if self._measured_at is None else epoch - self._measured_at
+        return self._now or since >= self.interval
+
+    def is_affordable(self, count, epochs):
+        """Return whether to measure so many samples once after so many epochs."""
+        return self.moments is None or self._budget.interval(count) <= epochs
 
     @staticmethod
     def _told(report):

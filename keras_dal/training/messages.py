@@ -48,6 +48,15 @@ def descends(model, switch, certificate):
     return "\n".join(lines if certificate is None else [*lines, str(certificate)])
 
 
+def seldom_measured(interval, epochs):
+    """Return how often the alignment is measured, where that is not every epoch."""
+    how_often = f"every {interval} epochs" if interval <= epochs else "not in this fit"
+    return (
+        f"keras_dal: the alignment is measured {how_often}: it would take more than a hundredth of the training. "
+        "keras_dal.alignment(model, x, y) measures it at any time"
+    )
+
+
 def reads(phase, epoch, epochs):
     """Return what the epoch of the switch is for."""
     steps = phase.averaged_steps

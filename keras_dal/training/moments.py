@@ -33,6 +33,9 @@ class StepMoments(keras.metrics.Metric):
         self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
         self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
+        self.measuring = self.add_variable(
+            (), "ones", dtype="float32", aggregation="only_first_replica", name="measuring"
+        )
         known = input_specs is not None and all(None not in part.shape[1:] for part in tree.flatten(input_specs))
         self.probes = tree.map_structure(self._add_probe, input_specs) if known else None
         self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
@@ -57,7 +60,8 @@ class StepMoments(keras.metrics.Metric):
         weight = ops.ones_like(rows[:, :1])
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
-        self.sums.assign_add(ops.matmul(ops.transpose(rows), weight * rows))
+        transposed, none = ops.transpose(rows), ops.zeros(self.sums.shape, self.dtype)
+        self.sums.assign_add(ops.cond(self.measuring > 0, lambda: ops.matmul(transposed, weight * rows), lambda: none))
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
         self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))
@@ -87,8 +91,9 @@ class StepMoments(keras.metrics.Metric):
     def reset_state(self):
         """Does nothing: Keras resets metrics before it validates, and the epoch is not over then."""
 
-    def clear(self):
-        """Starts the sums of an epoch at zero."""
+    def clear(self, measuring=True):
+        """Starts an epoch at zero, in which products are summed up or, where not `measuring`, samples only counted."""
+        self.measuring.assign(float(measuring))
         self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
         self.count.assign(ops.zeros((), dtype=self.dtype))
         self.refused.assign(ops.zeros((), dtype=self.dtype))

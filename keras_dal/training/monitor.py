@@ -84,6 +84,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
         self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
+        self._said_interval = False
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
@@ -141,7 +142,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 self._began = epoch
                 self._say(model, messages.begins(self._wrap, self._schedule, epoch))
             self._advance(model, epoch)
-        self._measurement.begin()
+        self._measurement.begin(epoch, now=self._must_measure(epoch))
         if self._phase is not None:
             self._hooks.read_only(self._phase.train_function(model, self._logs))
         elif self.phase != self._installed:
@@ -224,14 +225,17 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._phase is not None:
             self._end_phase(model)
         if self._result is not None:
-            measured = self._phase.logs(model) | self._measurement.moved()
+            affordable = self._measurement.is_affordable(len(self._phase.train), epoch)
+            measured = self._phase.logs(model, with_alignment=affordable) | self._measurement.moved()
             self._say(model, messages.ends(self._phase, self._result, epoch, self.params["epochs"]))
             self._phase, model.stop_training = None, True
         elif self._installed is None:
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
         else:
-            next_is_last = self._schedule.is_due(epoch + 1) and self.phase == "explore"
-            measured = self._measurement.measure(model, epoch, now=next_is_last)
+            measured = self._measurement.measure(model, epoch)
+            if self._measurement.interval > 1 and not self._said_interval:
+                self._said_interval = True
+                self._say(model, messages.seldom_measured(self._measurement.interval, self.params["epochs"]))
             self._schedule.observe(epoch, measured.get("alignment", np.nan))
             self._measured = tuple(measured)
             self._check_frozen()
@@ -280,6 +284,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 f"{', '.join(moved)}",
                 stacklevel=2,
             )
+
+    def _must_measure(self, epoch):
+        """Return whether the proven step waits for what this epoch measures: at the switch, and once after it."""
+        is_due = self._schedule.is_due
+        at_switch = is_due(epoch + 1) and not is_due(epoch - 1)
+        return self._is_automatic and (at_switch or (is_due(epoch) and self._measurement.report is None))
 
     def _check_alone(self):
         if self._wrap is not None and self._wrap.driver is not self:

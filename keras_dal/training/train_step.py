@@ -6,7 +6,7 @@ import threading
 
 from keras import ops, tree
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.features.tracing import pooled, replaced
 from keras_dal.training.moments import StepMoments
 
@@ -46,11 +46,12 @@ class StepHooks:
         if linear_parameters is not None:
             linear = {id(variable) for variable in linear_parameters}
             self._frozen = [v for v in model.trainable_variables if id(v) not in linear]
-        for left in [m for m in model._metrics if isinstance(m, StepMoments) and m is not self._moments]:
-            model._metrics.remove(left)  # by a fit that ended in an exception outside of a step
+        metrics = _keras.tracked_metrics(model)
+        for left in [m for m in metrics if isinstance(m, StepMoments) and m is not self._moments]:
+            metrics.remove(left)  # by a fit that ended in an exception outside of a step
             model.test_function = None
-        if self._moments is not None and self._moments not in model._metrics:
-            model._metrics.append(self._moments)  # part of the state that JAX carries
+        if self._moments is not None and self._moments not in metrics:
+            metrics.append(self._moments)  # part of the state that JAX carries
             model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
         model.make_train_function(force=True)
         model.train_function = self._hooked(model.train_function)
@@ -62,8 +63,8 @@ class StepHooks:
     def remove(self):
         """Leaves the model as it was before `install`; the next `fit` traces its own train function."""
         self._model.train_function = None
-        if self._moments in self._model._metrics:
-            self._model._metrics.remove(self._moments)
+        if self._moments in _keras.tracked_metrics(self._model):
+            _keras.tracked_metrics(self._model).remove(self._moments)
             self._model.test_function = None
 
     def arm(self):
@@ -148,9 +149,9 @@ def _in_inference_mode(model):
 
     @functools.wraps(model_call)
     def call(*args, **kwargs):
-        model._get_call_context().set_value("training", False)
         if "training" in kwargs:
             kwargs["training"] = False
-        return model_call(*args, **kwargs)
+        with _keras.inference_mode(model):
+            return model_call(*args, **kwargs)
 
     return call

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.features.tracing import replaced
 from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure, find_structure
@@ -240,7 +240,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
             "This step was traced before the switch, and would train everything. Trace it anew after switch(model).",
         )
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if not is_held_while_exploring(v)]
-        self.inner_optimizer.apply([g for g, _ in pairs], trainable_variables=[v for _, v in pairs])
+        _backend.apply(self.inner_optimizer, [g for g, _ in pairs], [v for _, v in pairs])
         if self._average is not None:
             self._average.update()
 
@@ -249,18 +249,18 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
         grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
         inner = self.inner_optimizer
         if self.exploit_learning_rate == "auto":
-            scale = self.loss_scale_factor
-            grads = grads if scale is None else [None if g is None else g / scale for g in grads]
+            scale = inner.scale_loss(1.0)
+            grads = [None if g is None else g / keras.ops.cast(scale, g.dtype) for g in grads]
             with self._by_itself():
                 super().apply(grads, variables)  # plain gradient descent: see `update_step`
-            innermost(inner)._iterations.assign_add(1)
+            _keras.count_step(innermost(inner))
             return
         with contextlib.ExitStack() as stack:
             if self.exploit_learning_rate is not None:
                 rate = self._current_exploit_learning_rate()
-                stack.enter_context(replaced(innermost(inner), "_learning_rate", lambda: rate))
+                stack.enter_context(replaced(innermost(inner), _keras.RATE, lambda: rate))
             stack.enter_context(averaging_only(innermost(inner), self._linear_indices))
-            inner.apply(grads, trainable_variables=variables)
+            _backend.apply(inner, grads, variables)
         self._iterations.assign_add(1)  # the base class' own counter: steps since the switch
 
     def _is_linear_variable(self, variable):

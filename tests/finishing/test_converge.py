@@ -14,7 +14,8 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import keras_dal
 from keras_dal.finishing.converge import converge
-from keras_dal.finishing.history import CERTIFIED, REACHED, SEPARATED, STALLED, Path
+from keras_dal.finishing.history import Path
+from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.models.structure import find_structure
 
@@ -56,7 +57,7 @@ def test_a_classifier_reaches_full_training_accuracy_and_any_loss(model, digits)
     result = converge(model, x, y, validation_data=validation, anchors=unlabelled, tol=1e-4, verbose=0)
     assert accuracy(result.model, x, y) == 1.0
     assert result.reached
-    assert result.stopped_by == SEPARATED
+    assert result.stopped_by == Ending.SEPARATED
     assert accuracy(result.model, *validation) > before - 0.02
     logits = result.model.predict(x, verbose=0).astype(np.float64)
     loss = np.mean(special.logsumexp(logits, axis=1) - logits[np.arange(len(y)), y])
@@ -125,7 +126,7 @@ def test_numbers_that_are_not_finite_end_the_path_before_they_reach_the_model(mo
     seen = []
     monkeypatch.setattr(CachedJacobian, "logits", overflowing)
     result = converge(model, x, y, gated=False, verbose=0)
-    assert result.stopped_by == "numbers that are not finite"
+    assert result.stopped_by == Ending.NOT_FINITE
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
     assert np.isfinite(result.loss)
 
@@ -145,7 +146,7 @@ def test_a_model_whose_loss_is_small_enough_stays(model, digits):
     x, y = digits[0]
     weights = model.get_weights()
     result = converge(model, x, y, tol=10.0, verbose=0)
-    assert result.stopped_by == REACHED
+    assert result.stopped_by == Ending.REACHED
     assert result.model is model
     for kept, now in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(kept, now)
@@ -173,13 +174,13 @@ def test_without_a_gated_head_the_loss_is_minimized(model, digits):
     assert expected - 1e-3 < result.loss < expected + 1e-4
     assert not result.reached
     assert result.scale == 1.0
-    assert result.stopped_by in (CERTIFIED, STALLED)
+    assert result.stopped_by in (Ending.CERTIFIED, Ending.STALLED)
 
 
 def test_a_strong_ridge_ends_at_a_certified_gap(model, digits):
     x, y = digits[0]
     result = converge(model, x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
-    assert result.stopped_by == CERTIFIED
+    assert result.stopped_by == Ending.CERTIFIED
     assert result.point.gap <= 1e-5
     assert f"at most {result.point.gap:.2g}" in str(result)
 
@@ -251,7 +252,7 @@ def test_a_regressor_reaches_the_least_squares_solution():
     assert model.evaluate(x, y, verbose=0) == pytest.approx(least, rel=1e-3)
     assert result.margin is None
     stopped = converge(model, x, y, gated=True, tol=1e-2, verbose=0)
-    assert stopped.stopped_by == REACHED
+    assert stopped.stopped_by == Ending.REACHED
     assert stopped.reached
     assert stopped.scaled_loss <= 1e-2
 
@@ -408,7 +409,8 @@ def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, di
     wrong_at_first = np.flatnonzero(first.model.predict(x, verbose=0).argmax(axis=1) != y)
     assert set(first.left) == set(wrong_at_first) - {10}
     result = result.choose(result.point)
-    assert result.stopped_by == f"separation of all samples but {len(wrong) - (10 in wrong)}"
+    assert result.stopped_by == Ending.SEPARATED
+    assert f"separation of all samples but {len(wrong) - (10 in wrong)}," in str(result)
     assert "Result.left" in str(result)
     assert not result.reached
     assert accuracy(result.model, *validation) > before - 0.02
@@ -465,10 +467,10 @@ def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):
 def test_a_time_limit_and_patience_end_the_path(model, digits):
     (x, y), validation, _, _ = digits
     result = converge(model, x, y, gated=True, time_limit=1e-6, verbose=0)
-    assert result.stopped_by == "the time limit"
+    assert result.stopped_by == Ending.TIME
     assert len(result.path) == 1
     result = converge(model, x, y, gated=False, ridge=1e-7, patience=2, validation_data=validation, verbose=0)
-    assert result.stopped_by == "patience"
+    assert result.stopped_by == Ending.PATIENCE
     assert result.point.validation == max(point.validation for point in result.path)
     assert accuracy(model, *validation) == pytest.approx(result.point.validation, abs=2e-3)
 
@@ -497,7 +499,7 @@ def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path)
         result = converge(model, x, y, gated=True, validation_data=validation, verbose=0)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert result.stopped_by == "an interrupt"
+    assert result.stopped_by == Ending.INTERRUPT
     assert result.point.validation == max(point.validation for point in result.path)
     result.model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -515,7 +517,7 @@ def test_what_the_own_head_reached_is_kept_when_the_branch_is_interrupted(model,
 
     monkeypatch.setattr(Path, "add", interrupting)
     result = converge(model, x, y, verbose=0)
-    assert result.stopped_by == "an interrupt"
+    assert result.stopped_by == Ending.INTERRUPT
     assert result.accuracy == max(point.accuracy for point in result.path) > result.path[0].accuracy
     assert accuracy(result.model, x, y) == pytest.approx(result.accuracy, abs=2e-3)
 
@@ -546,7 +548,7 @@ def test_an_interrupt_at_the_end_is_obeyed_when_the_model_is_whole(model, digits
         monkeypatch.setattr(type(expected.structure), "rounded", evaluating)
     result = converge(model, x[:40], y[:40], verbose=0)
     assert not pending
-    assert result.stopped_by == "an interrupt"
+    assert result.stopped_by == Ending.INTERRUPT
     for mine, theirs in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -636,7 +638,7 @@ def test_an_interrupt_before_the_first_point_leaves_the_model_as_it_was(model, d
     (x, y), *_, weights = digits
     monkeypatch.setattr(sys.modules["keras_dal.finishing.converge"], "add_gated_head", interrupted)
     result = converge(model, x, y, gated=True, verbose=0)
-    assert result.stopped_by == "an interrupt"
+    assert result.stopped_by == Ending.INTERRUPT
     np.testing.assert_allclose(result.model.get_weights()[-2], weights[-2], rtol=1e-6)
 
 

@@ -10,6 +10,7 @@ from keras import ops
 from scipy import optimize, special
 
 import keras_dal
+from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import REGISTERED, Loss, register, resolve_loss
 from keras_dal.losses.base import matrix
 
@@ -151,7 +152,7 @@ def test_converge_ends_where_the_loss_is_nearly_the_least_of_any_model(model):
     result = keras_dal.converge(model, *data("exact"), validation_data=data("exact"), verbose=0)
     assert result.reached
     assert 0 <= result.loss - result.floor <= 1e-4
-    assert result.stopped_by == "the tolerance"
+    assert result.stopped_by == Ending.REACHED
     assert (result.after.accuracy, result.after.ece) == (None, None)
 
 

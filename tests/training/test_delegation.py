@@ -84,12 +84,14 @@ def test_variables_are_excluded_from_weight_decay_through_the_wrapper():
 
 
 def test_a_loss_scale_is_undone_before_the_proven_step():
-    def losses(scale):
-        inner = keras.optimizers.SGD(0.05, loss_scale_factor=scale)
+    def losses(inner):
         model = compiled(keras_dal.Wrap(inner, explore=1, exploit_learning_rate="auto"))
         return fit(model, 4, batch_size=96)["loss"]
 
-    np.testing.assert_allclose(losses(128.0), losses(None), rtol=1e-4)
+    plain = losses(keras.optimizers.SGD(0.05))
+    np.testing.assert_allclose(losses(keras.optimizers.SGD(0.05, loss_scale_factor=128.0)), plain, rtol=1e-4)
+    dynamic = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05))
+    np.testing.assert_allclose(losses(dynamic), plain, rtol=1e-4)
 
 
 def test_iterations_count_updates_under_accumulation():

@@ -9,6 +9,7 @@ from fits import NUM_CLASSES, Snapshots, compiled, fit, images, moved, small_mod
 from scipy import optimize
 
 import keras_dal
+from keras_dal.finishing.stopping import Ending
 
 HEAD = {"logits/kernel", "logits/bias"}
 SWITCH = 3
@@ -209,7 +210,7 @@ def test_a_gap_that_was_not_computed_in_float64_is_not_called_proved():
     gated.compile(keras_dal.Wrap("sgd", explore=1), loss)
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     gated.fit(x, np.eye(NUM_CLASSES)[y], epochs=3, batch_size=16, verbose=0, callbacks=[monitor])
-    assert monitor.result.stopped_by == "the certified gap"
+    assert monitor.result.stopped_by == Ending.CERTIFIED
     assert list(monitor.result.proof()) == []
 
 

@@ -1,0 +1,63 @@
+"""How a path ends, and the rules that end one before its end."""
+
+import enum
+
+import numpy as np
+
+
+class Ending(enum.StrEnum):
+    """What ended a path; each value reads as the end of "it was ended by"."""
+
+    SEPARATED = "separation"
+    REACHED = "the tolerance"
+    CERTIFIED = "the certified gap"
+    STALLED = "a step that gained nothing"
+    TIRED = "the number of steps"
+    EXHAUSTED = "the end of the path"
+    TIME = "the time limit"
+    PATIENCE = "patience"
+    INTERRUPT = "an interrupt"
+    NOT_FINITE = "numbers that are not finite"
+
+    @property
+    def is_of_a_minimum(self):
+        """Whether the last point is what a minimization came to."""
+        return self in (Ending.REACHED, Ending.CERTIFIED, Ending.STALLED, Ending.TIRED)
+
+
+class Stopped(Exception):
+    """Ends a path before its end.
+
+    Args:
+        ending: an `Ending`.
+    """
+
+    def __init__(self, ending):
+        super().__init__(str(ending))
+        self.ending = ending
+
+
+class TimeLimit:
+    """Ends a path after so many seconds."""
+
+    def __init__(self, seconds):
+        self._seconds = seconds
+
+    def check(self, path):
+        if path.elapsed() > self._seconds:
+            raise Stopped(Ending.TIME)
+
+
+class Patience:
+    """Ends a path after so many points without a better validation value, counted anew in every stage.
+
+    A stage that takes few steps can be left out: see `Path.begin`.
+    """
+
+    def __init__(self, points):
+        self._points = points
+
+    def check(self, path):
+        values = path.validation_of_stage()
+        if len(values) - 1 - int(np.argmax(values or [0])) >= self._points:
+            raise Stopped(Ending.PATIENCE)

@@ -1,0 +1,52 @@
+"""How often the alignment may be measured: what that computes, against what training computes."""
+
+import math
+
+from keras_dal import _keras
+
+SHARE = 0.01  # of training's arithmetic that measuring may cost
+_BACKWARD = 6  # operations for each product of the forward pass: two there, and four for the gradients
+_SAMPLE, _EPOCH = 1e6, 1e9  # operations that these cost at least, with all that is no arithmetic
+_FEW = 128  # samples of an epoch, where their number is not known yet
+_EIGENVALUES = 10  # multiplications for each entry of a matrix and each of its columns
+_FLOAT64 = 2  # times what float32 takes
+
+
+class Budget:
+    """Says after how many epochs to measure again; from shapes alone, and so the same on every machine.
+
+    Sums of products of features take the square of their number for each sample, and eigenvalues its cube.
+
+    Args:
+        model: a built Keras model.
+        num_features: m.
+        num_outputs: C.
+    """
+
+    def __init__(self, model, num_features, num_outputs):
+        self._step = max(_SAMPLE, _BACKWARD * _products(model))
+        self._sums = 2 * _FLOAT64 * (num_features + 1 + num_outputs) ** 2
+        self._eigenvalues = _EIGENVALUES * (num_features + 1) ** 3
+
+    def interval(self, count=None):
+        """Return after how many epochs of `count` samples to measure again; None where the number is not known yet."""
+        count = count or _FEW
+        return max(1, math.ceil((self._sums * count + self._eigenvalues) / (SHARE * (self._step * count + _EPOCH))))
+
+
+def _products(model):
+    """Return how many multiplications of parameters a sample takes: a kernel is used at every position."""
+    return sum(_parameters(layer) * _positions(layer) for layer in _keras.sublayers(model) if not _keras.parts(layer))
+
+
+def _parameters(layer):
+    return sum(math.prod(v.shape) for v in layer.trainable_variables)
+
+
+def _positions(layer):
+    """Return at how many positions of an image or a sequence a layer is used, 1 where that is not known."""
+    try:
+        shape = layer.output.shape
+    except (AttributeError, RuntimeError):  # never called on symbolic inputs, as in a subclassed model
+        return 1
+    return math.prod(size or 1 for size in shape[1:-1])
