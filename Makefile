@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
-OTHER_BACKENDS := tests/training/test_two_lines.py tests/training/test_finish.py tests/solvers tests/losses tests/training/test_wrap.py::test_stateless_apply \
-	tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
+OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/training/test_finish.py tests/training/test_cells.py \
+	tests/training/test_ordinary_keras.py tests/training/test_delegation.py tests/training/test_moments.py \
+	tests/training/test_wrap.py::test_stateless_apply tests/solvers tests/losses tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
 
 .PHONY: quickstart test lint types docs clean
 

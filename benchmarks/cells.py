@@ -44,6 +44,7 @@ def main():
         "command": f"KERAS_BACKEND={keras.backend.backend()} python benchmarks/cells.py",
         "cells": len(drawn) - sum(skipped.values()),
         "skipped": dict(skipped),
+        "failures": len(failed),
         "failed": failed,
         "seconds": round(time.perf_counter() - start),
         "machine": describe(),

@@ -7,6 +7,7 @@ that each takes about a third of the time, and are all hit.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -100,7 +101,10 @@ def main():
         json.dumps(
             {
                 "command": f"python benchmarks/kills.py --kills {options.kills} --seed {options.seed}",
-                "kills": rows,
+                "kills": len(rows),
+                "while": dict(collections.Counter(row["phase"] for row in rows)),
+                "largest_difference": max(row["largest_difference"] for row in rows),
+                "rows": rows,
                 "machine": describe(),
             },
             indent=1,

@@ -1,6 +1,7 @@
 """The examples as processes: several devices, several workers, killed and resumed; and their parts in this one."""
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -281,3 +282,11 @@ def test_every_network_standardizes_its_images_and_has_a_linear_head(name):
     standardized = model.layers[1](images)
     np.testing.assert_allclose(np.mean(standardized, (0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(np.std(standardized, (0, 1, 2)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["long_tail", "new_class", "suspect_labels"])
+def test_a_recipe_compares_its_ways(name, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "recipes")
+    rows = importlib.import_module(name).run(num_train=600, epochs=2)
+    assert {len(values) for values in rows.values()} == {len(next(iter(rows.values())))}
+    assert np.isfinite([list(values.values()) for values in rows.values()]).all()

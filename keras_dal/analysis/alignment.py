@@ -26,10 +26,11 @@ def alignment(
     x: Any,
     y: Any = None,
     sample_weight: Any = None,
+    *,
+    decide_separability: bool = True,
     loss: Any = None,
     parameters: Any = "head",
     batch_size: int = 256,
-    decide_separability: bool = True,
 ) -> AlignmentReport:
     """Measure how much of the labels lies in the column space of the Jacobian of a model's linear parameters.
 
@@ -43,11 +44,11 @@ def alignment(
         x: inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`; rows are scaled by their roots, and weight 0 removes a sample.
-        loss: what `model.compile` takes; the compiled loss by default.
+        decide_separability: whether labels that are not aligned are tried for separability by a solver.
+        loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
             most 300 iterations of LSQR on products of automatic differentiation.
-        batch_size: number of samples to evaluate at once, where x are arrays.
-        decide_separability: whether labels that are not aligned are tried for separability by a solver.
+        batch_size: samples in one evaluation of arrays.
 
     Returns:
         An `AlignmentReport`.
@@ -162,7 +163,7 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
 
 
 def _measure_network(structure, loss, x, y, sample_weight, batch_size):
-    operator = tangent_operator(structure.model, x, "all", batch_size)
+    operator = tangent_operator(structure.model, x, "all", batch_size=batch_size)
     targets = loss.targets([] if y is None else y, structure.num_outputs)
     mixed, targets = common_scale(loss.scales(targets)) is None, _seen(loss, loss.label_matrix(targets))
     weights = np.ones(len(targets)) if sample_weight is None else np.asarray(sample_weight, np.float64)

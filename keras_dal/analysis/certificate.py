@@ -177,10 +177,11 @@ def certify(
     x: Any,
     y: Any = None,
     sample_weight: Any = None,
+    *,
+    max_jacobian_bytes: int = 2**28,
     loss: Any = None,
     parameters: Any = "head",
     batch_size: int = 256,
-    max_bytes: int = 2**28,
 ) -> Certificate:
     """Certify what training theta_S alone can reach on these samples, and how fast.
 
@@ -189,11 +190,11 @@ def certify(
         x: inputs, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them.
         sample_weight: weights, shape `(n,)`; the loss is the sum of the weighted losses divided by n.
+        max_jacobian_bytes: largest Jacobian whose singular values are computed; beyond it no rank is decided, and the
+            witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR, which can take long.
         loss: as for `model.compile`; the compiled one by default.
-        parameters: theta_S, as for `find_structure`.
-        batch_size: samples per evaluation of the features.
-        max_bytes: largest Jacobian whose singular values are computed; beyond it no rank is decided, and the witness
-            comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR, which can take long.
+        parameters: as in `find_structure`.
+        batch_size: samples in one evaluation of arrays.
 
     Returns:
         A `Certificate`.
@@ -211,7 +212,7 @@ def certify(
     if labels is None:
         raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     targets = resolved.targets(labels, structure.num_outputs)
-    return certify_structure(structure, features, targets, resolved, structure.theta(), weights, max_bytes)
+    return certify_structure(structure, features, targets, resolved, structure.theta(), weights, max_jacobian_bytes)
 
 
 def certify_structure(structure, features, targets, loss, theta, weights=None, max_bytes=2**28):

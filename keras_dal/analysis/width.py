@@ -125,7 +125,7 @@ def width_curve(
         loss: as for `model.compile`; the compiled one by default.
         cache: directory in which features of arrays are kept and found again.
         max_bytes: memory for features, and for columns with their Gram matrix.
-        batch_size: samples per evaluation of the features.
+        batch_size: samples in one evaluation of arrays.
         seed: integer for the gates and for the order of the samples.
         verbose: 0 for silence; else a line for each width of each draw.
 

@@ -27,13 +27,13 @@ def converge(
     sample_weight: Any = None,
     *,
     tol: float = 1e-4,
-    loss: Any = None,
     validation_data: Any = None,
     anchors: Any = None,
     gated: Literal["auto"] | bool = "auto",
     ridge: float | None = None,
     patience: int | None = None,
     time_limit: float | None = None,
+    loss: Any = None,
     cache: str | os.PathLike[str] | None = None,
     max_bytes: int = 2**32,
     batch_size: int = 256,
@@ -63,7 +63,6 @@ def converge(
         sample_weight: weights `(n,)`; weight 0 removes a sample.
         tol: training loss to reach at `Result.scale`, positive, in the unit of the loss; for soft labels, above their
             mean entropy. A model that is there already stays as it is.
-        loss: as for `model.compile`; the compiled one by default.
         validation_data: `(x, y)`, or a dataset of such batches; accuracy and calibration on it are reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
             the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
@@ -74,11 +73,12 @@ def converge(
         patience: points without a better validation accuracy after which the best one is taken, on the path of a
             minimization or of a gated head; trying the own head is not ended by it.
         time_limit: seconds for the solver, looked at between its products; a factorization can be long.
+        loss: as for `model.compile`; the compiled one by default.
         cache: directory in which features of arrays are kept and found again.
         max_bytes: memory for features, for gates, for the parameters of a gated head, and for the factor of an
             interpolation, each. Larger features are memory-mapped, more gates are computed again in every product, a
             larger head is not added, and instead of a larger factor there is Newton's method.
-        batch_size: samples per evaluation of the features.
+        batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else a bar for each pass over data, and a line for each point of the path.
 
     Returns:

@@ -30,9 +30,9 @@ def add_gated_head(
     sharpness: float = 10.0,
     oversample: float = OVERSAMPLE,
     loss: Any = None,
-    seed: int | None = None,
     batch_size: int = 256,
-    verbose: bool = True,
+    seed: int | None = None,
+    verbose: int = 1,
 ) -> Any:
     """Return a copy of a model with a gated head that can reach every labelling of the training samples.
 
@@ -54,9 +54,9 @@ def add_gated_head(
         sharpness: as in `GatedDense`.
         oversample: parameters over labels, at least 1; with more, `converge` disturbs test images less.
         loss: as for `model.compile`; the compiled one by default. Softmax needs one output less before the last layer.
+        batch_size: samples in one evaluation of arrays.
         seed: integer for the random numbers.
-        batch_size: samples per evaluation of the features.
-        verbose: whether to print what was added.
+        verbose: 0 for silence; else a line on what was added.
 
     Returns:
         A model of the same kind, compiled as the model was, with the same objects but for the optimizer. A subclassed

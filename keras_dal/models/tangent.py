@@ -24,7 +24,7 @@ _VECTORS = 4  # of each length that a Krylov method such as LSQR keeps
 
 
 def tangent_operator(
-    model: Any, x: Any, parameters: Any = "head", batch_size: int = 256, max_bytes: int = 2**32
+    model: Any, x: Any, parameters: Any = "head", *, max_bytes: int = 2**32, batch_size: int = 256
 ) -> "HeadOperator | AutodiffOperator":
     """Return J as a linear operator, for the head of a model, its whole network, or any parameters between.
 

@@ -47,7 +47,7 @@ def test_equals_dense_decomposition(case):
     model, x, y = case.build(), case.inputs(N), case.labels(N)
     weights = np.random.default_rng(3).uniform(0.5, 2.0, N)
     weights[[2, 5]] = 0.0
-    report = alignment(model, x, y, weights, case.loss, batch_size=8)
+    report = alignment(model, x, y, weights, loss=case.loss, batch_size=8)
     structure = find_structure(model, x)
     dense = cases.dense_jacobian(case, model, x, structure.linear_parameters)
     softmax = case.activation != "sigmoid"
@@ -236,7 +236,7 @@ def test_moments_give_the_same(case):
     weights = np.random.default_rng(3).uniform(0.5, 2.0, N)
     rows = np.column_stack([structure.features(x), np.ones(N), loss.targets(y, case.num_outputs)])
     report = alignment_from_moments(rows.T @ (weights[:, None] * rows), N, structure, loss)
-    exact = alignment(model, x, y, weights, case.loss)
+    exact = alignment(model, x, y, weights, loss=case.loss)
     assert report.residual_share == pytest.approx(exact.residual_share, abs=1e-9)
     np.testing.assert_allclose(report.residual_share_per_class, exact.residual_share_per_class, atol=1e-9)
     assert report.rank == exact.rank

@@ -1,0 +1,60 @@
+"""Run every recipe for three seeds, and write its table into docs/recipes.md.
+
+python benchmarks/recipes.py [long_tail new_class suspect_labels]
+"""
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from machine import describe
+
+ROOT = Path(__file__).parents[1]
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "recipes.json", ROOT / "docs" / "recipes.md"
+RECIPES = ("long_tail", "new_class", "suspect_labels")
+SEEDS = (0, 1, 2)
+sys.path[:0] = [str(ROOT / "examples" / "recipes"), str(ROOT / "examples")]
+
+
+def table(runs):
+    """Yield the lines of a Markdown table of means over the seeds, with the range where it is wide enough to show."""
+    ways, columns = list(runs[0]), list(next(iter(runs[0].values())))
+    yield f"| | {' | '.join(columns)} |"
+    yield f"|---|{'---:|' * len(columns)}"
+    for way in ways:
+        values = np.array([[run[way][column] for column in columns] for run in runs])
+        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in
+                 zip(values.mean(0), values.min(0), values.max(0), strict=True)]  # fmt: skip
+        yield f"| {way} | {' | '.join(cells)} |"
+
+
+def write(results):
+    page = PAGE.read_text()
+    for name, result in results["recipes"].items():
+        lines = "\n".join(table(result["runs"]))
+        page = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", rf"\1\n{lines}\n\2", page, flags=re.DOTALL)
+    PAGE.write_text(page)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {"recipes": {}}
+    results["command"] = "python benchmarks/recipes.py"
+    for name in parser.parse_args().recipes:
+        recipe = importlib.import_module(name)
+        runs = []
+        for seed in SEEDS:
+            runs.append(recipe.run(seed))
+            print(name, seed, runs[-1], flush=True)
+        results["recipes"][name] = {"runs": runs, "seeds": list(SEEDS), "machine": describe()}
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+        write(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The same argument has the same name, place and default in every public function."""
+
+import inspect
+
+import pytest
+
+import keras_dal
+
+DATA = ["model", "x", "y", "sample_weight"]
+SHARED = ["loss", "parameters", "cache", "max_bytes", "batch_size", "seed", "verbose"]  # in this order, at the end
+FUNCTIONS = [function for name in keras_dal.__all__ if inspect.isfunction(function := getattr(keras_dal, name))]
+# the parameters of a tangent operator are its subject; a head is one thing for a model, and random once for a curve
+EXCEPT = {("tangent_operator", "parameters"), ("find_structure", "parameters"), ("add_gated_head", "seed")}
+each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+
+
+def arguments(function):
+    return inspect.signature(function).parameters
+
+
+@each_function
+def test_data_come_first_and_what_follows_is_given_by_name(function):
+    names = list(arguments(function))
+    data = [name for name in names if name in DATA]
+    assert names[: len(data)] == data == DATA[: len(data)]
+    for name in names[len(data) :]:
+        by_name = arguments(function)[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert by_name or (function.__name__, name) in EXCEPT
+
+
+@each_function
+def test_shared_arguments_come_last_in_one_order(function):
+    names = [name for name in arguments(function) if (function.__name__, name) not in EXCEPT]
+    shared = [name for name in SHARED if name in names]
+    assert names[len(names) - len(shared) :] == shared
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_shared_argument_has_one_default(name):
+    takers = [function for function in FUNCTIONS if (function.__name__, name) not in EXCEPT]
+    assert len({arguments(function)[name].default for function in takers if name in arguments(function)}) == 1
