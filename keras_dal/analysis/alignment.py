@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
+from numpy.linalg import norm
 from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
 from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decide
-from keras_dal.features.batches import KeptRows, feature_batches, first_inputs, precision
+from keras_dal.features.batches import KeptRows, checked_weight, feature_batches, first_inputs, precision
 from keras_dal.heads import DenseHead
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
@@ -19,6 +20,8 @@ from keras_dal.solvers.least_squares import StreamedQR, kernel_change, project_m
 __all__ = ["AlignmentReport", "alignment", "alignment_from_moments", "kernel_change"]
 
 _ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
+_DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow
+_POWERS = 5  # steps of the power method that finds it well enough
 
 
 def alignment(
@@ -166,7 +169,10 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     operator = tangent_operator(structure.model, x, "all", batch_size=batch_size)
     targets = loss.targets([] if y is None else y, structure.num_outputs)
     mixed, targets = common_scale(loss.scales(targets)) is None, _seen(loss, loss.label_matrix(targets))
-    weights = np.ones(len(targets)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weights = checked_weight(sample_weight, len(targets))
+    weights = np.ones(len(targets)) if weights is None else weights
+    if not weights.any():
+        raise ValueError(f"Sample weights must not all be zero. Received: sample_weight={sample_weight}")
     centred = targets - np.average(targets, axis=0, weights=weights) if structure.use_bias else targets
     roots = np.sqrt(weights)[:, None]
 
@@ -176,8 +182,11 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
 
     right = mapped(centred)
     scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
-    direction = lsqr(scaled, right, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
-    squares = (right - scaled @ direction).reshape(targets.shape) ** 2
+    size = _largest_singular_value(scaled, right)
+    direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
+    residual = right - scaled @ direction
+    rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, which is no more in Col J then
+    squares = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
     shares = _shares(squares.sum(axis=1), squares.sum(axis=0), _total(structure, targets, weights))
     return _report(
         structure,
@@ -189,6 +198,13 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
         num_parameters=operator.shape[1],
         lower_bound=True,
     )
+
+
+def _largest_singular_value(operator, start):
+    direction = operator.rmatvec(start)
+    for _ in range(_POWERS):
+        direction = operator.rmatvec(operator.matvec(direction / (norm(direction) or 1.0)))
+    return np.sqrt(norm(direction))
 
 
 def _report_projection(structure, projection, num_samples, verdict, **fields):

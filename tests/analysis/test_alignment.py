@@ -108,6 +108,26 @@ def test_whole_network_is_bounded_from_below():
     assert whole.rank is None
 
 
+@pytest.mark.parametrize("n", [60, 200, 1000])
+def test_the_bound_of_a_network_of_one_layer_is_below_its_head_and_near_it(n):
+    generator = np.random.default_rng(n)
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
+    x, y = generator.standard_normal((n, 5)).astype("float32"), generator.integers(0, 3, n)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    exact = alignment(model, x, y, loss=loss).alignment
+    bound = alignment(model, x, y, loss=loss, parameters="all").alignment
+    assert exact - 1e-4 <= bound <= exact
+
+
+@pytest.mark.parametrize("weights", [-np.ones(20), np.full(20, np.nan), np.zeros(20), np.ones(7)])
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_what_is_no_weight_is_refused(weights, parameters):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match=r"[Ww]eights? (must|.*the same number)|positive weight"):
+        alignment(model, np.ones((20, 5)), np.arange(20) % 3, weights, loss=loss, parameters=parameters)
+
+
 class TestVerdicts:
     """Each verdict has its proof, here compared with a linear program or with how the data were made."""
 
