@@ -1,7 +1,13 @@
 """Tables of reports: what is printed lines up, and what a notebook shows is what was said."""
 
+import re
 from xml.etree import ElementTree
 
+import keras
+import numpy as np
+import pytest
+
+import keras_dal
 from keras_dal.tables import as_html, as_text
 
 ROWS = [("loss", 0.5), ("penalty", None), ("training accuracy", "<b>100 %</b> & more"), ("left", 0)]
@@ -35,3 +41,16 @@ def test_html_has_one_head_for_the_title_and_names_as_heads_of_rows():
 def test_no_rows_are_an_empty_table():
     assert as_text([]) == ""
     assert cells(as_html([])) == []
+
+
+@pytest.mark.parametrize("made", [keras_dal.certify, keras_dal.alignment])
+def test_a_notebook_shows_of_a_report_what_is_printed(made):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    generator = np.random.default_rng(0)
+    report = made(model, generator.standard_normal((30, 4)), generator.integers(0, 3, 30))
+    shown = " ".join(text for row in cells(report._repr_html_()) for text in row)
+    printed = " ".join(str(report).split())
+    assert report.verdict in shown
+    assert report.decided_by in shown
+    assert set(re.findall(r"\d\.\d{4,}", shown)) <= set(re.findall(r"\d\.\d{4,}", printed))

@@ -11,11 +11,11 @@ from keras_dal.analysis import assumptions
 from keras_dal.analysis.descent_bound import Objective, l2_factors
 from keras_dal.analysis.separability import ALIGNED, NEITHER, OUT_OF_TIME
 from keras_dal.features.batches import feature_batches, first_inputs, precision
-from keras_dal.heads import SumHead
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
+from keras_dal.tables import as_html, as_text
 
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something
 
@@ -135,10 +135,13 @@ class Certificate:
         return cls(**{**fields, "comparisons": tuple(map(tuple, fields["comparisons"]))})
 
     def __str__(self):
-        rows = [(name, value) for name, value in self._rows() if value is not None]
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        return "\n".join([f"{'Certificate':<{width}}  {self.verdict}: {self.decided_by}", *lines])
+        return as_text(self._rows(), self._title())
+
+    def _repr_html_(self):
+        return as_html(self._rows(), self._title())
+
+    def _title(self):
+        return "Certificate", f"{self.verdict}: {self.decided_by}"
 
     def _rows(self):
         share = "" if self.exact else "at least "
@@ -296,13 +299,9 @@ def certify_head(
 def _residual_share(jac, targets, weights, reached):
     """Return `||Y_l - reached||^2 / ||Y_l - mean||^2`; the mean is removed only where a bias makes it free."""
     residual, seen = jac.seen(targets - reached), jac.seen(targets)
-    centered = seen - np.average(seen, axis=0, weights=weights) * _has_bias(jac.head)
+    centered = seen - np.average(seen, axis=0, weights=weights) * jac.head.use_bias
     left, total, everything = (float(np.sum(weights[:, None] * part**2)) for part in (residual, centered, seen))
     return left / (total if total > 1e-20 * everything else max(everything, 1e-300))
-
-
-def _has_bias(head):
-    return any(map(_has_bias, head.parts)) if isinstance(head, SumHead) else head.use_bias
 
 
 def _enclosure(objective, v, theta):

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_dal.tables import as_html
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlignmentReport:
@@ -52,6 +54,17 @@ class AlignmentReport:
         most = min(self.num_samples * self.num_outputs, self.num_parameters)
         rank = "rank not decided" if self.rank is None else f"rank {self.rank:,} of {most:,} at {self.tolerance:.0e}"
         return f"alignment {'at least ' * self.lower_bound}{self.alignment:.6f}, {rank}, {self.verdict}"
+
+    def _repr_html_(self):
+        return as_html(
+            [
+                ("rank", None if self.rank is None else f"{self.rank:,} at {self.tolerance:.0e}"),
+                ("samples, features, outputs", f"{self.num_samples:,}, {self.num_features:,}, {self.num_outputs:,}"),
+                ("parameters", f"{self.num_parameters:,}"),
+                (self.verdict, self.decided_by),
+            ],
+            ("alignment", f"{'at least ' * self.lower_bound}{self.alignment:.6f}"),
+        )
 
     def __str__(self):
         return (

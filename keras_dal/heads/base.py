@@ -14,6 +14,7 @@ class Head:
 
     shapes: tuple[tuple[int, ...], ...]
     num_outputs: int
+    use_bias: bool  # whether the last parameters are one constant for each output
 
     @property
     def num_parameters(self):
@@ -25,6 +26,10 @@ class Head:
 
     def adjoint(self, features, cotangent):
         """Return `J' vec(cotangent)`, shape `(num_parameters,)`, for features `(k, m)` and a cotangent `(k, C)`."""
+        raise NotImplementedError
+
+    def products(self, on) -> list:
+        """Return the `part.Part` of each summand, which multiplies fixed features in float32 on an `array_backend`."""
         raise NotImplementedError
 
     def columns(self, features) -> np.ndarray | None:

@@ -3,11 +3,9 @@
 import copy
 import functools
 import operator
-from typing import Any
 
 import numpy as np
 
-from keras_dal import heads
 from keras_dal.heads import array_backend
 
 _BLOCK = 1024  # samples whose hidden values exist at a time, at most
@@ -28,7 +26,7 @@ class CachedJacobian:
 
     def __init__(self, head, features, max_bytes=2**32, on=None):
         self.on = on or array_backend.fastest()
-        self.parts, self.features = _parts(head, self.on), features
+        self.parts, self.features = head.products(self.on), features
         self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
         size = 4 * len(features) * sum(part.width for part in self.parts)
         self._prepared = [part.prepare(features) for part in self.parts] if size <= max_bytes else None
@@ -169,157 +167,3 @@ class StackedJacobian:
 
         starts = self._ends - [len(each) for each in self.jacobians]
         return sum(each.normal(theta, shifted(start)) for each, start in zip(self.jacobians, starts, strict=True))
-
-
-class _Part:
-    """One summand of a head, with the `shape` of its matrix of parameters and the one it is `working` with."""
-
-    def __init__(self, on, shape):
-        self.on, self.shape, self.working = on, shape, shape
-
-    def prepare(self, features) -> tuple:
-        """Return inputs and gates, arrays with a row for each sample, or None for no gates."""
-        raise NotImplementedError
-
-    def apply(self, inputs, gates, weight) -> Any:
-        """Return the logits."""
-        raise NotImplementedError
-
-    def transposed(self, inputs, gates, cotangent) -> Any:
-        """Return the transpose of `apply`, as a function of the weight."""
-        raise NotImplementedError
-
-    def factor(self, weight):
-        """Return the matrix of parameters as `apply` takes it."""
-        return self.on.array(weight)
-
-    def flat(self, total):
-        """Return a sum of what `transposed` returned, in the order of theta."""
-        return np.ravel(total)
-
-
-class _WithGates(_Part):
-    """Standardized features with a one, and gates; the bias is the last row of W, as the heads lay out their theta."""
-
-    def __init__(self, head, on, outputs):
-        features, gates = head.gate_kernel.shape
-        super().__init__(on, (features + 1, gates * outputs))
-        self.head, self.width = head, features + 1 + gates  # of what is computed once for a sample
-
-    def prepare(self, features):
-        features = np.asarray(features, np.float32)
-        inputs = _with_ones(self.head.standardize(features))
-        return self.on.array(inputs), self.on.array(self.head.gates(features))
-
-
-class _Gated(_WithGates):
-    """`((inputs W) * gates) V`."""
-
-    copies = 1
-
-    def __init__(self, head, on):
-        super().__init__(head, on, outputs=1)
-        self.output, self.back = on.array(head.output_kernel), on.array(head.output_kernel.T)
-
-    def apply(self, inputs, gates, weight):
-        return self.on.matmul(self.on.gated_matmul(inputs, weight, gates), self.output)
-
-    def transposed(self, inputs, gates, cotangent):
-        return self.on.transposed_matmul(inputs, self.on.gated_matmul(cotangent, self.back, gates))
-
-    def gate_moments(self, gates):
-        """Return the sum of `(g g') * (V V')` over the samples."""
-        output = self.head.output_kernel
-        return self.on.numpy(self.on.transposed_matmul(gates, gates)) * (output @ output.T)
-
-    def gate_squares(self, gates):
-        """Return the diagonal of that."""
-        return self.on.squares(gates) * np.sum(np.square(self.head.output_kernel, dtype=np.float64), axis=1)
-
-    def gate_rows(self, gates, signs):
-        """Return rows `g * (V signs)` whose outer products have this mean, for random signs `(k, C)`."""
-        return np.array(self.on.numpy(self.on.gated_matmul(self.on.array(signs), self.back, gates)))
-
-
-class _Mixture(_WithGates):
-    """`sum_k gates_k (inputs W_k)`, W_k beside one another.
-
-    The sum over inputs and gates is made over the more numerous of both first, so that little is left of each sample.
-    """
-
-    def __init__(self, head, on):
-        super().__init__(head, on, outputs=head.num_outputs)
-        self.copies, (features, gates) = head.num_outputs, head.gate_kernel.shape
-        self._gates_first = gates > features + 1
-        if self._gates_first:
-            self.working = (gates, (features + 1) * self.copies)
-
-    def factor(self, weight):
-        return self.on.array(self._exchanged(weight) if self._gates_first else weight)
-
-    def flat(self, total):
-        return np.ravel(self._exchanged(total) if self._gates_first else total)
-
-    def _exchanged(self, matrix):
-        """Return `(b, a C)` for a matrix `(a, b C)`."""
-        rows = len(matrix)
-        return matrix.reshape(rows, -1, self.copies).swapaxes(0, 1).reshape(-1, rows * self.copies)
-
-    def _ordered(self, inputs, gates):
-        return (gates, inputs) if self._gates_first else (inputs, gates)
-
-    def apply(self, inputs, gates, weight):
-        first, second = self._ordered(inputs, gates)
-        return self.on.mixed_matmul(first, weight, second)
-
-    def transposed(self, inputs, gates, cotangent):
-        first, second = self._ordered(inputs, gates)
-        return self.on.transposed_matmul(first, self.on.outer(second, cotangent))
-
-    def gate_moments(self, gates):
-        """Return the sum of `g g'` over the samples."""
-        return self.on.numpy(self.on.transposed_matmul(gates, gates))
-
-    def gate_squares(self, gates):
-        """Return the diagonal of that."""
-        return self.on.squares(gates)
-
-    def gate_rows(self, gates, signs):
-        """Return the gates themselves."""
-        return np.array(self.on.numpy(gates))
-
-
-class _Dense(_Part):
-    """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
-
-    copies = None  # of a factor for gates
-
-    def __init__(self, num_features, num_outputs, use_bias, on):
-        self.num_features, self.use_bias, self.width = num_features, use_bias, num_features + use_bias
-        super().__init__(on, (self.width, num_outputs))
-
-    def prepare(self, features):
-        inputs = np.asarray(features[:, : self.num_features], np.float32)
-        return self.on.array(_with_ones(inputs) if self.use_bias else inputs), None
-
-    def apply(self, inputs, gates, weight):
-        return self.on.matmul(inputs, weight)
-
-    def transposed(self, inputs, gates, cotangent):
-        return self.on.transposed_matmul(inputs, cotangent)
-
-
-def _parts(head, on):
-    if isinstance(head, heads.SumHead):
-        return [part for each in head.parts for part in _parts(each, on)]
-    if isinstance(head, heads.DenseHead):
-        return [_Dense(head.shapes[0][0], head.num_outputs, head.use_bias, on)]
-    if isinstance(head, heads.MixtureHead):
-        return [_Mixture(head, on)]
-    if isinstance(head, heads.GatedHead):
-        return [_Gated(head, on)] + ([_Dense(0, head.num_outputs, True, on)] if head.use_bias else [])
-    raise TypeError(f"The head must be plain, gated or a sum of those. Received: head={head!r}")
-
-
-def _with_ones(inputs):
-    return np.concatenate([inputs, np.ones((len(inputs), 1), inputs.dtype)], axis=1)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_dal.heads.base import Head
+from keras_dal.heads.part import Part, with_ones
 
 
 class DenseHead(Head):
@@ -12,6 +13,9 @@ class DenseHead(Head):
         self.num_outputs = num_outputs
         self.use_bias = use_bias
         self.shapes = ((num_features, num_outputs),) + (((num_outputs,),) if use_bias else ())
+
+    def products(self, on):
+        return [DensePart(self.shapes[0][0], self.num_outputs, self.use_bias, on)]
 
     def columns(self, features):
         return np.column_stack([features, np.ones(len(features))]) if self.use_bias else features
@@ -23,3 +27,23 @@ class DenseHead(Head):
     def adjoint(self, features, cotangent):
         kernel = features.T @ cotangent
         return self.join([kernel, cotangent.sum(axis=0)] if self.use_bias else [kernel], features.dtype)
+
+
+class DensePart(Part):
+    """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
+
+    copies = None  # of a factor for gates
+
+    def __init__(self, num_features, num_outputs, use_bias, on):
+        self.num_features, self.use_bias, self.width = num_features, use_bias, num_features + use_bias
+        super().__init__(on, (self.width, num_outputs))
+
+    def prepare(self, features):
+        inputs = np.asarray(features[:, : self.num_features], np.float32)
+        return self.on.array(with_ones(inputs) if self.use_bias else inputs), None
+
+    def apply(self, inputs, gates, weight):
+        return self.on.matmul(inputs, weight)
+
+    def transposed(self, inputs, gates, cotangent):
+        return self.on.transposed_matmul(inputs, cotangent)

@@ -3,6 +3,8 @@
 import numpy as np
 
 from keras_dal.heads.base import Head
+from keras_dal.heads.dense import DensePart
+from keras_dal.heads.part import WithGates
 
 
 class Gates(Head):
@@ -39,6 +41,9 @@ class GatedHead(Gates):
         units, self.num_outputs = output_kernel.shape
         self.shapes = (gate_kernel.shape, (units,)) + (((self.num_outputs,),) if use_bias else ())
 
+    def products(self, on):
+        return [GatedPart(self, on)] + ([DensePart(0, self.num_outputs, True, on)] if self.use_bias else [])
+
     def logits(self, features, theta):
         kernel, bias, *output_bias = self.split(theta.astype(features.dtype, copy=False))
         hidden = (self.standardize(features) @ kernel + bias) * self.gates(features)
@@ -48,3 +53,32 @@ class GatedHead(Gates):
         hidden = (cotangent @ self.output_kernel.T.astype(features.dtype)) * self.gates(features)
         parts = [self.standardize(features).T @ hidden, hidden.sum(axis=0)]
         return self.join(parts + ([cotangent.sum(axis=0)] if self.use_bias else []), features.dtype)
+
+
+class GatedPart(WithGates):
+    """`((inputs W) * gates) V`."""
+
+    copies = 1
+
+    def __init__(self, head, on):
+        super().__init__(head, on, outputs=1)
+        self.output, self.back = on.array(head.output_kernel), on.array(head.output_kernel.T)
+
+    def apply(self, inputs, gates, weight):
+        return self.on.matmul(self.on.gated_matmul(inputs, weight, gates), self.output)
+
+    def transposed(self, inputs, gates, cotangent):
+        return self.on.transposed_matmul(inputs, self.on.gated_matmul(cotangent, self.back, gates))
+
+    def gate_moments(self, gates):
+        """Return the sum of `(g g') * (V V')` over the samples."""
+        output = self.head.output_kernel
+        return self.on.numpy(self.on.transposed_matmul(gates, gates)) * (output @ output.T)
+
+    def gate_squares(self, gates):
+        """Return the diagonal of that."""
+        return self.on.squares(gates) * np.sum(np.square(self.head.output_kernel, dtype=np.float64), axis=1)
+
+    def gate_rows(self, gates, signs):
+        """Return rows `g * (V signs)` whose outer products have this mean, for random signs `(k, C)`."""
+        return np.array(self.on.numpy(self.on.gated_matmul(self.on.array(signs), self.back, gates)))

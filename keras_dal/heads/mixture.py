@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_dal.heads.gated import Gates
+from keras_dal.heads.part import WithGates
 
 _ENTRIES = 2**22  # values of a mixture's maps that exist at a time
 
@@ -20,6 +21,9 @@ class MixtureHead(Gates):
         self.num_outputs = num_outputs
         features, gates = gate_kernel.shape
         self.shapes = ((features, gates, num_outputs), (gates, num_outputs))
+
+    def products(self, on):
+        return [MixturePart(self, on)]
 
     def columns(self, features):
         inputs, gates = self.standardize(features), self.gates(features)
@@ -44,7 +48,7 @@ class MixtureHead(Gates):
         return self.join([kernel, bias], features.dtype)
 
     @property
-    def _gates_first(self):
+    def gates_first(self):
         """Whether the sum over gates is made first: over the more numerous, so that little is left of each sample."""
         features, gates, _ = self.shapes[0]
         return gates > features
@@ -54,7 +58,7 @@ class MixtureHead(Gates):
         return min(self.shapes[0][:2]) * self.num_outputs
 
     def _exchanged(self, kernel):
-        return kernel.swapaxes(0, 1) if self._gates_first else kernel
+        return kernel.swapaxes(0, 1) if self.gates_first else kernel
 
     def _blocks(self, features):
         """Yield slices of the samples with their gates, and inputs and gates in the order of the sums."""
@@ -62,4 +66,52 @@ class MixtureHead(Gates):
         for start in range(0, len(features), step):
             rows = slice(start, start + step)
             inputs, gates = self.standardize(features[rows]), self.gates(features[rows])
-            yield rows, gates, *((gates, inputs) if self._gates_first else (inputs, gates))
+            yield rows, gates, *((gates, inputs) if self.gates_first else (inputs, gates))
+
+
+class MixturePart(WithGates):
+    """`sum_k gates_k (inputs W_k)`, W_k beside one another.
+
+    The sum over inputs and gates is made over the more numerous of both first, as the head does.
+    """
+
+    def __init__(self, head, on):
+        super().__init__(head, on, outputs=head.num_outputs)
+        self.copies, (features, gates) = head.num_outputs, head.gate_kernel.shape
+        self._gates_first = head.gates_first
+        if self._gates_first:
+            self.working = (gates, (features + 1) * self.copies)
+
+    def factor(self, weight):
+        return self.on.array(self._exchanged(weight) if self._gates_first else weight)
+
+    def flat(self, total):
+        return np.ravel(self._exchanged(total) if self._gates_first else total)
+
+    def _exchanged(self, matrix):
+        """Return `(b, a C)` for a matrix `(a, b C)`."""
+        rows = len(matrix)
+        return matrix.reshape(rows, -1, self.copies).swapaxes(0, 1).reshape(-1, rows * self.copies)
+
+    def _ordered(self, inputs, gates):
+        return (gates, inputs) if self._gates_first else (inputs, gates)
+
+    def apply(self, inputs, gates, weight):
+        first, second = self._ordered(inputs, gates)
+        return self.on.mixed_matmul(first, weight, second)
+
+    def transposed(self, inputs, gates, cotangent):
+        first, second = self._ordered(inputs, gates)
+        return self.on.transposed_matmul(first, self.on.outer(second, cotangent))
+
+    def gate_moments(self, gates):
+        """Return the sum of `g g'` over the samples."""
+        return self.on.numpy(self.on.transposed_matmul(gates, gates))
+
+    def gate_squares(self, gates):
+        """Return the diagonal of that."""
+        return self.on.squares(gates)
+
+    def gate_rows(self, gates, signs):
+        """Return the gates themselves."""
+        return np.array(self.on.numpy(gates))

@@ -11,8 +11,12 @@ class SumHead(Head):
     def __init__(self, parts):
         self.parts = tuple(parts)
         self.num_outputs = self.parts[0].num_outputs
+        self.use_bias = self.parts[-1].use_bias  # a mixture, which comes first, has none
         self.shapes = sum((part.shapes for part in self.parts), ())
         self._ends = np.cumsum([part.num_parameters for part in self.parts])[:-1]
+
+    def products(self, on):
+        return [part for each in self.parts for part in each.products(on)]
 
     def columns(self, features):
         columns = [part.columns(features) for part in self.parts]

@@ -5,7 +5,6 @@ import functools
 import numpy as np
 from scipy import linalg
 
-from keras_dal import heads
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
 from keras_dal.solvers.least_squares import column_norms, largest_singular_value, nonzero, rank_tolerance, safe_mean
@@ -32,7 +31,7 @@ class FactorizedJacobian(Jacobian):
         matrix = self.matrix(features)
         self.sigma_max = largest_singular_value(self._weighted(matrix))
         width = matrix.shape[2]
-        self._num_biases = matrix.shape[1] * _ends_with_bias(head)
+        self._num_biases = matrix.shape[1] * head.use_bias
         self._shift, free = np.zeros(matrix.shape[1:]), width - self._num_biases
         if self._num_biases:
             self._shift[:, :free] = safe_mean(matrix[:, :, :free], weights)
@@ -197,8 +196,3 @@ class DenseJacobian(FactorizedJacobian):
         values = np.linalg.svd(weighted / nonzero(column_norms(weighted)), compute_uv=False)
         rank = int(np.sum(values > self.tolerance * values[0]))
         return Spectrum(rank, values, largest_singular_value(super()._weighted(self.columns + self._shift)))
-
-
-def _ends_with_bias(head):
-    """Whether the last parameters are one constant for each output."""
-    return _ends_with_bias(head.parts[-1]) if isinstance(head, heads.SumHead) else head.use_bias

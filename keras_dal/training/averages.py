@@ -151,6 +151,11 @@ class Averaging:
             variable.assign(value)
         return True
 
+    def close_average(self):
+        """Leaves the weights there are: averages of the inner optimizer become these, and its own is forgotten."""
+        self.settle_averages()
+        self.drop_average()
+
     def settle_averages(self, also_linear=True):
         """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
         inner = innermost(self.inner_optimizer)

@@ -75,8 +75,7 @@ class ConvexPhase:
             if not np.isfinite(result.loss):
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
             self.result = result
-            self._wrap.settle_averages()
-            self._wrap.drop_average()
+            self._wrap.close_average()
 
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""

@@ -65,8 +65,7 @@ def finish(
     train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
     result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     if wrap is not None:
-        wrap.settle_averages()
-        wrap.drop_average()
+        wrap.close_average()
     return result
 
 
