@@ -64,6 +64,17 @@ def alignment(
     loss = loss_of(model, structure.activation, loss)
     if whole:
         return _measure_network(structure, loss, x, y, sample_weight, batch_size)
+    return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability)
+
+
+def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256, decide_separability=True):
+    """Measure the alignment of a `Structure` that is at hand, whose function for features is then compiled once.
+
+    Args:
+        structure: a `Structure`.
+        loss: a `losses.Loss`.
+        x, y, sample_weight, batch_size, decide_separability: as for `alignment`.
+    """
     with KeptRows() as rows:
         used = _gather(rows, structure, loss, feature_batches(structure, x, y, sample_weight, batch_size))
         measure = _measure_plain if isinstance(structure.head(), DenseHead) else _measure_gated

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from keras_dal import _backend
-from keras_dal.analysis.alignment import alignment, alignment_from_moments
+from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.tracing import input_specs
 from keras_dal.training.budget import Budget
 from keras_dal.training.kernel_change import KernelChange, first_samples
@@ -25,11 +25,10 @@ class Measurement:
         structure: its `Structure`.
         loss: the `losses.Loss` it is compiled with.
         data: arguments of `alignment`, or None for what flows through `fit`.
-        parameters: as in `find_structure`.
     """
 
-    def __init__(self, model, structure, loss, data, parameters):
-        self._structure, self._loss, self._data, self._parameters = structure, loss, data, parameters
+    def __init__(self, model, structure, loss, data):
+        self._structure, self._loss, self._data = structure, loss, data
         self._samples = None if data is None else first_samples(data)
         self._kernel_change = None
         self._last, self._measured_at, self._count = _UNKNOWN, None, None
@@ -60,10 +59,10 @@ class Measurement:
             self._sums_up = self._is_due(epoch, self._count) and self.moments_tell
             self.moments.clear(measuring=self._sums_up)
 
-    def measure(self, model, epoch):
+    def measure(self, epoch):
         """Return what is known at the end of an epoch, by name."""
         if self.moments is None:
-            self.report = alignment(model, *self._data, parameters=self._parameters, decide_separability=False)
+            self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
             return self._told(self.report) | self._moved(self._samples)
         try:
             sums, count = self.moments.read()
@@ -73,7 +72,7 @@ class Measurement:
         if count == 0:
             warnings.warn(
                 "Nothing was measured: the model's train_step does not call compute_loss. Give the monitor its "
-                f"own data, AlignmentMonitor(data=(x, y)). Received: model {model.name!r}",
+                f"own data, AlignmentMonitor(data=(x, y)). Received: model {self._structure.model.name!r}",
                 stacklevel=3,
             )
             return {}
