@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from typing import Any
 
 import jax
 import keras
@@ -32,12 +33,12 @@ def apply(optimizer, gradients, variables):
     everything = _keras.optimized(optimizer)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Gradients do not exist")
-        new, state = optimizer.stateless_apply(
+        applied: Any = optimizer.stateless_apply(
             [v.value for v in optimizer.variables],
             [of_variable.get(id(v)) for v in everything],
             [v.value for v in everything],
         )
-    for variable, value in zip([*everything, *optimizer.variables], [*new, *state], strict=True):
+    for variable, value in zip([*everything, *optimizer.variables], [*applied[0], *applied[1]], strict=True):
         variable.assign(value)
 
 

@@ -20,6 +20,7 @@ def finish(
     y: Any = None,
     sample_weight: Any = None,
     *,
+    statistics_from: Any = None,
     loss: Any = None,
     max_bytes: int = 2**32,
     batch_size: int = 256,
@@ -39,6 +40,9 @@ def finish(
         x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`.
+        statistics_from: what the batch statistics of averaged weights are renewed on, inputs or a dataset; x by default.
+            Where images are augmented outside of the model, give the augmented batches: statistics of other
+            images than those that were trained on cost accuracy.
         loss: as for `model.compile`; the compiled one by default.
         max_bytes: memory for features, and for what is computed from them once, each.
         batch_size: samples in one evaluation of arrays.
@@ -55,12 +59,13 @@ def finish(
     loss = loss_of(model, structure.activation, loss)
     structure.check_unconstrained()
     averaged = wrap is not None and wrap.has_average
-    _check_readable(x, y, averaged and inputs is None)
+    source = x if statistics_from is None else statistics_from
+    _check_readable(x, y, averaged and inputs is None and source is x)
     if wrap is not None:
         structure = wrap.switch(model, inputs)
     if averaged:
         statistics = BatchStatistics(model)
-        for batch in itertools.islice(batches(x, None, None, batch_size), STATISTICS_STEPS):
+        for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
             statistics.add((batch[0],))
     train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
     result = solve_head(structure, loss, train, max_bytes, bool(verbose))

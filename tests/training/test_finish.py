@@ -417,6 +417,27 @@ def test_steps_of_a_fit_that_was_stopped_are_not_in_the_average_of_the_next(caps
     assert "the mean of the weights over 12 steps" in capsys.readouterr().out
 
 
+def test_statistics_may_be_those_of_other_batches_than_the_features():
+    x, y = images()
+    changed = (x + 1.0).astype("float32")
+
+    def finished(**options):
+        model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None), small_model(dropout=0))
+        fit(model, 1, [])
+        model.optimizer.begin_average()
+        fit(model, 1, [])
+        result = keras_dal.finish(model, x, y, verbose=0, **options)
+        return result, model.get_layer("norm")
+
+    _, own = finished()
+    result, theirs = finished(statistics_from=changed)
+    shift = keras.ops.convert_to_numpy(theirs.moving_mean) - keras.ops.convert_to_numpy(own.moving_mean)
+    assert np.abs(shift).min() > 1e-3
+    assert result.point.gap <= 1e-4
+    _, batches = finished(statistics_from=[(changed[i : i + 32], y[i : i + 32]) for i in range(0, 96, 32)])
+    np.testing.assert_allclose(batches.moving_mean, theirs.moving_mean, rtol=1e-3, atol=1e-4)
+
+
 def test_two_monitors_are_refused_before_the_first_step():
     monitors = [keras_dal.AlignmentMonitor(verbose=False) for _ in range(2)]
     with pytest.raises(ValueError, match="leave one AlignmentMonitor"):
