@@ -40,9 +40,9 @@ def finish(
         x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`.
-        statistics_from: what the batch statistics of averaged weights are renewed on, inputs or a dataset; x by default.
-            Where images are augmented outside of the model, give the augmented batches: statistics of other
-            images than those that were trained on cost accuracy.
+        statistics_from: what the batch statistics of averaged weights are renewed on, inputs or a dataset; by default
+            x. Where images are augmented outside of the model, give the augmented batches: statistics of other images
+            than those that were trained on cost accuracy.
         loss: as for `model.compile`; the compiled one by default.
         max_bytes: memory for features, and for what is computed from them once, each.
         batch_size: samples in one evaluation of arrays.
