@@ -7,6 +7,7 @@ import keras
 _module = importlib.import_module(f"keras_dal._backend.{keras.backend.backend()}")
 
 END_OF_DATA = _module.END_OF_DATA
+add_where_set = _module.add_where_set
 apply = _module.apply
 build = _module.build
 check_in_step = _module.check_in_step

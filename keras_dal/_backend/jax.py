@@ -42,6 +42,12 @@ def apply(optimizer, gradients, variables):
         variable.assign(value)
 
 
+def add_where_set(flag, variable, function):
+    """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
+    before = variable.value
+    variable.assign(jax.lax.cond(flag.value > 0, lambda: before + function(), lambda: before))
+
+
 def where_set(flag, function):
     """Call a function that changes no variable where the flag is 0: a branch of JAX cannot assign."""
     function()

@@ -60,8 +60,8 @@ class StepMoments(keras.metrics.Metric):
         weight = ops.ones_like(rows[:, :1])
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
-        transposed, none = ops.transpose(rows), ops.zeros(self.sums.shape, self.dtype)
-        self.sums.assign_add(ops.cond(self.measuring > 0, lambda: ops.matmul(transposed, weight * rows), lambda: none))
+        transposed = ops.transpose(rows)
+        _backend.add_where_set(self.measuring, self.sums, lambda: ops.matmul(transposed, weight * rows))
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
         self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))
