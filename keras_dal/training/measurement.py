@@ -65,7 +65,7 @@ class Measurement:
             self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
             return self._told(self.report) | self._moved(self._samples)
         try:
-            sums, count = self.moments.read()
+            sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
             warnings.warn(str(error), stacklevel=3)
             return _UNKNOWN
@@ -77,7 +77,7 @@ class Measurement:
             )
             return {}
         self._count = count
-        if not np.isfinite(sums).all():
+        if sums is not None and not np.isfinite(sums).all():
             warnings.warn(
                 "The alignment is not a number: the features or the labels of this epoch are not finite. Lower the "
                 "learning rate, or look for NaN in the data. Received: inputs of layer "

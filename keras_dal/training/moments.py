@@ -101,8 +101,8 @@ class StepMoments(keras.metrics.Metric):
     def result(self):
         return {}
 
-    def read(self):
-        """Return the sums as float64 `(m + 1 + C, m + 1 + C)` and the number of samples in them.
+    def read(self, with_sums=True):
+        """Return the sums as float64 `(m + 1 + C, m + 1 + C)`, or None, and the number of samples in them.
 
         Raises:
             BadLabels: labels that are out of range, no probabilities or not finite.
@@ -112,8 +112,8 @@ class StepMoments(keras.metrics.Metric):
                 f"The labels of {self.loss.name} must be what it takes: classes from 0 to C - 1, probabilities, or "
                 f"finite values. Received: {refused} samples with other labels"
             )
-        sums, count = (np.asarray(ops.convert_to_numpy(part), np.float64) for part in (self.sums, self.count))
-        return sums, round(float(count))
+        count = round(float(ops.convert_to_numpy(self.count)))
+        return np.asarray(ops.convert_to_numpy(self.sums), np.float64) if with_sums else None, count
 
     def samples(self):
         """Return the inputs kept, as the model takes them, or None."""
