@@ -112,7 +112,7 @@ class StepMoments(keras.metrics.Metric):
                 f"The labels of {self.loss.name} must be what it takes: classes from 0 to C - 1, probabilities, or "
                 f"finite values. Received: {refused} samples with other labels"
             )
-        count = round(float(ops.convert_to_numpy(self.count)))
+        count = round(float(np.asarray(ops.convert_to_numpy(self.count))))
         return np.asarray(ops.convert_to_numpy(self.sums), np.float64) if with_sums else None, count
 
     def samples(self):
