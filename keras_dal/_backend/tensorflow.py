@@ -25,16 +25,16 @@ def apply(optimizer, gradients, variables):
 
 def add_where_set(flag, variable, function):
     """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
-    where_set(flag, lambda: _without_value(variable.assign_add(function())))
-
-
-def _without_value(_):
-    """Return None, as both branches must."""
+    where_set(flag, lambda: variable.assign_add(function()))
 
 
 def where_set(flag, function):
-    """Call a function without value, which assigns variables, in the steps in which a scalar tensor is not zero."""
-    tf.cond(flag > 0, function, lambda: None)
+    """Call a function, which assigns variables, in the steps in which a scalar tensor is not zero."""
+
+    def call():  # without its value: both branches must have the same
+        function()
+
+    tf.cond(flag > 0, call, lambda: None)
 
 
 def without_gradients(variables):

@@ -25,15 +25,11 @@ def apply(optimizer, gradients, variables):
 
 def add_where_set(flag, variable, function):
     """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
-    where_set(flag, lambda: _without_value(variable.assign_add(function())))
-
-
-def _without_value(_):
-    """Return None, as both branches must."""
+    where_set(flag, lambda: variable.assign_add(function()))
 
 
 def where_set(flag, function):
-    """Call a function without value, which assigns variables, in the steps in which a scalar tensor is not zero."""
+    """Call a function, which assigns variables, in the steps in which a scalar tensor is not zero."""
     if bool(keras.ops.convert_to_tensor(flag)):
         function()
 

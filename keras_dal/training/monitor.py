@@ -140,7 +140,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             if self._began is None:
                 self._check_alone()
                 self._began = epoch
-                self._say(model, messages.begins(self._wrap, self._schedule, epoch))
+                self._say(model, messages.begins, self._wrap, self._schedule, epoch)
             self._advance(model, epoch)
         self._measurement.begin(epoch, now=self._must_measure(epoch))
         if self._phase is not None:
@@ -186,7 +186,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def _solve_next(self, model, epoch):
         self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
         self._phase.begin(model)
-        self._say(model, messages.reads(self._phase, epoch, self.params["epochs"]))
+        self._say(model, messages.reads, self._phase, epoch, self.params["epochs"])
 
     def _descend_next(self, model, epoch):
         if self.data is not None:
@@ -195,7 +195,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         rate = self._step_size() if self._is_automatic else None
         self._wrap.switch(model, learning_rate=rate, structure=self._structure)
         switch = messages.Switch(epoch, self.params["epochs"], self._structure, self._loss, self._measurement.report)
-        self._say(model, messages.descends(model, switch, self.certificates.get("switch")))
+        self._say(model, messages.descends, model, switch, self.certificates.get("switch"))
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._structure is not None:
@@ -227,7 +227,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._result is not None:
             affordable = self._measurement.is_affordable(len(self._phase.train), epoch)
             measured = self._phase.logs(model, with_alignment=affordable) | self._measurement.moved()
-            self._say(model, messages.ends(self._phase, self._result, epoch, self.params["epochs"]))
+            self._say(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
             self._phase, model.stop_training = None, True
         elif self._installed is None:
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
@@ -235,7 +235,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             measured = self._measurement.measure(epoch)
             if self._measurement.interval > 1 and not self._said_interval:
                 self._said_interval = True
-                self._say(model, messages.seldom_measured(self._measurement.interval, self.params["epochs"]))
+                self._say(model, messages.seldom_measured, self._measurement.interval, self.params["epochs"])
             self._schedule.observe(epoch, measured.get("alignment", np.nan))
             self._measured = tuple(measured)
             self._check_frozen()
@@ -247,10 +247,11 @@ class AlignmentMonitor(keras.callbacks.Callback):
             return  # there was no step
         self._hooks.remove()
         if self._wrap is not None and self.phase == "explore" and self._schedule.switch is not None:
-            self._say(self.model, messages.ended_early(self._schedule))
+            self._say(self.model, messages.ended_early, self._schedule)
 
-    def _say(self, model, text):
-        if text and self.verbose and _backend.is_chief(model):
+    def _say(self, model, message, *arguments):
+        """Print what a function of `messages` returns, which is called only where somebody reads it."""
+        if self.verbose and _backend.is_chief(model) and (text := message(*arguments)):
             print(text, flush=True)
 
     def _certified(self):
