@@ -146,5 +146,8 @@ def _change(before, after, share, evaluate):
 def _move(model, generator):
     """Moves every trainable parameter a little: a scale of one or a branch of zero no longer hides then."""
     for variable in model.trainable_variables:
-        value = to_numpy(variable).astype(np.float64)
-        variable.assign(value + 0.1 * (value.std() + 0.1) * generator.standard_normal(value.shape))
+        value = to_numpy(variable)
+        noise = generator.random(value.shape, np.float32)
+        noise -= 0.5  # in place: a layer may have tens of millions of them
+        noise *= 0.2 * (np.std(value, dtype=np.float32) + 0.1)
+        variable.assign(value + noise)

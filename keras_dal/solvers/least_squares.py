@@ -211,9 +211,10 @@ def project_moments(moments, num_outputs, use_bias, precision):
 
 
 def kernel_change(features_now, features_start):
-    r"""Return the relative change \( \|Z_t Z_t^\top - Z_0 Z_0^\top\|_F / \|Z_0 Z_0^\top\|_F \) from m x m matrices.
+    r"""Return the relative change \( \|Z_t Z_t^\top - Z_0 Z_0^\top\|_F / \|Z_0 Z_0^\top\|_F \).
 
-    With D = Z_t - Z_0 and S = Z_t + Z_0 the difference is (D S' + S D') / 2, so that small changes do not cancel.
+    With D = Z_t - Z_0 and S = Z_t + Z_0 the difference is (D S' + S D') / 2, so that small changes do not cancel; its
+    norm is found from m x m matrices where there are more samples than features.
 
     Args:
         features_now: Z_t, shape `(k, m)`.
@@ -226,12 +227,17 @@ def kernel_change(features_now, features_start):
             f"Received: features of shapes {now.shape} and {start.shape}"
         )
     difference, total = now - start, now + start
-    mixed = total.T @ difference
-    square = (np.sum((difference.T @ difference) * (total.T @ total)) + np.sum(mixed * mixed.T)) / 2
-    before = linalg.norm(start.T @ start)
+    if len(now) <= now.shape[1]:
+        # not by BLAS, whose threads go on spinning for a while and slow down the next training steps
+        half = np.einsum("im,jm->ij", difference, total) / 2
+        changed, before = linalg.norm(half + half.T), linalg.norm(np.einsum("im,jm->ij", start, start))
+    else:
+        mixed = total.T @ difference
+        square = (np.sum((difference.T @ difference) * (total.T @ total)) + np.sum(mixed * mixed.T)) / 2
+        changed, before = np.sqrt(max(square, 0.0)), linalg.norm(start.T @ start)
     if before == 0:
         return 0.0 if not difference.any() else np.inf
-    return float(np.sqrt(max(square, 0.0)) / before)
+    return float(changed / before)
 
 
 def _mean_along(ones, columns):

@@ -7,6 +7,7 @@ from keras_dal import _keras
 SHARE = 0.01  # of training's arithmetic that measuring may cost
 _BACKWARD = 6  # operations for each product of the forward pass: two there, and four for the gradients
 _SAMPLE, _EPOCH = 1e6, 1e9  # operations that these cost at least, with all that is no arithmetic
+_MEASUREMENT, _OFTEN = 5e9, 10  # the same of one measurement, most of it threads that wait; so many are no matter
 _FEW = 128  # samples of an epoch, where their number is not known yet
 _EIGENVALUES = 10  # multiplications for each entry of a matrix and each of its columns
 _FLOAT64 = 2  # times what float32 takes
@@ -21,9 +22,11 @@ class Budget:
         model: a built Keras model.
         num_features: m.
         num_outputs: C.
+        epochs: of the whole fit.
     """
 
-    def __init__(self, model, num_features, num_outputs):
+    def __init__(self, model, num_features, num_outputs, epochs):
+        self._epochs = epochs
         self._step = max(_SAMPLE, _BACKWARD * _products(model))
         self._sums = 2 * _FLOAT64 * (num_features + 1 + num_outputs) ** 2
         self._eigenvalues = _EIGENVALUES * (num_features + 1) ** 3
@@ -31,7 +34,10 @@ class Budget:
     def interval(self, count=None):
         """Return after how many epochs of `count` samples to measure again; None where the number is not known yet."""
         count = count or _FEW
-        return max(1, math.ceil((self._sums * count + self._eigenvalues) / (SHARE * (self._step * count + _EPOCH))))
+        affordable = SHARE * (self._step * count + _EPOCH)  # in one epoch
+        arithmetic = (self._sums * count + self._eigenvalues) / affordable
+        waiting = min(_MEASUREMENT / affordable, self._epochs / _OFTEN)
+        return max(1, math.ceil(arithmetic), math.ceil(waiting))
 
 
 def _products(model):

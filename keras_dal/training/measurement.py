@@ -25,18 +25,24 @@ class Measurement:
         structure: its `Structure`.
         loss: the `losses.Loss` it is compiled with.
         data: arguments of `alignment`, or None for what flows through `fit`.
+        epochs: number of the last epoch of `fit`.
+
+    Attributes:
+        report: the last `AlignmentReport`, None before the first.
+        measured_at: the epoch it is of.
+        interval: epochs from one measurement to the next.
     """
 
-    def __init__(self, model, structure, loss, data):
+    def __init__(self, model, structure, loss, data, epochs):
         self._structure, self._loss, self._data = structure, loss, data
         self._samples = None if data is None else first_samples(data)
         self._kernel_change = None
-        self._last, self._measured_at, self._count = _UNKNOWN, None, None
-        self.report = None
-        self.interval = 1  # epochs from one measurement to the next
+        self._last, self._count = _UNKNOWN, None
+        self.report = self.measured_at = None
+        self.interval = 1
         self.moments = None
         if data is None:
-            self._budget = Budget(model, structure.num_features, structure.num_outputs)
+            self._budget = Budget(model, structure.num_features, structure.num_outputs, epochs)
             with _backend.training_scope(model):
                 self.moments = StepMoments(structure.num_features, structure.num_outputs, loss, input_specs(model))
 
@@ -63,6 +69,7 @@ class Measurement:
         """Return what is known at the end of an epoch, by name."""
         if self.moments is None:
             self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
+            self.measured_at = epoch
             return self._told(self.report) | self._moved(self._samples)
         try:
             sums, count = self.moments.read(self._sums_up)
@@ -90,13 +97,13 @@ class Measurement:
             return moved
         if self._is_due(epoch, count) and self._sums_up:
             self.report = alignment_from_moments(sums, count, self._structure, self._loss)
-            self._last, self._measured_at = self._told(self.report), epoch
+            self._last, self.measured_at = self._told(self.report), epoch
         return self._last | moved
 
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
         self.interval = self._budget.interval(count)
-        since = epoch + 1 if self._measured_at is None else epoch - self._measured_at
+        since = epoch + 1 if self.measured_at is None else epoch - self.measured_at
         return self._now or since >= self.interval
 
     def is_affordable(self, count, epochs):

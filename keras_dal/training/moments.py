@@ -33,6 +33,7 @@ class StepMoments(keras.metrics.Metric):
         self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
         self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
+        self._has_sums = True
         self.measuring = self.add_variable(
             (), "ones", dtype="float32", aggregation="only_first_replica", name="measuring"
         )
@@ -94,7 +95,9 @@ class StepMoments(keras.metrics.Metric):
     def clear(self, measuring=True):
         """Starts an epoch at zero, in which products are summed up or, where not `measuring`, samples only counted."""
         self.measuring.assign(float(measuring))
-        self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
+        if self._has_sums:  # with thousands of features this takes as long as some steps
+            self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
+        self._has_sums = measuring
         self.count.assign(ops.zeros((), dtype=self.dtype))
         self.refused.assign(ops.zeros((), dtype=self.dtype))
 

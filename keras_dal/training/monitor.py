@@ -101,7 +101,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._loss = loss_of(model, self._structure.activation)
         self._check_step_size()
         self._schedule = self._make_schedule()
-        self._measurement = Measurement(model, self._structure, self._loss, self._data)
+        self._measurement = Measurement(model, self._structure, self._loss, self._data, self.params["epochs"])
         self._check_explore()
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven)
@@ -236,7 +236,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
             if self._measurement.interval > 1 and not self._said_interval:
                 self._said_interval = True
                 self._say(model, messages.seldom_measured, self._measurement.interval, self.params["epochs"])
-            self._schedule.observe(epoch, measured.get("alignment", np.nan))
+            if self._measurement.measured_at == epoch:
+                self._schedule.observe(epoch, measured["alignment"])
             self._measured = tuple(measured)
             self._check_frozen()
         if logs is not None:

@@ -23,7 +23,7 @@ class SwitchSchedule:
     def __init__(self, explore, average, epochs):
         self.switch: int | None = None
         self._auto, self._average, self._epochs = explore == "auto", average, epochs
-        self._best, self._waited = -1.0, 0
+        self._best, self._best_at = -1.0, 0
         self._patience = max(2, round(PATIENCE * epochs))
         if explore is None:
             return
@@ -35,12 +35,11 @@ class SwitchSchedule:
             )
 
     def observe(self, epoch, alignment):
-        """Takes the alignment measured at the end of an epoch."""
+        """Takes the alignment measured at the end of an epoch; epochs without a measurement are not told."""
         if alignment > self._best + IMPROVEMENT:
-            self._best, self._waited = alignment, 0
-        else:
-            self._waited += 1
-        if self._auto and self._waited >= self._patience and epoch + 1 >= EARLIEST * self._epochs:
+            self._best, self._best_at = alignment, epoch
+        waited = epoch - self._best_at
+        if self._auto and waited >= self._patience and epoch + 1 >= EARLIEST * self._epochs:
             self.switch, self._auto = min(self.switch or self._epochs, epoch + 1 + self._window(epoch + 1)), False
 
     def _window(self, explored):
