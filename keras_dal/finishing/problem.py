@@ -11,7 +11,7 @@ from keras_dal.finishing.history import Point
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import DenseHead, MixtureHead, SumHead
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
-from keras_dal.solvers.gap import proved_gap
+from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
 from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT, Problem
@@ -46,6 +46,7 @@ class Task:
 
     Attributes:
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
+        gradient_steps: accelerated ones to what `minimize_to` was asked for, at most; None where nothing is known.
     """
 
     def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
@@ -59,6 +60,7 @@ class Task:
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
         self._max_bytes = max_bytes
+        self.gradient_steps = None
         self.left = np.zeros(len(train), bool)  # on their wrong side, as `interpolate` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self.start = self.samples.logits(self.theta)
@@ -225,18 +227,27 @@ class Task:
             if step.gap > gap:
                 continue
             theta = self.structure.rounded(point.theta)
-            proved = self._proved_gap(problem, theta)
+            proved, decrease = self._gap_and_decrease(problem, theta)
             self.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
             if proved <= gap:
                 self.path.end(Ending.CERTIFIED)
+                self.gradient_steps = self._gradient_steps(problem, decrease + proved, gap)
                 return
 
-    def _proved_gap(self, problem, theta):
-        """Return the gap at some parameters, in float64; that of the solver where the head is not plain."""
+    def _gap_and_decrease(self, problem, theta):
+        """Return both at some parameters, in float64; the gap of the solver alone where the head is not plain."""
         if not isinstance(self.head, DenseHead):
-            return self.path.points[-1].gap
+            return self.path.points[-1].gap, np.inf
         data = self.train.features, self.loss, self.targets, self.train.weights
-        return proved_gap(self.head, *data, theta, self.theta, self.anchors, problem.ridge, problem.whitening)
+        return gap_and_decrease(self.head, *data, theta, self.theta, self.anchors, problem.ridge, problem.whitening)
+
+    def _gradient_steps(self, problem, excess, gap):
+        """Return after how many accelerated gradient steps in the same coordinates the gap would be as small."""
+        curvature = self.loss.curvature(self.head.num_outputs)
+        if not isinstance(self.head, DenseHead) or curvature is None:
+            return None
+        data = self.train.features, self.head.use_bias, curvature, self.train.weights
+        return gradient_steps(*data, self.anchors, problem.ridge, problem.whitening, excess, gap)
 
     def _minimize(self, problem, tol, phi=None, unit=1.0):
         """Return the step and point where the loss is nearly its floor, or nearly the least, and what ended it there.

@@ -67,6 +67,8 @@ class Result:
             tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
             path", everything tried; "the time limit", "patience", "an interrupt" or "numbers that are not finite".
         seconds: of the solver, without the passes for the features.
+        gradient_steps: a proved number of Nesterov's accelerated gradient steps to a gap as small, in the solver's
+            coordinates; None where none is known.
     """
 
     model: Any
@@ -89,6 +91,7 @@ class Result:
     scaled_penalty: float
     stopped_by: Ending
     seconds: float
+    gradient_steps: int | None
     _data: Any
     _theta: np.ndarray
 
@@ -129,6 +132,9 @@ class Result:
         if self.stopped_by == Ending.CERTIFIED and in_float64:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             yield f"proved:     at most {self.point.gap:.1e} above the minimum of {weighted}"
+            if self.gradient_steps is not None:
+                newton = f"Newton's method took {len(self.path) - 1:,}"
+                yield f"            accelerated gradient descent takes {self.gradient_steps:,} steps at most; {newton}"
         if self.margin is not None and self.margin > 0 and self._data.loss.are_hard(self._data.targets):
             yield (
                 f"proved:     the infimum of the loss is 0, as every margin is positive (least {self.margin:.2g}); at "
@@ -196,6 +202,7 @@ class _Data(NamedTuple):
     floor: float
     tol: float | None
     rows: np.ndarray
+    gradient_steps: int | None
 
 
 def finished(task, path, tol):
@@ -223,6 +230,7 @@ def finished(task, path, tol):
         floor=task.floor,
         tol=tol,
         rows=task.train.rows,
+        gradient_steps=task.gradient_steps,
     )
     result = _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
@@ -278,6 +286,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
         scaled_penalty=scale**2 * penalty,
         stopped_by=stopped_by,
         seconds=seconds + time.perf_counter() - started,
+        gradient_steps=data.gradient_steps,
         _data=data,
         _theta=theta,
     )

@@ -1,13 +1,16 @@
-"""How far a head may be from the minimum of `loss + ridge * change`, in float64."""
+"""How far a head may be from the minimum of `loss + ridge * change`, and how soon gradient steps get there."""
+
+import math
 
 import numpy as np
+from scipy import linalg
 
 _BLOCK = 4096  # samples whose logits exist at a time in float64
 _SAFETY = 1 + 1e-6  # for rounding in the sums below, generously
 
 
-def proved_gap(head, features, loss, targets, weights, theta, start, anchors, ridge, coordinates):
-    r"""Return an upper bound of \( F(\theta) - \min F \) for the objective of a plain head.
+def gap_and_decrease(head, features, loss, targets, weights, theta, start, anchors, ridge, coordinates):
+    r"""Return an upper bound of \( F(\theta) - \min F \) for a plain head, and \( F(\theta^0) - F(\theta) \).
 
     \( F = \frac1n \sum_i w_i l(f_i) + \rho \left( \frac1a \sum_a \|f_a - f_a^0\|^2 + \|\phi\|^2 \right) \) with
     \( \theta = \theta^0 + T \phi \) is \( 2 \rho \)-strongly convex in \( \phi \), so that it lies at most
@@ -27,13 +30,56 @@ def proved_gap(head, features, loss, targets, weights, theta, start, anchors, ri
     """
     hold = np.zeros(len(features))
     hold[anchors] = 2 * ridge / len(anchors)
-    gradient = np.zeros(head.num_parameters)
+    gradient, decrease = np.zeros(head.num_parameters), 0.0
     for begin in range(0, len(features), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         block = np.asarray(features[rows], np.float64)
-        logits = head.logits(block, theta)
-        cotangent = weights[rows, None] / len(features) * loss.gradient(logits, targets[rows])
-        cotangent += hold[rows, None] * (logits - head.logits(block, start))
+        logits, before, share = head.logits(block, theta), head.logits(block, start), weights[rows] / len(features)
+        cotangent = share[:, None] * loss.gradient(logits, targets[rows]) + hold[rows, None] * (logits - before)
         gradient += head.adjoint(block, cotangent)
-    pulled_back = coordinates.exact_transposed(gradient) + 2 * ridge * coordinates.exact_inverse(theta - start)
-    return _SAFETY * float(pulled_back @ pulled_back) / (4 * ridge)
+        decrease += share @ (loss.values(before, targets[rows]) - loss.values(logits, targets[rows]))
+        decrease -= hold[rows] @ np.sum((logits - before) ** 2, axis=1) / 2
+    phi = coordinates.exact_inverse(theta - start)
+    pulled_back = coordinates.exact_transposed(gradient) + 2 * ridge * phi
+    gap = _SAFETY * float(pulled_back @ pulled_back) / (4 * ridge)
+    return gap, float(decrease - ridge * (phi @ phi))
+
+
+def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, coordinates, excess, gap):
+    r"""Return a number of accelerated gradient steps in \( \phi \) after which F is within `gap` of its minimum.
+
+    Let A and M be the second moments of the inputs over samples, by their weights, and over anchors, in the coordinates
+    of `gap_and_decrease`. The second derivative of F lies between \( \mu = 2 \rho (1 + \lambda_{min}(M)) \) and
+    \( \beta = \lambda_{max}(c A + 2 \rho M) + 2 \rho \), so that k steps of size \( 1 / \beta \) with
+    momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at most \( (1 - q)^k \) of twice the excess
+    (Nesterov, 2018, theorem 2.2.3 with \( \gamma_0 = \mu \), where \( \frac{\mu}{2} \|\phi^*\|^2 \) is no more than the
+    excess).
+
+    Args:
+        features: `(n, m)`.
+        use_bias: whether the head has one.
+        curvature: c, an upper bound of the loss's second derivative in the logits.
+        weights, anchors, ridge, coordinates: as in `gap_and_decrease`.
+        excess: upper bound of how far F is above its minimum at first.
+        gap: how far it may be in the end, positive.
+    """
+    hold = np.zeros(len(features))
+    hold[anchors] = 2 * ridge / len(anchors)
+    bent, held = (
+        coordinates.root @ _moments(features, use_bias, factors) @ coordinates.root.T
+        for factors in (curvature * weights / len(features) + hold, hold)
+    )
+    largest = _SAFETY * float(linalg.eigvalsh(bent)[-1]) + 2 * ridge
+    smallest = max(0.0, float(linalg.eigvalsh(held)[0]) - (_SAFETY - 1) * largest) + 2 * ridge
+    rate = -math.log1p(-math.sqrt(smallest / largest))
+    return math.ceil(math.log(2 * excess / gap) / rate) if excess > gap else 0
+
+
+def _moments(features, use_bias, factors):
+    """Return the sum of the outer products of the inputs, each times its factor, `(m + 1, m + 1)`."""
+    total = 0.0
+    for begin in range(0, len(features), _BLOCK):
+        block = np.asarray(features[begin : begin + _BLOCK], np.float64)
+        columns = np.column_stack([block, np.ones(len(block))]) if use_bias else block
+        total = total + columns.T @ (factors[begin : begin + _BLOCK, None] * columns)
+    return total

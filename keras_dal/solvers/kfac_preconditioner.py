@@ -52,14 +52,19 @@ class Whitening:
         maps = [(inputs.left, gates.transposed_right) for inputs, gates in pairs]
         return self._mapped(gradient, maps).astype(np.float64)
 
+    @property
+    def root(self):
+        """The matrix R of a plain head with `T' = R kron I`, in float64, as the float32 numbers it consists of."""
+        return self._inputs[0].root
+
     def exact_transposed(self, gradient):
-        """Return `T' gradient` of a plain head in float64, for T as the float32 numbers that it consists of."""
-        root = self._inputs[0].root
+        """Return `T' gradient` of a plain head in float64."""
+        root = self.root
         return (root @ gradient.reshape(len(root), -1)).ravel()
 
     def exact_inverse(self, theta):
         """Return `T^-1 theta` of a plain head in float64."""
-        root = self._inputs[0].root
+        root = self.root
         return linalg.solve_triangular(root, theta.reshape(len(root), -1), trans=1, lower=True).ravel()
 
     def rows(self, inputs, gates):

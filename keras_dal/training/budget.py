@@ -7,7 +7,8 @@ from keras_dal import _keras
 SHARE = 0.01  # of training's arithmetic that measuring may cost
 _BACKWARD = 6  # operations for each product of the forward pass: two there, and four for the gradients
 _SAMPLE, _EPOCH = 1e6, 1e9  # operations that these cost at least, with all that is no arithmetic
-_MEASUREMENT, _OFTEN = 5e9, 10  # the same of one measurement, most of it threads that wait; so many are no matter
+_MEASUREMENT = 5e9  # the same of one measurement, most of it threads that wait
+_CHEAP, _OFTEN = 2e10, 10  # operations of a fraction of a second; so many of them are no matter in any fit
 _FEW = 128  # samples of an epoch, where their number is not known yet
 _EIGENVALUES = 10  # multiplications for each entry of a matrix and each of its columns
 _FLOAT64 = 2  # times what float32 takes
@@ -35,9 +36,9 @@ class Budget:
         """Return after how many epochs of `count` samples to measure again; None where the number is not known yet."""
         count = count or _FEW
         affordable = SHARE * (self._step * count + _EPOCH)  # in one epoch
-        arithmetic = (self._sums * count + self._eigenvalues) / affordable
-        waiting = min(_MEASUREMENT / affordable, self._epochs / _OFTEN)
-        return max(1, math.ceil(arithmetic), math.ceil(waiting))
+        cost = self._sums * count + self._eigenvalues + _MEASUREMENT
+        interval = cost / affordable
+        return max(1, math.ceil(min(interval, self._epochs / _OFTEN) if cost <= _CHEAP else interval))
 
 
 def _products(model):

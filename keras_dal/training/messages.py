@@ -50,9 +50,9 @@ def descends(model, switch, certificate):
 
 def seldom_measured(interval, epochs):
     """Return how often the alignment is measured, where that is not every epoch."""
-    how_often = f"every {interval} epochs" if interval <= epochs else "not in this fit"
+    how_often = f"is measured every {interval} epochs" if interval <= epochs else "is not measured in this fit"
     return (
-        f"keras_dal: the alignment is measured {how_often}: it would take more than a hundredth of the training. "
+        f"keras_dal: the alignment {how_often}: it would take more than a hundredth of the training. "
         "keras_dal.alignment(model, x, y) measures it at any time"
     )
 

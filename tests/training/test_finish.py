@@ -128,6 +128,28 @@ def test_the_head_is_the_minimum_that_scipy_finds_and_the_proved_gap_holds():
     reached = objective(theta.astype(np.float64).ravel())
     assert reached - least <= monitor.result.point.gap + 1e-7
     assert monitor.result.point.gap <= 1e-4
+    steps = accelerated(objective, least, start, np.linalg.cholesky(held), second)
+    assert steps <= monitor.result.gradient_steps <= 10 * steps
+
+
+def accelerated(objective, least, start, lower, second):
+    """Return after how many of Nesterov's steps in the coordinates `L' (theta - start)` the gap is 1e-4."""
+    inverse = np.linalg.inv(lower)
+    values = np.linalg.eigvalsh(inverse @ second @ inverse.T)
+    largest, smallest = 0.5 * values[-1] + 0.02 * (values[-1] + 1), 0.02 * (values[0] + 1)
+    q = np.sqrt(smallest / largest)
+    phi = ahead = np.zeros_like(start)
+
+    def at(flat):
+        return objective((start + inverse.T @ flat.reshape(start.shape)).ravel())
+
+    for steps in range(1_000):
+        if at(phi.ravel()) - least <= 1e-4:
+            return steps
+        before, slope = phi, optimize.approx_fprime(ahead.ravel(), at, 1e-7).reshape(start.shape)
+        phi = ahead - slope / largest
+        ahead = phi + (1 - q) / (1 + q) * (phi - before)
+    raise AssertionError("the steps did not get there")
 
 
 @pytest.mark.parametrize("average", [0, 0.7])

@@ -1,0 +1,256 @@
+"""Does what is measured early say how far a structure gets, and do wider heads reach what `width_curve` predicts?
+
+    python benchmarks/structures.py cifar10 --data-dir ~/tensorflow_datasets --seeds 0
+
+trains small residual networks of many shapes on 5,000 images as they are, and looks at each after a fifth of the epochs
+and at the end: training loss, the head's alignment, the least loss its head can reach, test accuracy. Beside the head
+of one of them it then puts gates: first predicted, then solved for with other gates; and it counts the gradient steps
+that the convex phase would take, for which `Result.gradient_steps` is a bound. Adds lines to
+benchmarks/results/structures.jsonl, which `python benchmarks/width_page.py` writes up in docs/width.md.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+RESULT = Path(__file__).parent / "results" / "structures.jsonl"
+IMAGES, EPOCHS, EARLY, BATCH = 5_000, 10, 2, 128
+WIDTHS = (0, 2, 5, 10, 20)  # gates beside the head
+OTHER_SEED = 1_000  # of gates, far from those of the prediction's draws
+GENTLE = 1e-8  # weight of the change: nearly none
+
+
+def parsed():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=("cifar10", "cifar100", "fashion_mnist"))
+    parser.add_argument("--data-dir", help="folder of prepared sets of tensorflow-datasets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--structures", nargs="+", help="names of some of them; all by default")
+    parser.add_argument("--core", type=int, help="the one core to run on")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    return parser.parse_args()
+
+
+options = parsed() if __name__ == "__main__" else None
+if options and options.core is not None:
+    os.sched_setaffinity(0, {options.core})
+
+import keras  # noqa: E402
+import machine  # noqa: E402
+import numpy as np  # noqa: E402
+from keras import layers  # noqa: E402
+from two_lines import load  # noqa: E402
+
+import keras_dal  # noqa: E402
+
+
+class Shape:
+    """A residual network: how wide, how deep, and what it has of the usual parts."""
+
+    def __init__(self, filters, blocks=1, skip=True, norm=True, pooling="average"):
+        self.filters, self.blocks, self.skip, self.norm, self.pooling = filters, blocks, skip, norm, pooling
+
+    def build(self, x, num_classes):
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2)) + 1e-3
+        inputs = keras.Input(x.shape[1:])
+        z = layers.Normalization(mean=mean.tolist(), variance=variance.tolist())(inputs)
+        z = self._convolved(z, self.filters, 1)
+        for stage in range(3):
+            for block in range(self.blocks):
+                z = self._block(z, self.filters * 2**stage, 2 if stage and not block else 1)
+        z = layers.Flatten()(z) if self.pooling == "none" else layers.GlobalAveragePooling2D()(z)
+        return keras.Model(inputs, layers.Dense(num_classes)(z))
+
+    def _block(self, x, filters, stride):
+        z = self._convolved(self._convolved(x, filters, stride), filters, 1, activation=not self.skip)
+        if not self.skip:
+            return z
+        if stride != 1 or x.shape[-1] != filters:
+            x = self._convolved(x, filters, stride, size=1, activation=False)
+        return layers.ReLU()(layers.Add()([z, x]))
+
+    def _convolved(self, x, filters, stride, size=3, activation=True):
+        x = layers.Conv2D(filters, size, stride, "same", use_bias=not self.norm, kernel_initializer="he_normal")(x)
+        x = layers.BatchNormalization(momentum=0.9)(x) if self.norm else x
+        return layers.ReLU()(x) if activation else x
+
+
+SHAPES = {
+    "4 filters": Shape(4),
+    "8 filters": Shape(8),
+    "16 filters": Shape(16),
+    "32 filters": Shape(32),
+    "64 filters": Shape(64),
+    "4 filters, 14 layers": Shape(4, blocks=2),
+    "8 filters, 14 layers": Shape(8, blocks=2),
+    "4 filters, no skips": Shape(4, skip=False),
+    "8 filters, no skips": Shape(8, skip=False),
+    "16 filters, no skips": Shape(16, skip=False),
+    "4 filters, no pooling": Shape(4, pooling="none"),
+    "8 filters, no pooling": Shape(8, pooling="none"),
+    "8 filters, no normalization": Shape(8, norm=False),
+    "8 filters, no skips, no normalization": Shape(8, skip=False, norm=False),
+}
+HEADS_OF = "16 filters"
+COSTLY = ("64 filters",)  # trained where named
+
+
+def cross_entropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Snapshots(keras.callbacks.Callback):
+    """Looks at the model after a fifth of the epochs; what that takes is not in the seconds."""
+
+    def __init__(self, look):
+        super().__init__()
+        self._look, self.early, self.seconds = look, None, 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds += time.perf_counter() - self._started
+        if epoch + 1 == EARLY:
+            self.early = self._look(self.model)
+
+
+def looked_at(model, x, y):
+    """Return what can be measured of a model on its training images, without training it."""
+    curve = keras_dal.width_curve(model, x, y, widths=[0], draws=1, verbose=0)
+    loss, accuracy = model.evaluate(x, y, batch_size=500, verbose=0)
+    low, high = curve.infimum[0]
+    return {
+        "training_loss": loss,
+        "training_accuracy": accuracy,
+        "residual_share": curve.residual_share[0],
+        "infimum": [low, high],
+        "rank": curve.rank[0],
+    }
+
+
+def features_of(model, x):
+    return np.asarray(keras.Model(model.inputs, model.layers[-1].input).predict(x, batch_size=500, verbose=0))
+
+
+def head(z, classes, width, loss, seed):
+    """Return a compiled head of this width, its gates adapted to features."""
+    dense = layers.Dense(classes)
+    gated = keras_dal.GatedBranch(dense, width, seed=seed) if width else dense
+    model = keras.Sequential([layers.Input(z.shape[1:]), gated])
+    if width:
+        gated.adapt(z)
+    model.compile(loss=loss)
+    return model
+
+
+def heads(model, x, y, test, classes, seed):
+    """Yield what `width_curve` predicts for wider heads, and what solved ones reach, with gates of their own."""
+    z, seen = features_of(model, x), features_of(model, test.x.astype("float32"))
+    start = time.perf_counter()
+    curve = keras_dal.width_curve(head(z, classes, 0, cross_entropy(), seed), z, y, widths=WIDTHS, seed=seed, verbose=0)
+    seconds = time.perf_counter() - start
+    one_hot = np.eye(classes)[y]
+    constant = float(np.mean((one_hot - one_hot.mean(axis=0)) ** 2))
+    for index, width in enumerate(curve.widths):
+        kept = {"gated": False, "time_limit": 30.0, "verbose": 0}
+        gates = OTHER_SEED + seed + width
+        fit = keras_dal.converge(head(z, classes, width, "mse", gates), z, one_hot, tol=1e-12, ridge=GENTLE, **kept)
+        right = keras_dal.converge(
+            head(z, classes, width, cross_entropy(), gates), z, y, tol=1e-3, ridge=GENTLE, **kept
+        )
+        logits = right.model.predict(seen, batch_size=500, verbose=0)
+        yield {
+            "kind": "head",
+            "gates": width,
+            "features": z.shape[1],
+            "settled": curve.settled,
+            "seconds_of_curve": round(seconds, 2),
+            "predicted_share": curve.residual_share[index],
+            "predicted_spread": curve.residual_share_spread[index],
+            "predicted_infimum": list(curve.infimum[index]),
+            "share": fit.loss / constant,
+            "loss": right.loss,
+            "training_accuracy": right.accuracy,
+            "test_accuracy": float(np.mean(logits.argmax(axis=1) == test.y)),
+        }
+
+
+def convex_steps(model, x, y):
+    """Return the gradient steps that are proved to be enough for the head, and those that were."""
+    z = np.column_stack([features_of(model, x), np.ones(len(x))]).astype(np.float64)
+    start = np.vstack(model.layers[-1].get_weights()).astype(np.float64)
+    result = keras_dal.finish(model, x, y, verbose=0)
+    solved = np.vstack(model.layers[-1].get_weights()).astype(np.float64)
+    second = z.T @ z / len(z)
+    lower = np.linalg.cholesky(second + 1e-2 * np.diag(np.diag(second)))
+    inverse, right = np.linalg.inv(lower), np.eye(start.shape[1])[y]
+    values = np.linalg.eigvalsh(inverse @ second @ inverse.T)
+    largest, smallest = 0.5 * values[-1] + 0.02 * (values[-1] + 1), 0.02 * (values[0] + 1)
+
+    def objective(phi):
+        logits, moved = z @ (start + inverse.T @ phi), z @ (inverse.T @ phi)
+        below = logits - logits.max(axis=1, keepdims=True)
+        loss = np.mean(np.log(np.exp(below).sum(axis=1)) - below[np.arange(len(y)), y])
+        slope = (np.exp(below) / np.exp(below).sum(axis=1, keepdims=True) - right + 0.02 * moved) / len(z)
+        value = loss + 0.01 * (np.sum(moved**2) / len(z) + np.sum(phi**2))
+        return value, inverse @ (z.T @ slope) + 0.02 * phi
+
+    least = objective(lower.T @ (solved - start))[0] - result.point.gap
+    phi = ahead = np.zeros_like(start)
+    momentum = (1 - np.sqrt(smallest / largest)) / (1 + np.sqrt(smallest / largest))
+    taken = 0
+    while objective(phi)[0] - least > 1e-4:
+        before, phi = phi, ahead - objective(ahead)[1] / largest
+        ahead, taken = phi + momentum * (phi - before), taken + 1
+    return {
+        "kind": "steps",
+        "proved_gradient_steps": result.gradient_steps,
+        "gradient_steps": taken,
+        "newton_steps": len(result.path) - 1,
+        "gap": result.point.gap,
+    }
+
+
+def rows(seed):
+    """Yield a row for each structure, and then for each head of one of them."""
+    train, test, classes = load(options.dataset, IMAGES, options.data_dir)
+    x, y = train.x.astype("float32"), train.y
+    steps = EPOCHS * (len(x) // BATCH)
+    for name in options.structures or [name for name in SHAPES if name not in COSTLY]:
+        keras.utils.set_random_seed(seed)
+        model = SHAPES[name].build(x, classes)
+        rate = keras.optimizers.schedules.CosineDecay(0.1 if SHAPES[name].norm else 0.01, steps)
+        model.compile(keras.optimizers.SGD(rate, momentum=0.9), cross_entropy(), metrics=["accuracy"])
+        snapshots = Snapshots(lambda now: looked_at(now, x, y))
+        monitor = keras_dal.AlignmentMonitor(verbose=False)
+        history = model.fit(x, y, BATCH, EPOCHS, verbose=0, callbacks=[monitor, snapshots]).history
+        yield {
+            "kind": "structure",
+            "structure": name,
+            "parameters": model.count_params(),
+            "features": model.layers[-1].input.shape[-1],
+            "seconds": round(snapshots.seconds, 1),
+            "early": snapshots.early,
+            "end": looked_at(model, x, y),
+            "test_accuracy": model.evaluate(test.x.astype("float32"), test.y, batch_size=500, verbose=0)[1],
+            "kernel_change": history["kernel_change"],
+        }
+        if name == HEADS_OF:
+            yield from heads(model, x, y, test, classes, seed)
+            yield convex_steps(model, x, y)
+
+
+def main():
+    for seed in options.seeds:
+        for row in rows(seed):
+            row = {"dataset": options.dataset, "images": IMAGES, "epochs": EPOCHS, "seed": seed, **row}
+            with options.result.open("a") as file:
+                file.write(json.dumps({**row, "machine": machine.describe()}) + "\n")
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
