@@ -51,6 +51,7 @@ class Shape:
 
     def __init__(self, filters, blocks=1, skip=True, norm=True, pooling="average"):
         self.filters, self.blocks, self.skip, self.norm, self.pooling = filters, blocks, skip, norm, pooling
+        self.rate = 0.1 if norm else 0.01
 
     def build(self, x, num_classes):
         mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2)) + 1e-3
@@ -77,6 +78,25 @@ class Shape:
         return layers.ReLU()(x) if activation else x
 
 
+class KernelRegime:
+    """One wide hidden layer, parametrized so that its kernel moves the less the wider it is (Jacot et al., 2018)."""
+
+    rate = 0.3
+
+    def __init__(self, width):
+        self.width = width
+
+    def build(self, x, num_classes):
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2)) + 1e-3
+        inputs, draw = keras.Input(x.shape[1:]), keras.initializers.RandomNormal(stddev=1.0)
+        z = layers.Flatten()(layers.Normalization(mean=mean.tolist(), variance=variance.tolist())(inputs))
+        z = layers.Dense(self.width, "relu", kernel_initializer=draw)(layers.Rescaling(z.shape[1] ** -0.5)(z))
+        return keras.Model(inputs, layers.Dense(num_classes, kernel_initializer=draw)(self._scaled(z)))
+
+    def _scaled(self, z):
+        return layers.Rescaling(self.width**-0.5)(z)
+
+
 SHAPES = {
     "4 filters": Shape(4),
     "8 filters": Shape(8),
@@ -92,6 +112,7 @@ SHAPES = {
     "8 filters, no pooling": Shape(8, pooling="none"),
     "8 filters, no normalization": Shape(8, norm=False),
     "8 filters, no skips, no normalization": Shape(8, skip=False, norm=False),
+    "1,024 units, kernel regime": KernelRegime(1024),
 }
 HEADS_OF = "16 filters"
 COSTLY = ("64 filters",)  # trained where named
@@ -222,7 +243,7 @@ def rows(seed):
     for name in options.structures or [name for name in SHAPES if name not in COSTLY]:
         keras.utils.set_random_seed(seed)
         model = SHAPES[name].build(x, classes)
-        rate = keras.optimizers.schedules.CosineDecay(0.1 if SHAPES[name].norm else 0.01, steps)
+        rate = keras.optimizers.schedules.CosineDecay(SHAPES[name].rate, steps)
         model.compile(keras.optimizers.SGD(rate, momentum=0.9), cross_entropy(), metrics=["accuracy"])
         snapshots = Snapshots(lambda now: looked_at(now, x, y))
         monitor = keras_dal.AlignmentMonitor(verbose=False)
