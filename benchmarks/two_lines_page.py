@@ -35,9 +35,10 @@ def settings(rows):
 
 
 def paired(ways, way, field):
-    """Return the values of a way and of the base, seed by seed."""
+    """Return the values of a way and of the base, seed by seed; without those that are not known of one of them."""
     seeds = sorted(set(ways[way]) & set(ways["base"]))
-    return np.array([[ways[name][seed][field] for seed in seeds] for name in (way, "base")])
+    pairs = [[ways[name][seed][field] for name in (way, "base")] for seed in seeds]
+    return np.array([pair for pair in pairs if None not in pair]).reshape(-1, 2).T
 
 
 def ratio(ways, way, field):
@@ -84,7 +85,7 @@ def ways_table(found):
             rows = list(ways[way].values())
             if rows:
                 names = ("test_accuracy", "seconds", "epochs_trained")
-                mean = {name: np.mean([row[name] for row in rows]) for name in names}
+                mean = {name: mean_of(rows, name) for name in names}
                 yield (
                     f"| {described(setting)} | {title} | {len(rows)} | {100 * mean['test_accuracy']:.2f} % | "
                     f"{mean['seconds']:.1f} | {mean['epochs_trained']:.1f} |"
@@ -92,7 +93,9 @@ def ways_table(found):
 
 
 def mean_of(rows, field):
-    return np.mean([row[field] for row in rows])
+    """Return the mean over the rows in which it is known; a clock that others disturbed is not."""
+    known = [row[field] for row in rows if row[field] is not None]
+    return np.mean(known) if known else np.nan
 
 
 def price_table(found):

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 
 from keras_dal.solvers import duality
-from keras_dal.solvers.head_bounds import rounding
 
 _SCALES = np.geomspace(1e-2, 1e3, 81)
 
@@ -35,7 +34,7 @@ class Objective:
 
     def evaluate(self, theta):
         """Return the logits `(n, C)` and a bound of their rounding errors."""
-        return self.jacobian.logits(theta), rounding(self.jacobian.head, self.jacobian.features, theta)
+        return self.jacobian.logits(theta), self.jacobian.head.rounding(self.jacobian.features, theta)
 
     def smallest_margin(self, logits, errors):
         """Return a lower bound of the smallest margin; None where margins prove nothing, as for soft labels."""

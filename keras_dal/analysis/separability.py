@@ -11,7 +11,6 @@ import numpy as np
 
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
-from keras_dal.solvers.head_bounds import rounding
 from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
@@ -70,7 +69,7 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None):
 
 
 def _smallest_margin(head, loss, features, targets, theta):
-    errors = rounding(head, features, theta)
+    errors = head.rounding(features, theta)
     return duality.smallest_margin(loss, head.logits(features, theta), errors, targets)
 
 

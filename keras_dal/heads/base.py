@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+_EPS = float(np.finfo(np.float64).eps)
+
 
 class Head:
     """What `f(z) = sum_k theta_k df(z)/dtheta_k` looks like from outside."""
@@ -34,6 +36,27 @@ class Head:
 
     def columns(self, features) -> np.ndarray | None:
         """Return A, shape `(k, P / C)`, where the Jacobian is `A kron I_C`; None where outputs share no such factor."""
+
+    def spectral_norm_bound(self, features, weights, centered=False) -> float:
+        """Return an upper bound of sigma_max(J_S), from matrices of the order of m + 1 and the number of gates only.
+
+        Iterative estimates of sigma_max are lower bounds and would not do.
+
+        Args:
+            features: `(n, m)`.
+            weights: of the samples, `(n,)`; rows are multiplied by their roots.
+            centered: whether constants per sample are removed from the logits.
+        """
+        raise NotImplementedError
+
+    def magnitudes(self, features, theta) -> np.ndarray:
+        """Return the logits with every product in their sums replaced by its magnitude, for a theta without signs."""
+        raise NotImplementedError
+
+    def rounding(self, features, theta):
+        """Return a bound `(n, C)` of the errors float64 makes in `logits`, with gates and inputs taken as computed."""
+        num_terms = 8 + sum(sum(shape) for shape in self.shapes)  # of the longest sum, at most
+        return _EPS * num_terms * self.magnitudes(features, np.abs(theta))
 
     def split(self, theta):
         """Return the views of a flat theta that have this head's `shapes`."""

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_dal.heads.base import Head
+from keras_dal.heads.norms import largest_singular_value
 from keras_dal.heads.part import Part, with_ones
 
 
@@ -27,6 +28,12 @@ class DenseHead(Head):
     def adjoint(self, features, cotangent):
         kernel = features.T @ cotangent
         return self.join([kernel, cotangent.sum(axis=0)] if self.use_bias else [kernel], features.dtype)
+
+    def spectral_norm_bound(self, features, weights, centered=False):
+        return largest_singular_value(self.columns(features) * np.sqrt(weights)[:, None])
+
+    def magnitudes(self, features, theta):
+        return self.logits(np.abs(features), theta)
 
 
 class DensePart(Part):

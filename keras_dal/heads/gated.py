@@ -1,10 +1,16 @@
 """Gated units before a linear layer."""
 
+import copy
+from typing import Any
+
 import numpy as np
 
 from keras_dal.heads.base import Head
 from keras_dal.heads.dense import DensePart
+from keras_dal.heads.norms import SAFETY, root_of_largest_eigenvalue
 from keras_dal.heads.part import WithGates
+
+_BLOCK = 4096  # samples whose gates exist at a time in float64
 
 
 class Gates(Head):
@@ -26,6 +32,25 @@ class Gates(Head):
             np.exp(gates, out=gates)
         gates += 1
         return np.reciprocal(gates, out=gates)
+
+    def _moments(self, features, weights):
+        """Return `G' D G` with `D_ii = w_i (|u_i|^2 + 1)`, of the order of the number of gates."""
+        moments = 0.0
+        for start in range(0, len(features), _BLOCK):
+            block = features[start : start + _BLOCK]
+            gates = self.gates(block)
+            squares = weights[start : start + _BLOCK] * (1.0 + np.sum(self.standardize(block) ** 2, axis=1))
+            moments = moments + gates.T @ (gates * squares[:, None])
+        return moments
+
+    def magnitudes(self, features, theta):
+        return self._unsigned().logits(features, theta)
+
+    def _unsigned(self) -> Any:
+        """Return a copy whose inputs have no signs."""
+        unsigned: Any = copy.copy(self)
+        unsigned.standardize, unsigned.gates = lambda rows: np.abs(self.standardize(rows)), self.gates
+        return unsigned
 
 
 class GatedHead(Gates):
@@ -53,6 +78,23 @@ class GatedHead(Gates):
         hidden = (cotangent @ self.output_kernel.T.astype(features.dtype)) * self.gates(features)
         parts = [self.standardize(features).T @ hidden, hidden.sum(axis=0)]
         return self.join(parts + ([cotangent.sum(axis=0)] if self.use_bias else []), features.dtype)
+
+    def spectral_norm_bound(self, features, weights, centered=False):
+        """By Schur's product theorem: `sigma_max(A o B) <= max_i A_ii sigma_max(B)` for positive semidefinite A and B.
+
+        `J J'` is the entrywise product of the Gram matrices of `(u_i, 1)` and of `V_j * g_i`; scaled to `A_ii = 1` this
+        leaves the largest eigenvalue of `(V V') o (G' D G)`.
+        """
+        output = self.output_kernel - self.output_kernel.mean(axis=1, keepdims=True) * centered
+        moments = (output @ output.T) * self._moments(features, weights)
+        return np.hypot(
+            root_of_largest_eigenvalue(moments, len(features)), np.sqrt(weights.sum()) * SAFETY * self.use_bias
+        )
+
+    def _unsigned(self):
+        unsigned = super()._unsigned()
+        unsigned.output_kernel = np.abs(self.output_kernel)
+        return unsigned
 
 
 class GatedPart(WithGates):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_dal.heads.gated import Gates
+from keras_dal.heads.norms import root_of_largest_eigenvalue
 from keras_dal.heads.part import WithGates
 
 _ENTRIES = 2**22  # values of a mixture's maps that exist at a time
@@ -46,6 +47,10 @@ class MixtureHead(Gates):
             bias += gates.T @ cotangent[rows]
         kernel = self._exchanged(matrix.reshape(len(matrix), -1, self.num_outputs))
         return self.join([kernel, bias], features.dtype)
+
+    def spectral_norm_bound(self, features, weights, centered=False):
+        """As of `GatedHead`, without a linear map after the gates."""
+        return root_of_largest_eigenvalue(self._moments(features, weights), len(features))
 
     @property
     def gates_first(self):

@@ -26,5 +26,12 @@ class SumHead(Head):
         thetas = np.split(theta, self._ends)
         return sum(part.logits(features, each) for part, each in zip(self.parts, thetas, strict=True))
 
+    def spectral_norm_bound(self, features, weights, centered=False):
+        return np.sqrt(sum(part.spectral_norm_bound(features, weights, centered) ** 2 for part in self.parts))
+
+    def magnitudes(self, features, theta):
+        thetas = np.split(theta, self._ends)
+        return sum(part.magnitudes(features, each) for part, each in zip(self.parts, thetas, strict=True))
+
     def adjoint(self, features, cotangent):
         return np.concatenate([part.adjoint(features, cotangent) for part in self.parts])

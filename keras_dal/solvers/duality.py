@@ -17,7 +17,6 @@ import numpy as np
 from scipy import optimize, special
 
 from keras_dal.solvers.exact_dual import nearby_dual
-from keras_dal.solvers.head_bounds import rounding
 
 _GAP = 1e-7  # of the two bounds, at which the search ends
 _ITERATIONS = 200
@@ -116,7 +115,7 @@ def _least_squares(jacobian, loss, targets, weights):
     The lower bound is 0 where a direction that float64 cannot tell from rounding might explain the rest.
     """
     theta = jacobian.refined(targets)
-    logits, errors = jacobian.logits(theta), rounding(jacobian.head, jacobian.features, theta)
+    logits, errors = jacobian.logits(theta), jacobian.head.rounding(jacobian.features, theta)
     upper = largest_loss(loss, logits, errors, targets, weights)
     lower = 0.0
     if jacobian.is_complete():

@@ -5,9 +5,10 @@ import functools
 import numpy as np
 from scipy import linalg
 
+from keras_dal.heads.norms import largest_singular_value, nonzero
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
-from keras_dal.solvers.least_squares import column_norms, largest_singular_value, nonzero, rank_tolerance, safe_mean
+from keras_dal.solvers.least_squares import column_norms, rank_tolerance, safe_mean
 
 _EPS = float(np.finfo(np.float64).eps)
 

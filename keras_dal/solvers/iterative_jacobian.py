@@ -7,7 +7,6 @@ from scipy.sparse.linalg import lsqr
 
 from keras_dal import heads
 from keras_dal.heads.cached_jacobian import CachedJacobian
-from keras_dal.solvers.head_bounds import spectral_norm_bound
 from keras_dal.solvers.jacobian_base import Jacobian, Products
 from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.min_norm_interpolation import Interpolation
@@ -29,7 +28,7 @@ class IterativeJacobian(Jacobian):
 
     def __init__(self, head, features, weights, centered, precision):
         super().__init__(head, features, weights, centered, precision)
-        self.sigma_max = spectral_norm_bound(head, features, weights, centered)
+        self.sigma_max = head.spectral_norm_bound(features, weights, centered)
         self._products = CachedJacobian(head, features.astype(np.float32))
         self._interpolation = self._factorized()
         self.method = "a Cholesky factorization in float32, refined" if self._interpolation else _LSQR

@@ -4,7 +4,6 @@ import numpy as np
 
 from keras_dal import heads
 from keras_dal.solvers.factorized_jacobian import DenseJacobian, FactorizedJacobian, KroneckerJacobian
-from keras_dal.solvers.head_bounds import spectral_norm_bound
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products, Spectrum
 
@@ -17,7 +16,6 @@ __all__ = [
     "Products",
     "Spectrum",
     "jacobian",
-    "spectral_norm_bound",
 ]
 
 _EPS = float(np.finfo(np.float64).eps)

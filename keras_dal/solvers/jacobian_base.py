@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from keras_dal.solvers.head_bounds import spectral_norm_bound
-
 
 class Products(LinearOperator):
     """A real matrix given by two functions, the products with it and with its transpose."""
@@ -77,7 +75,7 @@ class Jacobian:
 
     def with_constants(self):
         """Return the `Spectrum` of J_S as it is, constants per sample included."""
-        return Spectrum(None, None, spectral_norm_bound(self.head, self.features, self.roots.ravel() ** 2))
+        return Spectrum(None, None, self.head.spectral_norm_bound(self.features, self.roots.ravel() ** 2))
 
     def refined(self, targets):
         """Return `solve(targets)` after one step of iterative refinement, where that removes rounding.

@@ -11,9 +11,10 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
+from keras_dal.heads.norms import largest_singular_value, nonzero, root_of_largest_eigenvalue
+
 _EPS = float(np.finfo(np.float64).eps)
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
-SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
 
 
@@ -138,21 +139,6 @@ def column_norms(matrix):
     return largest * np.sqrt(np.sum((matrix / nonzero(largest)) ** 2, axis=0))
 
 
-def largest_singular_value(matrix, num_rows=None):
-    """Return an upper bound of sigma_max, close to it; `num_rows` counts those that the matrix stands for."""
-    largest = nonzero(np.max(np.abs(matrix), initial=0.0))
-    scaled = matrix / largest
-    gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
-    return float(largest * root_of_largest_eigenvalue(gram, num_rows or len(matrix)))
-
-
-def root_of_largest_eigenvalue(gram, num_terms=1, precision=_EPS):
-    """Return an upper bound of the root, close to it, where every entry is a sum of `num_terms` rounded products."""
-    last = len(gram) - 1
-    largest = max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)
-    return np.sqrt(largest + precision * (num_terms + len(gram)) * np.trace(gram)) * SAFETY
-
-
 def rank_tolerance(num_rows, num_columns, precision):
     """Return the size, relative to the largest, up to which a singular value may be rounding.
 
@@ -245,11 +231,6 @@ def _mean_along(ones, columns):
     square = ones @ ones
     first = ones @ columns / square
     return first + ones @ (columns - np.outer(ones, first)) / square
-
-
-def nonzero(scale):
-    """Return scales to divide by, 1 for what is zero."""
-    return np.where(scale > 0, scale, 1.0)
 
 
 def _settled(total, labels):

@@ -14,7 +14,8 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
-from keras_dal.solvers.least_squares import column_norms, nonzero, rank_tolerance
+from keras_dal.heads.norms import nonzero
+from keras_dal.solvers.least_squares import column_norms, rank_tolerance
 
 _EPS = float(np.finfo(np.float64).eps)
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import certify, certify_head
+from keras_dal.heads.norms import largest_singular_value
 from keras_dal.solvers import duality
 from keras_dal.solvers.exact_dual import rank_modulo, residues_modulo
-from keras_dal.solvers.head_bounds import rounding
 from keras_dal.solvers.jacobian import FactorizedJacobian
-from keras_dal.solvers.least_squares import largest_singular_value, safe_mean
+from keras_dal.solvers.least_squares import safe_mean
 
 EXAMPLES = int(os.environ.get("KERAS_DAL_EXAMPLES", "250"))
 SOFTMAX, SIGMOID = losses.SoftmaxCrossEntropy(), losses.SigmoidCrossEntropy()
@@ -207,7 +207,7 @@ def test_rounding_bounds_the_errors_of_logits(kind):
     theta[: m * outputs] *= 1e8  # sums that cancel
     rows = np.array([[head.adjoint(row[None], unit[None]) for unit in np.eye(outputs)] for row in z])
     exact = (rows.astype(np.longdouble) @ theta.astype(np.longdouble)).astype(float)
-    errors, bound = np.abs(head.logits(z, theta) - exact), rounding(head, z, theta)
+    errors, bound = np.abs(head.logits(z, theta) - exact), head.rounding(z, theta)
     assert np.all(errors <= bound)
     assert np.all(bound <= 1e-13 * np.abs(rows) @ np.abs(theta) * head.num_parameters)
 

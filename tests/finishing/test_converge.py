@@ -583,7 +583,9 @@ def test_progress_is_shown(model, digits, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tol": 0}, "tol must be positive. Received: tol=0"),
+        ({"tol": 0}, "tol must be a positive number. Received: tol=0"),
+        ({"tol": None}, "tol must be a positive number. Received: tol=None"),
+        ({"time_limit": "5"}, "time_limit must be a positive number. Received: time_limit=.5.$"),
         ({"gated": "maybe"}, "gated must be .*Received: gated='maybe'"),
         ({"ridge": -1.0}, "ridge must be a number that is not negative. Received: ridge=-1.0"),
         ({"patience": 2}, "patience needs validation_data.*Received: patience=2"),
