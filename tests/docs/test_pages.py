@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import json
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -128,3 +130,9 @@ def test_every_page_of_the_site_is_in_its_contents():
     blocks = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("index", "measurements")]
     listed = re.findall(r"^(\w+)$", "\n".join(blocks), re.MULTILINE)
     assert pages <= set(listed)
+
+
+def test_the_notebook_is_its_page():
+    script = runpy.run_path(str(ROOT / "docs" / "notebook.py"))
+    written = json.loads((ROOT / "examples" / "two_lines.ipynb").read_text())
+    assert written == script["notebook"](script["PAGE"].read_text()), "run python docs/notebook.py"
