@@ -251,11 +251,17 @@ class Parts(keras.callbacks.Callback):
             self.switch, self.seconds = epoch + 1, time.perf_counter() - self._started
 
 
+def bind(core, threads=0):
+    """Let TensorFlow have this one core, or so many threads; before its first operation."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    if threads or core is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(threads if core is None else 1)
+        tf.config.threading.set_inter_op_parallelism_threads(threads if core is None else 1)
+
+
 def main():
-    if options.threads or options.core is not None:
-        threads = 1 if options.core is not None else options.threads
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    bind(options.core, options.threads)
     setting = {name: getattr(options, name) for name in ("dataset", "images", "recipe", "augment", "core", "threads")}
     for seed in options.seeds:
         training = Training(options, seed)
