@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "two_lines.jsonl"
+SWITCH = RESULT.with_name("switch.jsonl")
 PAGE, PICTURE = ROOT / "docs" / "two_lines.md", ROOT / "docs" / "images" / "accuracy_seconds.png"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn_cropped": "SVHN", "fashion_mnist": "Fashion-MNIST"}
 WAYS = {
@@ -117,6 +118,22 @@ def price_table(found):
                 )
 
 
+def switch_tables(rows):
+    """Yield a table for each data set: test accuracy for each switch and number of averaged epochs, minus alone."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["dataset"], row["images"], row["epochs"], row["recipe"], row["seed"]].append(row)
+    for (*setting, _), points in found.items():
+        windows = list(points[0]["test_accuracy"])
+        names = ["the last weights" if window == "0" else f"mean of {window}" for window in windows]
+        yield from ("", f"{described((*setting, False))}; alone {100 * points[0]['alone']:.2f} %", "")
+        yield f"| epochs explored | {' | '.join(names)} |"
+        yield "|---:|" + "---:|" * len(windows)
+        for point in points:
+            gains = (f"{100 * (point['test_accuracy'][window] - point['alone']):+.2f}" for window in windows)
+            yield f"| {point['explored']} | {' | '.join(gains)} |"
+
+
 def picture(found):
     """Draw test accuracy against time, each setting relative to the optimizer alone."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -148,6 +165,7 @@ def picture(found):
 
 def main():
     rows = [json.loads(line) for line in RESULT.read_text().splitlines()]
+    switches = [json.loads(line) for line in SWITCH.read_text().splitlines()]
     found, machine = settings(rows), rows[-1]["machine"]
     packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
     PAGE.write_text(
@@ -180,6 +198,14 @@ def main():
                 "## Beside what people do today",
                 "",
                 *ways_table(found),
+                "",
+                "## When to switch, and over how many epochs to average",
+                "",
+                "One training alone each, whose weights were kept. Each choice renews the batch statistics, solves the",
+                "head, and is compared with the end of that training, in points:",
+                "`python benchmarks/switch.py DATASET`,",
+                "[the rows](../benchmarks/results/switch.jsonl).",
+                *switch_tables(switches),
                 "",
             ]
         )
