@@ -1,4 +1,4 @@
-"""Writes the results in docs/width.md, and their pictures, from benchmarks/results/structures.jsonl.
+"""Writes the results in docs/width.md, and their pictures, from structures.jsonl and suspects.jsonl of the results.
 
 python benchmarks/width_page.py
 """
@@ -13,6 +13,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "structures.jsonl"
+SUSPECTS = RESULT.with_name("suspects.jsonl")
 PAGE, IMAGES = ROOT / "docs" / "width.md", ROOT / "docs" / "images"
 BEGIN, END = "<!-- begin of what benchmarks/width_page.py writes -->", "<!-- end of it -->"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
@@ -94,6 +95,17 @@ def step_table(steps):
             yield f"| {NAMES[name]} | " + " | ".join(map(str, counts)) + " |"
 
 
+def suspect_table(rows):
+    ways = list(rows[0]["ways"])
+    yield f"| data | wrong labels | {' | '.join(ways)} |"
+    yield "|---|---|" + "---:|" * len(ways)
+    for row in rows:
+        cells = (f"{row['ways'][way]['auroc']:.3f}, {row['ways'][way]['precision']:.0%}" for way in ways)
+        yield f"| {NAMES[row['dataset']]} | {row['share']:.0%}, {row['kind']} | {' | '.join(cells)} |"
+    means = ([np.mean([row["ways"][way][name] for row in rows]) for name in ("auroc", "precision")] for way in ways)
+    yield "| mean | | " + " | ".join(f"**{auroc:.3f}, {precision:.0%}**" for auroc, precision in means) + " |"
+
+
 def axes_for(columns):
     figure = Figure(figsize=(4.6 * columns, 3.6), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False)[0]
@@ -144,7 +156,7 @@ def draw_kernels(structures, path):
     figure.savefig(path, dpi=110)
 
 
-def written(rows):
+def written(rows, suspects):
     """Yield the lines of the results; draw their pictures."""
     heads, structures, steps = (grouped(rows, kind) for kind in ("head", "structure", "steps"))
     draw_heads(heads, IMAGES / "width_heads.png")
@@ -161,6 +173,7 @@ def written(rows):
         ("Does what is measured early tell the order at the end?", correlation_table(structures), "structures"),
         ("How many gradient steps", step_table(steps), None),
         ("Beyond the kernel regime", (), "kernel_change"),
+        ("Wrong labels", suspect_table(suspects), None),
     ):
         yield from ("", f"### {title}", "", *table)
         if picture:
@@ -168,11 +181,11 @@ def written(rows):
 
 
 def main():
-    rows = [json.loads(line) for line in RESULT.read_text().splitlines()]
+    rows, suspects = ([json.loads(line) for line in path.read_text().splitlines()] for path in (RESULT, SUSPECTS))
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    PAGE.write_text("\n".join([before + BEGIN, "", *written(rows), "", END]) + after)
+    PAGE.write_text("\n".join([before + BEGIN, "", *written(rows, suspects), "", END]) + after)
 
 
 if __name__ == "__main__":
