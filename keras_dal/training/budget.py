@@ -1,13 +1,14 @@
-"""How often the alignment may be measured: what that computes, against what training computes."""
+"""How often the alignment and the kernel change may be measured: what that computes, against what training computes."""
 
 import math
 
 from keras_dal import _keras
+from keras_dal.training.kernel_change import NUM_PROBES
 
-SHARE = 0.01  # of training's arithmetic that measuring may cost
-_BACKWARD = 6  # operations for each product of the forward pass: two there, and four for the gradients
+SHARE = 0.01  # of training's arithmetic that each may cost
+_FORWARD, _BACKWARD = 2, 6  # operations for each product of the forward pass: alone, and with those for the gradients
 _SAMPLE, _EPOCH = 1e6, 1e9  # operations that these cost at least, with all that is no arithmetic
-_MEASUREMENT = 5e9  # the same of one measurement, most of it threads that wait
+_ALIGNMENT, _KERNEL_CHANGE = 5e9, 5e8  # the same of one measurement: of the first most is threads of BLAS that wait
 _CHEAP, _OFTEN = 2e10, 10  # operations of a fraction of a second; so many of them are no matter in any fit
 _FEW = 128  # samples of an epoch, where their number is not known yet
 _EIGENVALUES = 10  # multiplications for each entry of a matrix and each of its columns
@@ -27,17 +28,23 @@ class Budget:
     """
 
     def __init__(self, model, num_features, num_outputs, epochs):
-        self._epochs = epochs
-        self._step = max(_SAMPLE, _BACKWARD * _products(model))
+        self._epochs, products = epochs, _products(model)
+        self._step = max(_SAMPLE, _BACKWARD * products)
         self._sums = 2 * _FLOAT64 * (num_features + 1 + num_outputs) ** 2
         self._eigenvalues = _EIGENVALUES * (num_features + 1) ** 3
+        self._probes = NUM_PROBES * _FORWARD * products
 
-    def interval(self, count=None):
-        """Return after how many epochs of `count` samples to measure again; None where the number is not known yet."""
+    def alignment(self, count=None):
+        """Return after how many epochs of `count` samples to measure it again; None where that is not known yet."""
         count = count or _FEW
-        affordable = SHARE * (self._step * count + _EPOCH)  # in one epoch
-        cost = self._sums * count + self._eigenvalues + _MEASUREMENT
-        interval = cost / affordable
+        return self._interval(self._sums * count + self._eigenvalues + _ALIGNMENT, count)
+
+    def kernel_change(self, count=None):
+        """Return the same for the kernel change."""
+        return self._interval(self._probes + _KERNEL_CHANGE, count or _FEW)
+
+    def _interval(self, cost, count):
+        interval = cost / (SHARE * (self._step * count + _EPOCH))
         return max(1, math.ceil(min(interval, self._epochs / _OFTEN) if cost <= _CHEAP else interval))
 
 

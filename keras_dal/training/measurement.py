@@ -17,8 +17,8 @@ _UNKNOWN = {"alignment": np.nan, "alignment_rank": np.nan}
 class Measurement:
     """Alignment and kernel change, from what flows through `fit` or from data of its own.
 
-    Where that would be more than a hundredth of what training computes, only every so many epochs are measured, and the
-    value of the last one stands: see `Budget`. Data of its own are measured after every epoch.
+    Where one of them would be more than a hundredth of what training computes, it is measured only every so many
+    epochs, and the value of the last one stands: see `Budget`. Data of its own are measured after every epoch.
 
     Args:
         model: the model that `fit` trains.
@@ -30,14 +30,14 @@ class Measurement:
     Attributes:
         report: the last `AlignmentReport`, None before the first.
         measured_at: the epoch it is of.
-        interval: epochs from one measurement to the next.
+        interval: epochs from one such measurement to the next.
     """
 
     def __init__(self, model, structure, loss, data, epochs):
         self._structure, self._loss, self._data = structure, loss, data
         self._samples = None if data is None else first_samples(data)
         self._kernel_change = None
-        self._last, self._count = _UNKNOWN, None
+        self._last, self._last_change, self._changed_at, self._count = _UNKNOWN, {}, None, None
         self.report = self.measured_at = None
         self.interval = 1
         self.moments = None
@@ -92,7 +92,7 @@ class Measurement:
                 stacklevel=3,
             )
             return _UNKNOWN
-        moved = self._moved(self.moments.samples())
+        moved = self._seldom_moved(epoch, count)
         if not self.moments_tell:
             return moved
         if self._is_due(epoch, count) and self._sums_up:
@@ -102,13 +102,12 @@ class Measurement:
 
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
-        self.interval = self._budget.interval(count)
-        since = epoch + 1 if self.measured_at is None else epoch - self.measured_at
-        return self._now or since >= self.interval
+        self.interval = self._budget.alignment(count)
+        return self._now or _since(self.measured_at, epoch) >= self.interval
 
     def is_affordable(self, count, epochs):
         """Return whether to measure so many samples once after so many epochs."""
-        return self.moments is None or self._budget.interval(count) <= epochs
+        return self.moments is None or self._budget.alignment(count) <= epochs
 
     @staticmethod
     def _told(report):
@@ -123,5 +122,19 @@ class Measurement:
             return {"kernel_change": np.nan}  # a fit that was resumed at its last pass has not seen any
         return self._moved(samples)
 
+    def _seldom_moved(self, epoch, count):
+        """Return the kernel change where it is due after an epoch, else the last one."""
+        samples = self.moments.samples()
+        if samples is not None and _since(self._changed_at, epoch) >= self._budget.kernel_change(count):
+            self._last_change, self._changed_at = self._moved(samples), epoch
+        elif samples is not None and not self._last_change:
+            return {"kernel_change": np.nan}
+        return self._last_change
+
     def _moved(self, samples):
         return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}
+
+
+def _since(last, epoch):
+    """Return how many epochs ago something was done, counted from before the first where it never was."""
+    return epoch + 1 if last is None else epoch - last

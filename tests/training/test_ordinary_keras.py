@@ -244,13 +244,13 @@ def test_some_features_are_measured_every_so_many_epochs(capsys):
 def test_a_kernel_is_used_at_every_position():
     pixels = 8 * 8
     products = pixels * (3 * 3 * 2 * 6 + 2 * 6 + (3 * 3 * 6 + 1) * 6) + 6 * NUM_CLASSES + NUM_CLASSES
-    assert Budget(small_model(), 6, NUM_CLASSES, epochs=10).interval() == 1
+    assert Budget(small_model(), 6, NUM_CLASSES, epochs=10).alignment() == 1
     measuring = 4 * (1501 + NUM_CLASSES) ** 2 * 1000 + 10 * 1501**3 + 5e9
     expected = math.ceil(measuring / (0.01 * (max(1e6, 6 * products) * 1000 + 1e9)))
-    assert Budget(small_model(), 1500, NUM_CLASSES, epochs=10).interval(1000) == expected > 1
+    assert Budget(small_model(), 1500, NUM_CLASSES, epochs=10).alignment(1000) == expected > 1
 
 
 def test_a_measurement_that_takes_little_is_made_ten_times_a_fit_or_as_a_hundredth_of_it():
     budget = Budget(small_model(), 6, NUM_CLASSES, epochs=60)
-    assert budget.interval(1000) == 6
-    assert budget.interval(10**9) == 1
+    assert budget.alignment(1000) == budget.kernel_change(1000) == 6
+    assert budget.alignment(10**9) == budget.kernel_change(10**9) == 1
