@@ -100,7 +100,7 @@ def mean_of(rows, field):
 
 
 def price_table(found):
-    yield "| data and recipe | gap, at most | fit, s | after the switch | solver | epochs saved | right in training |"
+    yield "| data and recipe | gap, at most | fit, s | after the switch | solver | epochs spared | right in training |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for setting, ways in found.items():
         for way in ("wrapped", "gated"):
@@ -181,7 +181,7 @@ def main():
                 "another row of this table meanwhile, so that both see the same machine. Of SVHN there are 200 images",
                 "for the test: one of them is half a point. The page is written by",
                 "`python benchmarks/two_lines_page.py` from [the rows](../benchmarks/results/two_lines.jsonl) of",
-                "`python benchmarks/two_lines.py DATASET`,",
+                "`python benchmarks/two_lines.py SET --images N --recipe NAME --seeds 0 1 2 --core 0`,",
                 f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, {packages}.",
                 "",
                 "![test accuracy against time](images/accuracy_seconds.png)",

@@ -78,8 +78,9 @@ class RowWriter:
         except OSError as error:
             raise OSError(
                 error.errno,
-                "The features do not fit on the disk; pass a cache directory with more room, or raise max_bytes to "
-                f"keep them in memory. Received: {self.rows:,} rows of {self.width}, {error.strerror}",
+                "The features do not fit on the disk: make room, set TMPDIR to a folder with more, or give cache= or "
+                f"max_bytes= where there are such arguments. Received: {self.rows:,} rows of {self.width}, "
+                f"{error.strerror}",
             ) from error
         self._blocks = []
 

@@ -1,7 +1,6 @@
 """Finishing a trained model: its head is solved on cached features, and its predictions change little."""
 
 import functools
-import numbers
 import os
 import warnings
 from typing import Any, Literal
@@ -198,7 +197,9 @@ def _with_gated_head(task, inputs, verbose):
 def _check(tol, gated, ridge, patience, time_limit, validation_data):
     """Raise a ValueError for bad options; return `gated` as "auto" or a bool."""
     for name, value in (("tol", tol), ("patience", patience), ("time_limit", time_limit)):
-        if (name == "tol" or value is not None) and not (isinstance(value, numbers.Real) and value > 0):
+        if value is None and name != "tol":
+            continue
+        if not isinstance(value, (int, float, np.number)) or not value > 0:
             raise ValueError(f"{name} must be a positive number. Received: {name}={value!r}")
     if gated not in ("auto", True, False):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")

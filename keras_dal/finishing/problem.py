@@ -24,7 +24,7 @@ _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller we
 _PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
 _STALLED = 0.15  # decrease of the objective in one step, relative to it, at which the same is done
 _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
-_ANCHORS = 10_000  # of the training samples, where no anchors are given
+ANCHORS = 10_000  # of the training samples, where no anchors are given
 _DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
 _INTERPOLATED = 0.02  # the same where samples are moved by interpolation
 _HELD = 2_000  # anchors that are held while samples are moved, at most, and as many as are moved if none are given
@@ -65,7 +65,7 @@ class Task:
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self.start = self.samples.logits(self.theta)
         if anchors is None:
-            self.anchors = _some(len(train), _ANCHORS)
+            self.anchors = some_rows(len(train), ANCHORS)
             still = self.samples.restricted(self.anchors) if len(self.anchors) < len(train) else self.samples
         else:
             self.anchors = len(train) + np.arange(len(anchors))
@@ -74,6 +74,11 @@ class Task:
             self.start = np.concatenate([self.start, still.logits(self.theta)])
         self._still = still
         self.seen = None if unseen else CachedJacobian(self.head, validation.features, max_bytes)
+
+    @functools.cached_property
+    def size(self):
+        """Root mean square of the logits of a sample before any change."""
+        return float(np.sqrt(np.mean(np.sum(np.square(self.start[: len(self.train)], dtype=np.float64), axis=1))))
 
     def with_head(self, structure):
         """Return the same task for another head on the same features."""
@@ -137,7 +142,7 @@ class Task:
         criterion = self._separation(start, _INTERPOLATED)
         short = np.sum(self._margins(start) < criterion.delta)
         most = min(_HELD, short) if self.jacobian is self.samples else _HELD
-        held = self._still.part(0).restricted(_some(len(self._still), most))
+        held = self._still.part(0).restricted(some_rows(len(self._still), most))
         moves = Moves(solver, held, criterion, self._margins, start, (criterion.delta / _INTERPOLATED) ** 2)
         self.left = moves.left
         for _ in range(_ROUNDS):
@@ -332,6 +337,6 @@ class Task:
         return float(np.mean(self.loss.values(logits, self.seen_targets) if margins is None else margins > 0))
 
 
-def _some(size, most):
+def some_rows(size, most):
     """Return indices of random samples, `most` at most, in ascending order."""
     return np.sort(np.random.default_rng(0).permutation(size)[:most])

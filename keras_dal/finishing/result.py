@@ -18,6 +18,7 @@ from keras_dal.tables import as_html
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048
+_KEPT = 2**31  # bytes of logits that are not computed again
 _TOL = 1e-4  # training loss that a scale brings, where none was asked for
 
 
@@ -103,7 +104,7 @@ class Result:
     def certificate(self) -> Certificate:
         """The `Certificate` of the model at `point`, before any `rescale`, made at the first access."""
         data = self._data
-        return certify_structure(self.structure, data.features, data.targets, data.loss, self._theta, data.weights)
+        return certify_structure(self.structure, data.features, data.targets[:], data.loss, self._theta, data.weights)
 
     def choose(self, point: Point | int) -> "Result":
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.
@@ -135,7 +136,7 @@ class Result:
             if self.gradient_steps is not None:
                 newton = f"Newton's method took {len(self.path) - 1:,}"
                 yield f"            accelerated gradient descent takes {self.gradient_steps:,} steps at most; {newton}"
-        if self.margin is not None and self.margin > 0 and self._data.loss.are_hard(self._data.targets):
+        if self.margin is not None and self.margin > 0 and self._data.hard:
             yield (
                 f"proved:     the infimum of the loss is 0, as every margin is positive (least {self.margin:.2g}); at "
                 f"scale {self.scale:.4g} it is {self.scaled_loss:.1e}"
@@ -193,13 +194,14 @@ class _Data(NamedTuple):
     head: Any
     loss: Any
     features: np.ndarray
-    targets: np.ndarray
+    targets: Any
     weights: np.ndarray
     seen: np.ndarray | None
     seen_targets: np.ndarray | None
     start: np.ndarray
     size: float
     floor: float
+    hard: bool
     tol: float | None
     rows: np.ndarray
     gradient_steps: int | None
@@ -215,7 +217,7 @@ def finished(task, path, tol):
         path: its `Path`.
         tol: the training loss to reach, None where a minimum was the goal.
     """
-    validation, start = task.validation, task.start[: len(task.train)]
+    validation = task.validation
     data = _Data(
         structure=task.structure,
         head=task.head,
@@ -226,8 +228,9 @@ def finished(task, path, tol):
         seen=None if validation is None else validation.features,
         seen_targets=task.seen_targets,
         start=task.theta,
-        size=float(np.sqrt(np.mean(np.sum(np.square(start, dtype=np.float64), axis=1)))),
+        size=task.size,
         floor=task.floor,
+        hard=task.loss.exclusive is not None and task.is_separable,
         tol=tol,
         rows=task.train.rows,
         gradient_steps=task.gradient_steps,
@@ -248,15 +251,18 @@ def _evaluated(data, point, path, stopped_by, seconds):
     """Return the `Result` of a point and, when all else is done, write its weights into the model."""
     started, structure, loss = time.perf_counter(), data.structure, data.loss
     theta = structure.rounded(np.pad(point.theta, (len(data.start) - len(point.theta), 0)))
-    logits = _logits(data.head, data.features, theta)
-    margins = loss.margins(logits, data.targets)
+    logits = _Logits(data.head, data.features, theta)
+    margins = None
+    if loss.exclusive is not None:
+        margins = np.concatenate([loss.margins(block, data.targets[rows]) for rows, block in logits])
     margin = None if margins is None else float(np.min(margins))
     left = data.rows[:0] if margins is None else data.rows[margins <= 0]
 
     def loss_at(scale):
-        return float(np.mean(data.weights * loss.values(scale * logits, data.targets)))
+        sums = (data.weights[rows] @ loss.values(scale * block, data.targets[rows]) for rows, block in logits)
+        return float(sum(sums)) / len(data.features)
 
-    separated = margin is not None and margin > 0 and loss.are_hard(data.targets)
+    separated = margin is not None and margin > 0 and data.hard
     scale = _scale(loss_at, data.tol or _TOL) if separated else 1.0
     before = after = scaled = None
     if data.seen is not None:
@@ -306,10 +312,24 @@ def _scale(loss_at, tol):
     return float(optimize.root_scalar(excess, bracket=(far / 2, far), rtol=1e-6).root)
 
 
+class _Logits:
+    """Logits in float64, by slices of the samples; kept where they are not too many, else computed in every pass."""
+
+    def __init__(self, head, features, theta):
+        self._head, self._features, self._theta = head, features, theta
+        self._kept = list(self._blocks()) if 8 * len(features) * head.num_outputs <= _KEPT else None
+
+    def __iter__(self):
+        return iter(self._kept or self._blocks())
+
+    def _blocks(self):
+        for start in range(0, len(self._features), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            yield rows, self._head.logits(np.asarray(self._features[rows], np.float64), self._theta)
+
+
 def _logits(head, features, theta):
-    """Return the logits in float64, block by block."""
-    starts = range(0, len(features), _BLOCK)
-    return np.concatenate([head.logits(np.asarray(features[i : i + _BLOCK], np.float64), theta) for i in starts])
+    return np.concatenate([block for _, block in _Logits(head, features, theta)])
 
 
 def _quality(logits, targets, loss):

@@ -1,7 +1,10 @@
 """The convex phase on cached features: one solve, with a proof of how near it is to the minimum."""
 
+from typing import Any
+
 import numpy as np
 
+from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import Task
 from keras_dal.finishing.result import finished
@@ -23,7 +26,8 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         structure: the `Structure` of the model.
         loss: a `losses.Loss`.
         train: `CachedFeatures` of the samples.
-        max_bytes: as in `converge`.
+        max_bytes: as in `converge`; where the logits of a plain head are larger, they exist for a block of samples at a
+            time.
         verbose: whether to print the path.
 
     Returns:
@@ -34,7 +38,12 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         if layer is structure.output_layer:
             layer.adapt(samples.features)
     path = Path(verbose=verbose)
-    task = Task(structure, loss, samples, None, None, path, max_bytes)
+    large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
+    task: Any = (
+        BlockwiseTask(structure, loss, samples, path)
+        if large
+        else Task(structure, loss, samples, None, None, path, max_bytes)
+    )
     try:
         if structure.gated_layers and task.is_separable:
             task.separate()
@@ -49,4 +58,4 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
 
 def _unit(task):
     """Return the unit of the gap: 1, or for targets of small variance that variance."""
-    return min(1.0, float(np.mean(np.var(task.targets, axis=0)))) or 1.0 if task.loss.quadratic else 1.0
+    return min(1.0, float(np.mean(np.var(task.targets[:], axis=0)))) or 1.0 if task.loss.quadratic else 1.0

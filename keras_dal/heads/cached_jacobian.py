@@ -62,9 +62,13 @@ class CachedJacobian:
             logits[rows] = self._apply(block, weights)
         return logits
 
+    def of_block(self, block, theta):
+        """Return the logits of one of the `blocks`, float32."""
+        return self._apply(block, self._weights(theta))
+
     def adjoint(self, cotangent):
         """Return `J' vec(cotangent)`, float64 of shape `(P,)`, for a cotangent `(n, C)`."""
-        return self._pulled_back((cotangent[rows], block) for rows, block in self.blocks())
+        return self.pulled_back((cotangent[rows], block) for rows, block in self.blocks())
 
     def normal(self, theta, curve):
         """Return `J' curve(J theta)`, float64 of shape `(P,)`, in one pass over the samples.
@@ -74,7 +78,7 @@ class CachedJacobian:
             curve: a function of the logits `(b, C)` of some samples and of their slice, `criteria.Anchored.curvature`.
         """
         weights = self._weights(theta)
-        return self._pulled_back((curve(self._apply(block, weights), rows), block) for rows, block in self.blocks())
+        return self.pulled_back((curve(self._apply(block, weights), rows), block) for rows, block in self.blocks())
 
     def _weights(self, theta):
         """Return the matrix of each part, None for one that computes nothing, as a branch does at first."""
@@ -88,7 +92,8 @@ class CachedJacobian:
             return np.zeros((len(block[0][0]), self.num_outputs), np.float32)
         return self.on.numpy(functools.reduce(operator.add, products))
 
-    def _pulled_back(self, cotangents):
+    def pulled_back(self, cotangents):
+        """Return the sum of `J' vec(cotangent)` over pairs of a cotangent and the one of the `blocks` it is of."""
         totals = [np.zeros(part.working) for part in self.parts]
         for cotangent, block in cotangents:
             cotangent = self.on.array(cotangent)

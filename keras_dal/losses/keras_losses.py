@@ -49,7 +49,10 @@ def loss_of(model, activation, given=None):
     """
     loss = getattr(model, "loss", None) if given is None else given
     if loss is None:
-        raise ValueError(f"Compile the model or pass loss=. Received: model {model.name!r} without a loss")
+        raise ValueError(
+            "Compile the model with a loss; functions that take loss= can be given one instead. Received: model "
+            f"{model.name!r} without a loss"
+        )
     return resolve_loss(loss, activation)
 
 
@@ -117,9 +120,12 @@ def _options(config, theirs, ours):
 
 def _check_activation(activation, resolved, theirs, from_logits):
     expected = "linear" if from_logits else resolved.activation
-    if activation != expected:
-        raise ValueError(
-            f"The loss takes the outputs of a {expected!r} activation, and the model ends with another one. Set "
-            f"from_logits={activation == 'linear'} or change the last activation. Received: "
-            f"loss={theirs.__name__}(from_logits={from_logits}), activation={activation!r}"
-        )
+    if activation == expected:
+        return
+    helps = resolved.activation != "linear" and activation in ("linear", resolved.activation)
+    advice = f"Set from_logits={activation == 'linear'}" if helps else "Take another loss"
+    options = f"(from_logits={from_logits})" if resolved.activation != "linear" else ""
+    raise ValueError(
+        f"The loss takes the outputs of a {expected!r} activation, and the model ends with another one. {advice}, or "
+        f"change the last activation. Received: loss={theirs.__name__}{options}, activation={activation!r}"
+    )

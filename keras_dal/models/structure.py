@@ -227,7 +227,7 @@ def _selected(forms, parameters, x):
     wanted = " or ".join(str([variable.path for variable in form.linear_parameters]) for form in forms)
     raise ValueError(
         f"The logits are {defect or 'linear, but not as a head of features,'} in the chosen parameters. Choose 'head', "
-        f"or exactly {wanted}. Received: parameters={parameters!r}, which are {[v.path for v in chosen]}"
+        f"or exactly {wanted}. Received: {parameters!r}, which are {[v.path for v in chosen]}"
     )
 
 
@@ -247,7 +247,7 @@ def named_variables(model, parameters):
             heads = [layer.name for layer in layers.values() if _is_head(layer)]
             raise ValueError(
                 f"No layer of the model has this name and no path of a variable matches it. Its linear layers are "
-                f"{heads}. Received: parameters={parameters!r}"
+                f"{heads}. Received: {name!r}"
             )
         found.update({id(variable): variable for variable in variables})
     return list(found.values())

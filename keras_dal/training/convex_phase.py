@@ -11,6 +11,7 @@ from keras_dal import _backend, _keras
 from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.features.tracing import to_numpy
 from keras_dal.finishing.solve import solve_head
+from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.gathering import Gathering
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
@@ -89,19 +90,19 @@ class ConvexPhase:
 
     def targets(self, train):
         """Return what the loss takes for the labels of these `CachedFeatures`."""
-        return self.loss.targets(train.labels, self.structure.num_outputs)
+        return LazyTargets(self.loss, train.labels, self.structure.num_outputs)
 
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""
         structure, loss = self.structure, self.loss
         if structure.layer is not structure.output_layer:
             return {}
-        labels = loss.label_matrix(self.targets(self.train))
+        targets = self.targets(self.train)
         sums = 0.0
         for start in range(0, len(self.train), _BLOCK):
             rows = slice(start, start + _BLOCK)
             features = np.asarray(self.train.features[rows], np.float64)
-            columns = np.hstack([features, np.ones((len(features), 1)), labels[rows]])
+            columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
             sums = sums + columns.T @ (columns * self.train.weights[rows, None])
         count = int(np.sum(self.train.weights > 0))
         report = alignment_from_moments(sums, count, structure, loss)

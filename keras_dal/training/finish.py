@@ -44,7 +44,8 @@ def finish(
             x. Where images are augmented outside of the model, give the augmented batches: statistics of other images
             than those that were trained on cost accuracy.
         loss: as for `model.compile`; the compiled one by default.
-        max_bytes: memory for features, and for what is computed from them once, each.
+        max_bytes: memory for features, for what is computed from them once, and for the logits of a plain head, each.
+            Larger features are memory-mapped, and more logits exist for a block of samples at a time.
         batch_size: samples in one evaluation of arrays.
         verbose: whether to print a line for each step of the solver.
 
@@ -62,7 +63,8 @@ def finish(
     source = x if statistics_from is None else statistics_from
     _check_readable(x, y, averaged and inputs is None and source is x)
     if wrap is not None:
-        structure = wrap.switch(model, inputs)
+        rate = 0.0 if wrap.exploit_learning_rate == "auto" else None  # there is no step to take
+        structure = wrap.switch(model, inputs, learning_rate=rate)
     if averaged:
         statistics = BatchStatistics(model)
         for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):

@@ -70,9 +70,9 @@ def reads(phase, epoch, epochs):
 
 def ends(phase, result, epoch, epochs):
     """Return what was solved, and what is proved about it."""
-    structure, saved = phase.structure, epochs - epoch - 1
+    structure, spared = phase.structure, epochs - epoch - 1
     count = f"{len(phase.train):,} samples of {structure.num_features:,} features"
-    lines = [f"keras_dal: the head is solved, and training ends at epoch {epoch + 1} of {epochs}: {saved} saved"]
+    lines = [f"keras_dal: the head is solved, and training ends at epoch {epoch + 1} of {epochs}: {spared} spared"]
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")

@@ -221,8 +221,8 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
         if not self._driven:
             raise RuntimeError(
                 "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "
-                "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and call "
-                f"optimizer.switch(model). Received: explore={self.explore!r}"
+                "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and end with keras_dal."
+                f"finish. Received: explore={self.explore!r}"
             )
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
@@ -237,7 +237,8 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
     def _apply_all(self, grads, variables):
         _backend.check_in_step(
             keras.ops.max(self._is_linear.value),
-            "This step was traced before the switch, and would train everything. Trace it anew after switch(model).",
+            "This step was traced before the switch, and would train everything. Trace it anew after switch(model). "
+            "Received: a step of the first phase",
         )
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if not is_held_while_exploring(v)]
         _backend.apply(self.inner_optimizer, [g for g, _ in pairs], [v for _, v in pairs])

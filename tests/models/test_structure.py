@@ -123,7 +123,7 @@ class TestSelection:
         before = snapshot(model)
         with pytest.raises(ValueError, match=pattern) as error:
             find_structure(model, parameters=parameters)
-        assert f"Received: parameters={parameters!r}" in str(error.value)
+        assert f"Received: {parameters!r}" in str(error.value)
         assert_unchanged(model, before)
 
 

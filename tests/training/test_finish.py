@@ -359,7 +359,7 @@ def test_what_is_said_at_the_end_is_what_was_done(capsys):
     fit(model, 5, [monitor])
     said = capsys.readouterr().out
     assert "the mean of the weights over 6 steps" in said
-    assert "training ends at epoch 2 of 5: 3 saved" in said
+    assert "training ends at epoch 2 of 5: 3 spared" in said
     assert "statistics: means over 6 batches" in said
     assert f"proved:     at most {monitor.result.point.gap:.1e} above the minimum" in said
     assert f"{monitor.result.accuracy:.2%} right" in said

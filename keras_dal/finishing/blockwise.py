@@ -1,0 +1,142 @@
+"""The convex problem of a plain head whose logits do not fit into memory: one block of samples at a time has some."""
+
+import dataclasses
+
+import numpy as np
+from scipy import optimize
+
+from keras_dal.finishing.history import Point
+from keras_dal.finishing.problem import ANCHORS, some_rows
+from keras_dal.finishing.stopping import Ending
+from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.losses.lazy_targets import LazyTargets
+from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
+from keras_dal.solvers.kfac_preconditioner import Whitening
+
+_STEPS, _MEMORY = 500, 20  # steps of L-BFGS, and how many it remembers
+
+
+class BlockwiseTask:
+    """What `problem.Task` is for a plain head, in memory of the order of its parameters and its anchors' logits.
+
+    Minimizes by L-BFGS (Liu and Nocedal, 1989) in the coordinates of the `Whitening`: a step takes one pass over the
+    samples where one of Newton's takes many.
+
+    Args:
+        structure: the `Structure` of the model.
+        loss: a `losses.Loss`.
+        train: `CachedFeatures` of the samples.
+        path: the `Path` that sees every step.
+
+    Attributes: as of `problem.Task`.
+    """
+
+    validation = seen_targets = gradient_steps = None
+
+    def __init__(self, structure, loss, train, path):
+        self.structure, self.loss, self.train, self.path = structure, loss, train, path
+        self.head, self.theta = structure.head(), structure.theta()
+        self.targets = LazyTargets(loss, train.labels, structure.num_outputs)
+        self._samples = CachedJacobian(self.head, train.features, max_bytes=0)  # which would copy the features
+        self.anchors = some_rows(len(train), ANCHORS)
+        self._still = self._samples.restricted(self.anchors)
+        self._whitening = Whitening(self._still, self._samples)
+        infimum, squares, self.is_separable = 0.0, 0.0, True
+        for rows, logits in self._logits(self.theta):
+            targets = self.targets[rows]
+            infimum += train.weights[rows] @ loss.infimum(targets)
+            squares += np.sum(np.square(logits, dtype=np.float64))
+            self.is_separable &= loss.are_hard(targets)
+        self.floor, self.size = float(infimum / len(train)), float(np.sqrt(squares / len(train)))
+
+    def unchanged(self):
+        """Return the point at which the path begins."""
+        return self._point(_Evaluation(self, np.zeros(self.head.num_parameters), 1.0), np.inf)
+
+    def minimize_to(self, ridge, gap):
+        """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
+        last = _Evaluation(self, np.zeros(self.head.num_parameters), ridge)
+        self.path.end(Ending.TIRED)
+        self.path.add(self._point(last, last.gap))
+
+        def evaluated(phi):
+            nonlocal last
+            last = _Evaluation(self, phi, ridge)
+            return last.value, last.gradient
+
+        def stepped(intermediate_result):
+            step = last if np.array_equal(last.phi, intermediate_result.x) else None
+            step = step or _Evaluation(self, intermediate_result.x, ridge)
+            self.path.add(self._point(step, step.gap))
+            if step.gap <= gap and self._prove(step, gap):
+                raise StopIteration
+
+        options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
+        optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
+
+    def _prove(self, step, gap):
+        """Return whether the gap is as small in float64, for the parameters as the model will have them."""
+        theta = self.structure.rounded(step.theta)
+        data = self.train.features, self.loss, self.targets, self.train.weights
+        problem = self.anchors, step.ridge, self._whitening
+        proved, decrease = gap_and_decrease(self.head, *data, theta, self.theta, *problem)
+        self.path.points[-1] = dataclasses.replace(self.path.points[-1], theta=theta, gap=proved)
+        if proved > gap:
+            return False
+        self.path.end(Ending.CERTIFIED)
+        curvature = self.loss.curvature(self.head.num_outputs)
+        if curvature is not None:
+            data = self.train.features, self.head.use_bias, curvature, self.train.weights
+            self.gradient_steps = gradient_steps(*data, *problem, decrease + proved, gap)
+        return True
+
+    def _point(self, step, gap):
+        return Point(
+            seconds=self.path.elapsed(),
+            ridge=step.ridge,
+            loss=step.loss,
+            accuracy=step.accuracy,
+            margin=step.margin,
+            moved=float(np.sqrt(step.moved)),
+            gap=gap,
+            validation=None,
+            theta=step.theta,
+        )
+
+    def _logits(self, theta):
+        """Yield slices of the samples and their logits, float32."""
+        for rows, block in self._samples.blocks():
+            yield rows, self._samples.of_block(block, theta)
+
+
+class _Evaluation:
+    """Value and gradient of the objective at some phi, and what a `Point` says of it, from one pass over samples."""
+
+    def __init__(self, task, phi, ridge):
+        self.phi, self.ridge = phi.copy(), ridge
+        change = task._whitening.theta(phi)
+        self.theta = task.theta + change
+        moved = task._still.logits(change)
+        self.moved = float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
+        self._loss, self._right, self._margin = 0.0, 0, np.inf
+        slope = task._samples.pulled_back(self._cotangents(task))
+        slope += task._still.adjoint(np.float32(2 * ridge / len(moved)) * moved)
+        self.loss = float(self._loss / len(task.train))
+        self.value = self.loss + ridge * (self.moved + float(phi @ phi))
+        self.gradient = task._whitening.transposed(slope) + 2 * ridge * phi
+        self.gap = float(self.gradient @ self.gradient) / (4 * ridge)
+        has_sides = task.loss.exclusive is not None
+        self.accuracy = self._right / len(task.train) if has_sides else None
+        self.margin = float(self._margin) if has_sides else None
+
+    def _cotangents(self, task):
+        for rows, block in task._samples.blocks():
+            task.path.check()
+            logits, targets = task._samples.of_block(block, self.theta), task.targets[rows]
+            weights = task.train.weights[rows]
+            self._loss += weights @ task.loss.values(logits, targets)
+            if task.loss.exclusive is not None:
+                margins = task.loss.margins(logits, targets)
+                self._right, self._margin = self._right + np.sum(margins > 0), min(self._margin, np.min(margins))
+            shares = (weights / len(task.train))[:, None]
+            yield np.asarray(shares * task.loss.gradient(logits, targets), np.float32), block

@@ -1,0 +1,97 @@
+"""A head whose logits exist block by block ends where the one with all of them in memory ends."""
+
+import tracemalloc
+
+import keras
+import numpy as np
+import pytest
+
+from keras_dal.features.cache import CachedFeatures
+from keras_dal.finishing.blockwise import BlockwiseTask, _Evaluation
+from keras_dal.finishing.history import Path
+from keras_dal.finishing.solve import solve_head
+from keras_dal.finishing.stopping import Ending
+from keras_dal.losses import SquaredError, loss_of
+from keras_dal.models.structure import find_structure
+
+LOSSES = {
+    "hard": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "smoothed": keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+    "sides": keras.losses.BinaryCrossentropy(from_logits=True),
+    "mse": "mse",
+}
+
+
+def head(m, classes, loss):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((m,)), keras.layers.Dense(classes)])
+    model.compile(loss=loss)
+    return model
+
+
+def task_of(model, train):
+    return BlockwiseTask(find_structure(model), loss_of(model, "linear"), train, Path(verbose=False))
+
+
+def samples(kind, n=3000, m=12, classes=4):
+    generator = np.random.default_rng(0)
+    z = generator.standard_normal((n, m)).astype("float32") * np.geomspace(1e-2, 1e2, m, dtype="float32")
+    y = (z[:, :classes] / z[:, :classes].std(axis=0) + generator.standard_normal((n, classes))).argmax(axis=1)
+    labels = y if kind == "hard" else np.eye(classes)[y]
+    return CachedFeatures(z, labels, generator.uniform(0.5, 2.0, n), np.arange(n))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_it_ends_where_newton_ends(kind):
+    train = samples(kind)
+    results = []
+    for max_bytes in (2**32, 1000):
+        model = head(12, 4, LOSSES[kind])
+        structure = find_structure(model)
+        result = solve_head(structure, loss_of(model, "linear"), train, max_bytes)
+        results.append((result, structure.theta()))
+    (newton, theta), (blockwise, again) = results
+    assert blockwise.stopped_by == newton.stopped_by == Ending.CERTIFIED
+    assert blockwise.point.gap <= 1e-4
+    assert blockwise.gradient_steps == pytest.approx(newton.gradient_steps, abs=1)
+    columns = np.column_stack([train.features, np.ones(len(train))]).astype(np.float64)
+    logits = [columns @ each.reshape(-1, 4) for each in (theta, again)]
+    assert np.sqrt(np.mean((logits[0] - logits[1]) ** 2)) <= 2 * np.sqrt(1e-4 / 0.01)  # by strong convexity
+    for name in ("loss", "accuracy", "floor") if kind != "mse" else ("loss", "floor"):
+        assert getattr(blockwise, name) == pytest.approx(getattr(newton, name), rel=1e-3, abs=3e-3)
+
+
+def test_its_gradient_is_that_of_finite_differences():
+    train, model = samples("hard", n=200), head(12, 4, LOSSES["hard"])
+    task = task_of(model, train)
+    phi = 0.1 * np.random.default_rng(1).standard_normal(task.head.num_parameters)
+    at = lambda each: evaluation(task, each).value  # noqa: E731
+    gradient = evaluation(task, phi).gradient
+    for index in range(0, len(phi), 7):
+        step = np.eye(len(phi))[index] * 1e-2
+        assert (at(phi + step) - at(phi - step)) / 2e-2 == pytest.approx(gradient[index], abs=2e-4)
+
+
+def evaluation(task, phi):
+    return _Evaluation(task, phi, 0.01)
+
+
+def test_memory_does_not_grow_with_samples_times_outputs():
+    classes, n = 300, 40_000
+    generator = np.random.default_rng(0)
+    z, y = generator.standard_normal((n, 8)).astype("float32"), generator.integers(0, classes, n)
+    model = head(8, classes, LOSSES["hard"])
+    train = CachedFeatures(z, y, np.ones(n), np.arange(n))
+    task = task_of(model, train)
+    tracemalloc.start()
+    evaluation(task, np.full(task.head.num_parameters, 0.01))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * n * classes  # of one matrix of logits in float32; the anchors take a quarter of it
+
+
+def test_the_squared_error_has_no_accuracy():
+    train, model = samples("mse", n=100), head(12, 4, "mse")
+    result = solve_head(find_structure(model), SquaredError(), train, 100)
+    assert result.accuracy is None
+    assert result.margin is None
