@@ -64,8 +64,9 @@ def benchmark_section(path):
     """Return the section of one benchmark: the numbers at the top levels of its file."""
     result = json.loads(path.read_text())
     lines = [f"## {path.stem.replace('_', ' ')}", ""]
-    lines += [f"    {result['command']}", ""] if "command" in result else []
-    lines += [machine(result["machine"]) + ".", ""] if "machine" in result else []
+    commands, machines = (dict.fromkeys(map(show, _found(result, name))) for name, show in _SHOWN.items())
+    lines += [*(f"    {command}" for command in commands), ""] if commands else []
+    lines += [f"{described}.\n" for described in machines]
     groups = {"": result} | {name: values for name, values in result.items() if isinstance(values, dict)}
     numbers = [
         (f"{group.replace('_', ' ')}: {name}".removeprefix(": "), value)
@@ -81,6 +82,18 @@ def benchmark_section(path):
     if (DOCS / f"{path.stem}.md").exists():
         lines += [f"As a table: [{path.stem}.md]({path.stem}.md)", ""]
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
+
+
+_SHOWN = {"command": str, "machine": machine}
+
+
+def _found(result, name):
+    """Yield what stands under a name at the top of a file, or in its groups."""
+    if name in result:
+        yield result[name]
+        return
+    for group in result.values():
+        yield from _found(group, name) if isinstance(group, dict) else ()
 
 
 def peers_summary(paths):
