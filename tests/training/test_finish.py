@@ -492,3 +492,11 @@ def test_a_fit_without_a_monitor_after_the_end_says_that_the_switch_was_made():
     model, _, _ = ended()
     with pytest.raises(RuntimeError, match="is in its second phase"):
         fit(model, 1, [])
+
+
+def test_a_wrap_with_the_automatic_step_can_be_finished_too():
+    model = compiled(keras_dal.Wrap("sgd", explore=None, exploit_learning_rate="auto"), small_model())
+    x, y = images()
+    model.fit(x, y, epochs=1, verbose=0)
+    assert keras_dal.finish(model, x, y, verbose=0).stopped_by == Ending.CERTIFIED
+    assert model.optimizer.phase == "exploit"
