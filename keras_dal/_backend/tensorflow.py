@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)  # how a train function says that the epoch is over
 
@@ -73,13 +74,18 @@ def reading(model, take, logs):
     """Return a train function that trains nothing: it gives the batches of each call to `take`, and returns `logs`."""
 
     def function(iterator):
-        take(next(iterator))
+        take(_without_optionals(next(iterator)))
         with contextlib.suppress(*END_OF_DATA):
             for _ in range(model.steps_per_execution - 1):
-                take(next(iterator))
+                take(_without_optionals(next(iterator)))
         return dict(logs)
 
     return function
+
+
+def _without_optionals(batch):
+    """Return a batch as steps get it: `fit` turns what a generator yields as None into an empty optional."""
+    return tree.map_structure(lambda part: None if isinstance(part, tf.experimental.Optional) else part, batch)
 
 
 def over_replicas(function, model):

@@ -119,15 +119,16 @@ def _gather(rows, structure, loss, batches):
     for features, y, weight in batches:
         if y is None:
             raise ValueError("The labels are missing. Pass y, or a dataset of (x, y). Received: y=None")
-        targets = loss.targets(y, structure.num_outputs)
-        if len(targets) != len(features):
+        y = np.asarray(y)
+        if len(y) != len(features):
             raise ValueError(
                 "Inputs and labels must have the same number of samples. "
-                f"Received: {len(features)} inputs with {len(targets)} labels"
+                f"Received: {len(features)} inputs with {len(y)} labels"
             )
         kept = np.ones(len(features), bool) if weight is None else weight > 0
         weight = np.ones(len(features)) if weight is None else weight
-        rows.append(features[kept], targets[kept], weight[kept])
+        if kept.any():
+            rows.append(features[kept], loss.targets(y[kept], structure.num_outputs), weight[kept])
         used.append(kept)
     used = np.concatenate(used)
     if not used.any():

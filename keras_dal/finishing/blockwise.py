@@ -31,7 +31,8 @@ class BlockwiseTask:
     Attributes: as of `problem.Task`.
     """
 
-    validation = seen_targets = gradient_steps = None
+    method = "L-BFGS"
+    validation = seen_targets = wanted = gradient_steps = None
 
     def __init__(self, structure, loss, train, path):
         self.structure, self.loss, self.train, self.path = structure, loss, train, path
@@ -84,6 +85,7 @@ class BlockwiseTask:
         if proved > gap:
             return False
         self.path.end(Ending.CERTIFIED)
+        self.wanted = gap
         curvature = self.loss.curvature(self.head.num_outputs)
         if curvature is not None:
             data = self.train.features, self.head.use_bias, curvature, self.train.weights

@@ -46,8 +46,11 @@ class Task:
 
     Attributes:
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
-        gradient_steps: accelerated ones to what `minimize_to` was asked for, at most; None where nothing is known.
+        wanted: the gap that `minimize_to` was asked for and proved, None before.
+        gradient_steps: accelerated ones to that, at most; None where nothing is known.
     """
+
+    method = "Newton's method"
 
     def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
@@ -60,7 +63,7 @@ class Task:
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
         self._max_bytes = max_bytes
-        self.gradient_steps = None
+        self.wanted = self.gradient_steps = None
         self.left = np.zeros(len(train), bool)  # on their wrong side, as `interpolate` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self.start = self.samples.logits(self.theta)
@@ -236,7 +239,7 @@ class Task:
             self.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
             if proved <= gap:
                 self.path.end(Ending.CERTIFIED)
-                self.gradient_steps = self._gradient_steps(problem, decrease + proved, gap)
+                self.wanted, self.gradient_steps = gap, self._gradient_steps(problem, decrease + proved, gap)
                 return
 
     def _gap_and_decrease(self, problem, theta):

@@ -7,34 +7,16 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import DenseHead
 from keras_dal.tables import as_html
 
-_BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
-_BLOCK = 2048
-_KEPT = 2**31  # bytes of logits that are not computed again
 _TOL = 1e-4  # training loss that a scale brings, where none was asked for
-
-
-class Quality(NamedTuple):
-    """How good a model is on validation data.
-
-    Attributes:
-        loss: mean loss; for the cross-entropies this is the negative log-likelihood.
-        accuracy: share of right predictions, None for the squared error; where labels are soft, those of a most
-            probable class.
-        ece: expected calibration error over 15 bins of confidence, None for the squared error.
-    """
-
-    loss: float
-    accuracy: float | None
-    ece: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -68,8 +50,8 @@ class Result:
             tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
             path", everything tried; "the time limit", "patience", "an interrupt" or "numbers that are not finite".
         seconds: of the solver, without the passes for the features.
-        gradient_steps: a proved number of Nesterov's accelerated gradient steps to a gap as small, in the solver's
-            coordinates; None where none is known.
+        gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4 in
+            the two lines, in the solver's coordinates; None where none is known.
     """
 
     model: Any
@@ -130,12 +112,13 @@ class Result:
     def proof(self):
         """Yield what is proved about this point, a line each."""
         in_float64 = isinstance(self._data.head, DenseHead)
-        if self.stopped_by == Ending.CERTIFIED and in_float64:
+        if self.stopped_by == Ending.CERTIFIED and in_float64 and self.point is self.path[-1]:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
-            yield f"proved:     at most {self.point.gap:.1e} above the minimum of {weighted}"
+            yield f"proved:     at most {_rounded_up(self.point.gap)} above the minimum of {weighted}"
             if self.gradient_steps is not None:
-                newton = f"Newton's method took {len(self.path) - 1:,}"
-                yield f"            accelerated gradient descent takes {self.gradient_steps:,} steps at most; {newton}"
+                steps = f"{self.gradient_steps:,} steps to {self._data.wanted:.0e}"
+                ours = f"{self._data.method} took {len(self.path) - 1:,}"
+                yield f"            accelerated gradient descent takes at most {steps}; {ours}"
         if self.margin is not None and self.margin > 0 and self._data.hard:
             yield (
                 f"proved:     the infimum of the loss is 0, as every margin is positive (least {self.margin:.2g}); at "
@@ -144,7 +127,7 @@ class Result:
 
     def logits(self, features):
         """Return the logits `(k, C)` of the model at `point`, in float64, for features `(k, m)`."""
-        return _logits(self._data.head, features, self._theta)
+        return logits_of(self._data.head, features, self._theta)
 
     def _repr_html_(self):
         return as_html(self._rows())
@@ -204,6 +187,8 @@ class _Data(NamedTuple):
     hard: bool
     tol: float | None
     rows: np.ndarray
+    method: str
+    wanted: float | None
     gradient_steps: int | None
 
 
@@ -233,6 +218,8 @@ def finished(task, path, tol):
         hard=task.loss.exclusive is not None and task.is_separable,
         tol=tol,
         rows=task.train.rows,
+        method=task.method,
+        wanted=task.wanted,
         gradient_steps=task.gradient_steps,
     )
     result = _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
@@ -251,7 +238,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
     """Return the `Result` of a point and, when all else is done, write its weights into the model."""
     started, structure, loss = time.perf_counter(), data.structure, data.loss
     theta = structure.rounded(np.pad(point.theta, (len(data.start) - len(point.theta), 0)))
-    logits = _Logits(data.head, data.features, theta)
+    logits = Logits(data.head, data.features, theta)
     margins = None
     if loss.exclusive is not None:
         margins = np.concatenate([loss.margins(block, data.targets[rows]) for rows, block in logits])
@@ -263,11 +250,11 @@ def _evaluated(data, point, path, stopped_by, seconds):
         return float(sum(sums)) / len(data.features)
 
     separated = margin is not None and margin > 0 and data.hard
-    scale = _scale(loss_at, data.tol or _TOL) if separated else 1.0
+    scale = least_scale(loss_at, data.tol or _TOL) if separated else 1.0
     before = after = scaled = None
     if data.seen is not None:
-        seen = [_logits(data.head, data.seen, each) for each in (data.start, theta)]
-        before, after, scaled = (_quality(each, data.seen_targets, loss) for each in (*seen, scale * seen[1]))
+        seen = [logits_of(data.head, data.seen, each) for each in (data.start, theta)]
+        before, after, scaled = (quality(each, data.seen_targets, loss) for each in (*seen, scale * seen[1]))
     factors = l2_factors(structure.linear_parameters)
     penalty = 0.0 if factors is None else float(np.sum(factors * theta**2))
     structure.assign(theta)
@@ -298,46 +285,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
     )
 
 
-def _scale(loss_at, tol):
-    """Return the least scale, from 1 on, with loss at most tol: it exists because every margin is positive."""
-    if loss_at(1.0) <= tol:
-        return 1.0
-
-    def excess(scale):  # over a loss a thousandth smaller than tol, which the root's precision cannot miss
-        return np.log(max(loss_at(scale), 1e-2 * tol) / tol) + 1e-3
-
-    far = 2.0
-    while excess(far) > 0:
-        far *= 2
-    return float(optimize.root_scalar(excess, bracket=(far / 2, far), rtol=1e-6).root)
-
-
-class _Logits:
-    """Logits in float64, by slices of the samples; kept where they are not too many, else computed in every pass."""
-
-    def __init__(self, head, features, theta):
-        self._head, self._features, self._theta = head, features, theta
-        self._kept = list(self._blocks()) if 8 * len(features) * head.num_outputs <= _KEPT else None
-
-    def __iter__(self):
-        return iter(self._kept or self._blocks())
-
-    def _blocks(self):
-        for start in range(0, len(self._features), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            yield rows, self._head.logits(np.asarray(self._features[rows], np.float64), self._theta)
-
-
-def _logits(head, features, theta):
-    return np.concatenate([block for _, block in _Logits(head, features, theta)])
-
-
-def _quality(logits, targets, loss):
-    """Return the `Quality` of logits `(n, C)`."""
-    value, margins = float(np.mean(loss.values(logits, targets))), loss.margins(logits, targets)
-    if margins is None:
-        return Quality(value, None, None)
-    confidence, right = loss.confidence(logits, targets)
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    ece = np.sum(np.abs(np.bincount(bins, right - confidence, _BINS))) / len(confidence)
-    return Quality(value, float(np.mean(margins > 0)), float(ece))
+def _rounded_up(bound):
+    """Return an upper bound in two digits that is one still."""
+    shown = f"{bound:.1e}"
+    return shown if float(shown) >= bound else f"{1.05 * bound:.1e}"

@@ -7,6 +7,7 @@ from scipy import linalg
 
 _BLOCK = 4096  # samples whose logits exist at a time in float64
 _SAFETY = 1 + 1e-6  # for rounding in the sums below, generously
+_AFFORDABLE = 2e10  # multiplications to say how many gradient steps there would be
 
 
 def gap_and_decrease(head, features, loss, targets, weights, theta, start, anchors, ridge, coordinates):
@@ -62,24 +63,30 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, coord
         weights, anchors, ridge, coordinates: as in `gap_and_decrease`.
         excess: upper bound of how far F is above its minimum at first.
         gap: how far it may be in the end, positive.
+
+    Returns:
+        The number, or None where it would take long to find.
     """
-    hold = np.zeros(len(features))
-    hold[anchors] = 2 * ridge / len(anchors)
-    bent, held = (
-        coordinates.root @ _moments(features, use_bias, factors) @ coordinates.root.T
-        for factors in (curvature * weights / len(features) + hold, hold)
-    )
+    if excess <= gap:
+        return 0
+    if len(features) * features.shape[1] ** 2 > _AFFORDABLE:
+        return None
+    held = _moments(features, use_bias, anchors, np.full(len(anchors), 2 * ridge / len(anchors)))
+    bent = held + _moments(features, use_bias, np.arange(len(features)), curvature * weights / len(features))
+    bent, held = (coordinates.root @ moments @ coordinates.root.T for moments in (bent, held))
     largest = _SAFETY * float(linalg.eigvalsh(bent)[-1]) + 2 * ridge
     smallest = max(0.0, float(linalg.eigvalsh(held)[0]) - (_SAFETY - 1) * largest) + 2 * ridge
-    rate = -math.log1p(-math.sqrt(smallest / largest))
-    return math.ceil(math.log(2 * excess / gap) / rate) if excess > gap else 0
+    if smallest >= largest:
+        return 1
+    return math.ceil(math.log(2 * excess / gap) / -math.log1p(-math.sqrt(smallest / largest)))
 
 
-def _moments(features, use_bias, factors):
-    """Return the sum of the outer products of the inputs, each times its factor, `(m + 1, m + 1)`."""
+def _moments(features, use_bias, rows, factors):
+    """Return the sum over some rows of the outer products of the inputs, each times its factor, `(m + 1, m + 1)`."""
     total = 0.0
-    for begin in range(0, len(features), _BLOCK):
-        block = np.asarray(features[begin : begin + _BLOCK], np.float64)
+    for begin in range(0, len(rows), _BLOCK):
+        some = slice(begin, begin + _BLOCK)
+        block = np.asarray(features[rows[some]], np.float64)
         columns = np.column_stack([block, np.ones(len(block))]) if use_bias else block
-        total = total + columns.T @ (factors[begin : begin + _BLOCK, None] * columns)
+        total = total + columns.T @ (factors[some, None] * columns)
     return total

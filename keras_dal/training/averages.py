@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_dal import _backend, _keras
@@ -56,13 +57,15 @@ class WeightAverage:
 
     def begin(self):
         """Start a mean with the next step."""
-        self._count.assign(0.0)
+        self.end()
         self._collecting.assign(1.0)
 
     def end(self):
         """Let no more steps count, and forget those that did."""
         self._count.assign(0.0)
         self._collecting.assign(0.0)
+        for mean in self._means:  # what was not finite would stay so
+            mean.assign(np.zeros(mean.shape))
 
     def update(self):
         """Count the weights as they are now; part of the training step."""
@@ -130,7 +133,7 @@ class Averaging:
     def has_average(self):
         """Whether there is an average whose batch statistics are still to be found."""
         steps = self.averaged_steps
-        return self._linear_indices is None if steps is None else steps > 0
+        return steps is None or steps > 0  # of those of the inner optimizer nobody knows: to find them again is no harm
 
     def adopt_average(self):
         """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.

@@ -12,6 +12,7 @@ from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.features.tracing import to_numpy
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
+from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
@@ -31,7 +32,7 @@ class ConvexPhase:
     def __init__(self, model, wrap, structure, loss):
         self._wrap, self.structure, self.loss = wrap, structure, loss
         self._weight = _keras.loss_weight(model)
-        self._before = [to_numpy(v).copy() for v in _state(model)]
+        self._before = Snapshot(model)
         self.averaged_steps = wrap.averaged_steps
         self._gathering: Any = None
         self._shown = {}
@@ -94,27 +95,24 @@ class ConvexPhase:
 
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""
-        structure, loss = self.structure, self.loss
+        structure, loss, train = self.structure, self.loss, self.train.weighted()
         if structure.layer is not structure.output_layer:
             return {}
-        targets = self.targets(self.train)
-        sums = 0.0
-        for start in range(0, len(self.train), _BLOCK):
+        targets, sums = self.targets(train), 0.0
+        for start in range(0, len(train), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            features = np.asarray(self.train.features[rows], np.float64)
+            features = np.asarray(train.features[rows], np.float64)
             columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
-            sums = sums + columns.T @ (columns * self.train.weights[rows, None])
-        count = int(np.sum(self.train.weights > 0))
-        report = alignment_from_moments(sums, count, structure, loss)
+            sums = sums + columns.T @ (columns * train.weights[rows, None])
+        report = alignment_from_moments(sums, len(train), structure, loss)
         return {"alignment": report.alignment, "alignment_rank": report.rank}
 
-    def undo(self, model):
-        """Put back the weights from before, and explore."""
+    def undo(self):
+        """Put back the weights from before, and explore; what was averaged is kept."""
         if self._gathering is not None:
             self._gathering.discard()
-        for variable, value in zip(_state(model), self._before, strict=True):
-            variable.assign(value)
-        self._wrap.restart()
+        self._before.restore()
+        self._wrap.explore_again()
 
     def logs(self, model, with_alignment=True):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""
@@ -145,7 +143,3 @@ class ConvexPhase:
             arguments = (None, ops.convert_to_tensor(labels), outputs, ops.convert_to_tensor(weights))
             found = _backend.in_replica(model.compute_metrics, model, *arguments)
         return {name: float(np.mean(to_numpy(value))) for name, value in found.items()}
-
-
-def _state(model):
-    return [*model.trainable_variables, *model.non_trainable_variables]

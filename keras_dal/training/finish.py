@@ -1,5 +1,6 @@
 """The second phase on data that are at hand: in a loop of one's own, or after `fit`."""
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
+from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import STATISTICS_STEPS
 from keras_dal.training.statistics import BatchStatistics
 from keras_dal.training.wrap import find_wrap
@@ -62,18 +64,32 @@ def finish(
     averaged = wrap is not None and wrap.has_average
     source = x if statistics_from is None else statistics_from
     _check_readable(x, y, averaged and inputs is None and source is x)
-    if wrap is not None:
-        rate = 0.0 if wrap.exploit_learning_rate == "auto" else None  # there is no step to take
-        structure = wrap.switch(model, inputs, learning_rate=rate)
-    if averaged:
+    with _undone(model, wrap):
+        if wrap is not None:
+            rate = 0.0 if wrap.exploit_learning_rate == "auto" else None  # there is no step to take
+            structure = wrap.switch(model, inputs, learning_rate=rate)
         statistics = BatchStatistics(model)
-        for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
-            statistics.add((batch[0],))
-    train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
-    result = solve_head(structure, loss, train, max_bytes, bool(verbose))
+        if averaged and statistics.are_there:
+            for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
+                statistics.add((batch[0],))
+        train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
+        result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     if wrap is not None:
         wrap.close_average()
     return result
+
+
+@contextlib.contextmanager
+def _undone(model, wrap):
+    """Put back the weights and the phase from before where something is raised inside."""
+    before, explored = Snapshot(model), wrap is not None and wrap.phase == "explore"
+    try:
+        yield
+    except BaseException:
+        before.restore()
+        if explored:
+            wrap.explore_again()
+        raise
 
 
 def _check_readable(x, y, twice):

@@ -1,4 +1,4 @@
-"""What is to stand still while only the linear parameters are trained, and whether it did."""
+"""What is to stand still while only the linear parameters are trained, whether it did, and what there was before."""
 
 import zlib
 
@@ -22,6 +22,18 @@ class FrozenState:
     def moved(self):
         """Return the paths of the variables that are no longer what they were."""
         return [v.path for v, value in self._state if not np.array_equal(to_numpy(v), value, equal_nan=True)]
+
+
+class Snapshot:
+    """The weights and the state of a model, to go back to."""
+
+    def __init__(self, model):
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        self._values = [(variable, to_numpy(variable).copy()) for variable in variables]
+
+    def restore(self):
+        for variable, value in self._values:
+            variable.assign(value)
 
 
 def checksum(model, structure):

@@ -30,7 +30,8 @@ class Gathering:
     def __init__(self, model, structure, renew):
         self._model = model
         self._features = _backend.over_replicas(_features(model, structure), model)
-        self._statistics = BatchStatistics(model) if renew else None
+        statistics = BatchStatistics(model)
+        self._statistics = statistics if renew and statistics.are_there else None
         self._arrived, self._waiting, self._bytes = [], [], 0
         self._rows, self._labels, self._weights = RowWriter(None, _FEATURE_BYTES, keep=False), [], []
         self.steps_of_statistics, self._discarded = 0, False

@@ -68,14 +68,12 @@ class Measurement:
     def measure(self, epoch):
         """Return what is known at the end of an epoch, by name."""
         if self.moments is None:
-            self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
-            self.measured_at = epoch
-            return self._told(self.report) | self._moved(self._samples)
+            return self._of_data(epoch) | self._moved(self._samples)
         try:
             sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
             warnings.warn(str(error), stacklevel=3)
-            return _UNKNOWN
+            return self._unknown()
         if count == 0:
             warnings.warn(
                 "Nothing was measured: the model's train_step does not call compute_loss. Give the monitor its "
@@ -91,19 +89,35 @@ class Measurement:
                 f"{self._structure.layer.name!r}",
                 stacklevel=3,
             )
-            return _UNKNOWN
+            return self._unknown()
         moved = self._seldom_moved(epoch, count)
         if not self.moments_tell:
             return moved
+        self.interval = self._budget.alignment(count)
         if self._is_due(epoch, count) and self._sums_up:
             self.report = alignment_from_moments(sums, count, self._structure, self._loss)
             self._last, self.measured_at = self._told(self.report), epoch
         return self._last | moved
 
+    def _of_data(self, epoch):
+        """Return the alignment on data of its own; what cannot be measured does not end a training."""
+        try:
+            self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
+        except ValueError as error:
+            warnings.warn(f"The alignment was not measured. Received: {error}", stacklevel=4)
+            return _UNKNOWN
+        self.measured_at = epoch
+        return self._told(self.report)
+
+    def _unknown(self):
+        """Return nan by the names of what is measured."""
+        return (_UNKNOWN if self.moments_tell else {}) | (
+            {"kernel_change": np.nan} if self.moments.probes is not None else {}
+        )
+
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
-        self.interval = self._budget.alignment(count)
-        return self._now or _since(self.measured_at, epoch) >= self.interval
+        return self._now or _since(self.measured_at, epoch) >= self._budget.alignment(count)
 
     def is_affordable(self, count, epochs):
         """Return whether to measure so many samples once after so many epochs."""

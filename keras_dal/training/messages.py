@@ -23,7 +23,7 @@ def begins(wrap, schedule, epoch):
     if wrap.phase == "exploit":
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
-            f"will be {'solved' if wrap.finish == 'solve' else 'trained'}. optimizer.restart() before fit goes back to "
+            f"will be {'solved' if wrap.solves else 'trained'}. optimizer.restart() before fit goes back to "
             "the first phase"
         )
     if schedule.switch is not None and schedule.switch < epoch:
@@ -48,9 +48,10 @@ def descends(model, switch, certificate):
     return "\n".join(lines if certificate is None else [*lines, str(certificate)])
 
 
-def seldom_measured(interval, epochs):
+def seldom_measured(interval, epochs, at_switch):
     """Return how often the alignment is measured, where that is not every epoch."""
-    how_often = f"is measured every {interval} epochs" if interval <= epochs else "is not measured in this fit"
+    never = "is measured at the switch only" if at_switch else "is not measured in this fit"
+    how_often = f"is measured every {interval} epochs" if interval <= epochs else never
     return (
         f"keras_dal: the alignment {how_often}: it would take more than a hundredth of the training. "
         "keras_dal.alignment(model, x, y) measures it at any time"

@@ -12,9 +12,9 @@ from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.result import Result
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
-from keras_dal.training import messages
+from keras_dal.training import checks, messages
 from keras_dal.training.convex_phase import ConvexPhase
-from keras_dal.training.frozen import FrozenState, checksum
+from keras_dal.training.frozen import FrozenState, Snapshot, checksum
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
 from keras_dal.training.schedule import SwitchSchedule
@@ -84,11 +84,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
         self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
+        self._before = None
         self._said_interval = False
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
-            self._wrap.check_model(model)
+            checks.check_same_model(self._wrap, model)
             self._wrap.driver = self  # of this fit: the last one
         if model.built or self.data is not None:
             self._look_at(model)
@@ -97,12 +98,11 @@ class AlignmentMonitor(keras.callbacks.Callback):
         """Find out what there is to measure and to solve; where `fit` builds the model, at its first step."""
         samples = None if self.data is None else first_samples(self.data)
         self._structure = find_structure(model, samples, self._parameters)
-        self._check_constraints()
         self._loss = loss_of(model, self._structure.activation)
-        self._check_step_size()
+        checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)
         self._schedule = self._make_schedule()
         self._measurement = Measurement(model, self._structure, self._loss, self._data, self.params["epochs"])
-        self._check_explore()
+        checks.check_explore(self._wrap, self.data, self._measurement.moments_tell)
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven)
 
@@ -123,11 +123,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
         """Return a train function that looks at the model when the first step has shown what its inputs are."""
 
         def function(*arguments):
+            model.train_function = None  # of whoever trains the model after it was refused
             _backend.build(model, *arguments)
             self._look_at(model)
             self._begin_epoch(model, epoch)
             self._hooks.arm()
-            return model.train_function(*arguments)
+            made: Any = model.train_function
+            return made(*arguments)
 
         return function
 
@@ -138,12 +140,15 @@ class AlignmentMonitor(keras.callbacks.Callback):
                     self._wrap.build(model.trainable_variables)
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
-                self._check_alone()
+                checks.check_alone(self._wrap, self)
                 self._began = epoch
                 self._say(model, messages.begins, self._wrap, self._schedule, epoch)
             self._advance(model, epoch)
         self._measurement.begin(epoch, now=self._must_measure(epoch))
-        if self._phase is not None:
+        if self._result is not None:  # another callback took back that training is to stop
+            model.stop_training = True
+            self._hooks.read_only(_backend.reading(model, lambda batch: None, self._logs))
+        elif self._phase is not None:
             self._hooks.read_only(self._phase.train_function(model, self._logs))
         elif self.phase != self._installed:
             exploits = self.phase == "exploit"
@@ -156,24 +161,28 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._wrap.drop_average()  # of a fit that was stopped
         if self.phase == "explore" and self._schedule.average_is_due(epoch) and not self._wrap.is_averaging:
             self._wrap.begin_average()
-        solves = self._wrap.finish == "solve" and self._wrap.explore is not None
+        solves = self._wrap.solves
         if self.phase == "explore" and self._schedule.is_due(epoch):
-            self._tried(model, self._solve_next if solves else self._descend_next, model, epoch)
+            self._tried(self._solve_next if solves else self._descend_next, model, epoch)
         elif self.phase == "exploit" and solves and self._result is None:
-            self._tried(model, self._solve_next, model, epoch)
+            self._tried(self._solve_next, model, epoch)
         elif self.phase == "exploit" and self._is_automatic and self._measurement.report is not None:
             self._wrap.learning_rate = self._step_size()  # now of constant features: exact
 
-    def _tried(self, model, step, *arguments):
+    def _tried(self, step, *arguments):
         """Take a step that fails without ending the training."""
         try:
             step(*arguments)
         except Exception as error:  # of whatever kind: hours of training are at stake
-            self._explore_on(model, error)
+            self._explore_on(error)
 
-    def _explore_on(self, model, error):
+    def _explore_on(self, error):
         if self._phase is not None:
-            self._phase.undo(model)
+            self._phase.undo()
+        elif self._before is not None:
+            self._before.restore()
+            self.certificates.pop("switch", None)
+            self._wrap.explore_again()
         self._phase, self._installed = None, None
         self._schedule.postpone()
         warnings.warn(
@@ -189,6 +198,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._say(model, messages.reads, self._phase, epoch, self.params["epochs"])
 
     def _descend_next(self, model, epoch):
+        self._before = Snapshot(model)
         if self.data is not None:
             self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
             self.certificates["switch"] = self._certified()
@@ -202,11 +212,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._hooks.arm()
 
     def on_train_batch_end(self, batch, logs=None):
+        if self._result is not None and self._phase is None:
+            self.model.stop_training = True
         if self._phase is None or self._result is not None:
             self._logs = logs or {}
             return
         model = self.model  # on JAX this makes the model's variables those of the last step, so not in every step
-        self._tried(model, self._phase.take)
+        self._tried(self._phase.take)
         if self._phase is not None and self.params["steps"] and batch + 1 >= self.params["steps"]:
             self._end_phase(model)
 
@@ -216,7 +228,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _end_phase(self, model):
         if self._result is None:
-            self._tried(model, self._phase.end)
+            self._tried(self._phase.end)
             if self._phase is not None:
                 self._result, self._solved = self._phase.result, checksum(model, self._structure)
 
@@ -224,7 +236,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
         model = self.model
         if self._phase is not None:
             self._end_phase(model)
-        if self._result is not None:
+        if self._result is not None and self._phase is None:
+            measured = dict.fromkeys(self._measured, np.nan)  # this epoch was one too many, and only read
+            model.stop_training = True
+        elif self._result is not None:
             affordable = self._measurement.is_affordable(len(self._phase.train), epoch)
             measured = self._phase.logs(model, with_alignment=affordable) | self._measurement.moved()
             self._say(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
@@ -235,7 +250,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
             measured = self._measurement.measure(epoch)
             if self._measurement.interval > 1 and not self._said_interval:
                 self._said_interval = True
-                self._say(model, messages.seldom_measured, self._measurement.interval, self.params["epochs"])
+                at_switch = self._is_automatic and self._schedule.switch is not None
+                self._say(model, messages.seldom_measured, self._measurement.interval, self.params["epochs"], at_switch)
             if self._measurement.measured_at == epoch:
                 self._schedule.observe(epoch, measured["alignment"])
             self._measured = tuple(measured)
@@ -292,45 +308,6 @@ class AlignmentMonitor(keras.callbacks.Callback):
         is_due = self._schedule.is_due
         at_switch = is_due(epoch + 1) and not is_due(epoch - 1)
         return self._is_automatic and (at_switch or (is_due(epoch) and self._measurement.report is None))
-
-    def _check_alone(self):
-        if self._wrap is not None and self._wrap.driver is not self:
-            raise ValueError(
-                "Two monitors would both drive the optimizer: leave one AlignmentMonitor in the callbacks. Received: "
-                "another one after this"
-            )
-
-    def _check_constraints(self):
-        if self._wrap is not None and self._wrap.finish == "solve":
-            self._structure.check_unconstrained()
-
-    def _check_step_size(self):
-        if not self._is_automatic:
-            return
-        if self._loss.curvature(self._structure.num_outputs) is None:
-            raise ValueError(
-                "A step size that provably works needs a loss of bounded curvature: set exploit_learning_rate. "
-                f"Received: exploit_learning_rate='auto' and the {self._loss.name}"
-            )
-        if l2_factors(self._structure.linear_parameters) is None:
-            raise ValueError(
-                "A step size that provably works needs a penalty of known curvature: give the head no regularizer but "
-                "L2 and no constraint, or set exploit_learning_rate. Received: exploit_learning_rate='auto' and "
-                f"{[(v.path, v.regularizer, v.constraint) for v in self._structure.linear_parameters]}"
-            )
-        if self._structure.gated_layers and self.data is None:
-            raise ValueError(
-                "The step size for a gated head is computed from its features: pass AlignmentMonitor(data=(x, y)). "
-                "Received: exploit_learning_rate='auto' and data=None"
-            )
-
-    def _check_explore(self):
-        automatic = self._wrap is not None and self._wrap.explore == "auto"
-        if automatic and self.data is None and not self._measurement.moments_tell:
-            raise ValueError(
-                "Gated units before the head are measured on data only: pass AlignmentMonitor(data=(x, y)), or say "
-                "when to switch. Received: explore='auto' and data=None"
-            )
 
     def _step_size(self):
         """Return 1/beta, exact where features are those of inference mode; smaller for a loss with a weight above 1."""

@@ -38,10 +38,13 @@ class BatchStatistics:
 
         return statistics
 
+    @property
+    def are_there(self):
+        """Whether the model has any."""
+        return bool(self._variables)
+
     def add(self, batch):
         """Show it one batch as `fit` gets it; the model then holds the means so far."""
-        if not self._variables:
-            return
         others = [to_numpy(variable).copy() for variable in self._others]
         with contextlib.ExitStack() as stack:
             for layer in self._layers:

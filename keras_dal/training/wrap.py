@@ -145,25 +145,23 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
 
         Step counts and slots of the inner optimizer go on. Trace a `tf.function` of your own anew.
         """
+        self.explore_again()
+        self.drop_average()
+
+    def explore_again(self):
+        """As `restart`, but what was averaged is kept."""
         if self.phase == "exploit":
             self._is_linear.assign(np.zeros(self._is_linear.shape, "int32"))
             self.synchronize()
-        self.drop_average()
 
-    def check_model(self, model):
-        """Raise a ValueError if this optimizer was built for another model."""
-        known = (
-            not self.built
-            or not model.built
-            or all(
-                self._var_key(variable) in self._trainable_variables_indices for variable in model.trainable_variables
-            )
-        )
-        if not known:
-            raise ValueError(
-                "An optimizer belongs to the model it was first used with: make a new Wrap with a new optimizer. "
-                f"Received: model {model.name!r}"
-            )
+    @property
+    def solves(self):
+        """Whether `AlignmentMonitor` solves for the linear parameters, instead of stepping towards them."""
+        return self.finish == "solve" and self.explore is not None
+
+    def was_built_for(self, variable):
+        """Whether a variable is one of those that this optimizer trains."""
+        return self._var_key(variable) in self._trainable_variables_indices
 
     def freeze_gates(self, structure):
         """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""

@@ -1,0 +1,55 @@
+"""What the monitor refuses, all of it before or at the first step."""
+
+from keras_dal.analysis.descent_bound import l2_factors
+
+
+def check_same_model(wrap, model):
+    """Raise a ValueError if the optimizer was built for another model."""
+    known = not wrap.built or not model.built or all(wrap.was_built_for(v) for v in model.trainable_variables)
+    if not known:
+        raise ValueError(
+            "An optimizer belongs to the model it was first used with: make a new Wrap with a new optimizer. "
+            f"Received: model {model.name!r}"
+        )
+
+
+def check_alone(wrap, monitor):
+    """Raise a ValueError if another monitor of the same fit drives the optimizer."""
+    if wrap.driver is not monitor:
+        raise ValueError(
+            "Two monitors would both drive the optimizer: leave one AlignmentMonitor in the callbacks. Received: "
+            "another one after this"
+        )
+
+
+def check_second_phase(wrap, structure, loss, data):
+    """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
+    if wrap is not None and wrap.finish == "solve":
+        structure.check_unconstrained()
+    if wrap is None or wrap.exploit_learning_rate != "auto":
+        return
+    if loss.curvature(structure.num_outputs) is None:
+        raise ValueError(
+            "A step size that provably works needs a loss of bounded curvature: set exploit_learning_rate. "
+            f"Received: exploit_learning_rate='auto' and the {loss.name}"
+        )
+    if l2_factors(structure.linear_parameters) is None:
+        raise ValueError(
+            "A step size that provably works needs a penalty of known curvature: give the head no regularizer but "
+            "L2 and no constraint, or set exploit_learning_rate. Received: exploit_learning_rate='auto' and "
+            f"{[(v.path, v.regularizer, v.constraint) for v in structure.linear_parameters]}"
+        )
+    if structure.gated_layers and data is None:
+        raise ValueError(
+            "The step size for a gated head is computed from its features: pass AlignmentMonitor(data=(x, y)). "
+            "Received: exploit_learning_rate='auto' and data=None"
+        )
+
+
+def check_explore(wrap, data, moments_tell):
+    """Raise a ValueError where a switch is to follow an alignment that is not measured."""
+    if wrap is not None and wrap.explore == "auto" and data is None and not moments_tell:
+        raise ValueError(
+            "Gated units before the head are measured on data only: pass AlignmentMonitor(data=(x, y)), or say "
+            "when to switch. Received: explore='auto' and data=None"
+        )
