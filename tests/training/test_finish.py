@@ -500,3 +500,103 @@ def test_a_wrap_with_the_automatic_step_can_be_finished_too():
     model.fit(x, y, epochs=1, verbose=0)
     assert keras_dal.finish(model, x, y, verbose=0).stopped_by == Ending.CERTIFIED
     assert model.optimizer.phase == "exploit"
+
+
+def test_a_callback_that_takes_the_stop_back_finds_the_solved_head_unmoved():
+    class GoesOn(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = False
+
+    model, monitor, history = ended(callbacks=[GoesOn()], epochs=6)
+    assert history["phase"] == [0, 0, 0, 1, 1, 1]
+    expected, _, _ = ended(epochs=6)
+    for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert monitor.result.stopped_by == Ending.CERTIFIED
+
+
+def test_an_average_forgets_what_was_not_finite():
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH, average=0.7))
+    good = model.get_weights()
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    optimizer.begin_average()
+    model.set_weights([np.full_like(weight, np.nan) for weight in good])
+    optimizer._average.update()
+    model.set_weights(good)
+    optimizer.begin_average()
+    optimizer._average.update()
+    for mean, variable in zip(optimizer._average.values(), model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(mean, keras.ops.convert_to_numpy(variable))
+
+
+def test_no_statistics_are_told_of_a_model_without_any(capsys):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(8, "relu"), keras.layers.Dense(NUM_CLASSES, name="logits")]
+    model = keras.Sequential([keras.Input((8, 8, 2)), *layers])
+    compiled(keras_dal.Wrap("sgd", explore=SWITCH), model)
+    fit(model, 9, [keras_dal.AlignmentMonitor()])
+    said = capsys.readouterr().out
+    assert "the head is solved" in said
+    assert "statistics:" not in said
+
+
+def test_finish_undoes_what_it_began():
+    model = compiled(keras_dal.Wrap("sgd", explore=None))
+    x, y = images()
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.begin_average()
+    model.fit(x, y, epochs=1, verbose=0)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="Integer labels must lie in"):
+        keras_dal.finish(model, x, np.full(len(x), NUM_CLASSES), verbose=0)
+    assert model.optimizer.phase == "explore"
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    keras_dal.finish(model, x, y, verbose=0)  # of the average, which is still there
+    assert any(np.any(ours != theirs) for ours, theirs in zip(model.get_weights()[:2], before[:2], strict=True))
+
+
+def test_masked_samples_do_not_count_at_the_end():
+    x, y = images()
+    labels, weights = np.eye(NUM_CLASSES)[y], np.ones(len(x))
+    labels[:10], weights[:10] = 0.0, 0.0  # no class at all
+    model = small_model()
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=SWITCH), loss, metrics=["accuracy"])
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(x, labels, sample_weight=weights, epochs=9, verbose=0, callbacks=[monitor]).history
+    assert np.isfinite(history["alignment"][-1])
+    data = keras_dal.alignment(model, x, labels, weights)
+    assert data.alignment == pytest.approx(keras_dal.alignment(model, x[10:], labels[10:]).alignment)
+
+
+def test_a_generator_may_say_that_there_are_no_weights():
+    x, y = images()
+
+    def batches():
+        while True:
+            for start in range(0, len(x), 32):
+                yield x[start : start + 32], y[start : start + 32], None
+
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=SWITCH))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model.fit(batches(), steps_per_epoch=3, epochs=9, verbose=0, callbacks=[monitor], shuffle=False)
+    assert monitor.result.stopped_by == Ending.CERTIFIED
+
+
+def test_a_model_that_was_refused_trains_without_the_monitor():
+    class Tanh(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.dense = keras.layers.Flatten(), keras.layers.Dense(NUM_CLASSES)
+
+        def call(self, x):
+            return keras.ops.tanh(self.dense(self.flat(x)))
+
+    x, y = images()
+    model = Tanh()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="Received"):
+        model.fit(x, np.eye(NUM_CLASSES)[y], verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+    model.fit(x, np.eye(NUM_CLASSES)[y], verbose=0)
