@@ -23,6 +23,7 @@ EARLY = {
     "training loss": lambda row: row["early"]["training_loss"],
     "least loss of its head": lambda row: row["early"]["infimum"][1],
     "residual share": lambda row: row["early"]["residual_share"],
+    "number of parameters": lambda row: -row["parameters"],
 }
 LATE = {
     "training loss at the end": lambda row: row["end"]["training_loss"],
