@@ -40,6 +40,7 @@ def parsed():
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["base", "wrapped", "compressed"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--explore", type=float, help="of the wrapped runs; its default where none is given")
     parser.add_argument("--augment", choices=("model", "dataset"), default="model", help="where images are changed")
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
     parser.add_argument("--core", type=int, help="the one core to run on")
@@ -179,7 +180,8 @@ class Training:
 
     def wrapped(self, gated=False):
         parts = Parts()
-        model = self.model(keras_dal.Wrap(self.optimizer(self.epochs)), gated)
+        chosen = {} if self.options.explore is None else {"explore": self.options.explore}
+        model = self.model(keras_dal.Wrap(self.optimizer(self.epochs), **chosen), gated)
         monitor = keras_dal.AlignmentMonitor()
         measured = self.fit(model, self.epochs, [monitor, parts])
         result = monitor.result
@@ -262,7 +264,10 @@ def bind(core, threads=0):
 
 def main():
     bind(options.core, options.threads)
-    setting = {name: getattr(options, name) for name in ("dataset", "images", "recipe", "augment", "core", "threads")}
+    setting = {
+        name: getattr(options, name)
+        for name in ("dataset", "images", "recipe", "augment", "core", "threads", "explore")
+    }
     for seed in options.seeds:
         training = Training(options, seed)
         for way in options.ways:

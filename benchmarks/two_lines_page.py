@@ -30,8 +30,10 @@ def settings(rows):
     """Return rows by setting, way and seed."""
     found = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        setting = row["dataset"], row["images"], row["epochs"], row["recipe"], row["core"] is None
+        setting = row["dataset"], row["images"], row["epochs"], row["recipe"], row["core"] is None, row.get("explore")
         found[setting][row["way"]][row["seed"]] = row
+    for setting in [setting for setting in found if setting[-1] is not None]:
+        found[setting]["base"] = found[(*setting[:-1], None)]["base"]
     return found
 
 
@@ -49,9 +51,10 @@ def ratio(ways, way, field):
 
 
 def described(setting):
-    dataset, images, epochs, recipe, is_alone = setting
+    dataset, images, epochs, recipe, is_alone, explore = setting
     count = "all images" if images is None else f"{images:,} images"
-    return f"{NAMES[dataset]}, {count}, {epochs} epochs, {recipe}{', both cores' * is_alone}"
+    options = ", both cores" * is_alone + (f", explore={explore}" if explore else "")
+    return f"{NAMES[dataset]}, {count}, {epochs} epochs, {recipe}{options}"
 
 
 def main_table(found):
@@ -84,7 +87,7 @@ def ways_table(found):
     for setting, ways in found.items():
         for way, title in WAYS.items():
             rows = list(ways[way].values())
-            if rows:
+            if rows and not (way == "base" and setting[-1] is not None):
                 names = ("test_accuracy", "seconds", "epochs_trained")
                 mean = {name: mean_of(rows, name) for name in names}
                 yield (
@@ -126,7 +129,7 @@ def switch_tables(rows):
     for (*setting, _), points in found.items():
         windows = list(points[0]["test_accuracy"])
         names = ["the last weights" if window == "0" else f"mean of {window}" for window in windows]
-        yield from ("", f"{described((*setting, False))}; alone {100 * points[0]['alone']:.2f} %", "")
+        yield from ("", f"{described((*setting, False, None))}; alone {100 * points[0]['alone']:.2f} %", "")
         yield f"| epochs explored | {' | '.join(names)} |"
         yield "|---:|" + "---:|" * len(windows)
         for point in points:
