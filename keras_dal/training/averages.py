@@ -133,7 +133,7 @@ class Averaging:
     def has_average(self):
         """Whether there is an average whose batch statistics are still to be found."""
         steps = self.averaged_steps
-        return steps is None or steps > 0  # of those of the inner optimizer nobody knows: to find them again is no harm
+        return self._linear_indices is None if steps is None else steps > 0
 
     def adopt_average(self):
         """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.

@@ -41,7 +41,8 @@ class ConvexPhase:
 
     def begin(self, model):
         """Freeze everything but the linear parameters; what was averaged becomes the weights."""
-        averaged = self._wrap.has_average  # in a phase that was interrupted and begins again, too
+        # in a phase that was interrupted and begins again, too: for averages of the inner optimizer that is not known
+        averaged = self._wrap.has_average or self._wrap.averaged_steps is None
         self._wrap.switch(model, structure=self.structure)
         self._gathering = Gathering(model, self.structure, renew=averaged)
 
