@@ -247,7 +247,11 @@ def rows(seed):
         model.compile(keras.optimizers.SGD(rate, momentum=0.9), cross_entropy(), metrics=["accuracy"])
         snapshots = Snapshots(lambda now: looked_at(now, x, y))
         monitor = keras_dal.AlignmentMonitor(verbose=False)
-        history = model.fit(x, y, BATCH, EPOCHS, verbose=0, callbacks=[monitor, snapshots]).history
+        try:
+            history = model.fit(x, y, BATCH, EPOCHS, verbose=0, callbacks=[monitor, snapshots]).history
+        except ValueError as error:  # of features that are not finite, or all zero
+            yield {"kind": "diverged", "structure": name, "error": str(error)}
+            continue
         yield {
             "kind": "structure",
             "structure": name,
