@@ -124,8 +124,10 @@ def draw_heads(heads, path):
             axis.plot(gates, predicted, "--", color=colour, label=f"{NAMES[name]}, predicted")
             axis.plot(gates, reached, marker, color=colour, fillstyle="none", label="reached")
     share.set(xlabel="gates beside the head", ylabel="residual share", title="squared error")
-    loss.set(xlabel="gates beside the head", ylabel="training cross-entropy", title="cross-entropy")
-    share.legend(frameon=False, fontsize="small")
+    loss.set(xlabel="gates beside the head", ylabel="training cross-entropy", title="cross-entropy", yscale="log")
+    figure.legend(
+        *share.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small"
+    )
     figure.savefig(path, dpi=110)
 
 
