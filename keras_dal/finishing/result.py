@@ -1,6 +1,7 @@
 """What `converge` returns: a model, the path to it, its scale and its calibration."""
 
 import dataclasses
+import decimal
 import functools
 import time
 import warnings
@@ -287,5 +288,5 @@ def _evaluated(data, point, path, stopped_by, seconds):
 
 def _rounded_up(bound):
     """Return an upper bound in two digits that is one still."""
-    shown = f"{bound:.1e}"
-    return shown if float(shown) >= bound else f"{1.05 * bound:.1e}"
+    two_digits = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
+    return f"{float(two_digits.create_decimal(float(bound))):.1e}"

@@ -309,7 +309,7 @@ class TestBadInput:
             ({"sample_weight": np.ones(3)}, "same number of samples"),
             ({"loss": "mae"}, "supported losses"),
             ({"loss": "sparse_categorical_crossentropy"}, "from_logits=True"),
-            ({"loss": None}, "Compile the model or pass loss"),
+            ({"loss": None}, "Compile the model with a loss"),
             ({"parameters": "missing"}, "No layer of the model has this name"),
             ({"batch_size": 0}, "positive integer"),
         ],
