@@ -11,9 +11,16 @@ benchmarks/results/structures.jsonl, which `python benchmarks/width_page.py` wri
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
+
+import keras
+import machine
+import numpy as np
+from keras import layers
+from two_lines import bind, load
+
+import keras_dal
 
 RESULT = Path(__file__).parent / "results" / "structures.jsonl"
 IMAGES, EPOCHS, EARLY, BATCH = 5_000, 10, 2, 128
@@ -22,28 +29,14 @@ OTHER_SEED = 1_000  # of gates, far from those of the prediction's draws
 GENTLE = 1e-8  # weight of the change: nearly none
 
 
-def parsed():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description, result):
+    """Return a parser of the options that studies of small images share, and the set as first argument."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=("cifar10", "cifar100", "fashion_mnist"))
     parser.add_argument("--data-dir", help="folder of prepared sets of tensorflow-datasets")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--structures", nargs="+", help="names of some of them; all by default")
     parser.add_argument("--core", type=int, help="the one core to run on")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    return parser.parse_args()
-
-
-options = parsed() if __name__ == "__main__" else None
-if options and options.core is not None:
-    os.sched_setaffinity(0, {options.core})
-
-import keras  # noqa: E402
-import machine  # noqa: E402
-import numpy as np  # noqa: E402
-from keras import layers  # noqa: E402
-from two_lines import load  # noqa: E402
-
-import keras_dal  # noqa: E402
+    parser.add_argument("--result", type=Path, default=result)
+    return parser
 
 
 class Shape:
@@ -235,7 +228,7 @@ def convex_steps(model, x, y):
     }
 
 
-def rows(seed):
+def rows(options, seed):
     """Yield a row for each structure, and then for each head of one of them."""
     train, test, classes = load(options.dataset, IMAGES, options.data_dir)
     x, y = train.x.astype("float32"), train.y
@@ -269,8 +262,13 @@ def rows(seed):
 
 
 def main():
+    parser = parser_of(__doc__, RESULT)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--structures", nargs="+", help="names of some of them; all by default")
+    options = parser.parse_args()
+    bind(options.core)
     for seed in options.seeds:
-        for row in rows(seed):
+        for row in rows(options, seed):
             row = {"dataset": options.dataset, "images": IMAGES, "epochs": EPOCHS, "seed": seed, **row}
             with options.result.open("a") as file:
                 file.write(json.dumps({**row, "machine": machine.describe()}) + "\n")

@@ -9,44 +9,27 @@ logistic regression on the same features. Adds lines to benchmarks/results/suspe
 `python benchmarks/width_page.py` writes up.
 """
 
-import argparse
 import json
-import os
 from pathlib import Path
+
+import keras
+import machine
+import numpy as np
+from cleanlab.rank import get_label_quality_scores
+from scipy import special
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from structures import Shape, cross_entropy, features_of, parser_of
+from two_lines import bind, load
+
+import keras_dal
 
 RESULT = Path(__file__).parent / "results" / "suspects.jsonl"
 SHARES, KINDS = (0.05, 0.1, 0.2), ("uniform", "nearest")
 FILTERS, EPOCHS, IMAGES, BATCH = 8, 10, 5_000, 128
-
-
-def parsed():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=("cifar10", "cifar100", "fashion_mnist"))
-    parser.add_argument("--data-dir", help="folder of prepared sets of tensorflow-datasets")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--core", type=int, help="the one core to run on")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    return parser.parse_args()
-
-
-options = parsed() if __name__ == "__main__" else None
-if options and options.core is not None:
-    os.sched_setaffinity(0, {options.core})
-
-import keras  # noqa: E402
-import machine  # noqa: E402
-import numpy as np  # noqa: E402
-from cleanlab.rank import get_label_quality_scores  # noqa: E402
-from scipy import special  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.metrics import roc_auc_score  # noqa: E402
-from sklearn.model_selection import cross_val_predict  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import StandardScaler  # noqa: E402
-from structures import Shape, cross_entropy, features_of  # noqa: E402
-from two_lines import load  # noqa: E402
-
-import keras_dal  # noqa: E402
 
 
 def alike(x, y, classes):
@@ -88,6 +71,10 @@ def _after_finish(model, x, y):
 
 
 def main():
+    parser = parser_of(__doc__, RESULT)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    bind(options.core)
     train, _, classes = load(options.dataset, IMAGES, options.data_dir)
     x = train.x.astype("float32")
     for kind in KINDS:

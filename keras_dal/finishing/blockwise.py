@@ -1,16 +1,14 @@
 """The convex problem of a plain head whose logits do not fit into memory: one block of samples at a time has some."""
 
-import dataclasses
-
 import numpy as np
 from scipy import optimize
 
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.problem import ANCHORS, some_rows
+from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses.lazy_targets import LazyTargets
-from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
 from keras_dal.solvers.kfac_preconditioner import Whitening
 
 _STEPS, _MEMORY = 500, 20  # steps of L-BFGS, and how many it remembers
@@ -69,28 +67,11 @@ class BlockwiseTask:
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, ridge)
             self.path.add(self._point(step, step.gap))
-            if step.gap <= gap and self._prove(step, gap):
+            if step.gap <= gap and prove(self, ridge, self._whitening, gap):
                 raise StopIteration
 
         options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
         optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
-
-    def _prove(self, step, gap):
-        """Return whether the gap is as small in float64, for the parameters as the model will have them."""
-        theta = self.structure.rounded(step.theta)
-        data = self.train.features, self.loss, self.targets, self.train.weights
-        problem = self.anchors, step.ridge, self._whitening
-        proved, decrease = gap_and_decrease(self.head, *data, theta, self.theta, *problem)
-        self.path.points[-1] = dataclasses.replace(self.path.points[-1], theta=theta, gap=proved)
-        if proved > gap:
-            return False
-        self.path.end(Ending.CERTIFIED)
-        self.wanted = gap
-        curvature = self.loss.curvature(self.head.num_outputs)
-        if curvature is not None:
-            data = self.train.features, self.head.use_bias, curvature, self.train.weights
-            self.gradient_steps = gradient_steps(*data, *problem, decrease + proved, gap)
-        return True
 
     def _point(self, step, gap):
         return Point(

@@ -1,6 +1,5 @@
 """The convex problem of one head on cached features, and the three ways to solve it."""
 
-import dataclasses
 import functools
 import warnings
 
@@ -8,10 +7,10 @@ import numpy as np
 
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.history import Point
+from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
-from keras_dal.heads import DenseHead, MixtureHead, SumHead
+from keras_dal.heads import MixtureHead, SumHead
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
-from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
 from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT, Problem
@@ -231,31 +230,9 @@ class Task:
         """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
         problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
         self.path.end(Ending.TIRED)
-        for step, point in self._walk(problem, None):
-            if step.gap > gap:
-                continue
-            theta = self.structure.rounded(point.theta)
-            proved, decrease = self._gap_and_decrease(problem, theta)
-            self.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
-            if proved <= gap:
-                self.path.end(Ending.CERTIFIED)
-                self.wanted, self.gradient_steps = gap, self._gradient_steps(problem, decrease + proved, gap)
+        for step, _ in self._walk(problem, None):
+            if step.gap <= gap and prove(self, problem.ridge, problem.whitening, gap):
                 return
-
-    def _gap_and_decrease(self, problem, theta):
-        """Return both at some parameters, in float64; the gap of the solver alone where the head is not plain."""
-        if not isinstance(self.head, DenseHead):
-            return self.path.points[-1].gap, np.inf
-        data = self.train.features, self.loss, self.targets, self.train.weights
-        return gap_and_decrease(self.head, *data, theta, self.theta, self.anchors, problem.ridge, problem.whitening)
-
-    def _gradient_steps(self, problem, excess, gap):
-        """Return after how many accelerated gradient steps in the same coordinates the gap would be as small."""
-        curvature = self.loss.curvature(self.head.num_outputs)
-        if not isinstance(self.head, DenseHead) or curvature is None:
-            return None
-        data = self.train.features, self.head.use_bias, curvature, self.train.weights
-        return gradient_steps(*data, self.anchors, problem.ridge, problem.whitening, excess, gap)
 
     def _minimize(self, problem, tol, phi=None, unit=1.0):
         """Return the step and point where the loss is nearly its floor, or nearly the least, and what ended it there.

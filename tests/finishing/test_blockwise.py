@@ -65,7 +65,10 @@ def test_its_gradient_is_that_of_finite_differences():
     train, model = samples("hard", n=200), head(12, 4, LOSSES["hard"])
     task = task_of(model, train)
     phi = 0.1 * np.random.default_rng(1).standard_normal(task.head.num_parameters)
-    at = lambda each: evaluation(task, each).value  # noqa: E731
+
+    def at(each):
+        return evaluation(task, each).value
+
     gradient = evaluation(task, phi).gradient
     for index in range(0, len(phi), 7):
         step = np.eye(len(phi))[index] * 1e-2

@@ -1,0 +1,38 @@
+"""What is proved of the point at which a minimization ends, for every way to get there."""
+
+import dataclasses
+
+from keras_dal.finishing.stopping import Ending
+from keras_dal.heads import DenseHead
+from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
+
+
+def prove(task, ridge, whitening, gap):
+    """Put the last point of a path on parameters as the model will have them, and end the path where it is certified.
+
+    The gap is computed in float64; it is that of the solver where the head is not plain.
+
+    Args:
+        task: a `Task` or `BlockwiseTask`; its `wanted` and `gradient_steps` are set where the path ends.
+        ridge: weight of the change.
+        whitening: the `Whitening` in whose coordinates the change is measured.
+        gap: the wanted one, positive.
+
+    Returns:
+        Whether the point is proved to be within it.
+    """
+    point, head, loss, train = task.path.points[-1], task.head, task.loss, task.train
+    theta, is_plain = task.structure.rounded(point.theta), isinstance(head, DenseHead)
+    problem, proved, decrease = (task.anchors, ridge, whitening), point.gap, 0.0
+    if is_plain:
+        data = train.features, loss, task.targets, train.weights
+        proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem)
+    task.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
+    if proved > gap:
+        return False
+    task.path.end(Ending.CERTIFIED)
+    task.wanted, curvature = gap, loss.curvature(head.num_outputs)
+    if is_plain and curvature is not None:
+        data = train.features, head.use_bias, curvature, train.weights
+        task.gradient_steps = gradient_steps(*data, *problem, decrease + proved, gap)
+    return True
