@@ -60,6 +60,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import keras_dal  # noqa: E402
+from keras_dal.training.schedule import EARLIEST  # noqa: E402
 
 
 def load(name, images, data_dir):
@@ -93,6 +94,7 @@ class Training:
         changed = (self.padding, self.mirror) if options.augment == "dataset" else (0, False)
         self.image_set = data.ImageSet(options.dataset, *changed)
         self.epochs, self.steps = options.epochs or epochs, len(self.train) // BATCH
+        self.explored = round((options.explore or EARLIEST) * self.epochs)  # what a wrapped run before says otherwise
 
     def optimizer(self, epochs, **kind):
         """Return the recipe's optimizer for so many epochs."""
@@ -184,9 +186,10 @@ class Training:
         model = self.model(keras_dal.Wrap(self.optimizer(self.epochs), **chosen), gated)
         monitor = keras_dal.AlignmentMonitor()
         measured = self.fit(model, self.epochs, [monitor, parts])
-        result = monitor.result
+        result, self.explored = monitor.result, parts.switch
         row = self._row(model, measured) | {
             "switch": parts.switch,
+            "alignment": parts.alignment,
             "seconds_to_switch": round(parts.seconds, 2),
             "seconds_of_solver": round(result.seconds, 3),
             "training_accuracy": result.accuracy,
@@ -206,7 +209,7 @@ class Training:
 
     def compressed(self):
         """The schedule in as many epochs as the wrapped run trains, and one for its last pass."""
-        epochs = round(keras_dal.Wrap("sgd").explore * self.epochs) + 1
+        epochs = self.explored + 1
         model = self.model(self.optimizer(epochs))
         return self._row(model, self.fit(model, epochs))
 
@@ -218,13 +221,13 @@ class Training:
 
     def swap_ema(self):
         """Keras' moving averages over as many epochs as the wrapped run trains, with the whole schedule."""
-        epochs = round(keras_dal.Wrap("sgd").explore * self.epochs)
+        epochs = self.explored
         model = self.model(self.optimizer(self.epochs, use_ema=True, ema_momentum=0.99))
         return self._row(model, self.fit(model, epochs, [keras.callbacks.SwapEMAWeights()]))
 
     def freeze(self):
         """Everything until the switch, then the last layer alone, as Keras' guide on transfer learning does."""
-        epochs = round(keras_dal.Wrap("sgd").explore * self.epochs)
+        epochs = self.explored
         model = self.model(self.optimizer(self.epochs))
         first = self.fit(model, epochs)
         for layer in model._flatten_layers(include_self=False):
@@ -243,14 +246,15 @@ class Clocks(keras.callbacks.Callback):
 
 
 class Parts(keras.callbacks.Callback):
-    """Notes when the switch came."""
+    """Notes when the switch came, and the alignment before it."""
 
     def on_train_begin(self, logs=None):
-        self._started, self.switch, self.seconds = time.perf_counter(), None, 0.0
+        self._started, self.switch, self.seconds, self.alignment = time.perf_counter(), None, 0.0, None
 
     def on_epoch_end(self, epoch, logs=None):
         if not logs["phase"]:
             self.switch, self.seconds = epoch + 1, time.perf_counter() - self._started
+            self.alignment = round(float(logs["alignment"]), 4)
 
 
 def bind(core, threads=0):

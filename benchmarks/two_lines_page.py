@@ -32,7 +32,7 @@ def settings(rows):
     found = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["processor_seconds"] < UNDISTURBED * row["seconds"]:
-            row["seconds"] = None
+            row["seconds"] = row["processor_seconds"] = None
         setting = row["dataset"], row["images"], row["epochs"], row["recipe"], row["core"] is None, row.get("explore")
         found[setting][row["way"]][row["seed"]] = row
     for setting in [setting for setting in found if setting[-1] is not None]:
@@ -80,7 +80,7 @@ def main_table(found):
         )
         yield (
             f"| {described(setting)} | {len(base)} | {np.mean(base):.2f} % | {difference} | {shorter} | "
-            f"{'' if np.isnan(clock) else f'{clock:.3f}'} | {processor:.3f} |"
+            f"{shown(clock, '.3f')} | {shown(processor, '.3f')} |"
         )
 
 
@@ -95,30 +95,38 @@ def ways_table(found):
                 mean = {name: mean_of(rows, name) for name in names}
                 yield (
                     f"| {described(setting)} | {title} | {len(rows)} | {100 * mean['test_accuracy']:.2f} % | "
-                    f"{'' if np.isnan(mean['seconds']) else round(mean['seconds'], 1)} | {mean['epochs_trained']:.1f} |"
+                    f"{shown(mean['seconds'], '.1f')} | {mean['epochs_trained']:.1f} |"
                 )
 
 
 def mean_of(rows, field):
     """Return the mean over the rows in which it is known; a clock that others disturbed is not."""
-    known = [row[field] for row in rows if row[field] is not None]
+    known = [row[field] for row in rows if row.get(field) is not None]
     return np.mean(known) if known else np.nan
 
 
+def shown(value, form):
+    """Return a number in a form, and nothing for nan."""
+    return "" if np.isnan(value) else format(value, form)
+
+
 def price_table(found):
-    yield "| data and recipe | gap, at most | fit, s | after the switch | solver | epochs spared | right in training |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    yield (
+        "| data and recipe | alignment | gap, at most | fit, s | after the switch | solver | epochs spared "
+        "| right in training |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for setting, ways in found.items():
         for way in ("wrapped", "gated"):
             rows = list(ways[way].values())
             if rows:
                 gap = max((row["gap"] for row in rows if row["gap"] is not None and way == "wrapped"), default=None)
-                shown = "" if gap is None else f"{gap:.1e}"
                 saved = np.mean([row["epochs"] - row["epochs_trained"] for row in rows])
+                after = [row["seconds"] - row["seconds_to_switch"] for row in rows if row["seconds"]]
                 yield (
-                    f"| {described(setting)}{', gated head' * (way == 'gated')} | {shown} | "
-                    f"{mean_of(rows, 'seconds'):.1f} | "
-                    f"{np.mean([row['seconds'] - row['seconds_to_switch'] for row in rows if row['seconds']]):.1f} | "
+                    f"| {described(setting)}{', gated head' * (way == 'gated')} | "
+                    f"{shown(mean_of(rows, 'alignment'), '.2f')} | {'' if gap is None else f'{gap:.1e}'} | "
+                    f"{shown(mean_of(rows, 'seconds'), '.1f')} | {shown(np.mean(after) if after else np.nan, '.1f')} | "
                     f"{mean_of(rows, 'seconds_of_solver'):.2f} | {saved:.0f} | "
                     f"{100 * mean_of(rows, 'training_accuracy'):.2f} % |"
                 )
@@ -184,7 +192,7 @@ def main():
                 "sees them as they are. Accuracy is that of the whole test set, differences in points; time is that of",
                 "the whole `fit`, on the clock and of the processor: compilation, validation, monitor, the pass for",
                 "statistics and features and the solver included. A run has one core, and the other core trains",
-                "another row of this table meanwhile, so that both see the same machine; the clock is left out where",
+                "another row of this table meanwhile, so that both see the same machine; times are left out where",
                 "other programs ran too. Of SVHN there are 200 images for the test, so that one of them is half a",
                 "point, and of CIFAR-100 2,000. The page is written by",
                 "`python benchmarks/two_lines_page.py` from [the rows](../benchmarks/results/two_lines.jsonl) of",
@@ -199,6 +207,7 @@ def main():
                 "",
                 "The gap is that to the minimum of `loss + 0.01 x change of the head`, in float64 (see the guide).",
                 "After the switch come tracing, the pass for batch statistics and features, the solver and validation.",
+                "The alignment is the share of the labels in the column space of the head at the switch, where noted.",
                 "",
                 *price_table(found),
                 "",

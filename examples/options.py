@@ -29,7 +29,7 @@ def parse(name, **defaults):
     training.add_argument("--batch-size", type=int, default=128, help="images per step and device")
     training.add_argument("--learning-rate", type=float, default=0.1, help="for 128 images per step; grows with them")
     training.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
-    training.add_argument("--explore", type=_explore, default=0.7, help="share of the epochs, or their number")
+    training.add_argument("--explore", type=_explore, default="auto", help="share of the epochs, their number, or auto")
     training.add_argument("--seed", type=int, nargs="+", default=[0], help="one run each")
     training.add_argument("--compare", action="store_true", help="train with the optimizer alone, too")
     training.add_argument("--mixed-precision", action="store_true", help="compute in float16")
@@ -48,4 +48,6 @@ def parse(name, **defaults):
 
 
 def _explore(text):
+    if text == "auto":
+        return text
     return float(text) if "." in text else int(text)

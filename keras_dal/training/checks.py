@@ -44,12 +44,3 @@ def check_second_phase(wrap, structure, loss, data):
             "The step size for a gated head is computed from its features: pass AlignmentMonitor(data=(x, y)). "
             "Received: exploit_learning_rate='auto' and data=None"
         )
-
-
-def check_explore(wrap, data, moments_tell):
-    """Raise a ValueError where a switch is to follow an alignment that is not measured."""
-    if wrap is not None and wrap.explore == "auto" and data is None and not moments_tell:
-        raise ValueError(
-            "Gated units before the head are measured on data only: pass AlignmentMonitor(data=(x, y)), or say "
-            "when to switch. Received: explore='auto' and data=None"
-        )

@@ -119,9 +119,9 @@ class Measurement:
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
         return self._now or _since(self.measured_at, epoch) >= self._budget.alignment(count)
 
-    def is_affordable(self, count, epochs):
-        """Return whether to measure so many samples once after so many epochs."""
-        return self.moments is None or self._budget.alignment(count) <= epochs
+    def is_affordable(self, epochs, count=None):
+        """Return whether to measure so many samples, by default those of an epoch, once after so many epochs."""
+        return self.moments is None or self._budget.alignment(count or self._count) <= epochs
 
     @staticmethod
     def _told(report):

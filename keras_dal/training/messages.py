@@ -31,6 +31,14 @@ def begins(wrap, schedule, epoch):
     return None
 
 
+def explores_on(alignment, epoch, schedule):
+    """Return why exploration does not end yet."""
+    return (
+        f"keras_dal: {alignment:.0%} of the labels lie in the column space of the head after {epoch + 1} epochs, which is "
+        f"little: exploration goes on to the end of epoch {schedule.switch}"
+    )
+
+
 def descends(model, switch, certificate):
     """Return what is trained, frozen and minimized from the switch on."""
     trained = switch.structure.linear_parameters

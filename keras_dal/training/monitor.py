@@ -102,7 +102,6 @@ class AlignmentMonitor(keras.callbacks.Callback):
         checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)
         self._schedule = self._make_schedule()
         self._measurement = Measurement(model, self._structure, self._loss, self._data, self.params["epochs"])
-        checks.check_explore(self._wrap, self.data, self._measurement.moments_tell)
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven)
 
@@ -142,6 +141,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             if self._began is None:
                 checks.check_alone(self._wrap, self)
                 self._began = epoch
+                self._schedule.begin(epoch, self._wrap.is_averaging and self._wrap.averaged_steps == 0)
                 self._say(model, messages.begins, self._wrap, self._schedule, epoch)
             self._advance(model, epoch)
         self._measurement.begin(epoch, now=self._must_measure(epoch))
@@ -154,6 +154,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
             exploits = self.phase == "exploit"
             self._hooks.install(self._structure.linear_parameters if exploits else None)
             self._installed, self._frozen = self.phase, FrozenState(model) if exploits else None
+
+    def _decide(self, model, epoch, alignment):
+        """Explore for longer where too little of the labels lies in the column space by then."""
+        if self._schedule.decide(alignment):
+            self._wrap.begin_average()  # anew, and here: a resumed fit sees by its being empty what was decided
+            self._say(model, messages.explores_on, alignment, epoch, self._schedule)
 
     def _advance(self, model, epoch):
         """Take the step of the schedule that is due before this epoch."""
@@ -240,7 +246,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch was one too many, and only read
             model.stop_training = True
         elif self._result is not None:
-            affordable = self._measurement.is_affordable(len(self._phase.train), epoch)
+            affordable = self._measurement.is_affordable(epoch, len(self._phase.train))
             measured = self._phase.logs(model, with_alignment=affordable) | self._measurement.moved()
             self._say(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
             self._phase, model.stop_training = None, True
@@ -252,8 +258,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 self._said_interval = True
                 at_switch = self._is_automatic and self._schedule.switch is not None
                 self._say(model, messages.seldom_measured, self._measurement.interval, self.params["epochs"], at_switch)
-            if self._measurement.measured_at == epoch:
-                self._schedule.observe(epoch, measured["alignment"])
+            if self.phase == "explore" and self._schedule.decides_after(epoch):
+                self._decide(model, epoch, measured.get("alignment", np.nan))
             self._measured = tuple(measured)
             self._check_frozen()
         if logs is not None:
@@ -304,7 +310,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
             )
 
     def _must_measure(self, epoch):
-        """Return whether the proven step waits for what this epoch measures: at the switch, and once after it."""
+        """Return whether something waits for what this epoch measures: the schedule, or the proven step, which does so
+        at the switch and once after it."""
+        if self._schedule.decides_after(epoch) and self._measurement.is_affordable(epoch):
+            return True
         is_due = self._schedule.is_due
         at_switch = is_due(epoch + 1) and not is_due(epoch - 1)
         return self._is_automatic and (at_switch or (is_due(epoch) and self._measurement.report is None))

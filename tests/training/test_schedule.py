@@ -1,0 +1,75 @@
+"""When exploration ends by default: it looks at the alignment once, and averages what it explores last."""
+
+import keras
+import numpy as np
+import pytest
+from fits import NUM_CLASSES, compiled, images, small_model
+
+import keras_dal
+from keras_dal.training.schedule import ALIGNED
+
+EPOCHS, EARLY, LATE = 20, 14, 16
+CLEAR = images()
+RANDOM = CLEAR[0], np.random.default_rng(5).integers(0, NUM_CLASSES, len(CLEAR[0]))  # labels in no column space
+
+
+def wrapped(**options):
+    model = small_model(dropout=0.0)
+    return compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), **options), model)
+
+
+class Kept(keras.callbacks.Callback):
+    """Saves the model at the end of every epoch, and notes how many steps were averaged."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.averaged = folder, []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.averaged.append(self.model.optimizer.averaged_steps)
+        self.model.save(self.folder / f"{epoch + 1}.keras")
+
+
+def trained(model, data, initial_epoch=0, callbacks=(), verbose=False):
+    monitor = keras_dal.AlignmentMonitor(verbose=verbose)
+    options = {"batch_size": 32, "epochs": EPOCHS, "verbose": 0, "shuffle": False, "initial_epoch": initial_epoch}
+    return model.fit(*data, callbacks=[monitor, *callbacks], **options).history
+
+
+@pytest.mark.parametrize(("data", "end"), [(CLEAR, EARLY), (RANDOM, LATE)], ids=["aligned", "unaligned"])
+def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space(data, end, tmp_path, capsys):
+    kept = Kept(tmp_path)
+    history = trained(wrapped(), data, callbacks=[kept], verbose=True)
+    assert history["phase"].index(1) == end
+    assert (history["alignment"][EARLY - 1] < ALIGNED) == (end == LATE)
+    assert ("which is little: exploration goes on to the end of epoch 16" in capsys.readouterr().out) == (end == LATE)
+    steps = 3 * np.clip(np.arange(1, EARLY + 1) - 12, 0, None)  # 15 % of 14 epochs, of three steps each
+    late = [0, 3, 6] if end == LATE else []
+    assert kept.averaged[: end - 1] == [*steps[: EARLY - bool(late)], *late][: end - 1]
+
+
+@pytest.mark.parametrize("average", [0.15, 0])
+def test_a_fit_that_is_resumed_decides_as_the_one_that_was_not(tmp_path, average):
+    model = wrapped(average=average)
+    trained(model, RANDOM, callbacks=[Kept(tmp_path)])
+    for epoch in (EARLY - 1, EARLY, EARLY + 1, LATE - 1) if average else (EARLY - 1, EARLY + 1):
+        resumed = keras.saving.load_model(tmp_path / f"{epoch}.keras")
+        assert trained(resumed, RANDOM, epoch)["phase"] == [0] * (LATE - epoch) + [1]
+        for ours, expected in zip(resumed.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, expected)
+
+
+def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():
+    x, y = RANDOM
+    gated = keras_dal.GatedDense(6, gates="learned")
+    inputs = keras.Input(x.shape[1:])
+    outputs = keras.layers.Dense(NUM_CLASSES)(gated(keras.layers.Flatten()(inputs)))
+    model = compiled(keras_dal.Wrap("sgd", finish="descend"), keras.Model(inputs, outputs))
+    history = trained(model, RANDOM)
+    assert "alignment" not in history
+    assert history["phase"].index(1) == EARLY
+
+
+def test_shares_of_few_epochs_leave_one_to_each_phase():
+    history = wrapped().fit(*RANDOM, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
+    assert history["phase"] == [0, 1]
