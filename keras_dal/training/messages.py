@@ -34,8 +34,8 @@ def begins(wrap, schedule, epoch):
 def explores_on(alignment, epoch, schedule):
     """Return why exploration does not end yet."""
     return (
-        f"keras_dal: {alignment:.0%} of the labels lie in the column space of the head after {epoch + 1} epochs, which is "
-        f"little: exploration goes on to the end of epoch {schedule.switch}"
+        f"keras_dal: {alignment:.0%} of the labels lie in the column space of the head after {epoch + 1} epochs, which "
+        f"is little: exploration goes on to the end of epoch {schedule.switch}"
     )
 
 

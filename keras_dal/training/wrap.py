@@ -30,8 +30,8 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
     Args:
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
-            counted from epoch 0, None to call `switch`; `"auto"`, the default, for 0.7 of the epochs, and 0.8 where less
-            than a quarter of the labels lies in the column space by then.
+            counted from epoch 0, None to call `switch`; `"auto"` for 0.7 of the epochs, and 0.8 where less than a
+            quarter of the labels lies in the column space by then.
         exploit: what is trained after the switch: `"head"`, a layer, one or more layer names, or a regular expression
             over variable paths. The output must be linear in it, which is checked.
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.

@@ -60,9 +60,8 @@ def test_a_fit_that_is_resumed_decides_as_the_one_that_was_not(tmp_path, average
 
 
 def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():
-    x, y = RANDOM
     gated = keras_dal.GatedDense(6, gates="learned")
-    inputs = keras.Input(x.shape[1:])
+    inputs = keras.Input(RANDOM[0].shape[1:])
     outputs = keras.layers.Dense(NUM_CLASSES)(gated(keras.layers.Flatten()(inputs)))
     model = compiled(keras_dal.Wrap("sgd", finish="descend"), keras.Model(inputs, outputs))
     history = trained(model, RANDOM)
