@@ -68,6 +68,7 @@ def spectrum(report: AlignmentReport, path: Any = None, ax: Any = None) -> Any:
     axis.semilogy(range(1, len(values) + 1), values, ".", color=_BLUE, label="singular values")
     axis.axhline(report.tolerance, color=_RED, linestyle="--", label=f"tolerance {report.tolerance:.0e}")
     axis.set(xlabel="index", ylabel="singular value / largest")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_title(report.summary(), fontsize="small", wrap=True)
     axis.legend(frameon=False)
     return _written(figure, axis, path)

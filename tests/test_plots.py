@@ -93,6 +93,28 @@ def test_given_axes_show_what_a_figure_of_its_own_shows(figures, certificate, tm
         np.testing.assert_allclose(given, own, atol=0.02)
 
 
+WIDTH = SimpleNamespace(
+    widths=(0, 1, 2, 4), draws=3, settled=4, loss_name="softmax cross-entropy",
+    residual_share=(0.6, 0.5, 0.3, 0.0), residual_share_spread=(0.0, 0.05, 0.04, 0.0),
+    infimum=((0.5, 0.5), (0.2, 0.4), (0.0, 0.3), (0.0, 0.0)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["curves", "spectrum", "bound", "solution", "width"])
+@pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=5)
+def test_pictures_look_as_they_did(name, certificate):
+    report = SimpleNamespace(singular_values=np.array([2.0, 1.0, 1e-12]), tolerance=1e-9, summary=lambda: "rank 2 of 3")
+    path = points(validation=True)
+    arguments = {
+        "curves": ({"base": {"loss": [1.2, 0.8, 0.4, 0.3], "accuracy": [0.2, 0.5, 0.7, 0.8]}, "wrapped": HISTORY},),
+        "spectrum": (report,),
+        "bound": (certificate, [1.1, 0.9, 0.8]),
+        "solution": (SimpleNamespace(path=path, point=path[-1]),),
+        "width": (WIDTH,),
+    }
+    return np.ravel(getattr(plots, name)(*arguments[name]))[0].get_figure()
+
+
 def test_titles_and_labels_are_everywhere(figures, certificate, tmp_path):
     path = points(validation=True)
     plots.curves({"run": HISTORY}, tmp_path / "curves.png")

@@ -10,7 +10,6 @@ from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
 from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decide
 from keras_dal.features.batches import KeptRows, checked_weight, feature_batches, first_inputs, precision
-from keras_dal.heads import DenseHead
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
@@ -77,7 +76,7 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
     """
     with KeptRows() as rows:
         used = _gather(rows, structure, loss, feature_batches(structure, x, y, sample_weight, batch_size))
-        measure = _measure_plain if isinstance(structure.head(), DenseHead) else _measure_gated
+        measure = _measure_plain if structure.head().is_plain else _measure_gated
         return measure(structure, loss, rows, used, decide_separability)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 from keras_dal.finishing.stopping import Ending
-from keras_dal.heads import DenseHead
 from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
 
 
@@ -22,9 +21,9 @@ def prove(task, ridge, whitening, gap):
         Whether the point is proved to be within it.
     """
     point, head, loss, train = task.path.points[-1], task.head, task.loss, task.train
-    theta, is_plain = task.structure.rounded(point.theta), isinstance(head, DenseHead)
+    theta = task.structure.rounded(point.theta)
     problem, proved, decrease = (task.anchors, ridge, whitening), point.gap, 0.0
-    if is_plain:
+    if head.is_plain:
         data = train.features, loss, task.targets, train.weights
         proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem)
     task.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
@@ -32,7 +31,7 @@ def prove(task, ridge, whitening, gap):
         return False
     task.path.end(Ending.CERTIFIED)
     task.wanted, curvature = gap, loss.curvature(head.num_outputs)
-    if is_plain and curvature is not None:
+    if head.is_plain and curvature is not None:
         data = train.features, head.use_bias, curvature, train.weights
         task.gradient_steps = gradient_steps(*data, *problem, decrease + proved, gap)
     return True

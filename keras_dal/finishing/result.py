@@ -14,7 +14,6 @@ from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.stopping import Ending
-from keras_dal.heads import DenseHead
 from keras_dal.tables import as_html
 
 _TOL = 1e-4  # training loss that a scale brings, where none was asked for
@@ -112,8 +111,7 @@ class Result:
 
     def proof(self):
         """Yield what is proved about this point, a line each."""
-        in_float64 = isinstance(self._data.head, DenseHead)
-        if self.stopped_by == Ending.CERTIFIED and in_float64 and self.point is self.path[-1]:
+        if self.stopped_by == Ending.CERTIFIED and self._data.head.is_plain and self.point is self.path[-1]:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             yield f"proved:     at most {_rounded_up(self.point.gap)} above the minimum of {weighted}"
             if self.gradient_steps is not None:

@@ -17,6 +17,7 @@ class Head:
     shapes: tuple[tuple[int, ...], ...]
     num_outputs: int
     use_bias: bool  # whether the last parameters are one constant for each output
+    is_plain = False  # whether the logits are the features times a kernel: what is certified then is so in float64
 
     @property
     def num_parameters(self):

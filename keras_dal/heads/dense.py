@@ -10,6 +10,8 @@ from keras_dal.heads.part import Part, with_ones
 class DenseHead(Head):
     """`f(z) = z K + b`, whose Jacobian is `[Z, 1] kron I_C`."""
 
+    is_plain = True
+
     def __init__(self, num_features, num_outputs, use_bias=True):
         self.num_outputs = num_outputs
         self.use_bias = use_bias

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from keras_dal import heads
 from keras_dal.solvers.factorized_jacobian import DenseJacobian, FactorizedJacobian, KroneckerJacobian
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products, Spectrum
@@ -37,7 +36,7 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, prec
     """
     shared = head.columns(features[:1]) is not None
     size = 8 * len(features) * head.num_parameters * (1 / head.num_outputs if shared else head.num_outputs)
-    if size > max_bytes and not isinstance(head, heads.DenseHead):
+    if size > max_bytes and not head.is_plain:
         kind = IterativeJacobian
     else:
         kind = KroneckerJacobian if shared else DenseJacobian
