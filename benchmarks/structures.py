@@ -27,6 +27,8 @@ IMAGES, EPOCHS, EARLY, BATCH = 5_000, 10, 2, 128
 WIDTHS = (0, 2, 5, 10, 20)  # gates beside the head
 OTHER_SEED = 1_000  # of gates, far from those of the prediction's draws
 GENTLE = 1e-8  # weight of the change: nearly none
+RIDGES = (1e-2, 1e-4, 1e-6, GENTLE)  # on the way to the least cross-entropy, each from where the one before ended
+SECONDS = 15.0  # for each minimization
 
 
 def parser_of(description, result):
@@ -149,11 +151,12 @@ def features_of(model, x):
     return np.asarray(keras.Model(model.inputs, model.layers[-1].input).predict(x, batch_size=500, verbose=0))
 
 
-def head(z, classes, width, loss, seed):
-    """Return a compiled head of this width, its gates adapted to features."""
-    dense = layers.Dense(classes)
+def head(z, weights, width, loss, seed):
+    """Return a compiled head that computes what these weights do, with so many gates beside it, adapted to features."""
+    dense = layers.Dense(len(weights[-1]))
     gated = keras_dal.GatedBranch(dense, width, seed=seed) if width else dense
     model = keras.Sequential([layers.Input(z.shape[1:]), gated])
+    dense.set_weights(weights)
     if width:
         gated.adapt(z)
     model.compile(loss=loss)
@@ -163,18 +166,19 @@ def head(z, classes, width, loss, seed):
 def heads(model, x, y, test, classes, seed):
     """Yield what `width_curve` predicts for wider heads, and what solved ones reach, with gates of their own."""
     z, seen = features_of(model, x), features_of(model, test.x.astype("float32"))
+    weights, one_hot = model.layers[-1].get_weights(), np.eye(classes)[y]
     start = time.perf_counter()
-    curve = keras_dal.width_curve(head(z, classes, 0, cross_entropy(), seed), z, y, widths=WIDTHS, seed=seed, verbose=0)
+    plain = head(z, weights, 0, cross_entropy(), seed)
+    curve = keras_dal.width_curve(plain, z, y, widths=WIDTHS, seed=seed, verbose=0)
     seconds = time.perf_counter() - start
-    one_hot = np.eye(classes)[y]
     constant = float(np.mean((one_hot - one_hot.mean(axis=0)) ** 2))
     for index, width in enumerate(curve.widths):
-        kept = {"gated": False, "time_limit": 30.0, "verbose": 0}
+        kept = {"gated": False, "time_limit": SECONDS, "verbose": 0}
         gates = OTHER_SEED + seed + width
-        fit = keras_dal.converge(head(z, classes, width, "mse", gates), z, one_hot, tol=1e-12, ridge=GENTLE, **kept)
-        right = keras_dal.converge(
-            head(z, classes, width, cross_entropy(), gates), z, y, tol=1e-3, ridge=GENTLE, **kept
-        )
+        fit = keras_dal.converge(head(z, weights, width, "mse", gates), z, one_hot, tol=1e-12, ridge=GENTLE, **kept)
+        wide = head(z, weights, width, cross_entropy(), gates)
+        for ridge in RIDGES:
+            right = keras_dal.converge(wide, z, y, tol=1e-3, ridge=ridge, **kept)
         logits = right.model.predict(seen, batch_size=500, verbose=0)
         yield {
             "kind": "head",
@@ -251,7 +255,7 @@ def rows(options, seed):
             "parameters": model.count_params(),
             "features": model.layers[-1].input.shape[-1],
             "seconds": round(snapshots.seconds, 1),
-            "early": snapshots.early,
+            "early": {"shown_loss": history["loss"][EARLY - 1], **snapshots.early},
             "end": looked_at(model, x, y),
             "test_accuracy": model.evaluate(test.x.astype("float32"), test.y, batch_size=500, verbose=0)[1],
             "kernel_change": history["kernel_change"],

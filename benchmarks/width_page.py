@@ -21,6 +21,7 @@ STYLES = {"cifar10": ("#0072B2", "o"), "cifar100": ("#D55E00", "s"), "fashion_mn
 OUTSIDE = "kernel regime"  # in the name of what is no residual network
 EARLY = {
     "training loss": lambda row: row["early"]["training_loss"],
+    "training loss that fit shows": lambda row: row["early"].get("shown_loss"),
     "least loss of its head": lambda row: row["early"]["infimum"][1],
     "residual share": lambda row: row["early"]["residual_share"],
     "number of parameters": lambda row: -row["parameters"],
@@ -40,6 +41,18 @@ def grouped(rows, kind):
     return found
 
 
+def seeds_of(rows, name):
+    """Yield what stands under a name, and the rows that have it, one for each seed."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row[name]].append(row)
+    yield from found.items()
+
+
+def mean(rows, value):
+    return np.mean([value(row) for row in rows], axis=0)
+
+
 def between(bounds):
     low, high = bounds
     return f"{high:.3g}" if high - low <= 1e-3 * high else f"{low:.3g} to {high:.3g}"
@@ -48,13 +61,26 @@ def between(bounds):
 def head_table(heads):
     yield "| data | gates | residual share, predicted | reached | least loss, predicted | reached | right | test |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
-    for name, rows in heads.items():
-        for row in rows:
-            predicted = f"{row['predicted_share']:.4f} +- {row['predicted_spread']:.4f}"
+    for name, all_rows in heads.items():
+        for gates, rows in seeds_of(all_rows, "gates"):
+            share, spread, reached, loss, right, test = mean(
+                rows,
+                lambda row: [
+                    row[key]
+                    for key in (
+                        "predicted_share",
+                        "predicted_spread",
+                        "share",
+                        "loss",
+                        "training_accuracy",
+                        "test_accuracy",
+                    )
+                ],
+            )
             yield (
-                f"| {NAMES[name]} | {row['gates']} | {predicted} | {row['share']:.4f} "
-                f"| {between(row['predicted_infimum'])} | {row['loss']:.3g} | {row['training_accuracy']:.1%} "
-                f"| {row['test_accuracy']:.1%} |"
+                f"| {NAMES[name]} | {gates} | {share:.4f} +- {spread:.4f} | {reached:.4f} "
+                f"| {between(mean(rows, lambda row: row['predicted_infimum']))} | {loss:.3g} | {right:.1%} "
+                f"| {test:.1%} |"
             )
 
 
@@ -64,13 +90,17 @@ def structure_table(structures):
         "| least loss of its head then | right | test |"
     )
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    for name, rows in structures.items():
-        for row in rows:
-            early, end = row["early"], row["end"]
+    for name, all_rows in structures.items():
+        for structure, rows in seeds_of(all_rows, "structure"):
+            early, end = (
+                [mean(rows, lambda row, when=when, key=key: row[when][key]) for key in ("training_loss", "infimum")]
+                for when in ("early", "end")
+            )
+            right = mean(rows, lambda row: row["end"]["training_accuracy"])
             yield (
-                f"| {NAMES[name]} | {row['structure']} | {row['parameters']:,} | {early['training_loss']:.3f} "
-                f"| {between(early['infimum'])} | {end['training_loss']:.3f} | {between(end['infimum'])} "
-                f"| {end['training_accuracy']:.1%} | {row['test_accuracy']:.1%} |"
+                f"| {NAMES[name]} | {structure} | {rows[0]['parameters']:,} | {early[0]:.3f} "
+                f"| {between(early[1])} | {end[0]:.3f} | {between(end[1])} | {right:.1%} "
+                f"| {mean(rows, lambda row: row['test_accuracy']):.1%} |"
             )
 
 
@@ -78,33 +108,47 @@ def correlation_table(structures):
     late = " | ".join(f"with {name}" for name in LATE)
     yield f"| data | structures | measured after a fifth of the epochs | {late} |"
     yield "|---|---:|---|" + "---:|" * len(LATE)
-    for name, rows in structures.items():
-        rows = [row for row in rows if OUTSIDE not in row["structure"]]
+    for name, all_rows in structures.items():
+        inside = [row for row in all_rows if OUTSIDE not in row["structure"]]
         for early, value in EARLY.items():
-            found = (
-                stats.spearmanr([value(row) for row in rows], [late(row) for row in rows])[0] for late in LATE.values()
-            )
-            yield f"| {NAMES[name]} | {len(rows)} | {early} | " + " | ".join(f"{each:.2f}" for each in found) + " |"
+            found = [
+                [
+                    stats.spearmanr([value(row) for row in rows], [late(row) for row in rows])[0]
+                    for late in LATE.values()
+                ]
+                for _, rows in seeds_of(inside, "seed")
+                if value(rows[0]) is not None
+            ]
+            if found:
+                numbers = sorted({len(rows) for _, rows in seeds_of(inside, "seed")})
+                cells = (f"{np.mean(each):.2f}{ranged(each)}" for each in zip(*found, strict=True))
+                yield f"| {NAMES[name]} | {' to '.join(map(str, numbers))} | {early} | " + " | ".join(cells) + " |"
+
+
+def ranged(values):
+    """Return the range of values in brackets, and nothing for one of them."""
+    return f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
 
 
 def step_table(steps):
     yield "| data | accelerated gradient steps, proved to be enough | that were | Newton's |"
     yield "|---|---:|---:|---:|"
     for name, rows in steps.items():
-        for row in rows:
-            counts = row["proved_gradient_steps"], row["gradient_steps"], row["newton_steps"]
-            yield f"| {NAMES[name]} | " + " | ".join(map(str, counts)) + " |"
+        names = ("proved_gradient_steps", "gradient_steps", "newton_steps")
+        counts = (", ".join(str(row[each]) for row in rows) for each in names)
+        yield f"| {NAMES[name]} | " + " | ".join(counts) + " |"
 
 
 def suspect_table(rows):
     ways = list(rows[0]["ways"])
     yield f"| data | wrong labels | {' | '.join(ways)} |"
     yield "|---|---|" + "---:|" * len(ways)
+    cases = defaultdict(list)
     for row in rows:
-        cells = (f"{row['ways'][way]['auroc']:.3f}, {row['ways'][way]['precision']:.0%}" for way in ways)
-        yield f"| {NAMES[row['dataset']]} | {row['share']:.0%}, {row['kind']} | {' | '.join(cells)} |"
-    means = ([np.mean([row["ways"][way][name] for row in rows]) for name in ("auroc", "precision")] for way in ways)
-    yield "| mean | | " + " | ".join(f"**{auroc:.3f}, {precision:.0%}**" for auroc, precision in means) + " |"
+        cases[f"{NAMES[row['dataset']]} | {row['share']:.0%}, {row['kind']}"].append(row)
+    for case, found in [*cases.items(), ("mean |", rows)]:
+        pairs = (mean(found, lambda row, way=way: list(row["ways"][way].values())) for way in ways)
+        yield f"| {case} | " + " | ".join(f"{auroc:.3f}, {precision:.0%}" for auroc, precision in pairs) + " |"
 
 
 def axes_for(columns):
@@ -114,8 +158,9 @@ def axes_for(columns):
 
 def draw_heads(heads, path):
     figure, (share, loss) = axes_for(2)
-    for name, rows in heads.items():
+    for name, all_rows in heads.items():
         colour, marker = STYLES[name]
+        rows = [row for row in all_rows if row["seed"] == all_rows[0]["seed"]]
         gates = [row["gates"] for row in rows]
         for axis, predicted, reached in (
             (share, [row["predicted_share"] for row in rows], [row["share"] for row in rows]),
@@ -167,8 +212,8 @@ def written(rows, suspects):
     draw_kernels(structures, IMAGES / "kernel_change.png")
     machine, first = rows[-1]["machine"], rows[0]
     yield (
-        f"{first['images']:,} images, {first['epochs']} epochs, one seed; {machine['date']}, {machine['processor']}, "
-        f"keras {machine['packages']['keras']}."
+        f"{first['images']:,} images, {first['epochs']} epochs; means over {len({row['seed'] for row in rows})} seeds; "
+        f"{machine['date']}, {machine['processor']}, keras {machine['packages']['keras']}."
     )
     for title, table, picture in (
         ("Do wider heads reach what was predicted?", head_table(heads), "width_heads"),

@@ -284,7 +284,7 @@ def test_every_network_standardizes_its_images_and_has_a_linear_head(name):
     np.testing.assert_allclose(np.std(standardized, (0, 1, 2)), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["long_tail", "new_class", "suspect_labels"])
+@pytest.mark.parametrize("name", ["long_tail", "shortcut", "new_class", "calibration", "suspect_labels"])
 def test_a_recipe_compares_its_ways(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "recipes")
     rows = importlib.import_module(name).run(num_train=600, epochs=2)
