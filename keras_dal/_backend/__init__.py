@@ -9,6 +9,7 @@ _module = importlib.import_module(f"keras_dal._backend.{keras.backend.backend()}
 END_OF_DATA = _module.END_OF_DATA
 add_where_set = _module.add_where_set
 apply = _module.apply
+applies_whole = _module.applies_whole
 build = _module.build
 check_in_step = _module.check_in_step
 compiled = _module.compiled

@@ -23,9 +23,14 @@ def statistics_dtype():
     return jax.dtypes.canonicalize_dtype("float64").name
 
 
+def applies_whole(optimizer):
+    """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 def apply(optimizer, gradients, variables):
     """Let an optimizer take a step for some of the variables it was built with."""
-    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    if not applies_whole(optimizer):
         optimizer.apply(gradients, trainable_variables=variables)
         return
     # its `apply` assigns in a branch, which JAX forbids, and its stateless one takes all variables
@@ -39,7 +44,8 @@ def apply(optimizer, gradients, variables):
             [v.value for v in everything],
         )
     for variable, value in zip([*everything, *optimizer.variables], [*applied[0], *applied[1]], strict=True):
-        variable.assign(value)
+        if id(variable) in of_variable or not any(variable is other for other in everything):
+            variable.assign(value)
 
 
 def add_where_set(flag, variable, function):
@@ -81,13 +87,18 @@ def reading(model, take, logs):
     """Return a train function that trains nothing: it gives the batches of each call to `take`, and returns `logs`."""
 
     def function(state, iterator):
-        take(next(iterator))
+        take(_own(next(iterator)))
         with contextlib.suppress(*END_OF_DATA):
             for _ in range(model.steps_per_execution - 1):
-                take(next(iterator))
+                take(_own(next(iterator)))
         return dict(logs), state
 
     return function
+
+
+def _own(batch):
+    """Return a batch whose arrays the user's generator cannot write into while it waits."""
+    return jax.tree.map(lambda part: part.copy() if isinstance(part, np.ndarray) else part, batch)
 
 
 def over_replicas(function, model):

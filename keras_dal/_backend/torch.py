@@ -18,6 +18,11 @@ def statistics_dtype():
     return "float64"
 
 
+def applies_whole(optimizer):
+    """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
+    return False
+
+
 def apply(optimizer, gradients, variables):
     """Let an optimizer take a step for some of the variables it was built with."""
     optimizer.apply(gradients, trainable_variables=variables)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class RowWriter:
     """
 
     def __init__(self, directory, max_bytes, keep):
-        self.directory, self.max_bytes = directory, 0 if keep else max_bytes
+        self.directory, self.max_bytes, self._keep = directory, 0 if keep else max_bytes, keep
         self.rows, self.width, self._blocks, self._file = 0, 0, [], None
         self._digest = hashlib.blake2b(digest_size=16)
 
@@ -68,8 +69,11 @@ class RowWriter:
             if self.directory:
                 os.makedirs(self.directory, exist_ok=True)
                 _remove_abandoned(pathlib.Path(self.directory))
-            name = {"dir": self.directory, "prefix": _PREFIX, "suffix": ".partial"}
-            self._file = tempfile.NamedTemporaryFile(**name, delete=False)  # noqa: SIM115 (it outlives this call)
+            name: dict[str, Any] = {"dir": self.directory, "prefix": _PREFIX, "suffix": ".partial"}
+            if self._keep:
+                self._file = tempfile.NamedTemporaryFile(**name, delete=False)  # noqa: SIM115 (it outlives this call)
+            else:
+                self._file = tempfile.TemporaryFile(**name)  # noqa: SIM115 (without a name: gone with the process)
         try:
             for block in self._blocks:
                 self._file.write(block.data)
@@ -88,13 +92,12 @@ class RowWriter:
         """Return the rows; under `path` they stay for the next run."""
         if self._file is None:
             return np.concatenate(self._blocks)
+        if not self._keep:
+            return np.memmap(self._file, np.float32, "r", shape=(self.rows, self.width))
         partial = self._file.name
         os.fsync(self._file.fileno())
         self._file.close()
         rows = np.memmap(partial, np.float32, "r", shape=(self.rows, self.width))
-        if path is None:
-            os.unlink(partial)  # the mapping keeps the bytes until it is dropped
-            return rows
         description = {"rows": self.rows, "width": self.width, "checksum": self._digest.hexdigest()}
         os.replace(partial, path)
         _write_atomically(path.with_suffix(".json"), json.dumps(description))
@@ -103,7 +106,8 @@ class RowWriter:
     def discard(self):
         if self._file is not None:
             self._file.close()
-            pathlib.Path(self._file.name).unlink(missing_ok=True)
+            if self._keep:
+                pathlib.Path(self._file.name).unlink(missing_ok=True)
 
 
 def kept_rows(path):

@@ -19,8 +19,9 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
 
     A plain head minimizes `loss + 0.01 * change`, which has one minimum; how far it may still be is computed in
     float64. The change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates
-    in which it is about the same and that leave no direction free (see `Whitening`). With a gated branch, whose gates
-    are first adapted to the features, every sample is put on its right side instead, as in `converge`.
+    in which it is about the same and that leave no direction free (see `Whitening`). With a gated branch every sample
+    is put on its right side instead, as in `converge`; where it computes nothing yet, its gates are first adapted to
+    the features.
 
     Args:
         structure: the `Structure` of the model.
@@ -35,7 +36,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     """
     samples = train.weighted()
     for layer in structure.gated_layers:
-        if layer is structure.output_layer:
+        if layer is structure.output_layer and layer.is_zero:
             layer.adapt(samples.features)
     path = Path(verbose=verbose)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers

@@ -223,6 +223,11 @@ class GatedBranch(_Gated):
             variable.held_while_exploring = True  # the branch is solved for, not descended: its smoothness is huge
         self._build_gates(m, random=True)
 
+    @property
+    def is_zero(self):
+        """Whether the mixture adds nothing, so that gates can move without a change of the outputs."""
+        return not (_numpy(self.kernel).any() or _numpy(self.bias).any())
+
     def without_mixture(self, inputs):
         """Return what the layer computes while its mixture is zero."""
         return self.activation(self.dense(inputs))

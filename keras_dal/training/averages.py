@@ -133,7 +133,15 @@ class Averaging:
     def has_average(self):
         """Whether there is an average whose batch statistics are still to be found."""
         steps = self.averaged_steps
-        return self._linear_indices is None if steps is None else steps > 0
+        if steps is None:
+            return self._linear_indices is None and self._inner_has_averages
+        return steps > 0
+
+    @property
+    def _inner_has_averages(self):
+        """Whether the inner optimizer has taken a step: its averages are zero until then."""
+        inner = innermost(self.inner_optimizer)
+        return inner.use_ema and inner.built and int(to_numpy(inner.iterations)) > 0
 
     def adopt_average(self):
         """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.
@@ -143,9 +151,8 @@ class Averaging:
         """
         if self.finish != "solve":
             return False
-        inner = innermost(self.inner_optimizer)
-        if inner.use_ema and self.averaged_steps is None:
-            values = [to_numpy(v).copy() for v in _keras.moving_averages(inner)]
+        if self._inner_has_averages:
+            values = [to_numpy(v).copy() for v in _keras.moving_averages(innermost(self.inner_optimizer))]
         elif self.averaged_steps:
             values = self._average.values()
         else:

@@ -2,11 +2,13 @@
 
 import math
 
+import keras
+
 from keras_dal import _keras
 from keras_dal.training.kernel_change import NUM_PROBES
 
 SHARE = 0.01  # of training's arithmetic that each may cost
-_FORWARD, _BACKWARD = 2, 6  # operations for each product of the forward pass: alone, and with those for the gradients
+_FORWARD, _BACKWARD = 2, 4  # operations for each product of the forward pass, and for the gradients of it
 _SAMPLE, _EPOCH = 1e6, 1e9  # operations that these cost at least, with all that is no arithmetic
 _ALIGNMENT, _KERNEL_CHANGE = 5e9, 5e8  # the same of one measurement: of the first most is threads of BLAS that wait
 _CHEAP, _OFTEN = 2e10, 10  # operations of a fraction of a second; so many of them are no matter in any fit
@@ -28,8 +30,8 @@ class Budget:
     """
 
     def __init__(self, model, num_features, num_outputs, epochs):
-        self._epochs, products = epochs, _products(model)
-        self._step = max(_SAMPLE, _BACKWARD * products)
+        self._epochs, products = epochs, _products(model, "weights")
+        self._step = max(_SAMPLE, _FORWARD * products + _BACKWARD * _products(model, "trainable_weights"))
         self._sums = 2 * _FLOAT64 * (num_features + 1 + num_outputs) ** 2
         self._eigenvalues = _EIGENVALUES * (num_features + 1) ** 3
         self._probes = NUM_PROBES * _FORWARD * products
@@ -48,13 +50,15 @@ class Budget:
         return max(1, math.ceil(min(interval, self._epochs / _OFTEN) if cost <= _CHEAP else interval))
 
 
-def _products(model):
-    """Return how many multiplications of parameters a sample takes: a kernel is used at every position."""
-    return sum(_parameters(layer) * _positions(layer) for layer in _keras.sublayers(model) if not _keras.parts(layer))
+def _products(model, kind):
+    """Return how many multiplications of weights of a kind a sample takes: a kernel is used at every position."""
+    leaves = [layer for layer in _keras.sublayers(model) if not _keras.parts(layer)]
+    return sum(_parameters(layer, kind) * _positions(layer) for layer in leaves)
 
 
-def _parameters(layer):
-    return sum(math.prod(v.shape) for v in layer.trainable_variables)
+def _parameters(layer, kind):
+    """Return the number of weights that are multiplied: a table is looked up in."""
+    return 0 if isinstance(layer, keras.layers.Embedding) else sum(math.prod(v.shape) for v in getattr(layer, kind))
 
 
 def _positions(layer):
@@ -63,4 +67,5 @@ def _positions(layer):
         shape = layer.output.shape
     except (AttributeError, RuntimeError):  # never called on symbolic inputs, as in a subclassed model
         return 1
-    return math.prod(size or 1 for size in shape[1:-1])
+    positions = shape[2:] if getattr(layer, "data_format", None) == "channels_first" else shape[1:-1]
+    return math.prod(size or 1 for size in positions)

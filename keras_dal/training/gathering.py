@@ -119,8 +119,8 @@ def _features(model, structure):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         with tap(structure.layer) as features:
             inference(model, x)
-        labels = tree.flatten(y)[0]
-        return features[-1], labels, keras.ops.ones(keras.ops.shape(features[-1])[:1]) if weight is None else weight
+        ones = keras.ops.ones(keras.ops.shape(features[-1])[:1])
+        return features[-1], tree.flatten(y)[0], ones if weight is None else tree.flatten(weight)[0]
 
     return gathered
 

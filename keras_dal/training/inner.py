@@ -59,12 +59,24 @@ def innermost(optimizer):
 
 
 @contextlib.contextmanager
-def averaging_only(optimizer, indices):
-    """Shows the optimizer's moving averages only these variables: Keras averages all it was built with."""
+def averaging_only(optimizer, indices, whole=False):
+    """Shows the optimizer's moving averages only these variables: Keras averages all it was built with.
+
+    Args:
+        optimizer: the innermost optimizer.
+        indices: of the variables whose averages may change.
+        whole: whether all variables will be handed to it nevertheless; then the other averages are put back.
+    """
     if not optimizer.use_ema:
         yield
         return
     averages, optimized = _keras.moving_averages(optimizer), _keras.optimized(optimizer)
+    if whole:
+        others = [(average, average.value) for i, average in enumerate(averages) if i not in indices]
+        yield
+        for average, value in others:
+            average.assign(value)
+        return
     with (
         replaced(optimizer, _keras.AVERAGES, [averages[i] for i in indices]),
         replaced(optimizer, _keras.OPTIMIZED, [optimized[i] for i in indices]),

@@ -51,18 +51,19 @@ class Measurement:
         """Whether moments of the features say something about J_S: those of gated units before the head do not."""
         return self._structure.layer is self._structure.output_layer
 
-    def begin(self, epoch, now=False):
+    def begin(self, epoch, now=False, once=False):
         """Start an epoch.
 
         Args:
             epoch: its number.
             now: whether to measure it whatever that costs.
+            once: whether to measure it if that is affordable once in all epochs until then.
         """
         if self._kernel_change is None:  # here, not earlier: other callbacks restore weights in on_train_begin
             self._kernel_change = KernelChange(self._structure)
         if self.moments is not None:
-            self._now = now
-            self._sums_up = self._is_due(epoch, self._count) and self.moments_tell
+            self._now, self._once = now, once
+            self._sums_up = (once or self._is_due(epoch, self._count)) and self.moments_tell
             self.moments.clear(measuring=self._sums_up)
 
     def measure(self, epoch):
@@ -117,11 +118,12 @@ class Measurement:
 
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
-        return self._now or _since(self.measured_at, epoch) >= self._budget.alignment(count)
+        waited = epoch + 1 if self._once else _since(self.measured_at, epoch)
+        return self._now or waited >= self._budget.alignment(count)
 
-    def is_affordable(self, epochs, count=None):
-        """Return whether to measure so many samples, by default those of an epoch, once after so many epochs."""
-        return self.moments is None or self._budget.alignment(count or self._count) <= epochs
+    def is_affordable(self, epochs, count):
+        """Return whether to measure so many samples once after so many epochs."""
+        return self.moments is None or self._budget.alignment(count) <= epochs
 
     @staticmethod
     def _told(report):

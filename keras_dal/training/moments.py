@@ -37,7 +37,8 @@ class StepMoments(keras.metrics.Metric):
         self.measuring = self.add_variable(
             (), "ones", dtype="float32", aggregation="only_first_replica", name="measuring"
         )
-        known = input_specs is not None and all(None not in part.shape[1:] for part in tree.flatten(input_specs))
+        parts = tree.flatten(input_specs)
+        known = input_specs is not None and all(None not in p.shape[1:] and p.dtype != "string" for p in parts)
         self.probes = tree.map_structure(self._add_probe, input_specs) if known else None
         self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
 

@@ -15,9 +15,10 @@ from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
 from keras_dal.training.convex_phase import ConvexPhase
 from keras_dal.training.frozen import FrozenState, Snapshot, checksum
+from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
-from keras_dal.training.schedule import SwitchSchedule
+from keras_dal.training.schedule import Decision, SwitchSchedule
 from keras_dal.training.train_step import StepHooks
 from keras_dal.training.wrap import find_wrap
 
@@ -83,8 +84,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
         model = self.model
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
-        self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
-        self._before = None
+        self._structure = self._result = self._phase = self._installed = self._began = self._frozen = self._waiting = (
+            None
+        )
+        self._before, self._schedule = None, SwitchSchedule(None, 0, self.params["epochs"])
         self._said_interval = False
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
@@ -100,14 +103,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._structure = find_structure(model, samples, self._parameters)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)
-        self._schedule = self._make_schedule()
         self._measurement = Measurement(model, self._structure, self._loss, self._data, self.params["epochs"])
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven)
 
     def _make_schedule(self):
-        if self._wrap is None:
-            return SwitchSchedule(None, 0, self.params["epochs"])
+        if self.phase == "exploit":
+            return SwitchSchedule(None, 0, self.params["epochs"])  # there is nothing left to switch
         average = self._wrap.average if self._wrap.finish == "solve" else 0
         return SwitchSchedule(self._wrap.explore, average, self.params["epochs"])
 
@@ -115,8 +117,15 @@ class AlignmentMonitor(keras.callbacks.Callback):
         model = self.model
         if self._structure is None:
             model.train_function = self._looking_first(model, epoch)
-            return
-        self._begin_epoch(model, epoch)
+        elif self._wrap is not None and innermost(self._wrap.inner_optimizer).use_ema:
+            self._waiting = epoch  # SwapEMAWeights may yet put back the weights that train
+        else:
+            self._begin_epoch(model, epoch)
+
+    def _begin_waiting(self):
+        if self._waiting is not None:
+            epoch, self._waiting = self._waiting, None
+            self._begin_epoch(self.model, epoch)
 
     def _looking_first(self, model, epoch):
         """Return a train function that looks at the model when the first step has shown what its inputs are."""
@@ -141,13 +150,15 @@ class AlignmentMonitor(keras.callbacks.Callback):
             if self._began is None:
                 checks.check_alone(self._wrap, self)
                 self._began = epoch
-                self._schedule.begin(epoch, self._wrap.is_averaging and self._wrap.averaged_steps == 0)
+                self._schedule = self._make_schedule()  # now that the phase is known
+                self._schedule.resume(epoch, self._wrap.decision)
                 self._say(model, messages.begins, self._wrap, self._schedule, epoch)
             self._advance(model, epoch)
-        self._measurement.begin(epoch, now=self._must_measure(epoch))
+        looks = self._schedule.decides_after(epoch) and self.phase == "explore"
+        self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)
         if self._result is not None:  # another callback took back that training is to stop
             model.stop_training = True
-            self._hooks.read_only(_backend.reading(model, lambda batch: None, self._logs))
+            self._hooks.read_only(_backend.reading(model, lambda batch: None, {**self._logs, "phase": 1.0}))
         elif self._phase is not None:
             self._hooks.read_only(self._phase.train_function(model, self._logs))
         elif self.phase != self._installed:
@@ -157,8 +168,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _decide(self, model, epoch, alignment):
         """Explore for longer where too little of the labels lies in the column space by then."""
-        if self._schedule.decide(alignment):
-            self._wrap.begin_average()  # anew, and here: a resumed fit sees by its being empty what was decided
+        self._wrap.decision = self._schedule.decide(alignment)
+        if self._wrap.decision == Decision.LATEST:
             self._say(model, messages.explores_on, alignment, epoch, self._schedule)
 
     def _advance(self, model, epoch):
@@ -214,6 +225,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._say(model, messages.descends, model, switch, self.certificates.get("switch"))
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._begin_waiting()
         if self._structure is not None:
             self._hooks.arm()
 
@@ -239,6 +251,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 self._result, self._solved = self._phase.result, checksum(model, self._structure)
 
     def on_epoch_end(self, epoch, logs=None):
+        self._begin_waiting()  # of an epoch without steps
         model = self.model
         if self._phase is not None:
             self._end_phase(model)
@@ -310,13 +323,11 @@ class AlignmentMonitor(keras.callbacks.Callback):
             )
 
     def _must_measure(self, epoch):
-        """Return whether something waits for what this epoch measures: the schedule, or the proven step, which does so
-        at the switch and once after it."""
-        if self._schedule.decides_after(epoch) and self._measurement.is_affordable(epoch):
-            return True
+        """Return whether the proven step waits for what this epoch measures: at the switch, and once after it."""
         is_due = self._schedule.is_due
         at_switch = is_due(epoch + 1) and not is_due(epoch - 1)
-        return self._is_automatic and (at_switch or (is_due(epoch) and self._measurement.report is None))
+        after_it = self.phase == "exploit" and self._measurement.report is None
+        return self._is_automatic and (at_switch or after_it)
 
     def _step_size(self):
         """Return 1/beta, exact where features are those of inference mode; smaller for a loss with a weight above 1."""

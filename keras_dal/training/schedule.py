@@ -1,14 +1,27 @@
 """When to average and when to switch: `Wrap(explore=..., average=...)` as epochs."""
 
-EARLIEST, LATEST = 0.7, 0.8  # of all epochs, for explore="auto"
+import enum
+from typing import Any
+
+import numpy as np
+
+LOOK, EARLIEST, LATEST = 0.6, 0.7, 0.8  # of all epochs, for explore="auto"
 ALIGNED = 0.25  # an alignment from which the convex phase has enough to work with, for explore="auto"
+
+
+class Decision(enum.IntEnum):
+    """What `explore="auto"` has decided."""
+
+    NONE = 0
+    EARLIEST = 1
+    LATEST = 2
 
 
 class SwitchSchedule:
     """Says at which epochs the average of the weights begins and exploration ends.
 
-    With `explore="auto"` the end is looked at once: where too little of the labels lies in the column space when
-    exploration could end, representations are learned for a while longer, and the average begins anew.
+    With `explore="auto"` the alignment is looked at once, before the average could begin: where too little of the
+    labels lies in the column space, representations are learned for a while longer.
 
     Args:
         explore: as in `Wrap`.
@@ -24,8 +37,9 @@ class SwitchSchedule:
 
     def __init__(self, explore, average, epochs):
         self.switch: int | None = None
-        self._latest: int | None = None  # while there is something to decide
-        self._begin = 0  # of the average
+        self._average = average
+        self._look: int | None = None  # while there is something to decide
+        self._latest = min(round(LATEST * epochs), epochs - 1)
         if explore is None:
             return
         share = EARLIEST if explore == "auto" else explore
@@ -35,35 +49,33 @@ class SwitchSchedule:
                 "Both phases need at least one epoch. Train for more epochs, or give `explore` as a number of epochs, "
                 f"which may be reached by a later fit. Received: explore={explore!r}, epochs={epochs}"
             )
-        self._begin = self.switch - (max(1, round(average * self.switch)) if average else 0)
-        latest = min(round(LATEST * epochs), epochs - 1)
-        if explore == "auto" and latest > self.switch:
-            self._latest = latest
+        if explore == "auto" and self._latest > self.switch:
+            self._look = max(1, round(LOOK * epochs))
 
-    def begin(self, epoch, has_decided):
-        """Start with this epoch.
-
-        Args:
-            epoch: the first of the fit.
-            has_decided: whether the average that a stopped fit left began when exploration was to go on.
-        """
-        if self._latest is not None and (epoch > self.switch or (epoch == self.switch and has_decided)):
-            self._explore_on()
+    def resume(self, epoch, decision):
+        """Take over what an earlier fit has decided, where this one begins after that."""
+        if self._look is not None and epoch >= self._look and decision:
+            self._take(decision)
 
     def decides_after(self, epoch):
-        """Return whether the alignment at the end of this epoch says when to switch."""
-        return self._latest is not None and epoch + 1 == self.switch
+        """Return whether the alignment at the end of this epoch says when to switch; a resumed fit may look late."""
+        return self._look is not None and self.switch is not None and self._look <= epoch + 1 <= self.switch
 
     def decide(self, alignment):
-        """Take the alignment at the end of that epoch, nan where it is not known, and return whether to explore on."""
-        if alignment < ALIGNED:
-            self._explore_on()
-        else:
-            self._latest = None
-        return alignment < ALIGNED
+        """Take the alignment, nan where it is not known, and return the `Decision`."""
+        decision = Decision.LATEST if alignment < ALIGNED else Decision.EARLIEST
+        self._take(decision)
+        return decision
 
-    def _explore_on(self):
-        self._begin, self.switch, self._latest = self.switch, self._latest, None
+    def _take(self, decision):
+        self._look = None
+        if decision == Decision.LATEST:
+            self.switch = self._latest
+
+    @property
+    def _begin(self):
+        """The first epoch of the average."""
+        return self.switch - (max(1, round(self._average * self.switch)) if self._average else 0)
 
     def average_is_due(self, epoch):
         """Return whether the steps of this epoch belong to the average."""
@@ -79,4 +91,27 @@ class SwitchSchedule:
 
     def postpone(self):
         """Leave everything to exploration from now on."""
-        self.switch = self._latest = None
+        self.switch = self._look = None
+
+
+class Deciding:
+    """What `Wrap` keeps of a `Decision`: a variable, so that it is saved and resumed with the optimizer."""
+
+    explore: Any
+    add_variable: Any
+    _decision: Any = None
+
+    def _add_decision(self):
+        if self.explore == "auto":
+            self._decision = self.add_variable(
+                shape=(), dtype="int32", aggregation="only_first_replica", name="decision"
+            )
+
+    @property
+    def decision(self):
+        return Decision.NONE if self._decision is None else Decision(int(np.asarray(self._decision)))
+
+    @decision.setter
+    def decision(self, value):
+        if self._decision is not None:
+            self._decision.assign(int(value))

@@ -1,6 +1,7 @@
 """Batch statistics as means over batches, not as the exponential averages that training leaves behind."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -32,9 +33,14 @@ class BatchStatistics:
     def _of_one_batch(self, model):
         def statistics(batch):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            model(x, training=True)
+            seen = [[] for _ in self._layers]
+            with contextlib.ExitStack() as stack:
+                for layer, values in zip(self._layers, seen, strict=True):
+                    stack.enter_context(replaced(layer, "call", _noting(layer, values)))
+                model(x, training=True)
             rows = keras.ops.cast(keras.ops.shape(tree.flatten(x)[0])[0], "float32")
-            return rows * keras.ops.ones((1,)), [keras.ops.expand_dims(v.value, 0) for v in self._variables]
+            found = [_mean(layer, values) for layer, values in zip(self._layers, seen, strict=True)]
+            return rows * keras.ops.ones((1,)), [keras.ops.expand_dims(v, 0) for values in found for v in values]
 
         return statistics
 
@@ -57,6 +63,26 @@ class BatchStatistics:
             variable.assign(total / self._count)
         for variable, value in zip(self._others, others, strict=True):
             variable.assign(value)  # seeds of dropout among them
+
+
+def _noting(layer, values):
+    """Return the layer's `call`, after which its moving variables are noted: a layer may be called more than once."""
+    layer_call = layer.call
+
+    @functools.wraps(layer_call)
+    def call(*args, **kwargs):
+        outputs = layer_call(*args, **kwargs)
+        values.append([keras.ops.convert_to_tensor(v.value) for v in _moving(layer)])
+        return outputs
+
+    return call
+
+
+def _mean(layer, values):
+    """Return the mean over calls of each moving variable; as it is where the layer was not called."""
+    if not values:
+        return [v.value for v in _moving(layer)]
+    return [sum(call) / len(values) for call in zip(*values, strict=True)]
 
 
 def _moving(layer):

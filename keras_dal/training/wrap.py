@@ -14,11 +14,12 @@ from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training import arguments
 from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost
+from keras_dal.training.schedule import Deciding
 from keras_dal.training.train_step import is_hooked
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
+class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
     While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
@@ -38,8 +39,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
             An inner optimizer with `use_ema` brings averages of its own, and those are taken.
         finish: `"solve"`, the default, or `"descend"`: the inner optimizer goes on with gradient steps for the linear
             parameters, from the last weights, until the epochs are over. A learning rate after the switch implies it.
-        noise: standard deviation of the Gaussian noise added to gates at the switch, relative to their own. A
-            plain linear head has no gates and gets no noise.
+        noise: standard deviation of the noise that learned gates get at the switch, relative to their own.
         exploit_learning_rate: None for the inner optimizer's own, a float, a Keras schedule counted from the switch, or
             `"auto"` for plain gradient descent with the step 1/beta, beta being the smoothness of the loss: the
             inner optimizer rests, and full-batch training provably converges at a known rate.
@@ -199,6 +199,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
         self._is_linear = self.add_variable(
             shape=(len(var_list),), dtype="int32", aggregation="only_first_replica", name="is_linear"
         )
+        self._add_decision()
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(var_list)
         with self._by_itself():
@@ -259,7 +260,7 @@ class Wrap(Averaging, Delegating, keras.optimizers.Optimizer):
             if self.exploit_learning_rate is not None:
                 rate = self._current_exploit_learning_rate()
                 stack.enter_context(replaced(innermost(inner), _keras.RATE, lambda: rate))
-            stack.enter_context(averaging_only(innermost(inner), self._linear_indices))
+            stack.enter_context(averaging_only(innermost(inner), self._linear_indices, _backend.applies_whole(inner)))
             _backend.apply(inner, grads, variables)
         self._iterations.assign_add(1)  # the base class' own counter: steps since the switch
 

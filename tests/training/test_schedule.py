@@ -8,7 +8,7 @@ from fits import NUM_CLASSES, compiled, images, small_model
 import keras_dal
 from keras_dal.training.schedule import ALIGNED
 
-EPOCHS, EARLY, LATE = 20, 14, 16
+EPOCHS, LOOK, EARLY, LATE = 20, 12, 14, 16
 CLEAR = images()
 RANDOM = CLEAR[0], np.random.default_rng(5).integers(0, NUM_CLASSES, len(CLEAR[0]))  # labels in no column space
 
@@ -30,10 +30,11 @@ class Kept(keras.callbacks.Callback):
         self.model.save(self.folder / f"{epoch + 1}.keras")
 
 
-def trained(model, data, initial_epoch=0, callbacks=(), verbose=False):
-    monitor = keras_dal.AlignmentMonitor(verbose=verbose)
+def trained(model, data, initial_epoch=0, callbacks=(), verbose=False, monitor_first=True):
+    monitor = [keras_dal.AlignmentMonitor(verbose=verbose)]
+    callbacks = [*monitor, *callbacks] if monitor_first else [*callbacks, *monitor]
     options = {"batch_size": 32, "epochs": EPOCHS, "verbose": 0, "shuffle": False, "initial_epoch": initial_epoch}
-    return model.fit(*data, callbacks=[monitor, *callbacks], **options).history
+    return model.fit(*data, callbacks=callbacks, **options).history
 
 
 @pytest.mark.parametrize(("data", "end"), [(CLEAR, EARLY), (RANDOM, LATE)], ids=["aligned", "unaligned"])
@@ -41,20 +42,20 @@ def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space
     kept = Kept(tmp_path)
     history = trained(wrapped(), data, callbacks=[kept], verbose=True)
     assert history["phase"].index(1) == end
-    assert (history["alignment"][EARLY - 1] < ALIGNED) == (end == LATE)
+    assert (history["alignment"][LOOK - 1] < ALIGNED) == (end == LATE)
     assert ("which is little: exploration goes on to the end of epoch 16" in capsys.readouterr().out) == (end == LATE)
-    steps = 3 * np.clip(np.arange(1, EARLY + 1) - 12, 0, None)  # 15 % of 14 epochs, of three steps each
-    late = [0, 3, 6] if end == LATE else []
-    assert kept.averaged[: end - 1] == [*steps[: EARLY - bool(late)], *late][: end - 1]
+    window = round(0.15 * end)
+    assert kept.averaged[:end] == [3 * max(0, epoch + 1 - end + window) for epoch in range(end)]  # three steps each
 
 
-@pytest.mark.parametrize("average", [0.15, 0])
-def test_a_fit_that_is_resumed_decides_as_the_one_that_was_not(tmp_path, average):
-    model = wrapped(average=average)
-    trained(model, RANDOM, callbacks=[Kept(tmp_path)])
-    for epoch in (EARLY - 1, EARLY, EARLY + 1, LATE - 1) if average else (EARLY - 1, EARLY + 1):
+@pytest.mark.parametrize("first", [True, False], ids=["monitor-first", "backup-first"])
+@pytest.mark.parametrize("options", [{}, {"average": 0}, {"finish": "descend"}], ids=str)
+def test_a_fit_that_is_resumed_decides_as_the_one_that_was_not(tmp_path, options, first):
+    model, kept = wrapped(**options), Kept(tmp_path)
+    history = trained(model, RANDOM, callbacks=[kept], monitor_first=first)
+    for epoch in (LOOK, LOOK + 1, EARLY, LATE - 1):
         resumed = keras.saving.load_model(tmp_path / f"{epoch}.keras")
-        assert trained(resumed, RANDOM, epoch)["phase"] == [0] * (LATE - epoch) + [1]
+        assert trained(resumed, RANDOM, epoch)["phase"] == history["phase"][epoch:]
         for ours, expected in zip(resumed.get_weights(), model.get_weights(), strict=True):
             np.testing.assert_array_equal(ours, expected)
 
