@@ -93,7 +93,8 @@ class RowWriter:
         if self._file is None:
             return np.concatenate(self._blocks)
         if not self._keep:
-            return np.memmap(self._file, np.float32, "r", shape=(self.rows, self.width))
+            with self._file:  # the mapping keeps the bytes until it is dropped
+                return np.memmap(self._file, np.float32, "r", shape=(self.rows, self.width))
         partial = self._file.name
         os.fsync(self._file.fileno())
         self._file.close()

@@ -285,3 +285,11 @@ def test_kept_features_are_as_particular_about_weights(structure, x, tmp_path):
         with pytest.raises(ValueError, match="not negative"):
             cached_features(structure, x, np.arange(50), -np.ones(50), directory=tmp_path)
         cached_features(structure, x, directory=tmp_path)
+
+
+def test_rows_that_do_not_stay_have_no_file_that_an_interrupt_could_leave(tmp_path):
+    writer = store.RowWriter(str(tmp_path), 0, keep=False)
+    block = np.arange(12.0, dtype="float32").reshape(4, 3)
+    writer.append(block)
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(writer.finish(None), block)

@@ -11,6 +11,7 @@ from scipy import optimize
 
 import keras_dal
 from keras_dal.finishing.stopping import Ending
+from keras_dal.training.statistics import BatchStatistics
 
 HEAD = {"logits/kernel", "logits/bias"}
 SWITCH = 3
@@ -602,3 +603,47 @@ def test_a_model_that_was_refused_trains_without_the_monitor():
     with pytest.raises(ValueError, match="Received"):
         model.fit(x, np.eye(NUM_CLASSES)[y], verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
     model.fit(x, np.eye(NUM_CLASSES)[y], verbose=0)
+
+
+def test_averages_that_have_seen_no_step_are_not_adopted():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True), explore=None))
+    before = snapshot(model)
+    keras_dal.finish(model, x, y, verbose=0)
+    assert moved(before, snapshot(model)) <= HEAD
+
+
+def test_statistics_of_a_layer_that_is_called_twice_are_of_both_calls():
+    keras.utils.set_random_seed(0)
+    a, b = keras.Input((4,)), keras.Input((4,))
+    norm = keras.layers.BatchNormalization(name="norm")
+    model = keras.Model([a, b], keras.layers.Dense(3)(keras.layers.Concatenate()([norm(a), norm(b)])))
+    statistics = BatchStatistics(model)
+    generator = np.random.default_rng(0)
+    parts = [generator.standard_normal((50, 4)).astype("float32") + shift for shift in (0.0, 10.0)]
+    statistics.add((tuple(parts),))
+    expected = np.mean([part.mean(axis=0) for part in parts], axis=0)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(norm.moving_mean), expected, rtol=1e-5)
+
+
+def test_a_branch_that_computes_something_keeps_its_gates():
+    x, y = images()
+    gated = keras_dal.add_gated_head(compiled("sgd"), num_samples=len(x), verbose=False)
+    compiled(keras_dal.Wrap("sgd", explore=SWITCH), gated)
+    fit(gated, 9)
+    before = {path: value for path, value in snapshot(gated).items() if "gate" in path or "scale" in path}
+    keras_dal.finish(gated, x, y, verbose=0)
+    assert before
+    assert not moved(before, snapshot(gated))
+
+
+@pytest.mark.parametrize("finish", ["solve", "descend"])
+def test_averages_are_those_of_the_inner_optimizer_wherever_keras_swaps_them(finish):
+    found = []
+    for order in (1, -1):
+        inner = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+        model = compiled(keras_dal.Wrap(inner, explore=SWITCH, finish=finish))
+        swap = [keras_dal.AlignmentMonitor(verbose=False), keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+        fit(model, SWITCH + 1, swap[::order])
+        found.append(keras.ops.convert_to_numpy(model.get_layer("conv").kernel))
+    np.testing.assert_array_equal(*found)

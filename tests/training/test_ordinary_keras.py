@@ -21,8 +21,9 @@ def rows(n=120, seed=0):
 
 def ended(model, x, y, loss="sparse", epochs=3, explore=2, data=None, **options):
     """Compile with the two lines and train; return the monitor and the history."""
-    kinds = {"sparse": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
-    model.compile(keras_dal.Wrap("adam", explore=explore), kinds.get(loss, loss))
+    if isinstance(loss, str) and loss == "sparse":
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap("adam", explore=explore), loss)
     monitor = keras_dal.AlignmentMonitor(data=data, verbose=False)
     history = model.fit(x, y, epochs=epochs, verbose=0, callbacks=[monitor], **options).history
     assert history["phase"][-1] == 1
@@ -254,3 +255,68 @@ def test_a_measurement_that_takes_little_is_made_ten_times_a_fit_or_as_a_hundred
     budget = Budget(small_model(), 6, NUM_CLASSES, epochs=60)
     assert budget.alignment(1000) == budget.kernel_change(1000) == 6
     assert budget.alignment(10**9) == budget.kernel_change(10**9) == 1
+
+
+def test_labels_in_a_dict_may_have_weights():
+    x, y = rows()
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, {"out": layers.Dense(3)(layers.Dense(8, activation="relu")(inputs))})
+    loss = {"out": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
+    weights = np.linspace(0.5, 1.5, len(y)).astype("float32")
+    monitor, _ = ended(model, x, {"out": y}, loss, sample_weight=weights, batch_size=40, shuffle=False)
+    np.testing.assert_allclose(monitor.result._data.weights, weights, rtol=1e-6)
+
+
+def test_a_fit_may_read_strings():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("strings are tensors of TensorFlow")
+    import tensorflow as tf
+
+    words = layers.TextVectorization(output_sequence_length=3, vocabulary=["red", "green", "blue"])
+    model = keras.Sequential(
+        [keras.Input((1,), dtype="string"), words, layers.Embedding(5, 4), layers.GlobalAveragePooling1D()]
+    )
+    model.add(layers.Dense(3))
+    x = np.array([["red"], ["green"], ["blue"]] * 10)
+    data = tf.data.Dataset.from_tensor_slices((x, np.arange(30) % 3)).batch(10)
+    _, history = ended(model, data, None, shuffle=False)
+    assert np.isfinite(history["alignment"]).all()
+
+
+def test_a_generator_may_write_into_one_buffer():
+    x, y = rows()
+
+    def batches():
+        buffer = np.empty((30, 4), "float32")
+        while True:
+            for start in range(0, 120, 30):
+                buffer[:] = x[start : start + 30]
+                yield buffer, y[start : start + 30]
+
+    model = dense(layers.BatchNormalization())
+    monitor, _ = ended(model, batches(), None, steps_per_epoch=4, shuffle=False)
+    result, before = monitor.result, keras.Model(model.inputs, model.layers[-1].input)
+    read = {tuple(row) for row in np.round(result._data.features, 4).tolist()}
+    expected = {tuple(row) for row in np.round(before.predict(x, verbose=0), 4).tolist()}
+    assert len(read & expected) > 100  # rounded at the border, a few differ
+
+
+def test_a_fit_of_one_epoch_may_begin_in_the_second_phase():
+    x, y = rows()
+    model = dense()
+    ended(model, x, y)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model.optimizer.explore = "auto"
+    model.fit(x, y, epochs=1, verbose=0, callbacks=[monitor])
+    assert monitor.result.point.gap <= 1e-4
+
+
+def test_a_frozen_backbone_takes_time_too():
+    keras.utils.set_random_seed(0)
+    backbone = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(64, 3), layers.Conv2D(64, 3)])
+    model = keras.Sequential([backbone, layers.GlobalAveragePooling2D(), layers.Dense(3)])
+    intervals = []
+    for trainable in (True, False):
+        backbone.trainable = trainable
+        intervals.append(Budget(model, 2048, 10, 1000).alignment(5000))
+    assert intervals[0] < intervals[1] <= 4 * intervals[0]

@@ -221,7 +221,7 @@ def test_a_loop_of_ones_own_switches_explicitly():
 def test_without_a_monitor_the_first_step_raises():
     model = compiled(keras_dal.Wrap("sgd"))
     before = snapshot(model)
-    with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore=0.7"):
+    with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore='auto'"):
         fit(model, 2, callbacks=[])
     assert not moved(before, snapshot(model))
 
@@ -261,3 +261,12 @@ def test_tensorboard_logs_the_learning_rate_and_the_alignment(tmp_path):
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))
     assert b"epoch_alignment" in written
     assert b"epoch_learning_rate" in written
+
+
+def test_averages_behind_a_loss_scale_stay_those_of_what_is_frozen():
+    inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9))
+    model = compiled(keras_dal.Wrap(inner, explore=1, finish="descend"))
+    snapshots = Snapshots()
+    history = fit(model, 3, [keras_dal.AlignmentMonitor(verbose=False), snapshots])
+    assert history["phase"] == [0, 1, 1]
+    assert moved(snapshots.taken[1], snapshots.taken[3]) == {"logits/kernel", "logits/bias"}
