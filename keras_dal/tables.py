@@ -1,5 +1,6 @@
 """Reports as tables of (name, value): as text for a terminal, as HTML for a notebook."""
 
+import decimal
 import html
 from collections.abc import Iterable
 
@@ -28,6 +29,21 @@ def as_html(rows: Iterable[Row], title: Row | None = None) -> str:
     head = "" if title is None else f"<thead>{_row(title, 'th')}</thead>"
     body = "".join(_row(row, "td") for row in _kept(rows))
     return f"<table>{head}<tbody>{body}</tbody></table>"
+
+
+def at_most(bound: float, digits: int, form: str = "g") -> str:
+    """Return an upper bound in so many digits that is one still."""
+    return _rounded(bound, digits, form, decimal.ROUND_CEILING)
+
+
+def at_least(bound: float, digits: int, form: str = "g") -> str:
+    """Return a lower bound in so many digits that is one still."""
+    return _rounded(bound, digits, form, decimal.ROUND_FLOOR)
+
+
+def _rounded(bound, digits, form, rounding):
+    number = decimal.Context(prec=digits, rounding=rounding).create_decimal(float(bound))
+    return f"{float(number):.{digits - (form == 'e')}{form}}"
 
 
 def _kept(rows, title=None):

@@ -15,7 +15,7 @@ from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
-from keras_dal.tables import as_html, as_text
+from keras_dal.tables import as_html, as_text, at_least, at_most
 
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something
 
@@ -49,6 +49,7 @@ class Certificate:
         comparisons: pairs (objective, squared distance from theta_S now), one for each comparison point of the bound.
         not_covered: what the numbers do not speak about, one sentence each.
         floor: least loss that any model could have on these labels, the mean entropy of soft ones.
+        mean_weight: of the samples.
     """
 
     loss_name: str
@@ -73,6 +74,7 @@ class Certificate:
     comparisons: tuple[tuple[float, float], ...]
     not_covered: tuple[str, ...]
     floor: float = 0.0
+    mean_weight: float = 1.0
 
     @property
     def alignment(self):
@@ -120,7 +122,7 @@ class Certificate:
         """Return an upper bound of the loss at `scale` times the witness with positive margin; None without one."""
         if self.margin is None or self.margin <= 0:
             return None
-        return float(REGISTERED[self.loss_name]().at_margin(scale * self.margin, self.num_outputs))
+        return self.mean_weight * float(REGISTERED[self.loss_name]().at_margin(scale * self.margin, self.num_outputs))
 
     def to_json(self) -> str:
         """Return the certificate as a JSON object."""
@@ -149,18 +151,18 @@ class Certificate:
         yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
         yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
         low, high = self.infimum
-        low, high = f"{low:.6g}", f"{high:.6g}"
-        yield "infimum of the loss", low if low == high else f"between {low} and {high}"
+        known = f"{low:.6g}" if low == high or high - low <= _ABOVE else None
+        yield "infimum of the loss", known or f"between {at_least(low, 6)} and {at_most(high, 6)}"
         yield "least loss of any model", f"{self.floor:.6g}" if self.floor else None
         yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
         yield "parameters in theta_S", f"{self.num_parameters}"
         yield "rank of J_S", f"{rank} ({self.method})"
         yield "alignment", f"{share}{self.alignment:.8g} (residual share {self.residual_share:.2e})"
-        yield "smallest margin", None if self.margin is None else f"{self.margin:.4g} at the witness"
+        yield "smallest margin", None if self.margin is None else f"at least {at_least(self.margin, 4)} at the witness"
         yield "norm of the witness", f"{self.witness_norm:.4g}"
         if self.beta is not None:
             yield "smoothness beta, step", f"{self.beta:.4g}, {self.step:.4g}"
-            bounds = (f"{self.bound(t):.4g} after {t:,}" for t in (100, 10_000, 1_000_000))
+            bounds = (f"{at_most(self.bound(t), 4)} after {t:,}" for t in (100, 10_000, 1_000_000))
             yield "objective at most", ", ".join(bounds) + " steps of gradient descent"
         for sentence in self.not_covered:
             yield "not covered", sentence
@@ -218,16 +220,17 @@ def certify(
     return certify_structure(structure, features, targets, resolved, structure.theta(), weights, max_jacobian_bytes)
 
 
-def certify_structure(structure, features, targets, loss, theta, weights=None, max_bytes=2**28):
+def certify_structure(structure, features, targets, loss, theta, weights=None, max_bytes=2**28, spacing=None):
     """Certify the head of a model on cached features, with its L2 penalty and with what the model does in training.
 
     Args:
         structure: a `Structure`.
-        features, targets, loss, theta, weights, max_bytes: as for `certify_head`.
+        features, targets, loss, theta, weights, max_bytes, spacing: as for `certify_head`.
     """
     penalty = l2_factors(structure.linear_parameters)
     factors = 0.0 if penalty is None else penalty
-    certificate = certify_head(structure.head(), features, targets, loss, theta, weights, factors, max_bytes)
+    arguments = features, targets, loss, theta, weights, factors, max_bytes, spacing
+    certificate = certify_head(structure.head(), *arguments)
     open_points = (*certificate.not_covered, *assumptions.of_training(structure, penalty))
     beta = None if penalty is None else certificate.beta
     if certificate.beta is None:
@@ -236,7 +239,7 @@ def certify_structure(structure, features, targets, loss, theta, weights=None, m
 
 
 def certify_head(
-    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=2**28
+    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=2**28, spacing=None
 ):
     """Certify a head on cached features, in float64 throughout and without Keras.
 
@@ -249,6 +252,7 @@ def certify_head(
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`.
         max_bytes: largest Jacobian whose singular values are computed.
+        spacing: of floating-point numbers at one where the features were computed; by default that of their dtype.
 
     Raises:
         ValueError: sample weights that are negative or all zero.
@@ -257,7 +261,7 @@ def certify_head(
     kept = weights > 0
     if np.any(weights < 0) or not kept.any():
         raise ValueError(f"Sample weights must not be negative, nor all zero. Received: sample_weight={weights}")
-    spacing = precision(features.dtype)
+    spacing = precision(features.dtype) if spacing is None else spacing
     features, targets, weights = features[kept].astype(np.float64), targets[kept], weights[kept] * kept.mean()
     jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, spacing)
     objective, matrix = Objective(jac, loss, targets, weights, penalty), loss.label_matrix(targets)
@@ -293,6 +297,7 @@ def certify_head(
         comparisons=() if beta is None else objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
         not_covered=assumptions.ALWAYS + open_points,
         floor=objective.floor,
+        mean_weight=float(np.mean(weights)),
     )
 
 
@@ -321,16 +326,19 @@ def _verdict(found, share, witnessed, jac, scale, floor):
     """Return the verdict and what decides it; `scale` is the factor of Y_l that is optimal, infinite if hard."""
     if scale is None:
         if found.lower > floor + _ABOVE:
-            return "not aligned", f"a dual point: no parameters have a loss below {found.lower:.6g}, above {floor:.6g}"
+            least = at_least(found.lower, 6)
+            return "not aligned", f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
         return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
     if witnessed <= ALIGNED and proved:
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
     if found.margin is not None and found.margin > 0:
-        return "separable", f"parameters with a smallest margin of at least {found.margin:.2e}, rounding counted"
+        least = at_least(found.margin, 3, "e")
+        return "separable", f"parameters with a smallest margin of at least {least}, rounding counted"
     if np.isfinite(scale) and jac.factorized:
         return "not aligned", f"least squares leaves a residual share of {share:.2e}"
     if found.lower > floor:
-        return "not separable", f"an exact dual point near one in float64 has at least the value {found.lower:.3g}"
+        least = at_least(found.lower, 3)
+        return "not separable", f"an exact dual point near one in float64 has at least the value {least}"
     return "undecided", f"{NEITHER}{OUT_OF_TIME * found.out_of_time}"

@@ -12,6 +12,7 @@ import numpy as np
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
+from keras_dal.tables import at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
@@ -60,7 +61,7 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None):
         if len(features)
     )
     if margin > 0:
-        return by_residual(share, "separable", f"least squares, with a smallest margin of {margin:.1e}")
+        return by_residual(share, "separable", f"least squares, with a smallest margin of {at_least(margin, 2, 'e')}")
     if not decide_separability:
         return Verdict(
             "undecided", f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
@@ -88,7 +89,7 @@ def _separability(head, loss, rows, columns):
         )
     infimum = duality.enclose_infimum(columns, loss, targets, weights)
     if infimum.margin is not None and infimum.margin > 0:
-        return Verdict("separable", f"a head with a smallest margin of {infimum.margin:.1e}")
+        return Verdict("separable", f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
     if infimum.lower > 0:
-        return Verdict("not separable", f"a dual point: no head has a loss below {infimum.lower:.3e}")
+        return Verdict("not separable", f"a dual point: no head has a loss below {at_least(infimum.lower, 4, 'e')}")
     return Verdict("undecided", f"{NEITHER}{OUT_OF_TIME * infimum.out_of_time}")

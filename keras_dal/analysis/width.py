@@ -17,7 +17,7 @@ from keras_dal.analysis.separability import ALIGNED
 from keras_dal.features.batches import first_inputs, precision
 from keras_dal.features.cache import cached_features
 from keras_dal.heads import DenseHead, MixtureHead, SumHead
-from keras_dal.losses import loss_of
+from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import enclose_infimum, largest_loss, smallest_margin
@@ -146,7 +146,8 @@ def width_curve(
     if data.labels is None:
         raise ValueError(f"The curve needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     targets = loss.targets(data.labels, structure.num_outputs)
-    problem = _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes)
+    spacing = precision(structure.layer.compute_dtype)
+    problem = _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, spacing)
     widths = _checked(widths, draws, problem)
     found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
     shares = np.array([[point.share for point in points] for points in found])
@@ -155,7 +156,7 @@ def width_curve(
     gained = (
         width
         for width, most, (_, upper) in zip(widths, shares.max(axis=0), infimum, strict=True)
-        if most <= ALIGNED or upper <= floor
+        if (most <= ALIGNED and problem.share_tells) or upper <= floor
     )
     return WidthCurve(
         widths=widths,
@@ -186,16 +187,16 @@ class _Point(NamedTuple):
 class _Problem:
     """Features, labels and loss, and what does not depend on the gates."""
 
-    def __init__(self, features, targets, weights, loss, use_bias, max_bytes):
+    def __init__(self, features, targets, weights, loss, use_bias, max_bytes, spacing):
         self.features, self.targets, self.weights = np.asarray(features, np.float64), targets, weights
-        self.precision = precision(features.dtype)
+        self.precision = spacing
         self.loss, self.use_bias, self.max_bytes = loss, use_bias, max_bytes
         matrix = loss.label_matrix(targets)
         self.labels = matrix - matrix.mean(axis=1, keepdims=True) * loss.shift_invariant
         means = np.average(self.labels, axis=0, weights=weights) * use_bias
         total, everything = (weights @ np.sum(part**2, axis=1) for part in (self.labels - means, self.labels))
         self.total = float(total) if total > _EPS * everything else 0.0  # of equal labels only rounding is left
-        self.hard = loss.are_hard(targets)
+        self.hard, self.share_tells = loss.are_hard(targets), common_scale(loss.scales(targets)) is not None
         self.floor = float(np.mean(weights * loss.infimum(targets)))
 
     def num_columns(self, width):

@@ -25,15 +25,18 @@ class BlockwiseTask:
         loss: a `losses.Loss`.
         train: `CachedFeatures` of the samples.
         path: the `Path` that sees every step.
+        max_bytes: of logits, for whom evaluates them at the end.
 
     Attributes: as of `problem.Task`.
     """
 
     method = "L-BFGS"
     validation = seen_targets = wanted = gradient_steps = None
+    proved = False
 
-    def __init__(self, structure, loss, train, path):
+    def __init__(self, structure, loss, train, path, max_bytes):
         self.structure, self.loss, self.train, self.path = structure, loss, train, path
+        self.max_bytes = max_bytes
         self.head, self.theta = structure.head(), structure.theta()
         self.targets = LazyTargets(loss, train.labels, structure.num_outputs)
         self._samples = CachedJacobian(self.head, train.features, max_bytes=0)  # which would copy the features
@@ -57,10 +60,12 @@ class BlockwiseTask:
         last = _Evaluation(self, np.zeros(self.head.num_parameters), ridge)
         self.path.end(Ending.TIRED)
         self.path.add(self._point(last, last.gap))
+        if last.gap <= gap and prove(self, ridge, self._whitening, gap):
+            return
 
         def evaluated(phi):
             nonlocal last
-            last = _Evaluation(self, phi, ridge)
+            last = last if np.array_equal(last.phi, phi) else _Evaluation(self, phi, ridge)
             return last.value, last.gradient
 
         def stepped(intermediate_result):
@@ -71,7 +76,9 @@ class BlockwiseTask:
                 raise StopIteration
 
         options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
-        optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
+        ended = optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
+        if not self.proved and ended.nit < _STEPS:
+            self.path.end(Ending.STALLED)
 
     def _point(self, step, gap):
         return Point(

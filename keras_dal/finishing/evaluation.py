@@ -7,7 +7,6 @@ from scipy import optimize
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048  # samples whose logits are computed at a time
-_KEPT = 2**31  # bytes of logits that are not computed again
 
 
 class Quality(NamedTuple):
@@ -40,11 +39,11 @@ def least_scale(loss_at, tol):
 
 
 class Logits:
-    """Logits in float64, by slices of the samples; kept where they are not too many, else computed in every pass."""
+    """Logits in float64, by slices of the samples; kept up to so many bytes, else computed in every pass."""
 
-    def __init__(self, head, features, theta):
+    def __init__(self, head, features, theta, max_bytes):
         self._head, self._features, self._theta = head, features, theta
-        self._kept = list(self._blocks()) if 8 * len(features) * head.num_outputs <= _KEPT else None
+        self._kept = list(self._blocks()) if 8 * len(features) * head.num_outputs <= max_bytes else None
 
     def __iter__(self):
         return iter(self._kept or self._blocks())
@@ -57,7 +56,7 @@ class Logits:
 
 def logits_of(head, features, theta):
     """Return all of them, `(n, C)`."""
-    return np.concatenate([block for _, block in Logits(head, features, theta)])
+    return np.concatenate([block for _, block in Logits(head, features, theta, max_bytes=0)])
 
 
 def quality(logits, targets, loss):

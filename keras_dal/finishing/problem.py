@@ -45,7 +45,8 @@ class Task:
 
     Attributes:
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
-        wanted: the gap that `minimize_to` was asked for and proved, None before.
+        proved: whether the last point of the path is proved to be near the minimum.
+        wanted: the gap that was asked for and proved, None before.
         gradient_steps: accelerated ones to that, at most; None where nothing is known.
     """
 
@@ -61,7 +62,7 @@ class Task:
         for layer in structure.gated_layers:
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
-        self._max_bytes = max_bytes
+        self.max_bytes, self.proved = max_bytes, False
         self.wanted = self.gradient_steps = None
         self.left = np.zeros(len(train), bool)  # on their wrong side, as `interpolate` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
@@ -112,7 +113,7 @@ class Task:
             return True
         finished = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, part=1)
         step, point, _ = self._minimize(finished, _NEARLY, unit=np.mean(self.train.weights))
-        solver = Interpolation(self.samples.part(0), self._still.part(0), self._max_bytes)
+        solver = Interpolation(self.samples.part(0), self._still.part(0), self.max_bytes)
         reason = f"{_ROUNDS} rounds left some"
         logits = step.logits
         try:
@@ -217,7 +218,7 @@ class Task:
 
     def minimize(self, ridges, tol):
         """Minimize the loss itself, for falling weights of the change, until it is at most tol above its floor."""
-        phi = None
+        phi = problem = ending = None
         for ridge in ridges:
             problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
             step, _, ending = self._minimize(problem, tol, phi)
@@ -225,6 +226,8 @@ class Task:
             if ending == Ending.REACHED:
                 return
             phi = step.phi
+        if ending == Ending.CERTIFIED and self.jacobian is self.samples and self.head.is_plain:
+            prove(self, problem.ridge, problem.whitening, 1e-2 * tol)
 
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""

@@ -12,7 +12,7 @@ def prove(task, ridge, whitening, gap):
     The gap is computed in float64; it is that of the solver where the head is not plain.
 
     Args:
-        task: a `Task` or `BlockwiseTask`; its `wanted` and `gradient_steps` are set where the path ends.
+        task: a `Task` or `BlockwiseTask`; its `proved`, `wanted` and `gradient_steps` are set where the path ends.
         ridge: weight of the change.
         whitening: the `Whitening` in whose coordinates the change is measured.
         gap: the wanted one, positive.
@@ -27,8 +27,9 @@ def prove(task, ridge, whitening, gap):
         data = train.features, loss, task.targets, train.weights
         proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem)
     task.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
-    if proved > gap:
+    if not proved <= gap:  # nor where it is not a number
         return False
+    task.proved = head.is_plain
     task.path.end(Ending.CERTIFIED)
     task.wanted, curvature = gap, loss.curvature(head.num_outputs)
     if head.is_plain and curvature is not None:

@@ -1,7 +1,6 @@
 """What `converge` returns: a model, the path to it, its scale and its calibration."""
 
 import dataclasses
-import decimal
 import functools
 import time
 import warnings
@@ -11,10 +10,12 @@ import numpy as np
 
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.features.batches import precision
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.stopping import Ending
-from keras_dal.tables import as_html
+from keras_dal.solvers.duality import smallest_margin
+from keras_dal.tables import as_html, at_least, at_most
 
 _TOL = 1e-4  # training loss that a scale brings, where none was asked for
 
@@ -77,6 +78,7 @@ class Result:
     gradient_steps: int | None
     _data: Any
     _theta: np.ndarray
+    _proved_margin: float
 
     @property
     def reached(self) -> bool:
@@ -86,7 +88,9 @@ class Result:
     def certificate(self) -> Certificate:
         """The `Certificate` of the model at `point`, before any `rescale`, made at the first access."""
         data = self._data
-        return certify_structure(self.structure, data.features, data.targets[:], data.loss, self._theta, data.weights)
+        spacing = precision(self.structure.layer.compute_dtype)
+        arguments = data.features, data.targets[:], data.loss, self._theta, data.weights
+        return certify_structure(self.structure, *arguments, spacing=spacing)
 
     def choose(self, point: Point | int) -> "Result":
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.
@@ -111,17 +115,17 @@ class Result:
 
     def proof(self):
         """Yield what is proved about this point, a line each."""
-        if self.stopped_by == Ending.CERTIFIED and self._data.head.is_plain and self.point is self.path[-1]:
+        if self._data.proved and self.point is self.path[-1]:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
-            yield f"proved:     at most {_rounded_up(self.point.gap)} above the minimum of {weighted}"
+            yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}"
             if self.gradient_steps is not None:
-                steps = f"{self.gradient_steps:,} steps to {self._data.wanted:.0e}"
+                steps = f"{self.gradient_steps:,} steps to {at_most(self._data.wanted, 2)}"
                 ours = f"{self._data.method} took {len(self.path) - 1:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
-        if self.margin is not None and self.margin > 0 and self._data.hard:
+        if self._proved_margin > 0:
             yield (
-                f"proved:     the infimum of the loss is 0, as every margin is positive (least {self.margin:.2g}); at "
-                f"scale {self.scale:.4g} it is {self.scaled_loss:.1e}"
+                "proved:     the infimum of the loss is 0, as every margin is positive (least "
+                f"{at_least(self._proved_margin, 2)}); at scale {self.scale:.4g} it is {self.scaled_loss:.1e}"
             )
 
     def logits(self, features):
@@ -153,7 +157,9 @@ class Result:
         yield ("outputs" if self.margin is None else "logits") + " moved by", moved
         if self.stopped_by in (Ending.CERTIFIED, Ending.STALLED, Ending.TIRED) and np.isfinite(self.point.gap):
             weighted = f"of the loss plus {self.point.ridge:.0e} times the change"
-            yield "gap to the minimum", f"at most {self.point.gap:.2g} ({weighted})"
+            proved = self._data.proved and self.point is self.path[-1]
+            size = f"at most {at_most(self.point.gap, 2)}" if proved else f"about {self.point.gap:.2g}"
+            yield "gap to the minimum", f"{size} ({weighted})"
         for name in ("before", "after", "scaled"):
             quality = getattr(self, name)
             if quality is None or (name == "scaled" and self.scale == 1):
@@ -189,6 +195,8 @@ class _Data(NamedTuple):
     method: str
     wanted: float | None
     gradient_steps: int | None
+    proved: bool
+    max_bytes: int
 
 
 def finished(task, path, tol):
@@ -220,6 +228,8 @@ def finished(task, path, tol):
         method=task.method,
         wanted=task.wanted,
         gradient_steps=task.gradient_steps,
+        proved=task.proved,
+        max_bytes=task.max_bytes,
     )
     result = _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
@@ -237,7 +247,12 @@ def _evaluated(data, point, path, stopped_by, seconds):
     """Return the `Result` of a point and, when all else is done, write its weights into the model."""
     started, structure, loss = time.perf_counter(), data.structure, data.loss
     theta = structure.rounded(np.pad(point.theta, (len(data.start) - len(point.theta), 0)))
-    logits = Logits(data.head, data.features, theta)
+    if not np.isfinite(theta).all():
+        raise ValueError(
+            "The solved head is not finite in the dtype that the model keeps it in: give the last layer "
+            f'dtype="float32". Received: {np.sum(~np.isfinite(theta))} of {len(theta)} parameters'
+        )
+    logits = Logits(data.head, data.features, theta, data.max_bytes)
     margins = None
     if loss.exclusive is not None:
         margins = np.concatenate([loss.margins(block, data.targets[rows]) for rows, block in logits])
@@ -248,8 +263,10 @@ def _evaluated(data, point, path, stopped_by, seconds):
         sums = (data.weights[rows] @ loss.values(scale * block, data.targets[rows]) for rows, block in logits)
         return float(sum(sums)) / len(data.features)
 
-    separated = margin is not None and margin > 0 and data.hard
-    scale = least_scale(loss_at, data.tol or _TOL) if separated else 1.0
+    proved_margin = -np.inf
+    if margin is not None and margin > 0 and data.hard:
+        proved_margin = min(_least_margin(data, theta, rows, block) for rows, block in logits)
+    scale = least_scale(loss_at, data.tol or _TOL) if proved_margin > 0 else 1.0
     before = after = scaled = None
     if data.seen is not None:
         seen = [logits_of(data.head, data.seen, each) for each in (data.start, theta)]
@@ -281,10 +298,11 @@ def _evaluated(data, point, path, stopped_by, seconds):
         gradient_steps=data.gradient_steps,
         _data=data,
         _theta=theta,
+        _proved_margin=proved_margin,
     )
 
 
-def _rounded_up(bound):
-    """Return an upper bound in two digits that is one still."""
-    two_digits = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
-    return f"{float(two_digits.create_decimal(float(bound))):.1e}"
+def _least_margin(data, theta, rows, logits):
+    """Return a lower bound of the smallest margin of some samples, rounding counted."""
+    errors = data.head.rounding(np.asarray(data.features[rows], np.float64), theta)
+    return smallest_margin(data.loss, logits, errors, data.targets[rows])

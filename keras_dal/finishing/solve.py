@@ -11,6 +11,7 @@ from keras_dal.finishing.result import finished
 from keras_dal.finishing.stopping import Stopped
 
 CHANGE = 0.01  # weight of the change of the head
+_BLOCK, _ROUNDING = 4096, 1e-12  # targets at a time; a variance, relative to the squares, that is none
 GAP = 1e-4  # to which the minimum of the convex problem is proved to be reached
 
 
@@ -41,7 +42,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     path = Path(verbose=verbose)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
     task: Any = (
-        BlockwiseTask(structure, loss, samples, path)
+        BlockwiseTask(structure, loss, samples, path, max_bytes)
         if large
         else Task(structure, loss, samples, None, None, path, max_bytes)
     )
@@ -58,5 +59,13 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
 
 
 def _unit(task):
-    """Return the unit of the gap: 1, or for targets of small variance that variance."""
-    return min(1.0, float(np.mean(np.var(task.targets[:], axis=0)))) or 1.0 if task.loss.quadratic else 1.0
+    """Return the unit of the gap: 1, or for targets of small variance that variance; 1 too where there is none."""
+    if not task.loss.quadratic:
+        return 1.0
+    first, weights = task.targets[:1], task.train.weights / np.sum(task.train.weights)
+    sums = np.zeros((3, first.shape[1]))
+    for start in range(0, len(weights), _BLOCK):
+        targets, share = task.targets[start : start + _BLOCK], weights[start : start + _BLOCK]
+        sums += share @ (targets - first), share @ (targets - first) ** 2, share @ targets**2
+    variance, size = float(np.mean(sums[1] - sums[0] ** 2)), float(np.mean(sums[2]))
+    return min(1.0, variance) if variance > _ROUNDING * size else 1.0

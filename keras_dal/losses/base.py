@@ -4,6 +4,7 @@ import abc
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy import special
 
 REGISTERED: dict[str, type["Loss"]] = {}
 
@@ -127,6 +128,11 @@ class Loss(abc.ABC):
 
     def __repr__(self):
         return f"<{self.name}>"
+
+
+def entropy_of_rest(shares):
+    """Return `-(1 - s) log(1 - s)` of shares in [0, 1], to all digits where they are small."""
+    return -special.xlog1py(1.0 - shares, -shares)
 
 
 def common_scale(scales):

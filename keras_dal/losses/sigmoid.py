@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
-from keras_dal.losses.base import matrix, register
+from keras_dal.losses.base import entropy_of_rest, matrix, register
 from keras_dal.losses.cross_entropy import CrossEntropy
 
 _EQUAL = 1e-6  # difference of |t| in single precision that counts as none
@@ -99,7 +99,7 @@ class _Dual:
         return shares.max()
 
     def entropy(self, shares):
-        return (special.entr(shares) + special.entr(1.0 - shares)) / self.targets.shape[1]
+        return (special.entr(shares) + entropy_of_rest(shares)) / self.targets.shape[1]
 
     def gaps(self, logits):
         return -self.targets * logits

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
-from keras_dal.losses.base import integers, matrix, register
+from keras_dal.losses.base import entropy_of_rest, integers, matrix, register
 from keras_dal.losses.cross_entropy import CrossEntropy
 
 _ROUNDING = 1e-3  # by which a row of probabilities in half precision may miss the sum of one
@@ -25,7 +25,10 @@ class SoftmaxCrossEntropy(CrossEntropy):
     def targets(self, y, num_outputs):
         y = np.asarray(y)
         if y.size and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < num_outputs)):
-            return self._smoothed(np.eye(num_outputs)[integers(y.reshape(-1), num_outputs)])
+            classes = integers(y.reshape(-1), num_outputs)
+            q = np.zeros((len(classes), num_outputs))
+            q[np.arange(len(classes)), classes] = 1.0
+            return self._smoothed(q)
         y = matrix(y, num_outputs)
         sums = y.sum(axis=1, keepdims=True)
         wrong = (y < 0).any(axis=1) | (np.abs(sums[:, 0] - 1) > _ROUNDING)
@@ -47,12 +50,19 @@ class SoftmaxCrossEntropy(CrossEntropy):
         return q * (1.0 - self.label_smoothing) + self.label_smoothing / q.shape[1] if self.label_smoothing else q
 
     def values(self, logits, targets):
-        below = logits - np.max(logits, axis=1, keepdims=True)  # at most 0, so that float32 loses nothing small
-        total = np.sum(np.exp(below), axis=1, dtype=np.float64)
-        return np.log(total) - np.sum(below * targets, axis=1, dtype=np.float64)
+        largest = np.argmax(logits, axis=1)[:, None]
+        below = logits - np.take_along_axis(logits, largest, axis=1)  # at most 0: float32 loses nothing small
+        others = np.exp(below)
+        np.put_along_axis(others, largest, 0.0, axis=1)  # the largest is 1, beside which small ones would be lost
+        total = np.sum(others, axis=1, dtype=np.float64)
+        return np.log1p(total) - np.sum(below * targets, axis=1, dtype=np.float64)
 
     def gradient(self, logits, targets):
-        return special.softmax(logits, axis=1) - targets
+        slopes = special.softmax(logits, axis=1) - targets
+        likely = np.argmax(targets, axis=1)[:, None]
+        np.put_along_axis(slopes, likely, 0.0, axis=1)  # p - 1 would lose what the others add up to
+        np.put_along_axis(slopes, likely, -np.sum(slopes, axis=1, keepdims=True), axis=1)
+        return slopes
 
     def hessian(self, logits, targets):
         p = special.softmax(logits, axis=1)
@@ -108,8 +118,8 @@ class _Dual:
         return shares.sum(axis=1).max()
 
     def entropy(self, shares):
-        right = np.maximum(0.0, 1.0 - shares.sum(axis=1, keepdims=True))
-        return special.entr(shares) + self.targets * special.entr(right)
+        wrong = np.minimum(1.0, shares.sum(axis=1, keepdims=True))
+        return special.entr(shares) + self.targets * entropy_of_rest(wrong)
 
     def gaps(self, logits):
         return logits - np.sum(logits * self.targets, axis=1, keepdims=True)

@@ -87,7 +87,8 @@ class Structure:
     def rounded(self, theta):
         """Return a flat theta_S as the model's variables would hold it, float64."""
         parts = zip(self._split(theta), self.linear_parameters, strict=True)
-        return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
+        with np.errstate(over="ignore"):  # infinite then, which whoever writes it refuses
+            return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
 
     def _split(self, theta):
         ends = np.cumsum([math.prod(variable.shape) for variable in self.linear_parameters])[:-1]

@@ -216,15 +216,19 @@ class _Search:
         return self._entropy_bound(logits) if self.hard else self._conjugate_bound(logits)
 
     def _conjugate_bound(self, logits):
+        if not self.jacobian.is_complete():
+            return self.floor  # orthogonal to all columns is not known to be what is orthogonal to the basis
         slopes = self.jacobian.seen(self.loss.gradient(logits, self.targets))
         for _ in range(2):  # once more for what rounding left
-            slopes = slopes - self.jacobian.project(slopes)
+            slopes = slopes - self.jacobian.combine(self.jacobian.correlate(slopes * self.weights[:, None]))
+        lengths = [np.sqrt(np.sum(self.scale * part**2)) for part in (slopes, logits)]
+        seen = 2 * self.jacobian.basis_error * np.prod(lengths)  # of the columns, by logits about as long as these
 
         def value(share):
             return -float(np.sum(self.scale[:, 0] * self.loss.conjugate(share * slopes, self.targets)))
 
         whole = value(1.0)
-        return max(self.floor, whole if np.isfinite(whole) else value(_best_share(value)))
+        return max(self.floor, (whole if np.isfinite(whole) else value(_best_share(value))) - seen)
 
     def _entropy_bound(self, logits):
         """Return the entropy bound of an exact dual point near the probabilities here, 0 where none is known."""

@@ -109,13 +109,18 @@ class FactorizedJacobian(Jacobian):
 
     @functools.cached_property
     def exact_rank(self):
-        """Rank of the matrix in exact arithmetic, None where that takes too long."""
+        """Rank of the matrix as the loss sees it in exact arithmetic, None where that takes too long."""
         n, rows, width = self.columns.shape
 
         def residues(prime):
-            return residues_modulo(self.matrix(self.features).reshape(n * rows, width), prime)
+            found = residues_modulo(self.matrix(self.features).reshape(n * rows, width), prime)
+            return self._seen_modulo(found.reshape(n, rows, width), prime).reshape(n * rows, width)
 
         return exact_rank(residues, n * rows, width)
+
+    def _seen_modulo(self, residues, prime):
+        """Return what the loss sees of the residues `(n, rows, p)`, in another unit."""
+        return residues
 
     def is_complete(self):
         """Whether the columns that were left out of the basis depend on the others exactly, not up to rounding."""
@@ -186,6 +191,11 @@ class DenseJacobian(FactorizedJacobian):
     def matrix(self, features):
         units = np.eye(self.head.num_outputs)
         return np.array([[self.head.adjoint(z[None], unit[None]) for unit in units] for z in features])
+
+    def _seen_modulo(self, residues, prime):
+        if not self.centered:
+            return residues
+        return (residues * self.head.num_outputs - residues.sum(axis=1, keepdims=True)) % prime
 
     def _weighted(self, matrix):
         return super()._weighted(matrix - matrix.mean(axis=1, keepdims=True) * self.centered)

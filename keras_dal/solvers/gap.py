@@ -6,7 +6,8 @@ import numpy as np
 from scipy import linalg
 
 _BLOCK = 4096  # samples whose logits exist at a time in float64
-_SAFETY = 1 + 1e-6  # for rounding in the sums below, generously
+_SAFETY = 1 + 1e-6  # for rounding in the sums below that have no signs, generously
+_EPS = float(np.finfo(np.float64).eps)
 _AFFORDABLE = 2e10  # multiplications to say how many gradient steps there would be
 
 
@@ -15,7 +16,8 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
 
     \( F = \frac1n \sum_i w_i l(f_i) + \rho \left( \frac1a \sum_a \|f_a - f_a^0\|^2 + \|\phi\|^2 \right) \) with
     \( \theta = \theta^0 + T \phi \) is \( 2 \rho \)-strongly convex in \( \phi \), so that it lies at most
-    \( \|\nabla_\phi F\|^2 / (4 \rho) \) above its minimum (e.g. Boyd and Vandenberghe, 2004, section 9.1.2).
+    \( \|\nabla_\phi F\|^2 / (4 \rho) \) above its minimum (e.g. Boyd and Vandenberghe, 2004, section 9.1.2). A bound
+    of all that rounding may have done to the gradient is added to it.
 
     Args:
         head: a `heads.DenseHead`.
@@ -31,19 +33,39 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
     """
     hold = np.zeros(len(features))
     hold[anchors] = 2 * ridge / len(anchors)
-    gradient, decrease = np.zeros(head.num_parameters), 0.0
+    gradient, error, decrease = np.zeros(head.num_parameters), np.zeros(head.num_parameters), 0.0
+    longest = min(len(features), _BLOCK) + len(features) // _BLOCK + 8  # of the sums
     for begin in range(0, len(features), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         block = np.asarray(features[rows], np.float64)
         logits, before, share = head.logits(block, theta), head.logits(block, start), weights[rows] / len(features)
-        cotangent = share[:, None] * loss.gradient(logits, targets[rows]) + hold[rows, None] * (logits - before)
+        slopes, off = loss.gradient(logits, targets[rows]), head.rounding(block, theta)
+        cotangent = share[:, None] * slopes + hold[rows, None] * (logits - before)
         gradient += head.adjoint(block, cotangent)
+        missed = share[:, None] * _slopes_error(loss, logits, targets[rows], slopes, off)
+        missed += hold[rows, None] * (off + head.rounding(block, start))
+        error += head.adjoint(np.abs(block), missed + _EPS * longest * np.abs(cotangent))
         decrease += share @ (loss.values(before, targets[rows]) - loss.values(logits, targets[rows]))
         decrease -= hold[rows] @ np.sum((logits - before) ** 2, axis=1) / 2
-    phi = coordinates.exact_inverse(theta - start)
+    phi, phi_error = coordinates.exact_inverse(theta - start)
     pulled_back = coordinates.exact_transposed(gradient) + 2 * ridge * phi
-    gap = _SAFETY * float(pulled_back @ pulled_back) / (4 * ridge)
+    root = np.abs(coordinates.root)
+    error += _EPS * (len(root) + 4) * np.abs(gradient)
+    error = (root @ error.reshape(len(root), -1)).ravel() + 2 * ridge * (phi_error + _EPS * np.abs(phi))
+    gap = _SAFETY * float(np.linalg.norm(pulled_back) + np.linalg.norm(error)) ** 2 / (4 * ridge)
     return gap, float(decrease - ridge * (phi @ phi))
+
+
+def _slopes_error(loss, logits, targets, slopes, off):
+    """Return a bound of the errors in a loss's gradient for logits with errors up to `off`, `(k, C)`."""
+    off = off + 4 * _EPS * np.max(np.abs(logits), axis=1, keepdims=True)  # differences of logits are exponents
+    curvature = loss.curvature(logits.shape[1])
+    if curvature is None:  # of every logit apart
+        moved = loss.gradient(logits + off, targets) - loss.gradient(logits - off, targets)
+    else:
+        moved = curvature * np.linalg.norm(off, axis=1, keepdims=True)
+    size = np.abs(slopes) if loss.quadratic or loss.are_hard(targets) else np.abs(slopes) + np.abs(targets)
+    return np.abs(moved) + 8 * _EPS * size
 
 
 def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, coordinates, excess, gap):

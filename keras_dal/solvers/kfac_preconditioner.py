@@ -10,6 +10,8 @@ _FULL = 4096  # gates or units up to which their moments are factorized whole, w
 _RANK = 256  # largest eigenvalues that are kept of more
 _SPARE, _ITERATIONS = 24, 2  # additional vectors, and iterations, to compute them
 _ENTRIES = 2**28  # entries of the matrix they are computed from
+_TINY = 1e-30  # squares in float32 below this have lost digits
+_EPS, _SAFETY = float(np.finfo(np.float64).eps), 1.1
 
 
 class Whitening:
@@ -34,8 +36,7 @@ class Whitening:
         inputs, gates = [0.0] * len(jacobian.parts), [_collector(part, jacobian) for part in jacobian.parts]
         for _, block in jacobian.blocks():  # once: where memory is short, each pass computes all gates
             for index, (part_inputs, part_gates) in enumerate(block):
-                square = self._on.numpy(self._on.transposed_matmul(part_inputs, part_inputs))
-                inputs[index] = inputs[index] + square.astype(np.float64)
+                inputs[index] = inputs[index] + _moments(part_inputs, self._on)
                 gates[index].add(part_gates)
         pairs = zip(inputs, input_scales, strict=True)
         self._inputs = [_Full(total / len(jacobian), scale, self._on) for total, scale in pairs]
@@ -63,9 +64,13 @@ class Whitening:
         return (root @ gradient.reshape(len(root), -1)).ravel()
 
     def exact_inverse(self, theta):
-        """Return `T^-1 theta` of a plain head in float64."""
+        """Return `T^-1 theta` of a plain head in float64, and a bound of its rounding errors."""
         root = self.root
-        return linalg.solve_triangular(root, theta.reshape(len(root), -1), trans=1, lower=True).ravel()
+        pieces = theta.reshape(len(root), -1)
+        inverse = linalg.solve_triangular(root, np.eye(len(root)), trans=1, lower=True)
+        phi = inverse @ pieces
+        left = np.abs(pieces - root.T @ phi) + 2 * _EPS * len(root) * (np.abs(root.T) @ np.abs(phi))
+        return phi.ravel(), (_SAFETY * np.abs(inverse) @ left).ravel()
 
     def rows(self, inputs, gates):
         """Return inputs and gates of some samples of a mixture, the only part, whose products are rows of `J T`."""
@@ -75,6 +80,17 @@ class Whitening:
         pieces = zip(self._split(theta), maps, strict=True)
         products = (left(right(self._on.array(piece))) for piece, (left, right) in pieces)
         return np.concatenate([self._on.numpy(product).ravel() for product in products])
+
+
+def _moments(inputs, on):
+    """Return the sum of outer products of inputs, float64, multiplied in float32 unless that has no room for them."""
+    with np.errstate(over="ignore", under="ignore"):
+        square = on.numpy(on.transposed_matmul(inputs, inputs)).astype(np.float64)
+    sizes = np.diag(square)
+    if np.isfinite(square).all() and not np.any(on.numpy(inputs)[:, sizes < _TINY]):
+        return square
+    inputs = on.numpy(inputs).astype(np.float64)
+    return inputs.T @ inputs
 
 
 def _scales(jacobian):

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal.heads.norms import nonzero
-from keras_dal.solvers.least_squares import column_norms, rank_tolerance
+from keras_dal.solvers.least_squares import column_norms, rank_tolerance, safe_mean
 
 _EPS = float(np.finfo(np.float64).eps)
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
@@ -79,7 +79,7 @@ class NestedColumns:
         factor, order, reached, _ = _PSTRF(gram, tol=-1.0)
         rank = min(rank, int(reached))
         kept, triangle = order[:rank] - 1, (factor[:rank, :rank], False)
-        means = np.average(targets, axis=0, weights=self._weights) * self._constant
+        means = safe_mean(targets, self._weights) * self._constant
         right = self._roots * (targets - means)
         theta, residual = np.zeros((self.size, targets.shape[1])), right
         for _ in range(_REFINEMENTS if rank else 0):
@@ -93,6 +93,7 @@ class NestedColumns:
         if rank == np.count_nonzero(np.diagonal(gram)):
             correlation = (columns.T @ residual)[kept]  # what of the residual the columns still reach, by Pythagoras
             reached = np.sum(linalg.solve_triangular(triangle[0], correlation, trans=1, check_finite=False) ** 2)
+            reached += np.sum((self._roots[:, 0] @ residual) ** 2) / np.sum(self._weights) * self._constant
             least = max(0.0, linalg.norm(residual) - linalg.norm(errors)) ** 2 - _ROOM * reached
         return Solution(
             rank=rank + self._constant,

@@ -30,7 +30,7 @@ def head(m, classes, loss):
 
 
 def task_of(model, train):
-    return BlockwiseTask(find_structure(model), loss_of(model, "linear"), train, Path(verbose=False))
+    return BlockwiseTask(find_structure(model), loss_of(model, "linear"), train, Path(verbose=False), 2**31)
 
 
 def samples(kind, n=3000, m=12, classes=4):

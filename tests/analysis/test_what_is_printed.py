@@ -1,0 +1,182 @@
+"""What is called proved, where rounding, units or weights could have made it false."""
+
+import re
+import tracemalloc
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_dal
+from keras_dal.features.cache import CachedFeatures
+from keras_dal.finishing import problem
+from keras_dal.finishing.result import _Data, _least_margin
+from keras_dal.finishing.solve import solve_head
+from keras_dal.finishing.stopping import Ending
+from keras_dal.heads import DenseHead
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from keras_dal.models.structure import find_structure
+from keras_dal.solvers.nested_least_squares import NestedColumns
+from keras_dal.tables import at_least, at_most
+
+CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SIDES = keras.losses.BinaryCrossentropy(from_logits=True)
+
+
+def head(m, outputs, loss, use_bias=True, dtype="float32", **options):
+    keras.utils.set_random_seed(0)
+    dense = layers.Dense(outputs, use_bias=use_bias, dtype=dtype, **options)
+    model = keras.Sequential([keras.Input((m,), dtype=dtype), dense])
+    model.compile(loss=loss)
+    return model
+
+
+def cached(x, y, weights=None):
+    return CachedFeatures(
+        np.asarray(x, np.float32), y, np.ones(len(x)) if weights is None else weights, np.arange(len(x))
+    )
+
+
+def test_soft_labels_on_nearly_dependent_columns_are_in_reach():
+    x, q = np.array([[1, 1], [1, 1 + 2**-22]], "float32"), np.array([[0.9], [0.3]])
+    certificate = keras_dal.certify(head(2, 1, SIDES, use_bias=False, kernel_initializer="zeros"), x, q)
+    floor = np.mean(-q * np.log(q) - (1 - q) * np.log1p(-q))  # reached, as the determinant of x is 2^-22
+    assert certificate.verdict != "not aligned"
+    assert certificate.infimum[0] <= floor * (1 + 1e-12)
+
+
+def test_weights_far_apart_do_not_move_the_infimum():
+    model, weights = head(1, 2, CLASSES, use_bias=False, kernel_initializer="zeros"), np.array([1e12, 6e-5])
+    low, high = keras_dal.certify(model, np.ones((2, 1)), np.array([0, 1]), sample_weight=weights).infimum
+    share = weights[1] / weights.sum()
+    entropy = -share * np.log(share) - (1 - share) * np.log1p(-share)
+    assert low * (1 - 1e-12) <= weights.mean() * entropy <= high * (1 + 1e-12)
+
+
+def test_slopes_of_sure_logits_keep_their_digits():
+    logits, targets = np.array([[45.0, *[0.0] * 9]]), np.eye(10)[:1]
+    slope = SoftmaxCrossEntropy().gradient(logits, targets)[0, 0]
+    assert slope == pytest.approx(-9 * np.exp(-45) / (1 + 9 * np.exp(-45)), rel=1e-12)
+    assert SoftmaxCrossEntropy().values(logits, targets)[0] == pytest.approx(np.log1p(9 * np.exp(-45)), rel=1e-12)
+
+
+def test_a_gap_of_float32_is_not_called_proved(monkeypatch):
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((50, 3)).astype("float32"), generator.integers(0, 3, 50)
+    result = keras_dal.converge(head(3, 3, CLASSES), x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
+    assert "above the minimum" in next(result.proof())
+    monkeypatch.setattr(problem, "prove", lambda *arguments: False)
+    result = keras_dal.converge(head(3, 3, CLASSES), x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
+    assert result.stopped_by == Ending.CERTIFIED
+    assert list(result.proof()) == []
+    assert re.search("gap to the minimum +about", str(result))
+
+
+def test_a_regression_that_is_solved_exactly_has_a_gap_all_the_same():
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype("float32")
+    y = np.zeros((40, 2))
+    model = head(3, 2, "mse", kernel_initializer="zeros")
+    result = solve_head(find_structure(model), SquaredError(), cached(x, y))
+    assert result.stopped_by == Ending.CERTIFIED
+    noisy = solve_head(find_structure(model), SquaredError(), cached(x, y + 1.0))
+    assert 0 < noisy.point.gap <= 1e-4
+
+
+def test_numbers_that_the_head_cannot_hold_do_not_reach_the_model():
+    x = np.random.default_rng(0).uniform(0, 1, (40, 3)).astype("float16")
+    model = head(3, 1, "mse", dtype="float16", use_bias=False)
+    before = model.get_weights()
+    y = (x.astype(float) @ [[1e6], [1e6], [1e6]]).astype("float64")
+    with pytest.raises(ValueError, match="not finite in the dtype"), pytest.warns(UserWarning, match="in float16"):
+        keras_dal.converge(model, x, y, gated=False, ridge=1e-8, verbose=0)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_margins_count_what_rounding_may_have_done():
+    x = np.array([[2.0**30, 129.0, 2.0**30, -200.0]])
+    features, targets = np.concatenate([x, 3 * x]), SigmoidCrossEntropy().targets(np.array([[1.0], [0.0]]), 1)
+    kernel = np.array([2.0**30, 1.0, -(2.0**30), 1.0])  # f(x) = -71, so that the first sample is wrong
+    plain = DenseHead(4, 1, use_bias=False)
+    data = _Data(*[None] * 17, proved=False, max_bytes=0)._replace(
+        head=plain, loss=SigmoidCrossEntropy(), features=features, targets=targets
+    )
+    for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
+        arranged = data._replace(features=features[:, order])
+        logits = np.array([[56.0], [-88.0]])  # of a sum from left to right
+        assert _least_margin(arranged, kernel[order], slice(None), logits) < 0
+
+
+def test_the_loss_at_a_scale_has_the_weights_in_it():
+    model, x = head(2, 2, CLASSES, use_bias=False, kernel_initializer=keras.initializers.Identity()), np.eye(2)
+    certificate = keras_dal.certify(model, x, np.array([0, 1]), sample_weight=np.array([10.0, 10.0]))
+    assert certificate.loss_at_scale(1.0) >= certificate.loss * (1 - 1e-9)
+
+
+def test_mixed_labels_are_not_settled_by_their_residual_share():
+    x = np.random.default_rng(0).uniform(-1, 1, (60, 1)).astype("float32")
+    curve = keras_dal.width_curve(head(1, 1, SIDES), x, 0.5 + 0.3 * x, widths=[0], verbose=0)
+    assert curve.residual_share[0] < 1e-8
+    assert curve.settled is None  # logit(q) is not linear in x, and gates would gain something
+
+
+def test_printed_bounds_are_rounded_outwards():
+    y = np.array([0, 0, 0, 0, 0, 1])
+    text = str(keras_dal.certify(head(1, 2, CLASSES), np.ones((6, 1)), y))
+    (least,) = re.findall(r"has at least the value ([\d.]+)", text)
+    assert float(least) <= -(5 / 6) * np.log(5 / 6) - np.log(1 / 6) / 6
+    assert (at_most(0.4505, 3), at_least(0.4505, 3)) == ("0.451", "0.45")
+    assert (at_most(1.49e-6, 2, "e"), at_least(-0.123, 2)) == ("1.5e-06", "-0.13")
+
+
+def test_offsets_of_targets_leave_the_least_residual_a_lower_bound():
+    x, y = np.array([[1.0], [-1.0], [0.0]]), 1e12 + np.array([[0.0], [0.0], [2.0**-13]])
+    columns = NestedColumns(1, np.ones(3), constant=True, precision=2.0**-23)
+    columns.append(x)
+    assert columns.solve(y).least <= (2 / 3) * 2.0**-26 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("max_bytes", [100, 2**32])
+def test_a_head_that_is_at_its_minimum_is_proved_to_be(max_bytes):
+    model = head(2, 2, CLASSES, use_bias=False, kernel_initializer=keras.initializers.Identity(gain=300.0))
+    x, y = np.tile(np.eye(2), (200, 1)), np.tile([0, 1], 200)
+    result = solve_head(find_structure(model), SoftmaxCrossEntropy(), cached(x, y), max_bytes)
+    assert result.stopped_by == Ending.CERTIFIED
+    assert len(result.path) == 1
+
+
+def test_targets_of_many_classes_take_what_they_are():
+    tracemalloc.start()
+    SoftmaxCrossEntropy().targets(np.arange(10), 20_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 8 * 10 * 20_000
+
+
+@pytest.mark.parametrize("units", [[1e19, 1.0, 1.0], [1.0, 1e-25, 1e10]])
+def test_units_of_features_do_not_change_the_solution(units):
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((80, 3)), generator.integers(0, 2, 80)
+
+    def solved(x):
+        model = head(3, 2, CLASSES, kernel_initializer="zeros")
+        return solve_head(find_structure(model), SoftmaxCrossEntropy(), cached(x, y))
+
+    expected, found = solved(x), solved(x * units)
+    assert found.stopped_by == Ending.CERTIFIED
+    assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+
+
+def test_equal_targets_have_no_unit_of_their_own():
+    x = np.random.default_rng(0).standard_normal((10, 2))
+    result = solve_head(find_structure(head(2, 1, "mse")), SquaredError(), cached(x, np.full((10, 1), 0.1)))
+    assert result.stopped_by == Ending.CERTIFIED
+
+
+def test_a_result_has_the_precision_of_the_head():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((60, 3)).astype("float16"), generator.integers(0, 2, 60)
+    model = head(3, 2, CLASSES, dtype="float16")
+    result = solve_head(find_structure(model), SoftmaxCrossEntropy(), cached(x, y))
+    assert result.certificate.tolerance == keras_dal.certify(model, x, y).tolerance > 1e-4
