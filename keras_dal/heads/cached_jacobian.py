@@ -21,7 +21,7 @@ class CachedJacobian:
         head: a `heads.Head` with P parameters and C outputs.
         features: array `(n, m)`, possibly memory-mapped.
         max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
-        on: one of `arithmetic`; the fastest there is by default.
+        on: an `array_backend`; the fastest there is by default.
     """
 
     def __init__(self, head, features, max_bytes=2**32, on=None):
@@ -75,7 +75,7 @@ class CachedJacobian:
 
         Args:
             theta: flat, `(P,)`.
-            curve: a function of the logits `(b, C)` of some samples and of their slice, `criteria.Anchored.curvature`.
+            curve: a function of the logits `(b, C)` of some samples and of their slice, `objectives.Anchored.curvature`.
         """
         weights = self._weights(theta)
         return self.pulled_back((curve(self._apply(block, weights), rows), block) for rows, block in self.blocks())

@@ -190,7 +190,7 @@ class _Full:
     Args:
         moments: matrix `(k, k)`; it is overwritten.
         scale: least scale of each coordinate, `(k,)`.
-        on: one of `arithmetic`.
+        on: an `array_backend`.
     """
 
     def __init__(self, moments, scale, on):
@@ -232,7 +232,7 @@ class _LowRank:
     Args:
         rows: matrix `(k, H)` whose mean outer product the moments are; it is overwritten.
         scale: least scale of each coordinate's square, `(H,)`.
-        on: one of `arithmetic`.
+        on: an `array_backend`.
     """
 
     def __init__(self, rows, scale, on):
