@@ -139,7 +139,7 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     with linearity.restored(model.variables):  # seeds of random layers among them
         calls, outputs = recorded_calls(model, x)
         forms = _forms(model, calls, outputs)
-        if given is None and not evaluate(model, forms[0].layer, x)[0].any():
+        if given is None and not any(to_numpy(c.inputs).any() for c in calls if c.layer is forms[0].layer):
             x = enlarged(x)  # a model for raw pixel values may see nothing in smaller ones
         form = forms[0] if isinstance(parameters, str) and parameters == "head" else _selected(forms, parameters, x)
         for layer in form.gated_layers:
@@ -256,13 +256,15 @@ def named_variables(model, parameters):
 
 def _check_samples_are_apart(form, x):
     """Raises if the features of a sample depend on the others in its batch."""
-    whole, again = form.features(x), form.features(x)
+    whole = form.features(x)
     bound = linearity.tolerance(whole) * np.abs(whole).max()
     size = len(whole) // 2
-    if not size or np.abs(again - whole).max() > bound:
-        return  # features that are random, or not finite, are refused by what follows
+    if not size:
+        return
     half = form.features(tree.map_structure(lambda part: part[:size], x))
-    if np.abs(half - whole[:size]).max() > bound:
+    if np.abs(half - whole[:size]).max() <= bound:
+        return
+    if np.abs(form.features(x) - whole).max() <= bound:  # random features are refused by what follows
         raise ValueError(
             "The features of a sample must not depend on the other samples of its batch. Call BatchNormalization "
             "without training=True inside the model, so that it uses its moving statistics in inference mode. "
