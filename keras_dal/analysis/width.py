@@ -203,8 +203,8 @@ class _Problem:
         return (width + 1) * (self.features.shape[1] + 1)
 
     def num_bytes(self, width):
-        """Return the memory of the columns and their Gram matrix."""
-        return 8 * self.num_columns(width) * (len(self.targets) + self.num_columns(width))
+        """Return the memory of the columns, their Gram matrix, and its two factors."""
+        return 8 * self.num_columns(width) * (len(self.targets) + 3 * self.num_columns(width))
 
     def num_variables(self, width):
         m, outputs = self.features.shape[1], self.targets.shape[1]

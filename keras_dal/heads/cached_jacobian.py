@@ -75,7 +75,7 @@ class CachedJacobian:
 
         Args:
             theta: flat, `(P,)`.
-            curve: a function of the logits `(b, C)` of some samples and of their slice, `objectives.Anchored.curvature`.
+            curve: a function of the logits `(b, C)` of some samples and of their slice, as `Anchored.curvature`.
         """
         weights = self._weights(theta)
         return self.pulled_back((curve(self._apply(block, weights), rows), block) for rows, block in self.blocks())

@@ -21,7 +21,7 @@ _EPS = float(np.finfo(np.float64).eps)
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
 _ROOM = 2.0  # for the rounding of the factor
-_CHUNK = 256  # columns whose absolute values exist at a time
+_CHUNK = 256  # columns of which copies exist at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,10 @@ class NestedColumns:
 
     def append(self, block):
         """Add columns `(n, k)`."""
+        for start in range(0, block.shape[1], _CHUNK):  # whose copies would take as much as all columns
+            self._append(block[:, start : start + _CHUNK])
+
+    def _append(self, block):
         start, stop = self.size, self.size + block.shape[1]
         if self._constant:
             shift = self._weights @ (block - block[0]) / np.sum(self._weights)  # of a constant exactly its own
