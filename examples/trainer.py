@@ -145,7 +145,7 @@ class Job:
             certificate = keras_dal.certify(model, *self.train)
             (folder / "certificate.json").write_text(certificate.to_json() + "\n")
             (folder / "certificate.txt").write_text(f"{certificate}\n")
-            plots.bound(certificate, None, folder / "certificate.png")
+            plots.bound(certificate, folder / "certificate.png")
             print(certificate)
 
     def finish(self, rows):

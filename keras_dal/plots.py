@@ -4,7 +4,6 @@ Every function draws into given axes, or into a figure of its own, and writes th
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles tell the same lines apart in grey.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,11 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS = (("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), ("alignment", "alignment", "linear"))
 
 
-def curves(histories: Mapping[str, Mapping[str, Any]], path: Any = None, title: str = "", ax: Any = None) -> Any:
+def curves(histories: Any, path: Any = None, title: str = "", ax: Any = None) -> Any:
     """Draw loss, accuracy and alignment of one or more runs over their epochs, the second phase shaded.
 
     Args:
-        histories: what `fit` returned as `history.history`, one dict per run, by the name of the run.
+        histories: what `fit` returned, or its `history`, by the name of the run; or of one run alone.
         path: file to write; its ending says the format.
         title: text above the picture.
         ax: three matplotlib axes to draw into; a figure of its own by default.
@@ -35,6 +34,9 @@ def curves(histories: Mapping[str, Mapping[str, Any]], path: Any = None, title: 
     Returns:
         The path where one is given, else the axes.
     """
+    if hasattr(histories, "history") or "loss" in histories:
+        histories = {"run": histories}
+    histories = {name: getattr(history, "history", history) for name, history in histories.items()}
     figure, axes = _axes(ax, 13, 3.8, columns=len(_PANELS))
     for axis, (key, label, scale) in zip(axes, _PANELS, strict=True):
         for run, (name, history) in enumerate(histories.items()):
@@ -75,14 +77,14 @@ def spectrum(report: AlignmentReport, path: Any = None, ax: Any = None) -> Any:
 
 
 def bound(
-    certificate: Certificate, losses: Any = None, path: Any = None, accuracies: Any = None, ax: Any = None
+    certificate: Certificate, path: Any = None, losses: Any = None, accuracies: Any = None, ax: Any = None
 ) -> Any:
     """Draw the bound that a `Certificate` gave before the first step of gradient descent, above the losses it bounds.
 
     Args:
         certificate: the `Certificate` at the switch.
-        losses: the objective after 0, 1, 2, ... steps of size `certificate.step`, or None to draw the bound alone.
         path: file to write.
+        losses: the objective after 0, 1, 2, ... steps of size `certificate.step`, or None to draw the bound alone.
         accuracies: test accuracy after as many steps, or None.
         ax: the matplotlib axes to draw into; a figure of its own by default.
 

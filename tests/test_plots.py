@@ -84,7 +84,7 @@ def test_given_axes_show_what_a_figure_of_its_own_shows(figures, certificate, tm
     for draw, columns, width, height in (
         (functools.partial(plots.curves, {"run": HISTORY}), 3, 13, 3.8),
         (functools.partial(plots.spectrum, report), 1, 6, 3.8),
-        (functools.partial(plots.bound, certificate, [1.1, 0.9, 0.8], accuracies=[0.1, 0.2, 0.3]), 1, 6.5, 4),
+        (functools.partial(plots.bound, certificate, losses=[1.1, 0.9, 0.8], accuracies=[0.1, 0.2, 0.3]), 1, 6.5, 4),
         (functools.partial(plots.solution, result), 3, 13.2, 3.8),
     ):
         draw(path=tmp_path / "own.png")
@@ -108,7 +108,7 @@ def test_pictures_look_as_they_did(name, certificate):
     arguments = {
         "curves": ({"base": {"loss": [1.2, 0.8, 0.4, 0.3], "accuracy": [0.2, 0.5, 0.7, 0.8]}, "wrapped": HISTORY},),
         "spectrum": (report,),
-        "bound": (certificate, [1.1, 0.9, 0.8]),
+        "bound": (certificate, None, [1.1, 0.9, 0.8]),
         "solution": (SimpleNamespace(path=path, point=path[-1]),),
         "width": (WIDTH,),
     }
@@ -148,7 +148,7 @@ def test_spectrum_needs_singular_values(tmp_path):
 
 def test_bound_is_drawn_over_the_losses_it_bounds(figures, certificate, tmp_path):
     losses = [certificate.objective, 0.9, 0.8]
-    plots.bound(certificate, losses, tmp_path / "bound.png", accuracies=[0.1, 0.2, 0.3])
+    plots.bound(certificate, tmp_path / "bound.png", losses, accuracies=[0.1, 0.2, 0.3])
     axis, accuracy = figures[0].axes
     np.testing.assert_array_equal(line(axis, "training loss").get_ydata(), losses[1:])
     expected = [certificate.bound(1), certificate.bound(2)]
@@ -157,7 +157,7 @@ def test_bound_is_drawn_over_the_losses_it_bounds(figures, certificate, tmp_path
 
 
 def test_bound_alone(figures, certificate, tmp_path):
-    plots.bound(certificate, None, tmp_path / "bound.svg")
+    plots.bound(certificate, tmp_path / "bound.svg")
     drawn = line(figures[0].axes[0], "certified bound").get_ydata()
     assert np.all(np.diff(drawn) <= 0)
     assert drawn[-1] >= certificate.infimum[0]

@@ -171,8 +171,11 @@ class Result:
                     f"validation {name}",
                     f"{quality.accuracy:.2%} accuracy, NLL {quality.loss:.4g}, ECE {quality.ece:.4g}",
                 )
+        if len(self.point.theta) > len(self.path[0].theta):
+            yield "model", "a copy with a gated head, Result.model; the one that was given is as it was"
+        count = f"{len(self.path)} point{'s' * (len(self.path) > 1)}"
         but = f" of all samples but {len(self.left)}" if self.stopped_by == Ending.SEPARATED and len(self.left) else ""
-        yield "ended by", f"{self.stopped_by}{but}, {len(self.path)} points in {self.seconds:.2f} s"
+        yield "ended by", f"{self.stopped_by}{but}, {count} in {self.seconds:.2f} s"
 
 
 class _Data(NamedTuple):

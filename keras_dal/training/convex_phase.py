@@ -35,7 +35,7 @@ class ConvexPhase:
         self._before = Snapshot(model)
         self.averaged_steps = wrap.averaged_steps
         self._gathering: Any = None
-        self._shown = {}
+        self._shown, self._live = {}, {}
         self.train: Any = None
         self.result: Any = None
 
@@ -54,8 +54,12 @@ class ConvexPhase:
             logs: of the last step that trained, which other callbacks see again; with the phase, so that Keras does not
                 take the metrics, of which nothing is known yet, in their place.
         """
-        self._shown = logs
-        return self._gathering.train_function(model, {**logs, "phase": 1.0})
+        self._shown, self._live = logs, {**logs, "phase": 1.0}
+        return self._gathering.train_function(model, self._live)
+
+    def show(self, model):
+        """Let the logs that the epoch ends with, for callbacks before the monitor too, be of the solved model."""
+        self._live.update({name: value for name, value in self.logs(model, False).items() if name in self._live})
 
     def take(self):
         """Look at what was read since the last call."""
@@ -72,6 +76,9 @@ class ConvexPhase:
             ValueError: nothing was read, or numbers are not finite.
         """
         if self.result is None:
+            lost = [v.path for v in self.structure.model.trainable_variables if not np.isfinite(to_numpy(v)).all()]
+            if lost:
+                raise ValueError(f"Weights are not finite: the training has diverged. Received: {', '.join(lost)}")
             self.train = self._gathering.finish()
             result = solve_head(self.structure, self.loss, self.train)
             self._check_start(result)

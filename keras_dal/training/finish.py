@@ -42,9 +42,10 @@ def finish(
         x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`.
-        statistics_from: what the batch statistics of averaged weights are renewed on, inputs or a dataset; by default
-            x. Where images are augmented outside of the model, give the augmented batches: statistics of other images
-            than those that were trained on cost accuracy.
+        statistics_from: what batch statistics are renewed on, inputs or a dataset. Those of averaged weights are in any
+            case, by default on x; those of other models only where this is given, as after a training too short for
+            moving averages. Where images are augmented outside of the model, give the augmented batches: statistics of
+            other images than those that were trained on cost accuracy.
         loss: as for `model.compile`; the compiled one by default.
         max_bytes: memory for features, for what is computed from them once, and for the logits of a plain head, each.
             Larger features are memory-mapped, and more logits exist for a block of samples at a time.
@@ -69,7 +70,7 @@ def finish(
             rate = 0.0 if wrap.exploit_learning_rate == "auto" else None  # there is no step to take
             structure = wrap.switch(model, inputs, learning_rate=rate)
         statistics = BatchStatistics(model)
-        if averaged and statistics.are_there:
+        if (averaged or statistics_from is not None) and statistics.are_there:
             for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
                 statistics.add((batch[0],))
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)

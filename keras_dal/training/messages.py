@@ -18,13 +18,23 @@ class Switch(NamedTuple):
     report: Any
 
 
-def begins(wrap, schedule, epoch):
+def only_measures():
+    """Return that there are no two phases."""
+    return "keras_dal: the optimizer is no Wrap: the alignment is measured, and nothing will be frozen or solved"
+
+
+def begins(wrap, schedule, epoch, epochs):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
     if wrap.phase == "exploit":
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
             f"will be {'solved' if wrap.solves else 'trained'}. optimizer.restart() before fit goes back to "
             "the first phase"
+        )
+    if schedule.switch is not None and schedule.switch >= epochs:
+        return (
+            f"keras_dal: the switch comes after {schedule.switch} epochs, and this fit ends after {epochs}: nothing "
+            "will be solved in it"
         )
     if schedule.switch is not None and schedule.switch < epoch:
         return f"keras_dal: the switch was due at epoch {schedule.switch + 1}; it comes now, at epoch {epoch + 1}"
@@ -79,9 +89,10 @@ def reads(phase, epoch, epochs):
 
 def ends(phase, result, epoch, epochs):
     """Return what was solved, and what is proved about it."""
-    structure, spared = phase.structure, epochs - epoch - 1
+    structure, left = phase.structure, epochs - epoch - 1
+    spared = f": {left} spared" if left else ""
     count = f"{len(phase.train):,} samples of {structure.num_features:,} features"
-    lines = [f"keras_dal: the head is solved, and training ends at epoch {epoch + 1} of {epochs}: {spared} spared"]
+    lines = [f"keras_dal: the head is solved, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
@@ -109,7 +120,7 @@ def _wider(phase):
 def ended_early(schedule):
     """Return that a fit was over before its switch."""
     return (
-        f"keras_dal: training ended before the switch at epoch {schedule.switch + 1}: nothing was frozen or solved. "
+        f"keras_dal: training ended before the switch, after {schedule.switch} epochs: nothing was frozen or solved. "
         "keras_dal.finish(model, x, y) solves the head now; a fit with initial_epoch goes on"
     )
 

@@ -47,7 +47,10 @@ class StepMoments(keras.metrics.Metric):
             (NUM_PROBES, *spec.shape[1:]), "zeros", dtype="float32", aggregation="only_first_replica", name="probe"
         )
 
-    def update_state(self, x, y, features, sample_weight=None):
+    def update_state(self, *args, **kwargs):
+        """Does nothing: a train_step of the user's own may update all metrics of the model with labels and outputs."""
+
+    def add(self, x, y, features, sample_weight=None):
         """Adds one batch.
 
         Args:

@@ -6,9 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_dal import _backend, _keras
+from keras_dal import _backend
 from keras_dal.analysis.certificate import Certificate, certify
-from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.result import Result
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
@@ -19,6 +18,7 @@ from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
 from keras_dal.training.schedule import Decision, SwitchSchedule
+from keras_dal.training.step_size import step_size
 from keras_dal.training.train_step import StepHooks
 from keras_dal.training.wrap import find_wrap
 
@@ -84,23 +84,25 @@ class AlignmentMonitor(keras.callbacks.Callback):
         model = self.model
         check_readable(self.data)
         self._wrap = find_wrap(model.optimizer)
-        self._structure = self._result = self._phase = self._installed = self._began = self._frozen = self._waiting = (
-            None
-        )
-        self._before, self._schedule = None, SwitchSchedule(None, 0, self.params["epochs"])
-        self._said_interval = False
+        self._exploit = "head" if self._wrap is None else self._wrap.exploit
+        self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
+        self._before = self._waiting = None
+        self._schedule = SwitchSchedule(None, 0, self.params["epochs"])
+        self._said_interval, self._unsaid = False, []
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
             checks.check_same_model(self._wrap, model)
             self._wrap.driver = self  # of this fit: the last one
+        else:
+            self._say(model, messages.only_measures)
         if model.built or self.data is not None:
             self._look_at(model)
 
     def _look_at(self, model):
         """Find out what there is to measure and to solve; where `fit` builds the model, at its first step."""
         samples = None if self.data is None else first_samples(self.data)
-        self._structure = find_structure(model, samples, self._parameters)
+        self._structure = find_structure(model, samples, self._exploit)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)
         self._measurement = Measurement(model, self._structure, self._loss, self._data, self.params["epochs"])
@@ -115,6 +117,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         model = self.model
+        self._say_all()
         if self._structure is None:
             model.train_function = self._looking_first(model, epoch)
         elif self._wrap is not None and innermost(self._wrap.inner_optimizer).use_ema:
@@ -152,7 +155,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 self._began = epoch
                 self._schedule = self._make_schedule()  # now that the phase is known
                 self._schedule.resume(epoch, self._wrap.decision)
-                self._say(model, messages.begins, self._wrap, self._schedule, epoch)
+                self._say(model, messages.begins, self._wrap, self._schedule, epoch, self.params["epochs"])
             self._advance(model, epoch)
         looks = self._schedule.decides_after(epoch) and self.phase == "explore"
         self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)
@@ -170,7 +173,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         """Explore for longer where too little of the labels lies in the column space by then."""
         self._wrap.decision = self._schedule.decide(alignment)
         if self._wrap.decision == Decision.LATEST:
-            self._say(model, messages.explores_on, alignment, epoch, self._schedule)
+            self._say_after(model, messages.explores_on, alignment, epoch, self._schedule)
 
     def _advance(self, model, epoch):
         """Take the step of the schedule that is due before this epoch."""
@@ -212,7 +215,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def _solve_next(self, model, epoch):
         self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
         self._phase.begin(model)
-        self._say(model, messages.reads, self._phase, epoch, self.params["epochs"])
+        if epoch != self._began:  # a fit that begins with it has said so
+            self._say(model, messages.reads, self._phase, epoch, self.params["epochs"])
 
     def _descend_next(self, model, epoch):
         self._before = Snapshot(model)
@@ -249,6 +253,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._tried(self._phase.end)
             if self._phase is not None:
                 self._result, self._solved = self._phase.result, checksum(model, self._structure)
+                self._phase.show(model)
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps
@@ -260,8 +265,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
             model.stop_training = True
         elif self._result is not None:
             affordable = self._measurement.is_affordable(epoch, len(self._phase.train))
-            measured = self._phase.logs(model, with_alignment=affordable) | self._measurement.moved()
-            self._say(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
+            measured = dict.fromkeys(self._measured, np.nan) | self._phase.logs(model, with_alignment=affordable)
+            measured |= self._measurement.moved()
+            self._say_after(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
             self._phase, model.stop_training = None, True
         elif self._installed is None:
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
@@ -270,7 +276,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
             if self._measurement.interval > 1 and not self._said_interval:
                 self._said_interval = True
                 at_switch = self._is_automatic and self._schedule.switch is not None
-                self._say(model, messages.seldom_measured, self._measurement.interval, self.params["epochs"], at_switch)
+                how_often = self._measurement.interval, self.params["epochs"], at_switch
+                self._say_after(model, messages.seldom_measured, *how_often)
             if self.phase == "explore" and self._schedule.decides_after(epoch):
                 self._decide(model, epoch, measured.get("alignment", np.nan))
             self._measured = tuple(measured)
@@ -279,6 +286,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             logs.update(measured, phase=float(self.phase == "exploit"))
 
     def on_train_end(self, logs=None):
+        self._say_all()
         if self._structure is None:
             return  # there was no step
         self._hooks.remove()
@@ -286,25 +294,31 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._say(self.model, messages.ended_early, self._schedule)
 
     def _say(self, model, message, *arguments):
-        """Print what a function of `messages` returns, which is called only where somebody reads it."""
+        """Print what a function of `messages` returns, called only where somebody reads it."""
+        self._say_after(model, message, *arguments)
+        self._say_all()
+
+    def _say_after(self, model, message, *arguments):
+        """Print it when the line of this epoch is complete: Keras writes on it until then."""
         if self.verbose and _backend.is_chief(model) and (text := message(*arguments)):
+            self._unsaid.append(text)
+
+    def _say_all(self):
+        for text in self._unsaid:
             print(text, flush=True)
+        self._unsaid = []
 
     def _certified(self):
         data = self._data
         if data is None:
             raise KeyError("Certificates need data: AlignmentMonitor(data=(x, y)). Received: data=None")
-        return certify(self.model, *data, parameters=self._parameters)
+        return certify(self.model, *data, parameters=self._exploit)
 
     @property
     def _data(self):
         if self.data is None:
             return None
         return self.data if isinstance(self.data, tuple) else (self.data,)
-
-    @property
-    def _parameters(self):
-        return self._wrap.exploit if self._wrap is not None else "head"
 
     @property
     def _is_automatic(self):
@@ -330,17 +344,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         return self._is_automatic and (at_switch or after_it)
 
     def _step_size(self):
-        """Return 1/beta, exact where features are those of inference mode; smaller for a loss with a weight above 1."""
-        return self._unweighted_step_size() / max(1.0, _keras.loss_weight(self.model))
-
-    def _unweighted_step_size(self):
-        if self.data is not None:
-            if "switch" not in self.certificates:  # this fit began after the switch
-                self.certificates["switch"] = self._certified()
-            return self.certificates["switch"].step
-        report = self._measurement.report
-        if report is None:
-            return 0.0  # resumed right at the switch: the first epoch only measures
-        curvature = self._loss.curvature(report.num_outputs)
-        penalty = np.max(np.asarray(l2_factors(self._structure.linear_parameters)))
-        return 1.0 / (curvature * report.sigma_max**2 / report.num_samples + 2 * penalty)
+        if self.data is not None and "switch" not in self.certificates:  # this fit began after the switch
+            self.certificates["switch"] = self._certified()
+        certificate = self.certificates.get("switch")
+        return step_size(self.model, self._structure, self._loss, self._measurement.report, certificate)

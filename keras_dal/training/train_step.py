@@ -118,7 +118,7 @@ class StepHooks:
         def measured_loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
             loss = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
             weight = None if sample_weight is None else tree.flatten(sample_weight)[0]
-            self._moments.update_state(x, tree.flatten(y)[0], seen.features, weight)
+            self._moments.add(x, tree.flatten(y)[0], seen.features, weight)
             return loss
 
         with (

@@ -56,10 +56,10 @@ def test_labels_that_flow_through_fit_are_measured_as_arrays_are(loss, y):
 def test_what_is_no_label_is_counted_unless_its_weight_is_zero(loss, wrong):
     moments = StepMoments(M, C, loss)
     features = ops.ones((2, M))
-    moments.update_state(None, ops.convert_to_tensor(np.array(wrong, "float32")), features)
+    moments.add(None, ops.convert_to_tensor(np.array(wrong, "float32")), features)
     with pytest.raises(BadLabels, match="Received: 2 samples with other labels"):
         moments.read()
     moments.clear()
     labels = ops.convert_to_tensor(np.array(np.nan_to_num(wrong), "float32"))
-    moments.update_state(None, labels, features, ops.convert_to_tensor(np.zeros(2, "float32")))
+    moments.add(None, labels, features, ops.convert_to_tensor(np.zeros(2, "float32")))
     assert moments.read()[1] == 0

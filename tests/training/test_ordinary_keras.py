@@ -320,3 +320,73 @@ def test_a_frozen_backbone_takes_time_too():
         backbone.trainable = trainable
         intervals.append(Budget(model, 2048, 10, 1000).alignment(5000))
     assert intervals[0] < intervals[1] <= 4 * intervals[0]
+
+
+def test_a_train_step_may_update_every_metric_with_labels_and_outputs():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the training step of this test is one of TensorFlow")
+    import tensorflow as tf
+
+    class Guided(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                predicted = self(x, training=True)
+                loss = self.compute_loss(y=y, y_pred=predicted)
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            for metric in self.metrics:
+                if metric.name == "loss":
+                    metric.update_state(loss)
+                else:
+                    metric.update_state(y, predicted)
+            return {metric.name: metric.result() for metric in self.metrics}
+
+    x, y = rows()
+    whole = dense()
+    _, history = ended(Guided(whole.inputs, whole.outputs), x, y)
+    assert np.isfinite(history["alignment"]).all()
+
+
+def test_callbacks_before_the_monitor_see_the_solved_model(tmp_path):
+    x, y = rows()
+    model, log = dense(), tmp_path / "log.csv"
+    model.compile(keras_dal.Wrap("sgd", explore=2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(x, y, epochs=4, verbose=0, callbacks=[keras.callbacks.CSVLogger(log), monitor]).history
+    losses = [float(line.split(",")[1]) for line in log.read_text().splitlines()[1:]]
+    assert losses == pytest.approx(history["loss"], rel=1e-6)
+    assert losses[-1] == pytest.approx(monitor.result.loss, rel=1e-5)
+
+
+def test_weights_that_are_not_numbers_are_not_solved_upon():
+    x, y = rows()
+    x[5, 2] = np.nan
+    model = dense()  # whose units turn NaN into zeros
+    model.compile(keras_dal.Wrap("sgd", explore=1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    with pytest.warns(UserWarning, match="exploration goes on.*not finite|not a number"):
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[monitor])
+    assert monitor.result is None
+
+
+@pytest.mark.parametrize(
+    ("explore", "said"), [(7, "comes after 7 epochs, and this fit ends after 2"), (None, "no Wrap")], ids=str
+)
+def test_a_fit_that_will_not_switch_says_so_when_it_begins(explore, said, capsys):
+    x, y = rows()
+    model = dense()
+    optimizer = "sgd" if explore is None else keras_dal.Wrap("sgd", explore=explore)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    printed = []
+    begins = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda *_: printed.append(capsys.readouterr().out))
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(), begins])
+    assert said in printed[0]
+
+
+def test_statistics_are_renewed_for_any_model_that_asks_for_it():
+    x, y = rows()
+    model = dense(layers.BatchNormalization(name="norm"))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
+    moving = keras.ops.convert_to_numpy(model.get_layer("norm").moving_mean)
+    np.testing.assert_allclose(moving, x.mean(axis=0), atol=1e-5)

@@ -1,0 +1,26 @@
+"""The step of plain gradient descent after the switch for which convergence is proved."""
+
+import numpy as np
+
+from keras_dal import _keras
+from keras_dal.analysis.descent_bound import l2_factors
+
+
+def step_size(model, structure, loss, report, certificate):
+    """Return 1/beta, exact where features are those of inference mode; smaller for a loss with a weight above 1.
+
+    Args:
+        model: the model that is trained.
+        structure: its `Structure`.
+        loss: a `losses.Loss` of bounded curvature.
+        report: the last `AlignmentReport`, None before the first: a fit resumed right at the switch only measures then.
+        certificate: the `Certificate` at the switch, where there is one; it counts more.
+    """
+    weight = max(1.0, _keras.loss_weight(model))
+    if certificate is not None:
+        return certificate.step / weight
+    if report is None:
+        return 0.0
+    penalty = np.max(np.asarray(l2_factors(structure.linear_parameters)))
+    beta = loss.curvature(report.num_outputs) * report.sigma_max**2 / report.num_samples + 2 * penalty
+    return 1.0 / (beta * weight)
