@@ -284,6 +284,8 @@ def test_a_fit_may_read_strings():
 
 
 def test_a_generator_may_write_into_one_buffer():
+    if keras.backend.backend() != "jax":
+        pytest.skip("elsewhere Keras' own input pipeline reads ahead, and such a generator trains on wrong images")
     x, y = rows()
 
     def batches():
@@ -378,7 +380,9 @@ def test_a_fit_that_will_not_switch_says_so_when_it_begins(explore, said, capsys
     optimizer = "sgd" if explore is None else keras_dal.Wrap("sgd", explore=explore)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     printed = []
-    begins = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda *_: printed.append(capsys.readouterr().out))
+    begins = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: printed.append(capsys.readouterr().out)
+    )
     model.fit(x, y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(), begins])
     assert said in printed[0]
 
