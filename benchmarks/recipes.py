@@ -23,12 +23,13 @@ sys.path[:0] = [str(ROOT / "examples" / "recipes"), str(ROOT / "examples")]
 def table(runs):
     """Yield the lines of a Markdown table of means over the seeds, with the range where it is wide enough to show."""
     ways, columns = list(runs[0]), list(next(iter(runs[0].values())))
+    digits_of = [3 if name == "log loss" else 1 for name in columns]
     yield f"| | {' | '.join(columns)} |"
     yield f"|---|{'---:|' * len(columns)}"
     for way in ways:
         values = np.array([[run[way][column] for column in columns] for run in runs])
-        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in
-                 zip(values.mean(0), values.min(0), values.max(0), strict=True)]  # fmt: skip
+        cells = [f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" for mean, low, high, digits in
+                 zip(values.mean(0), values.min(0), values.max(0), digits_of, strict=True)]  # fmt: skip
         yield f"| {way} | {' | '.join(cells)} |"
 
 

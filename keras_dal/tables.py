@@ -42,7 +42,7 @@ def at_least(bound: float, digits: int, form: str = "g") -> str:
 
 
 def _rounded(bound, digits, form, rounding):
-    number = decimal.Context(prec=digits, rounding=rounding).create_decimal(float(bound))
+    number = decimal.Context(prec=digits, rounding=rounding).create_decimal(repr(float(bound)))
     return f"{float(number):.{digits - (form == 'e')}{form}}"
 
 

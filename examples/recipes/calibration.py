@@ -1,9 +1,9 @@
-"""Calibration: does the network know how often it is right, and does its last layer when it is solved again?
+"""Calibration: does a network know how often it is right, and its last layer when it is solved again?
 
 python examples/recipes/calibration.py
 
 The usual way is one temperature, by which logits are divided (Guo et al., "On calibration of modern neural networks",
-2017). A last layer that is solved on images that were kept back has a temperature too, and more.
+2017). A last layer that is solved on images that were kept back could do the same, and more; here it does less.
 """
 
 import time
