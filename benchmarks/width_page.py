@@ -210,9 +210,9 @@ def written(rows, suspects):
     draw_heads(heads, IMAGES / "width_heads.png")
     draw_structures(structures, IMAGES / "structures.png")
     draw_kernels(structures, IMAGES / "kernel_change.png")
-    machine, first = rows[-1]["machine"], rows[0]
+    machine, first, seeds = rows[-1]["machine"], rows[0], len({row["seed"] for row in rows})
     yield (
-        f"{first['images']:,} images, {first['epochs']} epochs; means over {len({row['seed'] for row in rows})} seeds; "
+        f"{first['images']:,} images, {first['epochs']} epochs; {'one seed' if seeds == 1 else f'means over {seeds} seeds'}; "
         f"{machine['date']}, {machine['processor']}, keras {machine['packages']['keras']}."
     )
     for title, table, picture in (
