@@ -211,8 +211,9 @@ def written(rows, suspects):
     draw_structures(structures, IMAGES / "structures.png")
     draw_kernels(structures, IMAGES / "kernel_change.png")
     machine, first, seeds = rows[-1]["machine"], rows[0], len({row["seed"] for row in rows})
+    count = "one seed" if seeds == 1 else f"means over {seeds} seeds"
     yield (
-        f"{first['images']:,} images, {first['epochs']} epochs; {'one seed' if seeds == 1 else f'means over {seeds} seeds'}; "
+        f"{first['images']:,} images, {first['epochs']} epochs; {count}; "
         f"{machine['date']}, {machine['processor']}, keras {machine['packages']['keras']}."
     )
     for title, table, picture in (
