@@ -156,7 +156,7 @@ def head(z, weights, width, loss, seed):
     dense = layers.Dense(len(weights[-1]))
     gated = keras_dal.GatedBranch(dense, width, seed=seed) if width else dense
     model = keras.Sequential([layers.Input(z.shape[1:]), gated])
-    dense.set_weights(weights)
+    (gated.dense if width else dense).set_weights(weights)  # a branch has a layer of its own, made like this one
     if width:
         gated.adapt(z)
     model.compile(loss=loss)
