@@ -4,10 +4,11 @@ python docs/pictures.py
 """
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
+
+from notebook import BLOCK
 
 DOCS = Path(__file__).parent
 PICTURES = {"curves.png": "digits_curves.png", "path.png": "digits_path.png"}
@@ -15,7 +16,7 @@ PICTURES = {"curves.png": "digits_curves.png", "path.png": "digits_path.png"}
 
 def main():
     page, before = (DOCS / "start.md").read_text(), Path.cwd()
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
+    code = "\n".join(code for language, code in BLOCK.findall(page) if language == "python")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         exec(compile(code, "docs/start.md", "exec"), {"__name__": "__main__"})

@@ -43,9 +43,11 @@ def apply(optimizer, gradients, variables):
             [of_variable.get(id(v)) for v in everything],
             [v.value for v in everything],
         )
-    for variable, value in zip([*everything, *optimizer.variables], [*applied[0], *applied[1]], strict=True):
-        if id(variable) in of_variable or not any(variable is other for other in everything):
+    for variable, value in zip(everything, applied[0], strict=True):
+        if id(variable) in of_variable:
             variable.assign(value)
+    for variable, value in zip(optimizer.variables, applied[1], strict=True):
+        variable.assign(value)
 
 
 def add_where_set(flag, variable, function):

@@ -20,7 +20,7 @@ class Moves:
     Args:
         solver: an `Interpolation`.
         held: the `CachedJacobian` of its mixture on the anchors that it holds.
-        criterion: a `objectives.Separation` with the wanted margin.
+        criterion: an `objectives.Separation` with the wanted margin.
         margins: function of logits `(n, C)` that returns margins `(n,)`.
         start: logits `(n, C)` from which samples are moved.
         square: mean square of the gaps between these logits.

@@ -67,7 +67,7 @@ class Whitening:
         """Return `T^-1 theta` of a plain head in float64, and a bound of its rounding errors."""
         root = self.root
         pieces = theta.reshape(len(root), -1)
-        inverse = linalg.solve_triangular(root, np.eye(len(root)), trans=1, lower=True)
+        inverse = _inverse(root.copy()).T
         phi = inverse @ pieces
         left = np.abs(pieces - root.T @ phi) + 2 * _EPS * len(root) * (np.abs(root.T) @ np.abs(phi))
         return phi.ravel(), (_SAFETY * np.abs(inverse) @ left).ravel()
@@ -86,8 +86,8 @@ def _moments(inputs, on):
     """Return the sum of outer products of inputs, float64, multiplied in float32 unless that has no room for them."""
     with np.errstate(over="ignore", under="ignore"):
         square = on.numpy(on.transposed_matmul(inputs, inputs)).astype(np.float64)
-    sizes = np.diag(square)
-    if np.isfinite(square).all() and not np.any(on.numpy(inputs)[:, sizes < _TINY]):
+    small = np.flatnonzero(np.diag(square) < _TINY)
+    if np.isfinite(square).all() and not (len(small) and on.numpy(inputs)[:, small].any()):
         return square
     inputs = on.numpy(inputs).astype(np.float64)
     return inputs.T @ inputs
@@ -198,9 +198,7 @@ class _Full:
         scale[scale <= 0] = 1.0  # an input that is always zero; its gradient is zero too
         moments[np.diag_indices_from(moments)] += _RIDGE * scale
         lower = linalg.cholesky(moments, lower=True, check_finite=False, overwrite_a=True)
-        (invert,) = linalg.get_lapack_funcs(("trtri",), (lower,))
-        inverse, _ = invert(lower, lower=1, overwrite_c=1)  # a third of the work of solving for the identity
-        inverse = inverse.astype(np.float32)
+        inverse = _inverse(lower).astype(np.float32)
         self._on, self._root, self._transpose = on, on.array(inverse), on.array(inverse.T)
 
     @property
@@ -263,6 +261,12 @@ class _LowRank:
 
     def _root(self, piece):
         return self._rest * piece + self._on.matmul(self._on.matmul(piece, self._vectors), self._weighted)
+
+
+def _inverse(lower):
+    """Return the inverse of a lower triangular matrix, which is overwritten."""
+    (invert,) = linalg.get_lapack_funcs(("trtri",), (lower,))
+    return invert(lower, lower=1, overwrite_c=1)[0]  # a third of the work of solving for the identity
 
 
 def _orthonormal(matrix):

@@ -35,7 +35,7 @@ class Problem:
     Args:
         jacobian: a `CachedJacobian` or `StackedJacobian` of n rows.
         whitening: a `Whitening`, the map T.
-        objective: a `objectives.Anchored` on n rows; its `start`, float32, is where `phi = 0`.
+        objective: an `objectives.Anchored` on n rows; its `start`, float32, is where `phi = 0`.
         ridge: weight of the squared distance, not negative.
         inexact: residual of a Newton system, relative to the gradient.
         watch: called without arguments between products; what it raises ends the solver.

@@ -35,7 +35,7 @@ class ConvexPhase:
         self._before = Snapshot(model)
         self.averaged_steps = wrap.averaged_steps
         self._gathering: Any = None
-        self._shown, self._live = {}, {}
+        self._shown, self._live, self.logs = {}, {}, {}
         self.train: Any = None
         self.result: Any = None
 
@@ -57,9 +57,10 @@ class ConvexPhase:
         self._shown, self._live = logs, {**logs, "phase": 1.0}
         return self._gathering.train_function(model, self._live)
 
-    def show(self, model):
+    def show(self, model, with_alignment=True):
         """Let the logs that the epoch ends with, for callbacks before the monitor too, be of the solved model."""
-        self._live.update({name: value for name, value in self.logs(model, False).items() if name in self._live})
+        self.logs = self._solved_logs(model, with_alignment)
+        self._live.update({name: value for name, value in self.logs.items() if name in self._live})
 
     def take(self):
         """Look at what was read since the last call."""
@@ -122,7 +123,7 @@ class ConvexPhase:
         self._before.restore()
         self._wrap.explore_again()
 
-    def logs(self, model, with_alignment=True):
+    def _solved_logs(self, model, with_alignment):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""
         logs = {**dict.fromkeys(self._shown, np.nan), "loss": self._weight * self.result.loss}
         try:

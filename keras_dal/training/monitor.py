@@ -145,6 +145,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         return function
 
     def _begin_epoch(self, model, epoch):
+        self._epoch = epoch
         if self._wrap is not None:
             if not self._wrap.built and model.built:  # where a step is traced it takes many times as long
                 with _backend.training_scope(model):
@@ -253,7 +254,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._tried(self._phase.end)
             if self._phase is not None:
                 self._result, self._solved = self._phase.result, checksum(model, self._structure)
-                self._phase.show(model)
+                self._phase.show(model, self._measurement.is_affordable(self._epoch, len(self._phase.train)))
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps
@@ -264,9 +265,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch was one too many, and only read
             model.stop_training = True
         elif self._result is not None:
-            affordable = self._measurement.is_affordable(epoch, len(self._phase.train))
-            measured = dict.fromkeys(self._measured, np.nan) | self._phase.logs(model, with_alignment=affordable)
-            measured |= self._measurement.moved()
+            measured = dict.fromkeys(self._measured, np.nan) | self._phase.logs | self._measurement.moved()
             self._say_after(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
             self._phase, model.stop_training = None, True
         elif self._installed is None:
