@@ -63,9 +63,9 @@ def table(results):
         f"Measured here, by `{results['command']}`; {machine['processor']}, {machine['cores']} cores. "
         f"{results['samples']:,} training images. Accuracies in percent, {100 * results['test']:.2f} on test images "
         "before. Twins are copies of samples with other labels, whose features differ by the relative distance. On the "
-        f"right what happens where none is left, within {LIMIT:g} s.",
+        f"right what happens where all are to be moved, within {LIMIT:g} s.",
         "",
-        "| added | distance | left | training | test | all moved: training | test | seconds |",
+        f"| added | distance | left | training | test | none left, within {LIMIT:g} s: training | test | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in results["rows"]:

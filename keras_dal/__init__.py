@@ -6,7 +6,10 @@ from keras_dal.analysis.alignment import AlignmentReport, alignment
 from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.analysis.width import WidthCurve, width_curve
 from keras_dal.finishing.converge import converge
+from keras_dal.finishing.evaluation import Quality
+from keras_dal.finishing.history import Point
 from keras_dal.finishing.result import Result
+from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import add_gated_head
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 from keras_dal.models.structure import Structure, find_structure
@@ -15,7 +18,7 @@ from keras_dal.training.finish import finish
 from keras_dal.training.monitor import AlignmentMonitor
 from keras_dal.training.wrap import Wrap
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 
 def __getattr__(name):
@@ -28,8 +31,11 @@ __all__ = [
     "AlignmentMonitor",
     "AlignmentReport",
     "Certificate",
+    "Ending",
     "GatedBranch",
     "GatedDense",
+    "Point",
+    "Quality",
     "Result",
     "Structure",
     "WidthCurve",

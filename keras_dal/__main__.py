@@ -18,8 +18,8 @@ from keras_dal.finishing.converge import converge
 def main(arguments=None):
     """Run one command; return the exit status.
 
-    0 is success, 1 a loss that was not reached (the model is saved all the same), 2 bad input, 130 an interrupt before
-    there was anything to save.
+    0 is success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input, 130 an
+    interrupt before there was anything to save.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -44,8 +44,8 @@ _EXAMPLES = """examples:
   keras-dal alignment model.keras --data train.npz
 
 train.npz is written by numpy.savez("train.npz", x=x, y=y). `python -m keras_dal` is the same command. Exit status: 0 is
-success, 1 a loss that was not reached (the model is saved all the same), 2 bad input, 130 an interrupt before there was
-anything to save."""
+success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input, 130 an interrupt
+before there was anything to save."""
 
 
 def _parser():

@@ -81,8 +81,12 @@ def test_an_interrupt_before_there_is_a_model_is_said(files, capsys, monkeypatch
 
 def test_options_of_the_solver_are_passed_on(files, capsys):
     validation = ["--validation", files / "train.npz", "--patience", 1]
-    assert run(files, "converge", "--output", files / "done.keras", "--ridge", 1e-6, *validation) in (0, 1)
+    assert run(files, "converge", "--output", files / "done.keras", "--ridge", 1e-6, *validation) == 1
     assert "ended by            patience" in capsys.readouterr().out
+    assert run(files, "converge", "--output", files / "done.keras", "--gated", "never", "--ridge", 1e-2) == 0
+    printed = capsys.readouterr().out
+    assert "ended by            the certified gap" in printed
+    assert "not reached" not in printed
 
 
 def test_certify_prints_a_table_or_json(files, capsys):

@@ -195,8 +195,9 @@ def certify(
         x: inputs, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them.
         sample_weight: weights, shape `(n,)`; the loss is the sum of the weighted losses divided by n.
-        max_jacobian_bytes: largest Jacobian whose singular values are computed; beyond it no rank is decided, and the
-            witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR, which can take long.
+        max_jacobian_bytes: of a head with gates, the largest Jacobian whose singular values are computed; beyond it no
+            rank is decided, and the witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR,
+            which can take long. A plain head is always factorized.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         batch_size: samples in one evaluation of arrays.

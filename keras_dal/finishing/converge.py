@@ -120,11 +120,12 @@ def converge(
     task = tasks[-1]
     if not path.points:
         path.points.append(task.unchanged())
+    goal = {"tol": tol if ridge is None else None, "scaled_to": tol}
     try:
-        return finished(task, path, tol)
+        return finished(task, path, **goal)
     except KeyboardInterrupt:
         path.cut_short(Ending.INTERRUPT)
-        return finished(task, path, tol)  # so that a first interrupt loses nothing; a second one is obeyed
+        return finished(task, path, **goal)  # so that a first interrupt loses nothing; a second one is obeyed
 
 
 def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):

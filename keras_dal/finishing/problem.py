@@ -226,7 +226,7 @@ class Task:
             if ending == Ending.REACHED:
                 return
             phi = step.phi
-        if ending == Ending.CERTIFIED and self.jacobian is self.samples and self.head.is_plain:
+        if ending == Ending.GAP and self.jacobian is self.samples and self.head.is_plain:
             prove(self, problem.ridge, problem.whitening, 1e-2 * tol)
 
     def minimize_to(self, ridge, gap):
@@ -251,7 +251,7 @@ class Task:
             if point.loss - self.floor <= tol * unit:
                 return step, point, Ending.REACHED
             if step.gap <= 1e-2 * tol:
-                return step, point, Ending.CERTIFIED
+                return step, point, Ending.GAP
             if before - step.objective < 1e-2 * tol:
                 return step, point, Ending.STALLED
             before = step.objective

@@ -7,9 +7,9 @@ from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
 
 
 def prove(task, ridge, whitening, gap):
-    """Put the last point of a path on parameters as the model will have them, and end the path where it is certified.
+    """Put the last point of a path on parameters as the model will have them, and end the path if it is near enough.
 
-    The gap is computed in float64; it is that of the solver where the head is not plain.
+    The gap is computed in float64; it is that of the solver, and proves nothing, where the head is not plain.
 
     Args:
         task: a `Task` or `BlockwiseTask`; its `proved`, `wanted` and `gradient_steps` are set where the path ends.
@@ -18,7 +18,7 @@ def prove(task, ridge, whitening, gap):
         gap: the wanted one, positive.
 
     Returns:
-        Whether the point is proved to be within it.
+        Whether the point is within it.
     """
     point, head, loss, train = task.path.points[-1], task.head, task.loss, task.train
     theta = task.structure.rounded(point.theta)
@@ -30,7 +30,7 @@ def prove(task, ridge, whitening, gap):
     if not proved <= gap:  # nor where it is not a number
         return False
     task.proved = head.is_plain
-    task.path.end(Ending.CERTIFIED)
+    task.path.end(Ending.CERTIFIED if task.proved else Ending.GAP)
     task.wanted, curvature = gap, loss.curvature(head.num_outputs)
     if head.is_plain and curvature is not None:
         data = train.features, head.use_bias, curvature, train.weights

@@ -17,8 +17,6 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.duality import smallest_margin
 from keras_dal.tables import as_html, at_least, at_most
 
-_TOL = 1e-4  # training loss that a scale brings, where none was asked for
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Result:
@@ -40,16 +38,17 @@ class Result:
             soft.
         scaled_loss: training loss at that scale.
         floor: least training loss of any model: the mean entropy of soft labels, 0 for hard ones.
-        tol: the training loss above `floor` that was asked for.
-        reached: whether `scaled_loss` is at most `floor + tol`, 1e-4 where none was asked for.
+        tol: the training loss above `floor` that was asked for; None where it was a minimum or a separation.
+        reached: whether what was asked for was: `scaled_loss` at most `floor + tol`, the minimum, or all samples right.
         before, after, scaled: `Quality` on the validation data of the model as it came, as it is, and at `scale`; None
             without validation data.
         left: indices of the training samples that are on their wrong side at `point`, those of weight 0 aside; usually
-            none.
+            none. Where their separation was asked for, moving these would have cost more than all others.
         penalty, scaled_penalty: L2 penalty on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
         stopped_by: what ended the path: "separation", of all samples but `left`; where a loss is minimized "the
-            tolerance", "the certified gap", "a step that gained nothing" or "the number of steps"; "the end of the
-            path", everything tried; "the time limit", "patience", "an interrupt" or "numbers that are not finite".
+            tolerance", "the certified gap", "the wanted gap, in float32" where no proof is known, "a step that gained
+            nothing" or "the number of steps"; "the end of the path", everything tried; "the time limit", "patience",
+            "an interrupt" or "numbers that are not finite".
         seconds: of the solver, without the passes for the features.
         gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4 in
             the two lines, in the solver's coordinates; None where none is known.
@@ -82,7 +81,10 @@ class Result:
 
     @property
     def reached(self) -> bool:
-        return self.scaled_loss - self.floor <= (_TOL if self.tol is None else self.tol)
+        if self.tol is not None:
+            return self.scaled_loss - self.floor <= self.tol
+        separated = self.stopped_by == Ending.SEPARATED and not len(self.left)
+        return separated or self.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.REACHED)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
@@ -152,10 +154,11 @@ class Result:
         if self.accuracy is not None:
             yield "training accuracy", f"{self.accuracy:.2%}, smallest margin {self.margin:.4g}"
         if len(self.left):
-            yield "left wrong", f"{len(self.left)} training samples (Result.left)"
+            name = "left wrong" if self.stopped_by == Ending.SEPARATED else "wrong"
+            yield name, f"{len(self.left)} training samples (Result.left)"
         moved = f"{self.point.moved:.4g}, of {self._data.size:.4g} (root mean square on anchors, on training samples)"
         yield ("outputs" if self.margin is None else "logits") + " moved by", moved
-        if self.stopped_by in (Ending.CERTIFIED, Ending.STALLED, Ending.TIRED) and np.isfinite(self.point.gap):
+        if self.stopped_by.is_of_a_minimum and self.stopped_by != Ending.REACHED and np.isfinite(self.point.gap):
             weighted = f"of the loss plus {self.point.ridge:.0e} times the change"
             proved = self._data.proved and self.point is self.path[-1]
             size = f"at most {at_most(self.point.gap, 2)}" if proved else f"about {self.point.gap:.2g}"
@@ -194,6 +197,7 @@ class _Data(NamedTuple):
     floor: float
     hard: bool
     tol: float | None
+    scaled_to: float
     rows: np.ndarray
     method: str
     wanted: float | None
@@ -202,7 +206,7 @@ class _Data(NamedTuple):
     max_bytes: int
 
 
-def finished(task, path, tol):
+def finished(task, path, tol, scaled_to):
     """Write the best point of a path into the model of a task and return the `Result`.
 
     Warns where a path that was to separate all samples but those that cost too much ends with some that are wrong.
@@ -210,7 +214,8 @@ def finished(task, path, tol):
     Args:
         task: a `Task`.
         path: its `Path`.
-        tol: the training loss to reach, None where a minimum was the goal.
+        tol: the training loss to reach, None where a minimum or a separation was the goal.
+        scaled_to: the loss that a scale is to bring.
     """
     validation = task.validation
     data = _Data(
@@ -227,6 +232,7 @@ def finished(task, path, tol):
         floor=task.floor,
         hard=task.loss.exclusive is not None and task.is_separable,
         tol=tol,
+        scaled_to=scaled_to,
         rows=task.train.rows,
         method=task.method,
         wanted=task.wanted,
@@ -269,7 +275,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
     proved_margin = -np.inf
     if margin is not None and margin > 0 and data.hard:
         proved_margin = min(_least_margin(data, theta, rows, block) for rows, block in logits)
-    scale = least_scale(loss_at, data.tol or _TOL) if proved_margin > 0 else 1.0
+    scale = least_scale(loss_at, data.scaled_to) if proved_margin > 0 else 1.0
     before = after = scaled = None
     if data.seen is not None:
         seen = [logits_of(data.head, data.seen, each) for each in (data.start, theta)]

@@ -55,7 +55,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         path.cut_short(stop.ending)
     if not path.points:
         path.points.append(task.unchanged())
-    return finished(task, path, GAP if task.is_separable and structure.gated_layers else None)
+    return finished(task, path, None, scaled_to=GAP)
 
 
 def _unit(task):

@@ -11,6 +11,7 @@ class Ending(enum.StrEnum):
     SEPARATED = "separation"
     REACHED = "the tolerance"
     CERTIFIED = "the certified gap"
+    GAP = "the wanted gap, in float32"
     STALLED = "a step that gained nothing"
     TIRED = "the number of steps"
     EXHAUSTED = "the end of the path"
@@ -22,7 +23,7 @@ class Ending(enum.StrEnum):
     @property
     def is_of_a_minimum(self):
         """Whether the last point is what a minimization came to."""
-        return self in (Ending.REACHED, Ending.CERTIFIED, Ending.STALLED, Ending.TIRED)
+        return self in (Ending.REACHED, Ending.CERTIFIED, Ending.GAP, Ending.STALLED, Ending.TIRED)
 
 
 class Stopped(Exception):

@@ -32,7 +32,7 @@ class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
             counted from epoch 0, None to call `switch`; `"auto"` for 0.7 of the epochs, and 0.8 where less than a
-            quarter of the labels lies in the column space by then.
+            quarter of the labels lies in the column space after 0.6 of them.
         exploit: what is trained after the switch: `"head"`, a layer, one or more layer names, or a regular expression
             over variable paths. The output must be linear in it, which is checked.
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.

@@ -68,7 +68,8 @@ def test_a_gap_of_float32_is_not_called_proved(monkeypatch):
     assert "above the minimum" in next(result.proof())
     monkeypatch.setattr(problem, "prove", lambda *arguments: False)
     result = keras_dal.converge(head(3, 3, CLASSES), x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
-    assert result.stopped_by == Ending.CERTIFIED
+    assert result.stopped_by == Ending.GAP
+    assert result.reached  # as far as float32 can tell
     assert list(result.proof()) == []
     assert re.search("gap to the minimum +about", str(result))
 
@@ -99,7 +100,7 @@ def test_margins_count_what_rounding_may_have_done():
     features, targets = np.concatenate([x, 3 * x]), SigmoidCrossEntropy().targets(np.array([[1.0], [0.0]]), 1)
     kernel = np.array([2.0**30, 1.0, -(2.0**30), 1.0])  # f(x) = -71, so that the first sample is wrong
     plain = DenseHead(4, 1, use_bias=False)
-    data = _Data(*[None] * 17, proved=False, max_bytes=0)._replace(
+    data = _Data(*[None] * 18, proved=False, max_bytes=0)._replace(
         head=plain, loss=SigmoidCrossEntropy(), features=features, targets=targets
     )
     for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
