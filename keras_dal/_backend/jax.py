@@ -110,7 +110,7 @@ def over_replicas(function, model):
         function: from a batch to arrays of which each row belongs to a sample, or to a replica.
         model: the model it reads.
     """
-    run = compiled(function, model.variables)
+    run = function if model.run_eagerly else compiled(function, model.variables)
     return lambda data: jax.tree.map(np.asarray, run(data))
 
 

@@ -102,12 +102,13 @@ def over_replicas(function, model):
     """
     strategy = model.distribute_strategy
 
-    @tf.function(autograph=False, reduce_retracing=True)
     def run(data):
         return strategy.run(function, (data,))
 
+    traced = run if model.run_eagerly else tf.function(run, autograph=False, reduce_retracing=True)
+
     def call(data):
-        parts = run(data)
+        parts = traced(data)
         if strategy.num_replicas_in_sync > 1:
             parts = tf.nest.map_structure(lambda part: strategy.gather(part, axis=0), parts)
         return tf.nest.map_structure(lambda part: part.numpy(), parts)

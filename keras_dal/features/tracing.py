@@ -68,6 +68,11 @@ def pooled(layer, values: Any) -> Any:
     if "float" not in keras.backend.standardize_dtype(values.dtype):
         values = ops.cast(values, layer.compute_dtype)  # counts of words, say, as the layer takes them
     axes = tuple(range(2, len(values.shape)) if first else range(1, len(values.shape) - 1))
+    if axes and getattr(values, "_keras_mask", None) is not None:
+        raise ValueError(
+            "A linear layer at every position is averaged over all of them, and here a mask leaves some out: average "
+            f"before the last layer. Received: masked inputs of layer {layer.name!r}"
+        )
     return ops.mean(values, axes) if axes else values
 
 
@@ -124,7 +129,7 @@ def feature_function(model, layer):
             inference(model, x)
         return features[-1]
 
-    return _backend.compiled(evaluate, model.variables)
+    return evaluate if getattr(model, "run_eagerly", False) else _backend.compiled(evaluate, model.variables)
 
 
 def sample_inputs(model, x):

@@ -11,6 +11,7 @@ from keras import tree
 
 from keras_dal.features.batches import are_arrays, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import FEW_RIDGES, RIDGES, Task
 from keras_dal.finishing.result import Result, finished
@@ -93,6 +94,8 @@ def converge(
     structure.check_unconstrained()
     loss = loss_of(model, structure.activation, loss)
     _warn_of_precision(structure)
+    if inputs is not None:
+        warn_of_statistics(model, x, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
     gather = functools.partial(_gather, structure, x, bool(verbose), options)
     everything = gather("training samples", x, y, sample_weight)

@@ -131,17 +131,23 @@ class Averaging:
 
     @property
     def has_average(self):
-        """Whether there is an average whose batch statistics are still to be found."""
+        """Whether there is an average whose batch statistics are still to be found.
+
+        Of averages of the inner optimizer that is not known once they are the weights: renewed again they are the same.
+        """
         steps = self.averaged_steps
-        if steps is None:
-            return self._linear_indices is None and self._inner_has_averages
-        return steps > 0
+        return self.finish == "solve" and self._inner_has_averages if steps is None else steps > 0
 
     @property
     def _inner_has_averages(self):
         """Whether the inner optimizer has taken a step: its averages are zero until then."""
         inner = innermost(self.inner_optimizer)
         return inner.use_ema and inner.built and int(to_numpy(inner.iterations)) > 0
+
+    def inner_averages(self):
+        """Return the inner optimizer's own averages, of which there may be none."""
+        inner = innermost(self.inner_optimizer)
+        return list(_keras.moving_averages(inner)) if inner.use_ema and inner.built else []
 
     def adopt_average(self):
         """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.

@@ -5,8 +5,15 @@ from keras_dal.analysis.descent_bound import l2_factors
 
 def check_same_model(wrap, model):
     """Raise a ValueError if the optimizer was built for another model."""
-    known = not wrap.built or not model.built or all(wrap.was_built_for(v) for v in model.trainable_variables)
-    if not known:
+    if not wrap.built or not model.built:
+        return
+    new = [v.path for v in model.trainable_variables if not wrap.was_built_for(v)]
+    if new and len(new) < len(model.trainable_variables):
+        raise ValueError(
+            "The optimizer was built before these variables became trainable: compile with a new Wrap of a new "
+            f"optimizer, and after layers are made trainable. Received: {', '.join(new)}"
+        )
+    if new:
         raise ValueError(
             "An optimizer belongs to the model it was first used with: make a new Wrap with a new optimizer. "
             f"Received: model {model.name!r}"

@@ -32,7 +32,7 @@ class ConvexPhase:
     def __init__(self, model, wrap, structure, loss):
         self._wrap, self.structure, self.loss = wrap, structure, loss
         self._weight = _keras.loss_weight(model)
-        self._before = Snapshot(model)
+        self._before = Snapshot(model, wrap)
         self.averaged_steps = wrap.averaged_steps
         self._gathering: Any = None
         self._shown, self._live, self.logs = {}, {}, {}
@@ -41,8 +41,7 @@ class ConvexPhase:
 
     def begin(self, model):
         """Freeze everything but the linear parameters; what was averaged becomes the weights."""
-        # in a phase that was interrupted and begins again, too: for averages of the inner optimizer that is not known
-        averaged = self._wrap.has_average or self._wrap.averaged_steps is None
+        averaged = self._wrap.has_average
         self._wrap.switch(model, structure=self.structure)
         self._gathering = Gathering(model, self.structure, renew=averaged)
 
@@ -87,6 +86,7 @@ class ConvexPhase:
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
             self.result = result
             self._wrap.close_average()
+            self._wrap.mark_solved()
 
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""
@@ -121,7 +121,7 @@ class ConvexPhase:
         if self._gathering is not None:
             self._gathering.discard()
         self._before.restore()
-        self._wrap.explore_again()
+        self._wrap.explore_again()  # where the fit began in this phase, too
 
     def _solved_logs(self, model, with_alignment):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""

@@ -1,11 +1,11 @@
 """The second phase on data that are at hand: in a loop of one's own, or after `fit`."""
 
-import contextlib
 import itertools
 from typing import Any
 
 from keras_dal.features.batches import are_arrays, batches, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
@@ -65,7 +65,12 @@ def finish(
     averaged = wrap is not None and wrap.has_average
     source = x if statistics_from is None else statistics_from
     _check_readable(x, y, averaged and inputs is None and source is x)
-    with _undone(model, wrap):
+    if inputs is not None and not averaged and statistics_from is None:
+        warn_of_statistics(model, x, "Renew them, statistics_from=x")
+    if averaged and verbose:
+        print(_of_average(wrap), flush=True)
+    before = Snapshot(model, wrap)
+    try:
         if wrap is not None:
             rate = 0.0 if wrap.exploit_learning_rate == "auto" else None  # there is no step to take
             structure = wrap.switch(model, inputs, learning_rate=rate)
@@ -75,22 +80,23 @@ def finish(
                 statistics.add((batch[0],))
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
+    except BaseException:
+        before.restore()
+        raise
     if wrap is not None:
         wrap.close_average()
+        wrap.mark_solved()
     return result
 
 
-@contextlib.contextmanager
-def _undone(model, wrap):
-    """Put back the weights and the phase from before where something is raised inside."""
-    before, explored = Snapshot(model), wrap is not None and wrap.phase == "explore"
-    try:
-        yield
-    except BaseException:
-        before.restore()
-        if explored:
-            wrap.explore_again()
-        raise
+def _of_average(wrap):
+    """Return which weights are about to replace those of the model."""
+    if wrap.averaged_steps is None:
+        return "keras_dal: the inner optimizer's averages become the weights"
+    return (
+        f"keras_dal: the mean of the weights over {wrap.averaged_steps:,} steps becomes the weights; call optimizer."
+        "drop_average() before to keep those there are, as after EarlyStopping(restore_best_weights=True)"
+    )
 
 
 def _check_readable(x, y, twice):

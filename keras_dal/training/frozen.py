@@ -1,5 +1,6 @@
 """What is to stand still while only the linear parameters are trained, whether it did, and what there was before."""
 
+import warnings
 import zlib
 
 import numpy as np
@@ -19,21 +20,41 @@ class FrozenState:
     def __init__(self, model):
         self._state = [(v, to_numpy(v).copy()) for v in model.non_trainable_variables if _is_real(v)]
 
-    def moved(self):
-        """Return the paths of the variables that are no longer what they were."""
-        return [v.path for v, value in self._state if not np.array_equal(to_numpy(v), value, equal_nan=True)]
+    def check(self):
+        """Warn, once, of variables that are no longer what they were."""
+        moved = [v.path for v, value in self._state if not np.array_equal(to_numpy(v), value, equal_nan=True)]
+        if not moved:
+            return
+        self._state = []
+        warnings.warn(
+            "State of the model moved after the switch, where it was to stand still: batch statistics, if a "
+            "train_step of your own calls layers with training=True. Where outputs depend on it, the problem is "
+            "not convex and no proof holds: call the model itself there, or use finish='solve'. Received: "
+            f"{', '.join(moved)}",
+            stacklevel=3,
+        )
 
 
 class Snapshot:
-    """The weights and the state of a model, to go back to."""
+    """The weights and the state of a model, and the phase of its `Wrap`, to go back to; what was averaged is kept.
 
-    def __init__(self, model):
+    Args:
+        model: the model.
+        wrap: its `Wrap`, or None.
+    """
+
+    def __init__(self, model, wrap):
         variables = [*model.trainable_variables, *model.non_trainable_variables]
-        self._values = [(variable, to_numpy(variable).copy()) for variable in variables]
+        self._explores = wrap is not None and wrap.phase == "explore"
+        if self._explores:
+            variables += wrap.inner_averages()
+        self._wrap, self._values = wrap, [(variable, to_numpy(variable).copy()) for variable in variables]
 
     def restore(self):
         for variable, value in self._values:
             variable.assign(value)
+        if self._explores:
+            self._wrap.explore_again()
 
 
 def checksum(model, structure):

@@ -49,7 +49,7 @@ class Gathering:
         arrived, self._arrived[:] = list(self._arrived), []
         for batch in arrived:
             if not self._labels and not self._waiting:
-                self._build_metrics(batch)
+                build_metrics(self._model, batch)
             if self._statistics is None:
                 self._keep(batch)
                 continue
@@ -58,19 +58,6 @@ class Gathering:
             self._bytes += _size(batch)
             if len(self._waiting) >= STATISTICS_STEPS or self._bytes >= _BYTES:
                 self._settle()
-
-    def _build_metrics(self, batch):
-        """Let metrics know their shapes, where a training was resumed here: `fit` asks for their results."""
-        try:
-            self._model.get_metrics_result()
-        except ValueError:
-            _backend.in_replica(self._update_metrics, self._model, batch)
-            self._model.reset_metrics()
-
-    def _update_metrics(self, batch):
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-        self._model.compute_metrics(x, y, inference(self._model, x), weight)
-        return ()
 
     def _settle(self):
         """Go on to features, with the statistics so far."""
@@ -112,6 +99,21 @@ class Gathering:
         self._rows.discard()
 
 
+def build_metrics(model, batch):
+    """Let metrics know their shapes where no step has: `fit` asks for their results."""
+
+    def updated(batch):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        model.compute_metrics(x, y, inference(model, x), weight)
+        return ()
+
+    try:
+        model.get_metrics_result()
+    except ValueError:
+        _backend.in_replica(updated, model, batch)
+        model.reset_metrics()
+
+
 def _features(model, structure):
     """Return a function from a batch of `fit` to features, labels and weights."""
 
@@ -126,4 +128,17 @@ def _features(model, structure):
 
 
 def _size(batch):
-    return sum(int(np.prod(part.shape)) * 4 for part in tree.flatten(batch) if hasattr(part, "shape"))
+    """Return the bytes of a batch: the parts of all replicas, the values of what is ragged."""
+    return sum(_bytes(each) for part in tree.flatten(batch) for each in _pieces(part))
+
+
+def _pieces(part):
+    values = getattr(part, "values", part)
+    return values if isinstance(values, (tuple, list)) else [values]
+
+
+def _bytes(tensor):
+    if not hasattr(tensor, "shape"):
+        return 0
+    size = np.dtype(keras.backend.standardize_dtype(tensor.dtype).replace("string", "S16")).itemsize
+    return int(np.prod(tensor.shape)) * size

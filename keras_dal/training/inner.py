@@ -34,6 +34,14 @@ class Delegating:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(inner, name)
 
+    def __setattr__(self, name, value):
+        inner = vars(self).get("inner_optimizer")
+        known = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if inner is None or known or not hasattr(inner, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(inner, name, value)
+
 
 def _option(name, default):
     def read(self):

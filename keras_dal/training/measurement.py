@@ -12,6 +12,7 @@ from keras_dal.training.kernel_change import KernelChange, first_samples
 from keras_dal.training.moments import BadLabels, StepMoments
 
 _UNKNOWN = {"alignment": np.nan, "alignment_rank": np.nan}
+_SUMS_BYTES = 2**30  # of sums of products of features, which the step keeps, at most
 
 
 class Measurement:
@@ -38,18 +39,20 @@ class Measurement:
         self._samples = None if data is None else first_samples(data)
         self._kernel_change = None
         self._last, self._last_change, self._changed_at, self._count = _UNKNOWN, {}, None, None
+        self._is_small = data is not None or _sums_bytes(structure) <= _SUMS_BYTES
+        self._said = False
         self.report = self.measured_at = None
-        self.interval = 1
+        self.interval = 1 if self._is_small else epochs + 1
         self.moments = None
         if data is None:
             self._budget = Budget(model, structure.num_features, structure.num_outputs, epochs)
             with _backend.training_scope(model):
-                self.moments = StepMoments(structure.num_features, structure.num_outputs, loss, input_specs(model))
+                self.moments = StepMoments(structure, loss, input_specs(model), with_sums=self._is_small)
 
     @property
     def moments_tell(self):
-        """Whether moments of the features say something about J_S: those of gated units before the head do not."""
-        return self._structure.layer is self._structure.output_layer
+        """Whether there are moments of the features, and they say something: those before gated units do not."""
+        return self._structure.layer is self._structure.output_layer and self._is_small
 
     def begin(self, epoch, now=False, once=False):
         """Start an epoch.
@@ -67,19 +70,36 @@ class Measurement:
             self.moments.clear(measuring=self._sums_up)
 
     def measure(self, epoch):
-        """Return what is known at the end of an epoch, by name."""
+        """Return what is known at the end of an epoch, by name; what cannot be measured does not end a training."""
+        try:
+            return self._measured(epoch)
+        except Exception as error:  # of whatever kind: memory, the disk of the data, a layer that cannot be compiled
+            return self._failed(error)
+
+    def _failed(self, error):
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                "The alignment or the kernel change could not be measured, and training goes on. Received: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=4,
+            )
+        return self._unknown()
+
+    def _measured(self, epoch):
         if self.moments is None:
             return self._of_data(epoch) | self._moved(self._samples)
         try:
             sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
-            warnings.warn(str(error), stacklevel=3)
+            warnings.warn(str(error), stacklevel=4)
             return self._unknown()
         if count == 0:
             warnings.warn(
-                "Nothing was measured: the model's train_step does not call compute_loss. Give the monitor its "
-                f"own data, AlignmentMonitor(data=(x, y)). Received: model {self._structure.model.name!r}",
-                stacklevel=3,
+                "Nothing was measured: the model's train_step does not call compute_loss, or not with the outputs of "
+                "a call of the model. Give the monitor its own data, AlignmentMonitor(data=(x, y)). Received: model "
+                f"{self._structure.model.name!r}",
+                stacklevel=4,
             )
             return {}
         self._count = count
@@ -88,7 +108,7 @@ class Measurement:
                 "The alignment is not a number: the features or the labels of this epoch are not finite. Lower the "
                 "learning rate, or look for NaN in the data. Received: inputs of layer "
                 f"{self._structure.layer.name!r}",
-                stacklevel=3,
+                stacklevel=4,
             )
             return self._unknown()
         moved = self._seldom_moved(epoch, count)
@@ -101,20 +121,16 @@ class Measurement:
         return self._last | moved
 
     def _of_data(self, epoch):
-        """Return the alignment on data of its own; what cannot be measured does not end a training."""
-        try:
-            self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
-        except ValueError as error:
-            warnings.warn(f"The alignment was not measured. Received: {error}", stacklevel=4)
-            return _UNKNOWN
+        """Return the alignment on data of its own."""
+        self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
         self.measured_at = epoch
         return self._told(self.report)
 
     def _unknown(self):
         """Return nan by the names of what is measured."""
-        return (_UNKNOWN if self.moments_tell else {}) | (
-            {"kernel_change": np.nan} if self.moments.probes is not None else {}
-        )
+        moved = self._samples is not None if self.moments is None else self.moments.probes is not None
+        alignment = _UNKNOWN if self.moments is None or self.moments_tell else {}
+        return alignment | ({"kernel_change": np.nan} if moved else {})
 
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
@@ -131,6 +147,12 @@ class Measurement:
 
     def moved(self):
         """Return the kernel change now, by its name."""
+        try:
+            return self._moved_now()
+        except Exception as error:  # as in `measure`
+            return {name: value for name, value in self._failed(error).items() if name == "kernel_change"}
+
+    def _moved_now(self):
         if self.moments is None:
             return self._moved(self._samples)
         samples = self.moments.samples()
@@ -149,6 +171,10 @@ class Measurement:
 
     def _moved(self, samples):
         return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}
+
+
+def _sums_bytes(structure):
+    return 8 * (structure.num_features + 1 + structure.num_outputs) ** 2
 
 
 def _since(last, epoch):

@@ -25,6 +25,11 @@ def only_measures():
 
 def begins(wrap, schedule, epoch, epochs):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
+    if wrap.solves and wrap.is_solved:
+        return (
+            "keras_dal: the last layer is solved already, and this fit ends at once. optimizer.restart() before fit "
+            "goes back to the first phase; keras_dal.finish(model, x, y) solves again, on other data"
+        )
     if wrap.phase == "exploit":
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
@@ -117,11 +122,12 @@ def _wider(phase):
     return f"{gated}, can put every sample on its right side{but}"
 
 
-def ended_early(schedule):
+def ended_early(schedule, wrap):
     """Return that a fit was over before its switch."""
+    mean = ", of the averaged weights, or after optimizer.drop_average() of those there are" * wrap.is_averaging
     return (
         f"keras_dal: training ended before the switch, after {schedule.switch} epochs: nothing was frozen or solved. "
-        "keras_dal.finish(model, x, y) solves the head now; a fit with initial_epoch goes on"
+        f"keras_dal.finish(model, x, y) solves the head now{mean}; a fit with initial_epoch goes on"
     )
 
 

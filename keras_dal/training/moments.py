@@ -1,11 +1,15 @@
 """What the monitor gathers inside the training step: moments of features and label matrix, and a few images."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops, tree
 
 from keras_dal import _backend
 from keras_dal.training.kernel_change import NUM_PROBES
+
+_PROBE_BYTES = 2**28  # of the inputs that are kept, at most
 
 
 class BadLabels(ValueError):
@@ -19,17 +23,17 @@ class StepMoments(keras.metrics.Metric):
     sums are read on the host, once an epoch.
 
     Args:
-        num_features: m, the width of the features Z.
-        num_outputs: C, the width of the label matrix Y.
-        loss: the `keras_dal.losses.Loss` that says what that is.
-        input_specs: what the model's inputs look like, a structure of KerasTensors, or None where that is not known;
-            then no inputs are kept.
+        structure: the `Structure` of the model: m features Z, and C outputs.
+        loss: the `keras_dal.losses.Loss` that says what the label matrix Y is, `(n, C)`.
+        input_specs: what the model's inputs look like, a structure of KerasTensors, or None; where that is not known,
+            or they are large, no inputs are kept.
+        with_sums: whether there are sums; samples are counted in any case.
     """
 
-    def __init__(self, num_features, num_outputs, loss, input_specs=None):
+    def __init__(self, structure, loss, input_specs=None, with_sums=True):
         super().__init__(name="keras_dal_moments", dtype=_backend.statistics_dtype())
-        self.num_features, self.num_outputs, self.loss = num_features, num_outputs, loss
-        size = num_features + 1 + num_outputs
+        self.num_outputs, self.loss, self._with_sums = structure.num_outputs, loss, with_sums
+        size = structure.num_features + 1 + structure.num_outputs if with_sums else 0
         self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
         self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
@@ -39,6 +43,7 @@ class StepMoments(keras.metrics.Metric):
         )
         parts = tree.flatten(input_specs)
         known = input_specs is not None and all(None not in p.shape[1:] and p.dtype != "string" for p in parts)
+        known = known and sum(4 * NUM_PROBES * math.prod(p.shape[1:]) for p in parts) <= _PROBE_BYTES
         self.probes = tree.map_structure(self._add_probe, input_specs) if known else None
         self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
 
@@ -61,12 +66,13 @@ class StepMoments(keras.metrics.Metric):
         """
         features = ops.cast(ops.stop_gradient(features), self.dtype)
         targets, known = self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
-        rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
-        weight = ops.ones_like(rows[:, :1])
+        weight = ops.ones_like(features[:, :1])
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
-        transposed = ops.transpose(rows)
-        _backend.add_where_set(self.measuring, self.sums, lambda: ops.matmul(transposed, weight * rows))
+        if self._with_sums:
+            rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
+            transposed = ops.transpose(rows)
+            _backend.add_where_set(self.measuring, self.sums, lambda: ops.matmul(transposed, weight * rows))
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
         self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))
@@ -99,7 +105,7 @@ class StepMoments(keras.metrics.Metric):
     def clear(self, measuring=True):
         """Starts an epoch at zero, in which products are summed up or, where not `measuring`, samples only counted."""
         self.measuring.assign(float(measuring))
-        if self._has_sums:  # with thousands of features this takes as long as some steps
+        if self._has_sums and self._with_sums:  # with thousands of features this takes as long as some steps
             self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
         self._has_sums = measuring
         self.count.assign(ops.zeros((), dtype=self.dtype))

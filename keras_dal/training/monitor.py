@@ -8,12 +8,15 @@ import numpy as np
 
 from keras_dal import _backend
 from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.features.tracing import input_specs
 from keras_dal.finishing.result import Result
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
+from keras_dal.training.announcer import Announcer
 from keras_dal.training.convex_phase import ConvexPhase
 from keras_dal.training.frozen import FrozenState, Snapshot, checksum
+from keras_dal.training.gathering import build_metrics
 from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
@@ -61,7 +64,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self.verbose = verbose
         self.certificates: dict[str, Certificate] = {}
         self._result: Result | None = None
-        self._wrap = None
+        self._wrap = self._phase = self._waiting = self._structure = None
 
     @property
     def result(self) -> Result | None:
@@ -87,16 +90,18 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
         self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
         self._before = self._waiting = None
+        self._spared, self._batches = [], 0
+        self._is_over = False  # whether this fit began after the head was solved
         self._schedule = SwitchSchedule(None, 0, self.params["epochs"])
-        self._said_interval, self._unsaid = False, []
+        self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = messages.Certificates(self._certified)
         if self._wrap is not None:
             checks.check_same_model(self._wrap, model)
             self._wrap.driver = self  # of this fit: the last one
         else:
-            self._say(model, messages.only_measures)
-        if model.built or self.data is not None:
+            self._announcer.say(model, messages.only_measures)
+        if self.data is not None or (model.built and input_specs(model) is not None):
             self._look_at(model)
 
     def _look_at(self, model):
@@ -117,7 +122,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         model = self.model
-        self._say_all()
+        self._announcer.say_all()
         if self._structure is None:
             model.train_function = self._looking_first(model, epoch)
         elif self._wrap is not None and innermost(self._wrap.inner_optimizer).use_ema:
@@ -153,16 +158,16 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
                 checks.check_alone(self._wrap, self)
-                self._began = epoch
+                self._began, self._is_over = epoch, self._wrap.solves and self._wrap.is_solved
                 self._schedule = self._make_schedule()  # now that the phase is known
                 self._schedule.resume(epoch, self._wrap.decision)
-                self._say(model, messages.begins, self._wrap, self._schedule, epoch, self.params["epochs"])
+                self._announcer.say(model, messages.begins, self._wrap, self._schedule, epoch, self.params["epochs"])
             self._advance(model, epoch)
         looks = self._schedule.decides_after(epoch) and self.phase == "explore"
         self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)
-        if self._result is not None:  # another callback took back that training is to stop
+        if self._result is not None or self._is_over:  # another callback took back that training is to stop
             model.stop_training = True
-            self._hooks.read_only(_backend.reading(model, lambda batch: None, {**self._logs, "phase": 1.0}))
+            self._hooks.read_only(_backend.reading(model, self._spared.append, {**self._logs, "phase": 1.0}))
         elif self._phase is not None:
             self._hooks.read_only(self._phase.train_function(model, self._logs))
         elif self.phase != self._installed:
@@ -174,7 +179,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         """Explore for longer where too little of the labels lies in the column space by then."""
         self._wrap.decision = self._schedule.decide(alignment)
         if self._wrap.decision == Decision.LATEST:
-            self._say_after(model, messages.explores_on, alignment, epoch, self._schedule)
+            self._announcer.say_later(model, messages.explores_on, alignment, epoch, self._schedule)
 
     def _advance(self, model, epoch):
         """Take the step of the schedule that is due before this epoch."""
@@ -185,10 +190,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
         solves = self._wrap.solves
         if self.phase == "explore" and self._schedule.is_due(epoch):
             self._tried(self._solve_next if solves else self._descend_next, model, epoch)
-        elif self.phase == "exploit" and solves and self._result is None:
+        elif self.phase == "exploit" and solves and self._result is None and not self._is_over:
             self._tried(self._solve_next, model, epoch)
         elif self.phase == "exploit" and self._is_automatic and self._measurement.report is not None:
-            self._wrap.learning_rate = self._step_size()  # now of constant features: exact
+            self._tried(self._take_exact_step)
 
     def _tried(self, step, *arguments):
         """Take a step that fails without ending the training."""
@@ -203,7 +208,6 @@ class AlignmentMonitor(keras.callbacks.Callback):
         elif self._before is not None:
             self._before.restore()
             self.certificates.pop("switch", None)
-            self._wrap.explore_again()
         self._phase, self._installed = None, None
         self._schedule.postpone()
         warnings.warn(
@@ -213,21 +217,24 @@ class AlignmentMonitor(keras.callbacks.Callback):
             stacklevel=2,
         )
 
+    def _take_exact_step(self):
+        self._wrap.take_proven_step(self._step_size())  # now of constant features
+
     def _solve_next(self, model, epoch):
         self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
         self._phase.begin(model)
         if epoch != self._began:  # a fit that begins with it has said so
-            self._say(model, messages.reads, self._phase, epoch, self.params["epochs"])
+            self._announcer.say(model, messages.reads, self._phase, epoch, self.params["epochs"])
 
     def _descend_next(self, model, epoch):
-        self._before = Snapshot(model)
+        self._before = Snapshot(model, self._wrap)
         if self.data is not None:
             self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
             self.certificates["switch"] = self._certified()
         rate = self._step_size() if self._is_automatic else None
         self._wrap.switch(model, learning_rate=rate, structure=self._structure)
         switch = messages.Switch(epoch, self.params["epochs"], self._structure, self._loss, self._measurement.report)
-        self._say(model, messages.descends, model, switch, self.certificates.get("switch"))
+        self._announcer.say(model, messages.descends, model, switch, self.certificates.get("switch"))
 
     def on_train_batch_begin(self, batch, logs=None):
         self._begin_waiting()
@@ -235,13 +242,15 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._hooks.arm()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._result is not None and self._phase is None:
+        if self._phase is None and (self._result is not None or self._is_over):
             self.model.stop_training = True
+            build_metrics(self.model, self._spared.pop())
         if self._phase is None or self._result is not None:
             self._logs = logs or {}
             return
         model = self.model  # on JAX this makes the model's variables those of the last step, so not in every step
         self._tried(self._phase.take)
+        self._batches = batch + 1
         if self._phase is not None and self.params["steps"] and batch + 1 >= self.params["steps"]:
             self._end_phase(model)
 
@@ -251,22 +260,32 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _end_phase(self, model):
         if self._result is None:
-            self._tried(self._phase.end)
+            self._tried(self._end_of_reading, model)
             if self._phase is not None:
                 self._result, self._solved = self._phase.result, checksum(model, self._structure)
                 self._phase.show(model, self._measurement.is_affordable(self._epoch, len(self._phase.train)))
+
+    def _end_of_reading(self, model):
+        if model.stop_training and self._batches < (self.params["steps"] or 0):
+            raise ValueError(
+                "Another callback stopped the epoch that reads the data. Received: "
+                f"{self._batches} of {self.params['steps']} batches"
+            )
+        self._phase.end()
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps
         model = self.model
         if self._phase is not None:
             self._end_phase(model)
-        if self._result is not None and self._phase is None:
+        if self._phase is None and (self._result is not None or self._is_over):
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch was one too many, and only read
             model.stop_training = True
         elif self._result is not None:
-            measured = dict.fromkeys(self._measured, np.nan) | self._phase.logs | self._measurement.moved()
-            self._say_after(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
+            measured = dict.fromkeys(self._measured, np.nan) | self._named_before(
+                self._phase.logs | self._measurement.moved()
+            )
+            self._announcer.say_later(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
             self._phase, model.stop_training = None, True
         elif self._installed is None:
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
@@ -276,36 +295,30 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 self._said_interval = True
                 at_switch = self._is_automatic and self._schedule.switch is not None
                 how_often = self._measurement.interval, self.params["epochs"], at_switch
-                self._say_after(model, messages.seldom_measured, *how_often)
+                self._announcer.say_later(model, messages.seldom_measured, *how_often)
             if self.phase == "explore" and self._schedule.decides_after(epoch):
                 self._decide(model, epoch, measured.get("alignment", np.nan))
             self._measured = tuple(measured)
-            self._check_frozen()
+            if self._frozen is not None:
+                self._frozen.check()
         if logs is not None:
             logs.update(measured, phase=float(self.phase == "exploit"))
 
+    def _named_before(self, found):
+        """Return what earlier epochs of this fit have too, so that a history has columns of one length."""
+        known = {*self._logs, *self._measured}
+        return {name: value for name, value in found.items() if not known or name in known}
+
     def on_train_end(self, logs=None):
-        self._say_all()
+        self._announcer.say_all()
         if self._structure is None:
             return  # there was no step
         self._hooks.remove()
         if self._wrap is not None and self.phase == "explore" and self._schedule.switch is not None:
-            self._say(self.model, messages.ended_early, self._schedule)
-
-    def _say(self, model, message, *arguments):
-        """Print what a function of `messages` returns, called only where somebody reads it."""
-        self._say_after(model, message, *arguments)
-        self._say_all()
-
-    def _say_after(self, model, message, *arguments):
-        """Print it when the line of this epoch is complete: Keras writes on it until then."""
-        if self.verbose and _backend.is_chief(model) and (text := message(*arguments)):
-            self._unsaid.append(text)
-
-    def _say_all(self):
-        for text in self._unsaid:
-            print(text, flush=True)
-        self._unsaid = []
+            self._announcer.say(self.model, messages.ended_early, self._schedule, self._wrap)
+        self._before = None
+        if self._wrap is not None and self._wrap.driver is self:
+            self._wrap.driver = None  # or the model would keep the result, and its features
 
     def _certified(self):
         data = self._data
@@ -322,18 +335,6 @@ class AlignmentMonitor(keras.callbacks.Callback):
     @property
     def _is_automatic(self):
         return self._wrap is not None and self._wrap.exploit_learning_rate == "auto"
-
-    def _check_frozen(self):
-        moved = [] if self._frozen is None else self._frozen.moved()
-        if moved:
-            self._frozen = None  # said once
-            warnings.warn(
-                "State of the model moved after the switch, where it was to stand still: batch statistics, if a "
-                "train_step of your own calls layers with training=True. Where outputs depend on it, the problem is "
-                "not convex and no proof holds: call the model itself there, or use finish='solve'. Received: "
-                f"{', '.join(moved)}",
-                stacklevel=2,
-            )
 
     def _must_measure(self, epoch):
         """Return whether the proven step waits for what this epoch measures: at the switch, and once after it."""

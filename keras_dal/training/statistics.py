@@ -26,7 +26,10 @@ class BatchStatistics:
         pairs = [(layer, _moving(layer)) for layer in _keras.sublayers(model) if hasattr(layer, "momentum")]
         self._layers = [layer for layer, variables in pairs if variables]
         self._variables = [variable for _, variables in pairs for variable in variables]
+        divided = [layer for layer in _keras.sublayers(model) if isinstance(layer, keras.layers.SpectralNormalization)]
+        kernels = [variable for layer in divided for variable in layer.trainable_variables]
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
+        self._others += kernels
         self._sums, self._count = [np.zeros(variable.shape) for variable in self._variables], 0
         self._step = _backend.over_replicas(self._of_one_batch(model), model)
 
@@ -58,7 +61,8 @@ class BatchStatistics:
             rows, found = self._step(batch)
         self._count += np.sum(rows)  # a last batch of a few samples counts for a few
         for total, replicas in zip(self._sums, found, strict=True):
-            total += np.sum(rows) * np.mean(replicas, axis=0, dtype=np.float64)
+            seen = rows > 0  # a replica of a last batch may have no samples
+            total += np.tensordot(rows[seen], np.asarray(replicas, np.float64)[seen], 1)
         for variable, total in zip(self._variables, self._sums, strict=True):
             variable.assign(total / self._count)
         for variable, value in zip(self._others, others, strict=True):

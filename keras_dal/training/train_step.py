@@ -108,24 +108,49 @@ class StepHooks:
 
     @contextlib.contextmanager
     def _measuring(self):
-        seen = threading.local()  # replicas are traced in threads that take turns
-        layer_call, compute_loss = self.layer.call, self._model.compute_loss
+        seen = _Seen()
+        layer_call, model_call, compute_loss = self.layer.call, self._model.call, self._model.compute_loss
 
         def call(inputs, *args, **kwargs):
             seen.features = pooled(self.layer, inputs)
             return layer_call(inputs, *args, **kwargs)
 
+        def noted_call(*args, **kwargs):
+            outputs = model_call(*args, **kwargs)
+            seen.calls.append((tree.flatten(outputs)[0], seen.features))
+            return outputs
+
         def measured_loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
             loss = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
-            weight = None if sample_weight is None else tree.flatten(sample_weight)[0]
-            self._moments.add(x, tree.flatten(y)[0], seen.features, weight)
+            features = seen.behind(y_pred)
+            if features is not None:
+                weight = None if sample_weight is None else tree.flatten(sample_weight)[0]
+                self._moments.add(x, tree.flatten(y)[0], features, weight)
             return loss
 
         with (
             replaced(self.layer, "call", functools.wraps(layer_call)(call)),
+            replaced(self._model, "call", functools.wraps(model_call)(noted_call)),
             replaced(self._model, "compute_loss", functools.wraps(compute_loss)(measured_loss)),
         ):
             yield
+
+
+class _Seen(threading.local):
+    """Features of the calls in one step; replicas are traced in threads that take turns."""
+
+    def __init__(self):
+        self.features, self.calls = None, []
+
+    def behind(self, outputs):
+        """Return the features behind some outputs, None where a step calls the model more than once and not for these.
+
+        A step of the user's own may call the model for images without labels, too.
+        """
+        calls, self.calls = self.calls, []
+        outputs = tree.flatten(outputs)[0]
+        own = [features for each, features in calls if each is outputs]
+        return own[-1] if own else self.features if len(calls) < 2 else None
 
 
 def is_hooked(train_function):

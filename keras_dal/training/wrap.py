@@ -8,18 +8,21 @@ import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal import _backend, _keras
-from keras_dal.features.tracing import replaced
+from keras_dal.features.tracing import replaced, to_numpy
 from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training import arguments
 from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost
+from keras_dal.training.rates import PhaseRates
 from keras_dal.training.schedule import Deciding
 from keras_dal.training.train_step import is_hooked
 
+_SOLVED = 2  # in place of 1, of variables that are linear
+
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
+class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimizer):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
     While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
@@ -76,6 +79,11 @@ class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
         rate = exploit_learning_rate if isinstance(exploit_learning_rate, float) else 0.0
         super().__init__(learning_rate=rate, name=name)
         self.inner_optimizer: Any = keras.optimizers.get(optimizer)
+        if find_wrap(self.inner_optimizer) is not None:
+            raise ValueError(
+                "A Wrap cannot wrap another one: give it the optimizer inside, wrap.inner_optimizer, or compile with "
+                f"the Wrap there is. Received: optimizer={self.inner_optimizer!r}"
+            )
         if isinstance(self.inner_optimizer, keras.optimizers.MultiOptimizer):
             raise ValueError(
                 "The inner optimizer must be able to update a part of its variables, and a MultiOptimizer cannot. "
@@ -133,7 +141,7 @@ class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
         self.adopt_average()
         self.freeze_gates(structure)
         if learning_rate is not None:
-            self._learning_rate.assign(learning_rate)
+            self.take_proven_step(learning_rate)
         self._is_linear.assign(np.isin(np.arange(len(self._trainable_variables)), indices).astype("int32"))
         self.synchronize()
         self.settle_averages(also_linear=False)
@@ -156,6 +164,16 @@ class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
             self.synchronize()
 
     @property
+    def is_solved(self):
+        """Whether the linear parameters were solved for since the switch."""
+        return self.phase == "exploit" and bool(np.max(to_numpy(self._is_linear)) == _SOLVED)
+
+    def mark_solved(self):
+        """Let the second phase be over; saved and restored with the optimizer's variables."""
+        linear = to_numpy(self._is_linear) > 0
+        self._is_linear.assign(np.where(linear, _SOLVED, 0).astype("int32"))
+
+    @property
     def solves(self):
         """Whether `AlignmentMonitor` solves for the linear parameters, instead of stepping towards them."""
         return self.finish == "solve" and self.explore is not None
@@ -172,7 +190,7 @@ class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
     def synchronize(self):
         """Reads the phase from the optimizer's variables, after they were restored from outside."""
         if self.built:
-            linear = np.flatnonzero(np.asarray(keras.ops.convert_to_numpy(self._is_linear)))
+            linear = np.flatnonzero(to_numpy(self._is_linear))
             self._linear_indices = tuple(linear.tolist()) or None
 
     @contextlib.contextmanager
@@ -269,29 +287,6 @@ class Wrap(Averaging, Deciding, Delegating, keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * gradient)
-
-    @property
-    def learning_rate(self):
-        if self._linear_indices is None or self.exploit_learning_rate is None:
-            return self.inner_optimizer.learning_rate
-        return self._current_exploit_learning_rate()
-
-    @learning_rate.setter
-    def learning_rate(self, value):
-        if self._linear_indices is None or self.exploit_learning_rate is None:
-            self.inner_optimizer.learning_rate = value
-        elif isinstance(self.exploit_learning_rate, LearningRateSchedule):
-            raise TypeError(
-                "The learning rate after the switch follows a schedule and cannot be set. Use a float "
-                f"exploit_learning_rate. Received: learning_rate={value}"
-            )
-        else:
-            self._learning_rate.assign(value)
-
-    def _current_exploit_learning_rate(self):
-        if isinstance(self.exploit_learning_rate, LearningRateSchedule):
-            return self.exploit_learning_rate(self._iterations)
-        return self._learning_rate
 
     @property
     def iterations(self):

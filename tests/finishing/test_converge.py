@@ -654,3 +654,31 @@ def test_validation_data_may_be_a_dataset(model, digits):
     model.set_weights(weights)
     batches = converge(model, x, y, validation_data=dataset, gated=False, ridge=1.0, verbose=0)
     assert batches.after == pytest.approx(arrays.after, rel=1e-4)
+
+
+def test_statistics_that_have_not_settled_are_said_until_they_are_renewed():
+    generator = np.random.default_rng(0)
+    x = (5 + 3 * generator.standard_normal((120, 6))).astype("float32")
+    y = (x[:, 0] > 5).astype(int) + (x[:, 1] > 5)
+    keras.utils.set_random_seed(0)
+    trunk = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+    model = keras.Sequential([keras.Input((6,)), *trunk, keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=2, verbose=0)
+    with pytest.warns(UserWarning, match="Batch statistics have not settled: 92% .*momentum=0.99 after 8 steps"):
+        converge(model, x, y, gated=False, ridge=0.1, verbose=0)
+    with pytest.warns(UserWarning, match="Renew them, statistics_from=x"):
+        keras_dal.finish(model, x, y, verbose=0)
+    keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
+    converge(model, x, y, gated=False, ridge=0.1, verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(40)
+    converge(model, dataset, gated=False, ridge=0.1, verbose=0)
+
+
+def test_statistics_that_were_loaded_are_no_fault():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((120, 6)).astype("float32"), generator.integers(0, 3, 120)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization(), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=1, verbose=0)  # of mean 0 and variance 1, as the statistics began
+    converge(model, x, y, gated=False, ridge=0.1, verbose=0)

@@ -234,7 +234,7 @@ def test_a_gap_that_was_not_computed_in_float64_is_not_called_proved():
     gated.compile(keras_dal.Wrap("sgd", explore=1), loss)
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     gated.fit(x, np.eye(NUM_CLASSES)[y], epochs=3, batch_size=16, verbose=0, callbacks=[monitor])
-    assert monitor.result.stopped_by == Ending.CERTIFIED
+    assert monitor.result.stopped_by == Ending.GAP
     assert list(monitor.result.proof()) == []
 
 
@@ -270,8 +270,16 @@ def test_whatever_fails_leaves_nothing_frozen_and_a_complete_history(monkeypatch
     assert {"conv/kernel", "norm/moving_mean"} <= moved(before, snapshots.taken[-1])
 
 
+def switched():
+    """Return a model whose optimizer has switched, and whose head is not solved yet."""
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    fit(model, 2)
+    model.optimizer.switch(model)
+    return model
+
+
 def test_a_fit_that_begins_in_the_second_phase_and_fails_explores(monkeypatch):
-    model, _, _ = ended()
+    model = switched()
 
     def failing(*arguments, **options):
         raise ValueError("not today")
@@ -335,11 +343,85 @@ def test_a_head_that_diverged_alone_is_not_taken_for_solved():
 
 
 def test_a_fit_in_the_second_phase_says_so_solves_and_ends(capsys):
-    model, first, _ = ended()
-    monitor = keras_dal.AlignmentMonitor()
+    model, monitor = switched(), keras_dal.AlignmentMonitor()
+    capsys.readouterr()
     assert fit(model, 9, [monitor], initial_epoch=4)["phase"] == [1]
     assert "begins in the second phase" in capsys.readouterr().out
-    assert monitor.result.loss == pytest.approx(first.result.loss, abs=0.1)
+    assert monitor.result.proof()
+
+
+def test_what_is_solved_is_not_solved_again(capsys, tmp_path):
+    model, _, _ = ended()
+    model.save(tmp_path / "model.keras")
+    for again in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        before, monitor = snapshot(again), keras_dal.AlignmentMonitor()
+        assert fit(again, 9, [monitor], initial_epoch=4)["phase"] == [1]
+        assert "is solved already" in capsys.readouterr().out
+        assert monitor.result is None
+        assert moved(before, snapshot(again)) == set()
+
+
+def test_a_reading_epoch_that_another_callback_stops_solves_nothing():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = (logs or {}).get("phase") == 1 and batch == 1
+
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    with pytest.warns(UserWarning, match="stopped the epoch that reads.*2 of 6 batches"):
+        fit(model, 9, [monitor, Stop()])
+    assert monitor.result is None
+    assert model.optimizer.phase == "explore"
+
+
+def test_finish_says_which_weights_it_takes(capsys):
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=8, average=0.5))
+    fit(model, 6, [keras_dal.AlignmentMonitor()])
+    assert "after optimizer.drop_average() of those there are" in capsys.readouterr().out
+    before = snapshot(model)
+    model.optimizer.drop_average()
+    keras_dal.finish(model, x, y)
+    assert "becomes the weights" not in capsys.readouterr().out
+    assert "conv/kernel" not in moved(before, snapshot(model))
+
+
+def test_finish_says_that_the_average_becomes_the_weights(capsys):
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=8, average=0.5))
+    fit(model, 6)
+    before = snapshot(model)
+    keras_dal.finish(model, x, y)
+    assert "the mean of the weights over 12 steps becomes the weights" in capsys.readouterr().out
+    assert "conv/kernel" in moved(before, snapshot(model))
+
+
+def test_an_interrupted_reading_is_finished_with_the_statistics_of_the_averages(monkeypatch):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), explore=2))
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_dal.training.convex_phase.ConvexPhase.take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 4)
+    before = snapshot(model)
+    keras_dal.finish(model, *images(), verbose=0)
+    assert "norm/moving_mean" in moved(before, snapshot(model))
+
+
+def test_a_history_has_columns_of_one_length():
+    class Own(keras.Sequential):
+        def call(self, inputs, training=None):
+            return super().call(inputs[..., None], training=training)
+
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((64, 6, 6)).astype("float32"), generator.integers(0, NUM_CLASSES, 64)
+    model = Own([keras.layers.Flatten(), keras.layers.Dense(8, "relu"), keras.layers.Dense(NUM_CLASSES)])
+    model.build((None, 6, 6, 1))
+    compiled(keras_dal.Wrap("sgd", explore=2), model)
+    history = model.fit(x, y, epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
+    assert {len(column) for column in history.values()} == {3}
 
 
 def test_restart_goes_back_to_the_first_phase():

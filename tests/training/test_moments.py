@@ -1,5 +1,7 @@
 """The sums of the training step on labels of every kind, against the measurement of arrays."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import keras_dal
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from keras_dal.training.moments import BadLabels, StepMoments
 
+Shape = collections.namedtuple("Shape", "num_features num_outputs")
 N, M, C = 96, 5, 3
 CLASSES = np.random.default_rng(1).integers(0, C, N)
 HARD = np.eye(C)[CLASSES]
@@ -54,7 +57,7 @@ def test_labels_that_flow_through_fit_are_measured_as_arrays_are(loss, y):
     ],
 )
 def test_what_is_no_label_is_counted_unless_its_weight_is_zero(loss, wrong):
-    moments = StepMoments(M, C, loss)
+    moments = StepMoments(Shape(M, C), loss)
     features = ops.ones((2, M))
     moments.add(None, ops.convert_to_tensor(np.array(wrong, "float32")), features)
     with pytest.raises(BadLabels, match="Received: 2 samples with other labels"):

@@ -295,3 +295,48 @@ def test_an_unsupported_loss_is_refused_before_training():
     model.compile(optimizer=keras_dal.Wrap("sgd", explore=1), loss="mae")
     with pytest.raises(ValueError, match="The supported losses are .*Received: loss='mae'"):
         fit(model, 2)
+
+
+@pytest.mark.parametrize("error", [MemoryError("of eigenvalues"), np.linalg.LinAlgError("no convergence")])
+def test_what_cannot_be_measured_does_not_end_a_training(monkeypatch, error):
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr("keras_dal.training.measurement.alignment_from_moments", failing)
+    with pytest.warns(UserWarning, match="could not be measured, and training goes on.*Received: ") as said:
+        history = fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3)), 5)
+    assert len([warning for warning in said if "could not be measured" in str(warning.message)]) == 1
+    assert np.isnan(history["alignment"][:3]).all()
+    assert history["phase"][-1] == 1
+
+
+def test_a_message_that_cannot_be_made_does_not_end_a_training(monkeypatch, capsys):
+    def failing(*arguments):
+        raise MemoryError("of conflicts")
+
+    monkeypatch.setattr("keras_dal.training.messages.num_conflicting", failing)
+    monitor = keras_dal.AlignmentMonitor()
+    with pytest.warns(UserWarning, match="A message of the monitor could not be made.*of conflicts"):
+        fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=1)), 3, [monitor])
+    assert monitor.result is not None
+
+
+def test_sums_that_would_not_fit_are_not_made(monkeypatch, capsys):
+    monkeypatch.setattr("keras_dal.training.measurement._SUMS_BYTES", 100)
+    monitor = keras_dal.AlignmentMonitor()
+    history = fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)), 4, [monitor])
+    assert "is not measured in this fit" in capsys.readouterr().out
+    assert "alignment" not in history
+    assert {len(column) for column in history.values()} == {3}
+    assert monitor.result is not None
+
+
+def test_after_a_fit_the_optimizer_does_not_hold_the_monitor():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1))
+    fit(model, 3)
+    assert model.optimizer.driver is None
+
+
+def test_evaluate_takes_a_monitor_that_has_not_trained():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1))
+    assert model.evaluate(*images(), verbose=0, callbacks=[keras_dal.AlignmentMonitor()])

@@ -11,6 +11,7 @@ from keras import layers
 
 import keras_dal
 from keras_dal.training.budget import Budget
+from keras_dal.training.statistics import BatchStatistics
 
 
 def rows(n=120, seed=0):
@@ -306,9 +307,10 @@ def test_a_generator_may_write_into_one_buffer():
 def test_a_fit_of_one_epoch_may_begin_in_the_second_phase():
     x, y = rows()
     model = dense()
-    ended(model, x, y)
+    model.compile(keras_dal.Wrap("adam"), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.switch(model)
     monitor = keras_dal.AlignmentMonitor(verbose=False)
-    model.optimizer.explore = "auto"
     model.fit(x, y, epochs=1, verbose=0, callbacks=[monitor])
     assert monitor.result.point.gap <= 1e-4
 
@@ -394,3 +396,65 @@ def test_statistics_are_renewed_for_any_model_that_asks_for_it():
     keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
     moving = keras.ops.convert_to_numpy(model.get_layer("norm").moving_mean)
     np.testing.assert_allclose(moving, x.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("others", [5, 32])
+def test_a_step_that_calls_the_model_twice_is_measured_by_the_call_with_labels(others):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the training step of this test is one of TensorFlow")
+
+    class Consistent(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            predicted, _ = self(x, training=True), self(0.0 * x[:others], training=True)
+            return {"loss": self.compute_loss(y=y, y_pred=predicted)}
+
+    x, y = rows(128)
+    inputs = keras.Input((4,))
+    model = Consistent(inputs, layers.Dense(3)(layers.Dense(8, activation="relu")(inputs)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    expected = keras_dal.alignment(model, x, y).alignment
+    history = model.fit(x, y, epochs=1, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
+    assert history["alignment"] == [pytest.approx(expected, abs=1e-5)]
+
+
+def test_a_head_under_a_mask_that_an_average_leaves_out_is_refused():
+    inputs = keras.Input((6, 3))
+    x = layers.Dense(3)(layers.LSTM(4, return_sequences=True)(layers.Masking()(inputs)))
+    model = keras.Model(inputs, layers.GlobalAveragePooling1D()(x))
+    with pytest.raises(ValueError, match="a mask leaves some out.*Received"):
+        keras_dal.find_structure(model)
+
+
+def test_statistics_leave_a_spectral_norm_where_it_is():
+    inputs = keras.Input((4,))
+    x = layers.SpectralNormalization(layers.Dense(6))(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.BatchNormalization()(x)))
+    before = [keras.ops.convert_to_numpy(v).copy() for v in model.trainable_variables]
+    BatchStatistics(model).add((3 * rows()[0],))
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
+
+
+def test_a_layer_that_works_eagerly_only_is_trained_eagerly():
+    if keras.backend.backend() == "jax":
+        pytest.skip("Keras differentiates inside JAX, where nothing is eager")
+
+    class Eager(layers.Layer):
+        def call(self, inputs):
+            return inputs if float(keras.ops.convert_to_numpy(keras.ops.max(inputs))) < 100 else 0 * inputs
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    x, y = rows()
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), Eager(), layers.Dense(3)])
+    model.compile(
+        keras_dal.Wrap("sgd", explore=2),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
+    )
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor]).history
+    assert monitor.result is not None
+    assert np.isfinite(history["kernel_change"]).all()

@@ -270,3 +270,34 @@ def test_averages_behind_a_loss_scale_stay_those_of_what_is_frozen():
     history = fit(model, 3, [keras_dal.AlignmentMonitor(verbose=False), snapshots])
     assert history["phase"] == [0, 1, 1]
     assert moved(snapshots.taken[1], snapshots.taken[3]) == {"logits/kernel", "logits/bias"}
+
+
+def test_a_wrap_in_a_wrap_is_refused():
+    with pytest.raises(ValueError, match="cannot wrap another.*Received"):
+        keras_dal.Wrap(keras_dal.Wrap("sgd"))
+
+
+def test_what_is_set_on_the_wrap_is_set_on_the_optimizer_inside():
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9))
+    wrap.momentum = 0.5
+    assert wrap.inner_optimizer.momentum == wrap.momentum == 0.5
+    assert "momentum" not in vars(wrap)
+
+
+def test_a_layer_that_became_trainable_is_named():
+    model = small_model()
+    model.get_layer("conv").trainable = False
+    compiled(keras_dal.Wrap("sgd", explore=5), model)
+    fit(model, 1)
+    model.get_layer("conv").trainable = True
+    compiled(model.optimizer, model)
+    with pytest.raises(ValueError, match="before these variables became trainable.*conv/kernel"):
+        fit(model, 2)
+
+
+def test_a_schedule_is_not_heard_where_the_step_is_proven():
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, exploit_learning_rate="auto")
+    callbacks = [keras_dal.AlignmentMonitor(verbose=False), keras.callbacks.LearningRateScheduler(lambda epoch: 7.0)]
+    with pytest.warns(UserWarning, match="the one for which convergence is proved.*learning_rate=7"):
+        fit(compiled(wrap), 4, callbacks)
+    assert 0 < float(keras.ops.convert_to_numpy(wrap.learning_rate)) < 7

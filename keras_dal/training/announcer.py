@@ -1,0 +1,43 @@
+"""When the monitor's messages are printed: never on a line that Keras still writes, nor at the price of a training."""
+
+import warnings
+
+from keras_dal import _backend
+
+
+class Announcer:
+    """Prints what functions of `messages` return, called only where somebody reads it.
+
+    Args:
+        verbose: whether anything is printed.
+    """
+
+    def __init__(self, verbose):
+        self._verbose, self._unsaid = verbose, []
+
+    def say(self, model, message, *arguments):
+        """Print a message now."""
+        self.say_later(model, message, *arguments)
+        self.say_all()
+
+    def say_later(self, model, message, *arguments):
+        """Print it when the line of this epoch is complete: Keras writes on it until then."""
+        if not self._verbose or not _backend.is_chief(model):
+            return
+        try:
+            text = message(*arguments)
+        except Exception as error:  # of whatever kind: a line of text is not worth a training
+            warnings.warn(
+                "A message of the monitor could not be made, and training goes on without it. Received: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=3,
+            )
+            return
+        if text:
+            self._unsaid.append(text)
+
+    def say_all(self):
+        """Print what is still to be said."""
+        for text in self._unsaid:
+            print(text, flush=True)
+        self._unsaid = []

@@ -1,0 +1,57 @@
+"""The learning rate of each phase, as other callbacks read and set it."""
+
+import warnings
+from typing import Any
+
+from keras.optimizers.schedules import LearningRateSchedule
+
+
+class PhaseRates:
+    """What `Wrap` has for a learning rate: the inner optimizer's, and after the switch the one that was asked for."""
+
+    inner_optimizer: Any
+    exploit_learning_rate: Any
+    _linear_indices: tuple[int, ...] | None
+    _iterations: Any
+    _learning_rate: Any
+    _said_rate = False
+
+    @property
+    def learning_rate(self):
+        if self._linear_indices is None or self.exploit_learning_rate is None:
+            return self.inner_optimizer.learning_rate
+        return self._current_exploit_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        if self._linear_indices is None or self.exploit_learning_rate is None:
+            self.inner_optimizer.learning_rate = value
+        elif isinstance(self.exploit_learning_rate, LearningRateSchedule):
+            raise TypeError(
+                "The learning rate after the switch follows a schedule and cannot be set. Use a float "
+                f"exploit_learning_rate. Received: learning_rate={value}"
+            )
+        elif self.exploit_learning_rate == "auto":
+            self._keep_proven_step(value)
+        else:
+            self._learning_rate.assign(value)
+
+    def _keep_proven_step(self, value):
+        if self._said_rate:
+            return
+        self._said_rate = True
+        warnings.warn(
+            "After the switch the step size is the one for which convergence is proved, and a callback that sets "
+            "another is not heard: give exploit_learning_rate a float for rates of your own. Received: "
+            f"learning_rate={value}",
+            stacklevel=4,
+        )
+
+    def take_proven_step(self, step):
+        """Let 1/beta be the step size from here on."""
+        self._learning_rate.assign(step)
+
+    def _current_exploit_learning_rate(self):
+        if isinstance(self.exploit_learning_rate, LearningRateSchedule):
+            return self.exploit_learning_rate(self._iterations)
+        return self._learning_rate
