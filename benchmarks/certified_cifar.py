@@ -93,7 +93,7 @@ def main():
     certificate = timed("certify", keras_dal.certify, gated, *train)
     print(certificate)
     losses, accuracies = timed("descend", descend, gated, certificate, train, test, options.steps)
-    plots.bound(certificate, PICTURE, losses, accuracies)
+    plots.bound(certificate, PICTURE, losses=losses, accuracies=accuracies)
     bounds = [certificate.bound(t) for t in range(options.steps + 1)]
     result = timed("converge", keras_dal.converge, gated, *train, tol=options.tol, validation_data=tuple(test))
     print(result)

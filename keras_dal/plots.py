@@ -1,6 +1,7 @@
 """Pictures of a two-phase run, one call each. Needs matplotlib: `pip install keras_dal[plots]`.
 
-Every function draws into given axes, or into a figure of its own, and writes that to `path` where one is given.
+Every function draws into given axes, or into a figure of its own, and writes that to `path` where one is given. What is
+drawn and the path are positional; all else has a name.
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles tell the same lines apart in grey.
 """
 
@@ -22,14 +23,14 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS = (("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), ("alignment", "alignment", "linear"))
 
 
-def curves(histories: Any, path: Any = None, title: str = "", ax: Any = None) -> Any:
+def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "") -> Any:
     """Draw loss, accuracy and alignment of one or more runs over their epochs, the second phase shaded.
 
     Args:
         histories: what `fit` returned, or its `history`, by the name of the run; or of one run alone.
         path: file to write; its ending says the format.
-        title: text above the picture.
         ax: three matplotlib axes to draw into; a figure of its own by default.
+        title: text above the figure.
 
     Returns:
         The path where one is given, else the axes.
@@ -37,25 +38,24 @@ def curves(histories: Any, path: Any = None, title: str = "", ax: Any = None) ->
     if hasattr(histories, "history") or "loss" in histories:
         histories = {"run": histories}
     histories = {name: getattr(history, "history", history) for name, history in histories.items()}
-    figure, axes = _axes(ax, 13, 3.8, columns=len(_PANELS))
+    figure, axes = _axes(ax, title, 13, 3.8, columns=len(_PANELS))
     for axis, (key, label, scale) in zip(axes, _PANELS, strict=True):
         for run, (name, history) in enumerate(histories.items()):
             _draw(axis, history, key, name, _RUNS[run % len(_RUNS)], _MARKERS[run % len(_MARKERS)])
         axis.set(xlabel="epoch", ylabel=label, yscale=scale, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(frameon=False, fontsize="small")
-    if ax is None:
-        figure.suptitle(title)
     return _written(figure, axes, path)
 
 
-def spectrum(report: AlignmentReport, path: Any = None, ax: Any = None) -> Any:
+def spectrum(report: AlignmentReport, path: Any = None, *, ax: Any = None, title: str = "") -> Any:
     """Draw the singular values on which an `AlignmentReport` decided its rank, and its tolerance.
 
     Args:
         report: an `AlignmentReport` with singular values.
         path: file to write.
         ax: the matplotlib axes to draw into; a figure of its own by default.
+        title: text above the figure.
 
     Returns:
         The path where one is given, else the axes.
@@ -65,7 +65,7 @@ def spectrum(report: AlignmentReport, path: Any = None, ax: Any = None) -> Any:
     """
     if report.singular_values is None or report.tolerance is None:
         raise ValueError(f"This report has no singular values to draw. Received: {report.summary()}")
-    figure, axis = _axes(ax, 6, 3.8)
+    figure, axis = _axes(ax, title, 6, 3.8)
     values = report.singular_values / report.singular_values.max()
     axis.semilogy(range(1, len(values) + 1), values, ".", color=_BLUE, label="singular values")
     axis.axhline(report.tolerance, color=_RED, linestyle="--", label=f"tolerance {report.tolerance:.0e}")
@@ -77,21 +77,28 @@ def spectrum(report: AlignmentReport, path: Any = None, ax: Any = None) -> Any:
 
 
 def bound(
-    certificate: Certificate, path: Any = None, losses: Any = None, accuracies: Any = None, ax: Any = None
+    certificate: Certificate,
+    path: Any = None,
+    *,
+    ax: Any = None,
+    title: str = "",
+    losses: Any = None,
+    accuracies: Any = None,
 ) -> Any:
     """Draw the bound that a `Certificate` gave before the first step of gradient descent, above the losses it bounds.
 
     Args:
         certificate: the `Certificate` at the switch.
         path: file to write.
+        ax: the matplotlib axes to draw into; a figure of its own by default.
+        title: text above the figure.
         losses: the objective after 0, 1, 2, ... steps of size `certificate.step`, or None to draw the bound alone.
         accuracies: test accuracy after as many steps, or None.
-        ax: the matplotlib axes to draw into; a figure of its own by default.
 
     Returns:
         The path where one is given, else the axes.
     """
-    figure, axis = _axes(ax, 6.5, 4)
+    figure, axis = _axes(ax, title, 6.5, 4)
     steps = np.arange(1, len(losses)) if losses is not None else np.geomspace(1, 1e7, 100)
     if losses is not None:
         axis.plot(steps, losses[1:], color=_BLUE, label="training loss")
@@ -108,13 +115,14 @@ def bound(
     return _written(figure, axis, path)
 
 
-def solution(result: Result, path: Any = None, ax: Any = None) -> Any:
+def solution(result: Result, path: Any = None, *, ax: Any = None, title: str = "") -> Any:
     """Draw the path that `converge` took: accuracy and smallest margin, or the loss of a regressor, and the change.
 
     Args:
         result: the `Result` of `converge`.
         path: file to write.
         ax: matplotlib axes to draw into, three of them, or two for a regressor; a figure of its own by default.
+        title: text above the figure.
 
     Returns:
         The path where one is given, else the axes.
@@ -123,18 +131,18 @@ def solution(result: Result, path: Any = None, ax: Any = None) -> Any:
     classifies = points[0].accuracy is not None
     names = {"accuracy": "accuracy", "margin": "smallest training margin (logits)"} if classifies else {"loss": "loss"}
     names["moved"] = f"{'logits' if classifies else 'outputs'} moved (RMS over anchors)"
-    titles = ("right samples", "the worst sample", "change elsewhere") if classifies else ("loss", "change elsewhere")
+    headings = ("right samples", "the worst sample", "change elsewhere") if classifies else ("loss", "change elsewhere")
     kept = next(step for step, point in zip(steps, points, strict=True) if point is result.point)
     gates = next(
         (step for step, point in zip(steps, points, strict=True) if len(point.theta) > len(points[0].theta)), 1
     )
-    figure, axes = _axes(ax, 4.4 * len(names), 3.8, columns=len(names))
-    for axis, title, (name, label) in zip(axes, titles, names.items(), strict=True):
+    figure, axes = _axes(ax, title, 4.4 * len(names), 3.8, columns=len(names))
+    for axis, heading, (name, label) in zip(axes, headings, names.items(), strict=True):
         axis.plot(steps, [getattr(point, name) for point in points], "o-", color=_BLUE, markersize=4, label="training")
         axis.axvline(kept, color=_BLACK, linewidth=0.8, linestyle="--", label="kept")
         if gates > 1:
             axis.axvline(gates - 0.5, color=_GREY, linewidth=0.8, linestyle=":", label="gated head added")
-        axis.set(xlabel="step", ylabel=label, title=title)
+        axis.set(xlabel="step", ylabel=label, title=heading)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if points[0].validation is not None:
         validation = [point.validation for point in points]
@@ -145,18 +153,19 @@ def solution(result: Result, path: Any = None, ax: Any = None) -> Any:
     return _written(figure, axes, path)
 
 
-def width(curve: WidthCurve, path: Any = None, ax: Any = None) -> Any:
+def width(curve: WidthCurve, path: Any = None, *, ax: Any = None, title: str = "") -> Any:
     """Draw the residual share and the bounds of the infimum that a `WidthCurve` predicts, over the number of gates.
 
     Args:
         curve: a `WidthCurve`.
         path: file to write.
         ax: two matplotlib axes to draw into; a figure of its own by default.
+        title: text above the figure.
 
     Returns:
         The path where one is given, else the axes.
     """
-    figure, axes = _axes(ax, 9.5, 3.8, columns=2)
+    figure, axes = _axes(ax, title, 9.5, 3.8, columns=2)
     share, spread = np.array(curve.residual_share), np.array(curve.residual_share_spread)
     lower, upper = np.array(curve.infimum).T
     axes[0].fill_between(curve.widths, share - spread, share + spread, color=_BLUE, alpha=0.2, linewidth=0)
@@ -176,18 +185,21 @@ def width(curve: WidthCurve, path: Any = None, ax: Any = None) -> Any:
     return _written(figure, axes, path)
 
 
-def _axes(ax, width, height, columns=1) -> tuple[Any, Any]:
-    """Return a figure and its axes, one or an array of them: those that were given, or new ones."""
+def _axes(ax, title, width, height, columns=1) -> tuple[Any, Any]:
+    """Return a figure under its title and its axes, one or an array of them: those that were given, or new ones."""
     if ax is None:
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns)
         for axis in np.ravel(axes):
             axis.grid(alpha=0.3)
-        return figure, axes
-    given = np.ravel(ax)
-    if len(given) != columns:
-        raise ValueError(f"This picture needs {columns} matplotlib axes. Received: {len(given)}")
-    return given[0].get_figure(root=True), given[0] if columns == 1 else given
+    else:
+        given = np.ravel(ax)
+        if len(given) != columns:
+            raise ValueError(f"This picture needs {columns} matplotlib axes. Received: {len(given)}")
+        figure, axes = given[0].get_figure(root=True), given[0] if columns == 1 else given
+    if title:
+        figure.suptitle(title)
+    return figure, axes
 
 
 def _draw(axis, history, key, name, color, marker):

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 from types import SimpleNamespace
 
 import matplotlib
@@ -68,7 +69,8 @@ def drawn_into_own_axes(draw, columns, width, height):
     axes = figure.subplots(1, columns)
     for axis in np.ravel(axes):
         axis.grid(alpha=0.3)
-    assert draw(ax=axes) is axes if columns == 1 else draw(ax=axes) is not None
+    drawn = draw(ax=axes)
+    assert all(one is other for one, other in zip(np.ravel(drawn), np.ravel(axes), strict=True))
     return figure
 
 
@@ -86,6 +88,7 @@ def test_given_axes_show_what_a_figure_of_its_own_shows(figures, certificate, tm
         (functools.partial(plots.spectrum, report), 1, 6, 3.8),
         (functools.partial(plots.bound, certificate, losses=[1.1, 0.9, 0.8], accuracies=[0.1, 0.2, 0.3]), 1, 6.5, 4),
         (functools.partial(plots.solution, result), 3, 13.2, 3.8),
+        (functools.partial(plots.width, WIDTH), 2, 9.5, 3.8),
     ):
         draw(path=tmp_path / "own.png")
         own = pixels(figures[-1], tmp_path / "own.png")
@@ -108,11 +111,12 @@ def test_pictures_look_as_they_did(name, certificate):
     arguments = {
         "curves": ({"base": {"loss": [1.2, 0.8, 0.4, 0.3], "accuracy": [0.2, 0.5, 0.7, 0.8]}, "wrapped": HISTORY},),
         "spectrum": (report,),
-        "bound": (certificate, None, [1.1, 0.9, 0.8]),
+        "bound": (certificate,),
         "solution": (SimpleNamespace(path=path, point=path[-1]),),
         "width": (WIDTH,),
     }
-    return np.ravel(getattr(plots, name)(*arguments[name]))[0].get_figure()
+    options = {"losses": [1.1, 0.9, 0.8]} if name == "bound" else {}
+    return np.ravel(getattr(plots, name)(*arguments[name], **options))[0].get_figure()
 
 
 def test_titles_and_labels_are_everywhere(figures, certificate, tmp_path):
@@ -124,6 +128,21 @@ def test_titles_and_labels_are_everywhere(figures, certificate, tmp_path):
         assert axis.get_title()
         assert axis.get_xlabel()
         assert axis.get_ylabel()
+
+
+def test_only_what_is_drawn_and_the_path_have_no_name():
+    for draw in (plots.curves, plots.spectrum, plots.bound, plots.solution, plots.width):
+        parameters = list(inspect.signature(draw).parameters.values())
+        assert parameters[1].name == "path"
+        assert [each.name for each in parameters[2:4]] == ["ax", "title"]
+        assert all(each.kind is each.KEYWORD_ONLY for each in parameters[2:])
+
+
+def test_a_title_stands_above_the_figure_whoever_made_it():
+    axes = Figure().subplots(1, 2)
+    assert plots.width(WIDTH, ax=axes, title="A title")[0].get_figure() is axes[0].get_figure()
+    assert axes[0].get_figure().get_suptitle() == "A title"
+    assert plots.width(WIDTH)[0].get_figure().get_suptitle() == ""
 
 
 def test_the_number_of_given_axes_is_checked():
@@ -148,7 +167,7 @@ def test_spectrum_needs_singular_values(tmp_path):
 
 def test_bound_is_drawn_over_the_losses_it_bounds(figures, certificate, tmp_path):
     losses = [certificate.objective, 0.9, 0.8]
-    plots.bound(certificate, tmp_path / "bound.png", losses, accuracies=[0.1, 0.2, 0.3])
+    plots.bound(certificate, tmp_path / "bound.png", losses=losses, accuracies=[0.1, 0.2, 0.3])
     axis, accuracy = figures[0].axes
     np.testing.assert_array_equal(line(axis, "training loss").get_ydata(), losses[1:])
     expected = [certificate.bound(1), certificate.bound(2)]
