@@ -1,18 +1,25 @@
 """Finish a trained Keras model, certify its last layer, or measure how much of the labels it can reach."""
 
 import argparse
+import contextlib
+import dataclasses
+import json
+import math
 import os
 import pathlib
+import re
 import sys
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_dal import __version__
 from keras_dal.analysis.alignment import alignment
-from keras_dal.analysis.certificate import certify
+from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.finishing.converge import converge
+from keras_dal.training.finish import finish
 
 
 def main(arguments=None):
@@ -23,11 +30,14 @@ def main(arguments=None):
     """
     options = _parser().parse_args(arguments)
     try:
-        if options.run is _converge:
+        if "output" in options:
             _check_output(options.output)
-        model = keras.saving.load_model(options.model)
-        x, y, weight = _read(options.data)
-        return options.run(options, model, x, y, weight)
+        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            found = options.run(options, _load(options.model), *_read(options.data))
+            if not getattr(options, "quiet", True):
+                print()  # between the way there and the result
+        print(_json(found) if options.json else found, flush=True)
+        return _save(found, options) if "output" in options else 0
     except (ValueError, OSError) as error:
         print(f"keras_dal: {error}", file=sys.stderr)
         return 2
@@ -40,6 +50,7 @@ _EXAMPLES = """examples:
   keras-dal converge model.keras --data train.npz --output done.keras
   keras-dal converge model.keras --data train.npz --validation test.npz --patience 5 --output done.keras
   keras-dal converge model.keras --data train.npz --gated never --ridge 1e-2 --output done.keras
+  keras-dal finish model.keras --data train.npz --output done.keras --quiet
   keras-dal certify model.keras --data train.npz --json > certificate.json
   keras-dal alignment model.keras --data train.npz
 
@@ -55,8 +66,8 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_converge(commands)
-    of_proof = _add_command(commands, "certify", _certify, "print what is proved about training the head")
-    of_proof.add_argument("--json", action="store_true", help="print JSON")
+    _add_finish(commands)
+    _add_command(commands, "certify", _certify, "print what is proved about training the head")
     _add_command(commands, "alignment", _alignment, "print how much of the labels the head can reach")
     return parser
 
@@ -66,13 +77,20 @@ def _add_command(commands, name, run, text):
     command.set_defaults(run=run)
     command.add_argument("model", help="a .keras file, compiled")
     command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
+    command.add_argument("--json", action="store_true", help="print the result as JSON, and all else to standard error")
+    return command
+
+
+def _add_saving_command(commands, name, run, text):
+    command = _add_command(commands, name, run, text)
+    command.add_argument("--output", required=True, help="where to save the model, a .keras file")
+    command.add_argument("--quiet", action="store_true", help="print the result alone")
     return command
 
 
 def _add_converge(commands):
     text = "fit every training sample by the head, with little change elsewhere, and save the model"
-    command = _add_command(commands, "converge", _converge, text)
-    command.add_argument("--output", required=True, help="where to save the model, a .keras file")
+    command = _add_saving_command(commands, "converge", _converge, text)
     command.add_argument("--tol", type=float, default=1e-4, help="training loss to reach (default %(default)s)")
     command.add_argument("--validation", help=".npz file with x and y")
     command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")
@@ -87,6 +105,25 @@ def _add_converge(commands):
     command.add_argument("--scaled", action="store_true", help="save at the scale that reaches the loss")
     command.add_argument("--time-limit", type=float, help="seconds for the solver")
     command.add_argument("--cache", help="directory in which features are kept")
+
+
+def _add_finish(commands):
+    text = "minimize the loss of the head plus a little of the change, as the end of two-phase training does, and save"
+    command = _add_saving_command(commands, "finish", _finish, text)
+    command.add_argument("--statistics-from", help=".npz file with x: inputs on which batch statistics are renewed")
+
+
+def _load(path):
+    """Return the model of a file; a ValueError says what to do where Keras does not know one of its classes."""
+    try:
+        return keras.saving.load_model(path)
+    except TypeError as error:
+        unknown = re.search(r"Could not locate (\w+ '.+?')", str(error))
+        raise ValueError(
+            "Keras cannot rebuild the model. It finds classes of your own only once a module that registers them with "
+            "`keras.saving.register_keras_serializable` was imported, which no command does: load the model in Python "
+            f"and call keras_dal there. Received: {path}{f' with {unknown[1]}' if unknown else ''}"
+        ) from error
 
 
 def _read(path):
@@ -109,7 +146,7 @@ def _check_output(path):
 
 
 def _converge(options, model, x, y, weight):
-    result = converge(
+    return converge(
         model,
         x,
         y,
@@ -122,16 +159,61 @@ def _converge(options, model, x, y, weight):
         patience=options.patience,
         time_limit=options.time_limit,
         cache=options.cache,
+        verbose=int(not options.quiet),
     )
-    print(f"\n{result}", flush=True)
-    if options.scaled:
+
+
+def _finish(options, model, x, y, weight):
+    statistics_from = _read(options.statistics_from)[0] if options.statistics_from else None
+    return finish(model, x, y, weight, statistics_from=statistics_from, verbose=int(not options.quiet))
+
+
+def _certify(options, model, x, y, weight):
+    return certify(model, x, y, weight)
+
+
+def _alignment(options, model, x, y, weight):
+    return alignment(model, x, y, weight)
+
+
+_NOT_PLAIN = ("model", "structure", "theta")
+
+
+def _json(found):
+    """Return what a command found as a JSON object of its plain fields, `reached` or `alignment` among them."""
+    if isinstance(found, Certificate):
+        return found.to_json()
+    more = {name: getattr(found, name) for name in ("reached", "alignment") if hasattr(found, name)}
+    return json.dumps({**_plain(found), **more})
+
+
+def _plain(value) -> Any:
+    """Return what JSON has for a value: objects for records, lists for arrays, null for numbers that are not finite."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        value = {name: getattr(value, name) for name in names if name[0] != "_" and name not in _NOT_PLAIN}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _save(result, options):
+    """Save the model of a result and return the exit status."""
+    if getattr(options, "scaled", False):
         result.rescale()
-    _save(result.model, options.output)
-    print(f"saved              {options.output}")
+    _replace(result.model, options.output)
+    if not options.quiet:
+        print(f"saved              {options.output}", file=sys.stderr if options.json else sys.stdout)
     return 0 if result.reached else 1
 
 
-def _save(model, path):
+def _replace(model, path):
     """Save under another name first: what was at this path is lost only when the new file is whole."""
     path = pathlib.Path(path)
     partial = path.with_suffix(".partial.keras")
@@ -140,17 +222,6 @@ def _save(model, path):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _certify(options, model, x, y, weight):
-    certificate = certify(model, x, y, weight)
-    print(certificate.to_json() if options.json else certificate)
-    return 0
-
-
-def _alignment(options, model, x, y, weight):
-    print(alignment(model, x, y, weight))
-    return 0
 
 
 if __name__ == "__main__":

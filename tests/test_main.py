@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_dal
-from keras_dal.__main__ import _parser, main
+from keras_dal.__main__ import _parser, _plain, main
 
 
 @pytest.fixture
@@ -61,6 +61,42 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_file(files, capsys, monkeyp
     assert not list(files.glob("*.partial*"))
 
 
+def test_finish_saves_the_minimum_and_is_silent_where_that_is_asked_for(files, capsys):
+    assert run(files, "finish", "--output", files / "done.keras", "--quiet") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("training loss")
+    assert "ended by            the certified gap" in printed
+    assert "saved" not in printed
+    data = np.load(files / "train.npz")
+    before, after = (
+        keras.saving.load_model(files / f"{name}.keras").evaluate(data["x"], data["y"], verbose=0)[0]
+        for name in ("model", "done")
+    )
+    assert after < before
+    assert run(files, "finish", "--output", files / "done.keras", "--statistics-from", files / "train.npz") == 0
+    assert f"saved              {files / 'done.keras'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "more"), [("converge", ["--validation", "train.npz"]), ("finish", [])])
+def test_a_result_is_printed_as_json_and_nothing_else(files, capsys, command, more):
+    options = [str(files / each) if each.endswith(".npz") else each for each in more]
+    assert run(files, command, "--output", files / "done.keras", "--json", *options) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["reached"] is True
+    assert result["stopped_by"] in ("separation", "the certified gap")
+    assert result["point"] in result["path"]
+    assert {"model", "structure", "theta"}.isdisjoint({*result, *result["point"]})
+    assert (result["after"] is not None) == (command == "converge")
+    assert "done.keras" in printed.err
+    assert (files / "done.keras").exists()
+
+
+def test_numbers_that_are_not_finite_are_null_in_json():
+    found = _plain({"gap": np.inf, "values": np.array([1.0, np.nan]), "count": np.int64(3), "pair": (1, "a")})
+    assert json.loads(json.dumps(found)) == {"gap": None, "values": [1.0, None], "count": 3, "pair": [1, "a"]}
+
+
 @pytest.mark.parametrize("output", ["done", "none/done.keras"])
 def test_where_to_save_is_checked_first(files, capsys, output):
     assert run(files, "converge", "--output", files / output) == 2
@@ -99,6 +135,25 @@ def test_certify_prints_a_table_or_json(files, capsys):
 def test_alignment_prints_its_number(files, capsys):
     assert run(files, "alignment") == 0
     assert "alignment" in capsys.readouterr().out
+    assert run(files, "alignment", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_samples"] == 60
+    assert report["alignment"] == 1 - report["residual_share"]
+    assert len(report["residual_share_per_sample"]) == 60
+
+
+def test_classes_of_the_users_own_are_bad_input(files, capsys):
+    class Twice(keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    model = keras.Sequential([keras.Input((6,)), Twice(), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.save(files / "model.keras")
+    assert run(files, "alignment") == 2
+    printed = capsys.readouterr().err
+    assert "register_keras_serializable" in printed
+    assert f"Received: {files / 'model.keras'} with class 'Twice'" in printed
 
 
 def test_bad_files_get_one_sentence(files, capsys):
@@ -117,7 +172,7 @@ def test_help_has_examples_that_it_understands(capsys):
         main(["--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     examples = [line.split(" > ")[0] for line in lines if line.startswith("keras-dal ")]
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         assert _parser().parse_args(shlex.split(example)[1:]).model == "model.keras"
 
