@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 import threading
 from datetime import date
 from importlib import metadata
@@ -12,7 +13,9 @@ GIB = 2**30
 
 
 def describe():
-    """Return processor, cores, memory, versions and date as a dict."""
+    """Return processor, cores, memory, versions, commit and date as a dict."""
+    import keras_dal  # not above: scripts bind cores and choose a backend before
+
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     packages = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn")
@@ -22,9 +25,19 @@ def describe():
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {"keras_dal": keras_dal.__version__, **{name: _version(name) for name in packages}},
+        "commit": commit(),
         "date": date.today().isoformat(),
     }
+
+
+def commit():
+    """Return the short name of the commit that is checked out, None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(name):

@@ -30,7 +30,8 @@ def machine(described):
     """Return one line on what something ran on."""
     packages = ", ".join(f"{name} {version}" for name, version in described["packages"].items() if version)
     devices = f", {described['devices']}" if "devices" in described else ""
-    return f"{described['processor']}, {described['cores']} cores{devices}; {packages}; {described['date']}"
+    commit = f", commit {described['commit']}" if described.get("commit") else ""
+    return f"{described['processor']}, {described['cores']} cores{devices}; {packages}{commit}; {described['date']}"
 
 
 def run_section(path):
@@ -84,6 +85,25 @@ def benchmark_section(path):
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
 
 
+def rows_section(path):
+    """Return the section of a benchmark that adds a line for each run: where it is shown, and what the runs ran on."""
+    page = _PAGES[path.stem]
+    runs, machines = [json.loads(line)["machine"] for line in path.read_text().splitlines()], {}
+    for run in runs:
+        machines.setdefault(machine(run | {"date": "", "commit": None}), []).append(run["date"])
+    return "\n".join(
+        [
+            f"## {path.stem.replace('_', ' ')}",
+            "",
+            f"By `benchmarks/{path.stem}.py`, which says how it is run; shown in [{page}]({page}).",
+            "",
+            *(f"{line}{' to '.join(sorted({min(dates), max(dates)}))}.\n" for line, dates in machines.items()),
+            f"All rows: [{path.name}](../benchmarks/results/{path.name})",
+        ]
+    )
+
+
+_PAGES = {"structures": "width.md", "suspects": "width.md", "switch": "two_lines.md", "two_lines": "two_lines.md"}
 _SHOWN = {"command": str, "machine": machine}
 
 
@@ -150,6 +170,18 @@ def take(run_folder, name, remark):
     shutil.copy(run_folder / "curves.png", DOCS / "runs" / f"{name}.png")
 
 
+def pages():
+    """Return the text of the pages that are written from committed figures, by their paths."""
+    results = DOCS.parent / "benchmarks" / "results"
+    sections = [run_section(path) for path in sorted((DOCS / "runs").glob("*.json"))]
+    for path in sorted(results.glob("*.json*")):
+        sections.append(rows_section(path) if path.suffix == ".jsonl" else benchmark_section(path))
+    return {
+        DOCS / "converge_peers.md": peers_summary(sorted(results.glob("converge_peers_*.json"))),
+        DOCS / "results.md": "\n\n".join([HEADER.rstrip(), *sections]) + "\n",
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run")
@@ -158,11 +190,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.run is not None:
         take(arguments.run, arguments.name or arguments.run.name, arguments.remark)
-    results = DOCS.parent / "benchmarks" / "results"
-    (DOCS / "converge_peers.md").write_text(peers_summary(sorted(results.glob("converge_peers_*.json"))))
-    sections = [run_section(path) for path in sorted((DOCS / "runs").glob("*.json"))]
-    sections += [benchmark_section(path) for path in sorted(results.glob("*.json"))]
-    (DOCS / "results.md").write_text("\n\n".join([HEADER.rstrip(), *sections]) + "\n")
+    for path, text in pages().items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":
