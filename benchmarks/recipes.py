@@ -33,12 +33,13 @@ def table(runs):
         yield f"| {way} | {' | '.join(cells)} |"
 
 
-def write(results):
-    page = PAGE.read_text()
+def page(results):
+    """Return the text of the page with its tables made anew."""
+    text = PAGE.read_text()
     for name, result in results["recipes"].items():
         lines = "\n".join(table(result["runs"]))
-        page = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", rf"\1\n{lines}\n\2", page, flags=re.DOTALL)
-    PAGE.write_text(page)
+        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", rf"\1\n{lines}\n\2", text, flags=re.DOTALL)
+    return text
 
 
 def main():
@@ -54,7 +55,7 @@ def main():
             print(name, seed, runs[-1], flush=True)
         results["recipes"][name] = {"runs": runs, "seeds": list(SEEDS), "machine": describe()}
         RESULT.write_text(json.dumps(results, indent=1) + "\n")
-        write(results)
+        PAGE.write_text(page(results))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What the pages promise is there: files, headings, commands, messages, and every public name."""
 
 import ast
+import importlib
 import inspect
 import json
 import re
 import runpy
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from keras_dal import plots
 from keras_dal.__main__ import _parser
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -66,6 +69,47 @@ def commands(page):
                 yield words
 
 
+def imported(tree):
+    """Return module and name behind each name that a script imports; the name of a whole module is None."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
+    return found
+
+
+def options_of(script):
+    """Return the options that a script adds to its parser, itself or in functions that it calls from beside it."""
+    options, todo, seen = set(), [(script, None)], set()
+    while todo:
+        file, function = todo.pop()
+        tree = ast.parse(file.read_text())
+        origins = imported(tree)
+        scopes = [node for node in tree.body if function in (None, getattr(node, "name", None))]
+        for call in (node for scope in scopes for node in ast.walk(scope) if isinstance(node, ast.Call)):
+            if getattr(call.func, "attr", None) == "add_argument":
+                options |= {word.value for word in call.args if isinstance(word, ast.Constant)}
+                continue
+            first, _, rest = ast.unparse(call.func).partition(".")
+            module, name = origins.get(first, (file.stem, first))
+            target = file.with_name(f"{module}.py"), name or rest
+            if target not in seen and target[0].is_file():
+                seen.add(target)
+                todo.append(target)
+    return options
+
+
+def test_the_options_of_a_script_are_its_own():
+    examples, benchmarks = ROOT / "examples", ROOT / "benchmarks"
+    assert {"--compare", "--resume"} <= options_of(examples / "cifar10.py")
+    assert "--threads" in options_of(benchmarks / "two_lines.py")
+    assert "--threads" in options_of(benchmarks / "switch.py")  # whose parser is that of two_lines.py
+    assert options_of(benchmarks / "recipes.py") == {"recipes"}
+    assert "--heads" not in options_of(benchmarks / "contradictions.py")  # which imports from converge_peers.py
+
+
 @each_page
 def test_commands_name_what_is_there(page):
     targets = set(re.findall(r"^([\w./]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -77,9 +121,7 @@ def test_commands_name_what_is_there(page):
         elif words[0].endswith("python"):
             assert words[1].endswith(".py")
             assert (ROOT / words[1]).is_file()
-            text = "".join(path.read_text() for path in (ROOT / words[1]).parent.glob("*.py"))
-            for option in (word for word in words[2:] if word.startswith("--")):
-                assert f'"{option}"' in text, f"{words[1]} has no {option}"
+            assert {word for word in words[2:] if word.startswith("--")} <= options_of(ROOT / words[1])
         else:
             assert words[0].endswith("pip"), f"no check for {words}"
 
@@ -136,3 +178,27 @@ def test_the_notebook_is_its_page():
     script = runpy.run_path(str(ROOT / "docs" / "notebook.py"))
     written = json.loads((ROOT / "examples" / "two_lines.ipynb").read_text())
     assert written == script["notebook"](script["PAGE"].read_text()), "run python docs/notebook.py"
+
+
+@pytest.mark.parametrize(
+    "name", ["contradictions", "converge_accuracy", "converge_peers", "gated_price", "gated_study"]
+)
+def test_tables_are_those_of_the_committed_figures(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = importlib.import_module(name).table
+    written = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob(f"{name}*.json")}
+    assert written
+    for stem, results in written.items():
+        assert (ROOT / "docs" / f"{stem}.md").read_text() == table(results), f"write docs/{stem}.md anew"
+
+
+def test_pages_of_results_are_those_of_the_committed_figures(monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    for page, text in runpy.run_path(str(ROOT / "docs" / "results.py"))["pages"]().items():
+        assert page.read_text() == text, "run python docs/results.py"
+
+
+def test_tables_of_the_recipes_are_those_of_the_committed_figures(monkeypatch):
+    monkeypatch.setattr("sys.path", [str(ROOT / "benchmarks"), *sys.path])
+    recipes = importlib.import_module("recipes")
+    assert recipes.PAGE.read_text() == recipes.page(json.loads(recipes.RESULT.read_text()))
