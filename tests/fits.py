@@ -51,6 +51,11 @@ def fit(model, epochs, callbacks=None, **options):
     return model.fit(x, y, epochs=epochs, callbacks=callbacks, **options).history
 
 
+def features_of(model, x):
+    """Return the head's inputs in inference mode, from a model of their own."""
+    return keras.Model(model.inputs, model.get_layer("logits").input).predict(x, verbose=0).astype(np.float64)
+
+
 def snapshot(model):
     """Return copies of all of the model's variables by path, less the number that Keras gives to seed generators."""
     return {re.sub(r"_\d+/", "/", v.path): np.array(keras.ops.convert_to_numpy(v)) for v in model.variables}

@@ -1,6 +1,7 @@
 """`converge` on soft labels: the loss itself is minimized, against SciPy, and nothing is called separated."""
 
 import keras
+import labels
 import numpy as np
 import pytest
 from scipy import optimize, special
@@ -9,18 +10,10 @@ import keras_dal
 from keras_dal.finishing.stopping import Ending
 
 N, C = 80, 3
+ONE_HOT, MIXED = labels.one_hot(N, C), labels.mixed(N, C)
 SMOOTHED = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
 PLAIN = keras.losses.CategoricalCrossentropy(from_logits=True)
 BINARY = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.1)
-
-
-def one_hot(seed=1):
-    return np.eye(C)[np.random.default_rng(seed).integers(0, C, N)]
-
-
-def mixed():
-    share = np.random.default_rng(2).uniform(0.1, 0.9, (N, 1))
-    return share * one_hot() + (1 - share) * np.roll(one_hot(), 1, axis=1)
 
 
 def network(width, loss):
@@ -42,9 +35,7 @@ def least(x, q):
     return optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15}).fun
 
 
-@pytest.mark.parametrize(
-    ("loss", "y", "q"), [(SMOOTHED, one_hot(), 0.9 * one_hot() + 0.1 / C), (PLAIN, mixed(), mixed())]
-)
+@pytest.mark.parametrize(("loss", "y", "q"), [(SMOOTHED, ONE_HOT, 0.9 * ONE_HOT + 0.1 / C), (PLAIN, MIXED, MIXED)])
 def test_a_head_that_cannot_fit_them_ends_at_the_minimum_of_scipy(loss, y, q):
     model, x = network(5, loss)
     result = keras_dal.converge(model, x, y, verbose=0)
@@ -58,7 +49,7 @@ def test_a_head_that_cannot_fit_them_ends_at_the_minimum_of_scipy(loss, y, q):
     assert result.accuracy == pytest.approx(np.mean(model.predict(x, verbose=0).argmax(1) == q.argmax(1)))
 
 
-@pytest.mark.parametrize(("loss", "y"), [(SMOOTHED, one_hot()), (PLAIN, mixed()), (BINARY, one_hot())])
+@pytest.mark.parametrize(("loss", "y"), [(SMOOTHED, ONE_HOT), (PLAIN, MIXED), (BINARY, ONE_HOT)])
 def test_a_head_that_can_fit_them_ends_nearly_at_their_entropy(loss, y):
     model, x = network(100, loss)
     result = keras_dal.converge(model, x, y, tol=1e-3, validation_data=(x, y), verbose=0)
@@ -75,20 +66,20 @@ def test_a_head_that_can_fit_them_ends_nearly_at_their_entropy(loss, y):
 
 def test_a_gated_head_for_smoothed_labels_reaches_their_entropy_where_it_is_wanted():
     model, x = network(5, SMOOTHED)
-    result = keras_dal.converge(model, x, one_hot(), gated=True, tol=1e-2, verbose=0)
+    result = keras_dal.converge(model, x, ONE_HOT, gated=True, tol=1e-2, verbose=0)
     assert result.reached
     assert result.model is not model
-    assert result.model.evaluate(x, one_hot(), verbose=0) <= result.floor + 1.1e-2
+    assert result.model.evaluate(x, ONE_HOT, verbose=0) <= result.floor + 1.1e-2
 
 
 def test_hard_validation_labels_beside_mixed_training_labels():
     model, x = network(100, PLAIN)
-    result = keras_dal.converge(model, x, mixed(), validation_data=(x, one_hot(7)), verbose=0)
-    right = np.mean(model.predict(x, verbose=0).argmax(1) == one_hot(7).argmax(1))
+    result = keras_dal.converge(model, x, MIXED, validation_data=(x, labels.one_hot(N, C, seed=7)), verbose=0)
+    right = np.mean(model.predict(x, verbose=0).argmax(1) == labels.one_hot(N, C, seed=7).argmax(1))
     assert result.after.accuracy == pytest.approx(right)
 
 
 def test_rows_that_are_no_probabilities_are_refused():
     model, x = network(5, PLAIN)
     with pytest.raises(ValueError, match="sum to one.*Received: a row"):
-        keras_dal.converge(model, x, 2 * mixed(), verbose=0)
+        keras_dal.converge(model, x, 2 * MIXED, verbose=0)

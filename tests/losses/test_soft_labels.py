@@ -1,6 +1,7 @@
 """Every loss on labels of every kind, in float64: Keras' own values, finite differences and SciPy's minimization."""
 
 import keras
+import labels
 import numpy as np
 import pytest
 from keras import ops
@@ -9,6 +10,7 @@ from scipy import optimize
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError, common_scale, resolve_loss
 
 N, C = 6, 4
+ONE_HOT, MIXED, FULL = labels.one_hot(N, C), labels.mixed(N, C), labels.full(N, C)
 DTYPE = "float64" if keras.backend.backend() == "tensorflow" else "float32"  # in which others compute some losses
 
 
@@ -16,22 +18,8 @@ def logits():
     return 2 * np.random.default_rng(0).standard_normal((N, C))
 
 
-def one_hot():
-    return np.eye(C)[np.random.default_rng(1).integers(0, C, N)]
-
-
 def binary():
     return np.random.default_rng(1).integers(0, 2, (N, C)).astype(float)
-
-
-def mixed():
-    """Two classes a row, as mixup makes them, and zeros elsewhere."""
-    share = np.random.default_rng(2).uniform(0.1, 0.9, (N, 1))
-    return share * one_hot() + (1 - share) * np.roll(one_hot(), 1, axis=1)
-
-
-def full():
-    return np.random.default_rng(3).dirichlet(np.ones(C), N)
 
 
 def unit():
@@ -45,11 +33,11 @@ def options(**more):
 SOFTMAX, SIGMOID = keras.losses.CategoricalCrossentropy, keras.losses.BinaryCrossentropy
 CASES = {
     "squared error": (keras.losses.MeanSquaredError(**options()), logits() - 1),
-    "classes": (SOFTMAX(from_logits=True, **options()), one_hot()),
-    "smoothed classes": (SOFTMAX(from_logits=True, label_smoothing=0.2, **options()), one_hot()),
-    "mixed classes": (SOFTMAX(from_logits=True, **options()), mixed()),
-    "mixed and smoothed classes": (SOFTMAX(from_logits=True, label_smoothing=0.3, **options()), mixed()),
-    "probabilities of classes": (SOFTMAX(from_logits=True, **options()), full()),
+    "classes": (SOFTMAX(from_logits=True, **options()), ONE_HOT),
+    "smoothed classes": (SOFTMAX(from_logits=True, label_smoothing=0.2, **options()), ONE_HOT),
+    "mixed classes": (SOFTMAX(from_logits=True, **options()), MIXED),
+    "mixed and smoothed classes": (SOFTMAX(from_logits=True, label_smoothing=0.3, **options()), MIXED),
+    "probabilities of classes": (SOFTMAX(from_logits=True, **options()), FULL),
     "yes or no": (SIGMOID(from_logits=True, **options()), binary()),
     "smoothed yes or no": (SIGMOID(from_logits=True, label_smoothing=0.2, **options()), binary()),
     "probabilities of yes": (SIGMOID(from_logits=True, **options()), unit()),
@@ -139,14 +127,14 @@ def test_conjugate_is_the_supremum(case):
 
 
 def test_conjugate_is_infinite_beyond_probabilities():
-    for ours, y in ((SoftmaxCrossEntropy(0.2), one_hot()), (SigmoidCrossEntropy(0.2), binary())):
+    for ours, y in ((SoftmaxCrossEntropy(0.2), ONE_HOT), (SigmoidCrossEntropy(0.2), binary())):
         targets = ours.targets(y, C)
         slopes = np.zeros((N, C))
         slopes[0, :2] = [2.0, -2.0]
         conjugate = ours.conjugate(slopes, targets)
         assert np.isposinf(conjugate[0])
         assert np.isfinite(conjugate[1:]).all()
-    assert np.isposinf(SoftmaxCrossEntropy().conjugate(0.1 * np.ones((N, C)), full())).all()  # constants lead away
+    assert np.isposinf(SoftmaxCrossEntropy().conjugate(0.1 * np.ones((N, C)), FULL)).all()  # constants lead away
 
 
 def test_label_matrix_of_the_training_step_is_the_same(case):
@@ -189,8 +177,8 @@ def test_margins_of_soft_labels_are_those_of_the_most_probable_classes():
 
 def test_labels_in_low_precision_are_smoothed_ones_still():
     for dtype in ("float32", "float64"):
-        q = (0.9 * one_hot() + 0.1 / C).astype(dtype)
+        q = (0.9 * ONE_HOT + 0.1 / C).astype(dtype)
         scale = common_scale(SoftmaxCrossEntropy().scales(SoftmaxCrossEntropy().targets(q, C)))
         assert scale == pytest.approx(np.log(0.925 / 0.025) / 0.9, rel=1e-5)
-    half = (0.9 * one_hot() + 0.1 / C).astype("float16")
+    half = (0.9 * ONE_HOT + 0.1 / C).astype("float16")
     np.testing.assert_allclose(SoftmaxCrossEntropy().targets(half, C).sum(axis=1), 1, rtol=1e-15)

@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from fits import NUM_CLASSES, Snapshots, compiled, fit, images, moved, small_model, snapshot
+from fits import NUM_CLASSES, Snapshots, compiled, features_of, fit, images, moved, small_model, snapshot
 from scipy import optimize
 
 import keras_dal
@@ -47,10 +47,6 @@ def ended(optimizer=None, epochs=9, model=None, callbacks=(), data=None, **optio
     monitor = keras_dal.AlignmentMonitor(data=data, verbose=False)
     history = fit(model, epochs, [monitor, *callbacks], **options)
     return model, monitor, history
-
-
-def features_of(model, x):
-    return keras.Model(model.inputs, model.get_layer("logits").input).predict(x, verbose=0).astype(np.float64)
 
 
 def test_training_ends_one_epoch_after_the_switch_with_a_complete_history(tmp_path):

@@ -5,15 +5,10 @@ import csv
 import keras
 import numpy as np
 import pytest
-from fits import NUM_CLASSES, Snapshots, compiled, fit, images, moved, small_model, snapshot
+from fits import NUM_CLASSES, Snapshots, compiled, features_of, fit, images, moved, small_model, snapshot
 from keras import layers
 
 import keras_dal
-
-
-def features_of(model, x):
-    """Return the head's inputs in inference mode, from a model of their own."""
-    return keras.Model(model.inputs, model.get_layer("logits").input).predict(x, verbose=0).astype(np.float64)
 
 
 def r_squared(features, y):
