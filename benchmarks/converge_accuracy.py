@@ -14,7 +14,8 @@ import pathlib
 from unittest import mock
 
 import numpy as np
-from converge_peers import SOFTMAX, Clock, accuracy, chosen, head_model, minimize
+from common import accuracy, head_model
+from converge_peers import SOFTMAX, Clock, chosen, minimize
 from machine import describe
 
 from keras_dal import converge, find_structure

@@ -12,6 +12,7 @@ import pathlib
 import keras
 import numpy as np
 import tensorflow_datasets as tfds
+from common import augmented
 from keras import layers
 from sklearn.datasets import load_digits
 
@@ -27,15 +28,6 @@ def load(name, data_dir):
         return (images[:1300], labels[:1300]), (images[1300:], labels[1300:])
     splits = tfds.load(name, data_dir=data_dir, split=["train", "test"], batch_size=-1)
     return [(split["image"], split["label"]) for split in map(tfds.as_numpy, splits)]
-
-
-def augmented(images, generator, mirror):
-    """Return the images, shifted by up to four pixels and, where that makes sense, mirrored at random."""
-    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    shifts = generator.integers(0, 9, (len(images), 2))
-    mirrored = (generator.random(len(images)) < 0.5) & mirror
-    cropped = (image[a : a + 32, b : b + 32] for image, (a, b) in zip(padded, shifts, strict=True))
-    return np.stack([image[:, ::-1] if flip else image for image, flip in zip(cropped, mirrored, strict=True)])
 
 
 def resnet8(classes):

@@ -21,12 +21,13 @@ import time
 
 import keras
 import numpy as np
-import torch
+from common import accuracy, head_model
 from machine import GIB, PeakMemory, describe
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression
+from torch_lbfgs import torch_lbfgs
 
-from keras_dal import add_gated_head, find_structure
+from keras_dal import find_structure
 from keras_dal.finishing.converge import converge
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses import SoftmaxCrossEntropy
@@ -63,18 +64,6 @@ class Clock:
         seconds = time.perf_counter() - self.started
         row = {f"seconds_to_{target:g}": self.reached.get(target) for target in TARGETS}
         return row | {"seconds": seconds, "test": accuracy(model, data["zt"], data["yt"])}
-
-
-def accuracy(model, features, labels):
-    return float(np.mean(model.predict(features, verbose=0, batch_size=1000).argmax(axis=1) == labels))
-
-
-def head_model(data, gated):
-    """Return the trained head as a model on features, with a gated branch beside it where wanted."""
-    model = keras.Sequential([keras.Input(data["z"].shape[1:]), keras.layers.Dense(data["K"].shape[1])])
-    model.layers[0].set_weights([data["K"], data["b"]])
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return add_gated_head(model, data["z"], seed=0, verbose=False) if gated else model
 
 
 def ours(data, gated, limit, anchors=None, **options):
@@ -130,46 +119,11 @@ def minimize(structure, data, clock):
     structure.assign(last)
 
 
-def torch_lbfgs(data, gated, limit):
+def pytorch_lbfgs(data, gated, limit):
     model = head_model(data, gated)
     structure, clock = find_structure(model), Clock(limit, data["least"][gated])
-    z, y = torch.from_numpy(data["z"]), torch.from_numpy(data["y"])
-    theta = [torch.tensor(part, dtype=torch.float32, requires_grad=True) for part in structure_parts(structure)]
-    logits = torch_logits(structure, z)
-    solver = torch.optim.LBFGS(theta, max_iter=20, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0)
-
-    def closure():
-        solver.zero_grad()
-        loss = torch.nn.functional.cross_entropy(logits(theta), y)
-        loss.backward()
-        return loss
-
-    try:
-        while True:
-            solver.step(closure)
-            clock.check(closure().item())
-    except StopIteration:
-        structure.assign(np.concatenate([part.detach().numpy().ravel() for part in theta]))
+    structure.assign(torch_lbfgs(structure.head(), structure.theta(), data["z"], data["y"], clock.check))
     return clock.report(model, data)
-
-
-def structure_parts(structure):
-    return structure.head().split(structure.theta())
-
-
-def torch_logits(structure, z):
-    """Return the head in PyTorch, with its gates computed once."""
-    head = structure.head()
-    if not structure.gated_layers:
-        return lambda theta: z @ theta[0] + theta[1]
-    mixture = head.parts[0]
-    u, gates = (torch.from_numpy(array(z.numpy())) for array in (mixture.standardize, mixture.gates))
-
-    def logits(theta):
-        maps = (u @ theta[0].flatten(1)).unflatten(1, theta[1].shape) + theta[1]
-        return (gates[:, None] @ maps)[:, 0] + z @ theta[2] + theta[3]
-
-    return logits
 
 
 def keras_adam(data, gated, limit):
@@ -215,7 +169,7 @@ METHODS = {
     "converge, augmented anchors": ours_on_augmented_anchors,
     "converge, loss itself": ours_minimizing_the_loss,
     "SciPy L-BFGS": scipy_lbfgs,
-    "PyTorch L-BFGS": torch_lbfgs,
+    "PyTorch L-BFGS": pytorch_lbfgs,
     "Keras Adam": keras_adam,
     "Keras Adam, whole network": keras_adam_through_the_network,
     "scikit-learn lbfgs": scikit_learn("lbfgs"),

@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow_datasets as tfds
+from common import accuracy, augmented
 from keras import layers
 from machine import describe
 
@@ -56,14 +57,6 @@ def _normalized(x):
     return layers.BatchNormalization(momentum=0.9)(x)
 
 
-def augmented(x, rng):
-    """Return flipped and shifted copies of images."""
-    padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
-    rows, columns = rng.integers(0, 9, (2, len(x)))
-    copies = [image[r : r + 32, c : c + 32] for image, r, c in zip(padded, rows, columns, strict=True)]
-    return np.stack([image[:, ::-1] if rng.random() < 0.5 else image for image in copies])
-
-
 def trained(model, x, y, epochs, seed):
     """Train a model with augmentation and a cosine schedule, and return it."""
     rng, batch = np.random.default_rng(seed), 128
@@ -71,7 +64,7 @@ def trained(model, x, y, epochs, seed):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True), loss)
     for _ in range(epochs):
-        model.fit(augmented(x, rng), y, batch_size=batch, verbose=0)
+        model.fit(augmented(x, rng, padding="reflect"), y, batch_size=batch, verbose=0)
     return model
 
 
@@ -126,10 +119,6 @@ def _first_units(head, units):
     if isinstance(head, heads.MixtureHead):
         return heads.MixtureHead(*gates, head.num_outputs)
     return heads.GatedHead(*gates, head.output_kernel[:units], head.use_bias)
-
-
-def accuracy(model, features, y):
-    return float(np.mean(np.argmax(model.predict(features, batch_size=1000, verbose=0), axis=1) == y))
 
 
 def study(arguments):

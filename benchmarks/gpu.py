@@ -12,7 +12,6 @@ a gated head. Writes benchmarks/results/gpu.json, but not with `--small`.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -28,8 +27,10 @@ import keras  # noqa: E402
 import models  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from common import head_model  # noqa: E402
 from keras import layers  # noqa: E402
 from machine import describe  # noqa: E402
+from torch_lbfgs import torch_lbfgs  # noqa: E402
 
 import keras_dal  # noqa: E402
 from keras_dal import _backend  # noqa: E402
@@ -179,18 +180,16 @@ def features(samples, width, classes):
     return z, y
 
 
-def head_model(z, classes, gated):
-    """Return a head of zeros as a model on features, with a gated branch beside it where wanted."""
-    model = keras.Sequential([keras.Input(z.shape[1:]), layers.Dense(classes, kernel_initializer="zeros")])
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return keras_dal.add_gated_head(model, z, seed=0, verbose=False) if gated else model
+def untrained(z, classes):
+    """Return features and a head of zeros, as `common.head_model` takes them."""
+    return {"z": z, "K": np.zeros((z.shape[1], classes), np.float32), "b": np.zeros(classes, np.float32)}
 
 
 def converged(z, y, classes, gated, limit, accelerated):
     """Return seconds and loss along the path of `converge`."""
     with mock.patch.object(_backend, "has_accelerator", return_value=accelerated):
         result = keras_dal.converge(
-            head_model(z, classes, gated),
+            head_model(untrained(z, classes), gated),
             z,
             y,
             gated=gated,
@@ -203,47 +202,18 @@ def converged(z, y, classes, gated, limit, accelerated):
     return [(point.seconds, point.loss) for point in result.path] + [(result.seconds, result.scaled_loss)]
 
 
-def torch_lbfgs(z, y, classes, gated, limit):
+def pytorch(z, y, classes, gated, limit):
     """Return seconds and loss along the path of PyTorch's L-BFGS, its gradient summed over blocks of samples."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    structure = keras_dal.find_structure(head_model(z, classes, gated))
-    head, path, started = structure.head(), [], time.perf_counter()
-    mixture = head.parts[0] if gated else None
-    blocks = [slice(begin, begin + BLOCK) for begin in range(0, len(z), BLOCK)]
+    structure = keras_dal.find_structure(head_model(untrained(z, classes), gated))
+    path, started = [], time.perf_counter()
 
-    def moved(array):
-        return torch.as_tensor(array, dtype=torch.float32, device=device)
-
-    inputs, labels = moved(z), torch.as_tensor(y, device=device)
-    if mixture is not None:
-        u, gates = (torch.cat([moved(of(z[rows])) for rows in blocks]) for of in (mixture.standardize, mixture.gates))
-    theta = [moved(part).requires_grad_() for part in head.split(structure.theta())]
-
-    def logits(rows):
-        plain = inputs[rows] @ theta[-2] + theta[-1]
-        if mixture is None:
-            return plain
-        maps = (u[rows] @ theta[0].flatten(1)).unflatten(1, theta[1].shape) + theta[1]
-        return (gates[rows, None] @ maps)[:, 0] + plain
-
-    def closure():
-        solver.zero_grad()
-        total = 0.0
-        for rows in blocks:
-            loss = torch.nn.functional.cross_entropy(logits(rows), labels[rows], reduction="sum") / len(z)
-            loss.backward()
-            total = total + loss.detach()
-        path.append((time.perf_counter() - started, float(total)))
-        if path[-1][0] > limit or path[-1][1] < TARGETS[-1]:
+    def check(loss):
+        path.append((time.perf_counter() - started, loss))
+        if path[-1][0] > limit or loss < TARGETS[-1]:
             raise StopIteration
-        return total
 
-    solver = torch.optim.LBFGS(
-        theta, max_iter=20, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
-    )
-    with contextlib.suppress(StopIteration):
-        while True:
-            solver.step(closure)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch_lbfgs(structure.head(), structure.theta(), z, y, check, device, BLOCK)
     return path
 
 
@@ -258,7 +228,7 @@ def heads(options):
                 "converge, accelerator, compiling": converged(*problem, True),
                 "converge, accelerator": converged(*problem, True),
                 "converge, host": converged(*problem, False),
-                "PyTorch L-BFGS": torch_lbfgs(*problem),
+                "PyTorch L-BFGS": pytorch(*problem),
             }
             least = 0.0 if gated else min(loss for path in paths.values() for _, loss in path)
             rows = {name: {f"{target:g}": first(path, least + target) for target in TARGETS} | end(path)

@@ -4,10 +4,15 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import threading
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+from host import processor
 
 GIB = 2**30
 
@@ -16,11 +21,9 @@ def describe():
     """Return processor, cores, memory, versions, commit and date as a dict."""
     import keras_dal  # not above: scripts bind cores and choose a backend before
 
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     packages = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn")
     return {
-        "processor": models[0] if models else platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),

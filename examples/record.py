@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from checkpoint import replace_file
+from host import processor
 
 _MAY_DIFFER = ("data_dir", "manual_dir", "run_dir", "resume", "strategy", "logical_cpus", "certify", "batch_size")
 _PAGE = """# {title}
@@ -135,7 +136,7 @@ def write_results(folder, title, rows, curves, devices):
     table = summarize(rows)
     command = _command()
     machine = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "devices": devices,
         "backend": keras.backend.backend(),
@@ -159,9 +160,3 @@ def _command():
     words = ["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     private = {index + 1 for index, word in enumerate(words) if word in ("--data-dir", "--manual-dir")}
     return shlex.join(["DIR" if index in private else word for index, word in enumerate(words)])
-
-
-def _processor():
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
