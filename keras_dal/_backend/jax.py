@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_dal import _keras
+from keras_dal._backend import _shared
 
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
@@ -123,31 +124,21 @@ def build(model, *arguments):
     """Do nothing: `fit` has built the model."""
 
 
-def _stateless(function, variables):
-    """Return `(values, x) -> function(x)` with the variables replaced by values."""
-
-    def call(values, x):
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return function(x)
-
-    return call
-
-
 def compiled(function, variables):
     """Return a function of one batch of inputs, compiled; it reads these variables anew at every call."""
-    call = jax.jit(_stateless(function, variables))
+    call = jax.jit(_shared.stateless(function, variables))
     return lambda x: call([variable.value for variable in variables], x)
 
 
 def jvp(function, variables):
     """Return `(x, tangents) -> J v` for a function of inputs that reads variables."""
-    call = _stateless(function, variables)
+    call = _shared.stateless(function, variables)
     product = jax.jit(lambda values, x, tangents: jax.jvp(lambda v: call(v, x), (values,), (tangents,))[1])
     return lambda x, tangents: product([variable.value for variable in variables], x, tangents)
 
 
 def vjp(function, variables):
     """Return `(x, cotangent) -> J' u` for a function of inputs that reads variables."""
-    call = _stateless(function, variables)
+    call = _shared.stateless(function, variables)
     product = jax.jit(lambda values, x, cotangent: jax.vjp(lambda v: call(v, x), values)[1](cotangent)[0])
     return lambda x, cotangent: product([variable.value for variable in variables], x, cotangent)

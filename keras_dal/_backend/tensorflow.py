@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from keras_dal._backend import _shared
+
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)  # how a train function says that the epoch is over
 
 
@@ -24,16 +26,6 @@ def applies_whole(optimizer):
     return False
 
 
-def apply(optimizer, gradients, variables):
-    """Let an optimizer take a step for some of the variables it was built with."""
-    optimizer.apply(gradients, trainable_variables=variables)
-
-
-def add_where_set(flag, variable, function):
-    """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
-    where_set(flag, lambda: variable.assign_add(function()))
-
-
 def where_set(flag, function):
     """Call a function, which assigns variables, in the steps in which a scalar tensor is not zero."""
 
@@ -41,6 +33,9 @@ def where_set(flag, function):
         function()
 
     tf.cond(flag > 0, call, lambda: None)
+
+
+apply, add_where_set = _shared.apply, _shared.adding(where_set)
 
 
 def without_gradients(variables):

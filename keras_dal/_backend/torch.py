@@ -5,6 +5,8 @@ import contextlib
 import keras
 import torch
 
+from keras_dal._backend import _shared
+
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
 
@@ -23,20 +25,13 @@ def applies_whole(optimizer):
     return False
 
 
-def apply(optimizer, gradients, variables):
-    """Let an optimizer take a step for some of the variables it was built with."""
-    optimizer.apply(gradients, trainable_variables=variables)
-
-
-def add_where_set(flag, variable, function):
-    """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
-    where_set(flag, lambda: variable.assign_add(function()))
-
-
 def where_set(flag, function):
     """Call a function, which assigns variables, in the steps in which a scalar tensor is not zero."""
     if bool(keras.ops.convert_to_tensor(flag)):
         function()
+
+
+apply, add_where_set = _shared.apply, _shared.adding(where_set)
 
 
 @contextlib.contextmanager
@@ -112,16 +107,6 @@ def build(model, *arguments):
     """Do nothing: `fit` has built the model."""
 
 
-def _stateless(function, variables):
-    """Return `(values, x) -> function(x)` with the variables replaced by values."""
-
-    def call(values, x):
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return function(x)
-
-    return call
-
-
 def compiled(function, variables):
     """Return a function of one batch of inputs; it reads these variables anew at every call."""
     return torch.no_grad()(function)
@@ -129,7 +114,7 @@ def compiled(function, variables):
 
 def jvp(function, variables):
     """Return `(x, tangents) -> J v` for a function of inputs that reads variables."""
-    call = _stateless(function, variables)
+    call = _shared.stateless(function, variables)
 
     def product(x, tangents):
         values = [variable.value.detach() for variable in variables]
@@ -140,7 +125,7 @@ def jvp(function, variables):
 
 def vjp(function, variables):
     """Return `(x, cotangent) -> J' u` for a function of inputs that reads variables."""
-    call = _stateless(function, variables)
+    call = _shared.stateless(function, variables)
 
     def product(x, cotangent):
         values = [variable.value.detach() for variable in variables]

@@ -1,0 +1,28 @@
+"""What two of the backends do in the same way."""
+
+import keras
+
+
+def apply(optimizer, gradients, variables):
+    """Let an optimizer take a step for some of the variables it was built with."""
+    optimizer.apply(gradients, trainable_variables=variables)
+
+
+def adding(where_set):
+    """Return the `add_where_set` of a backend whose `where_set` can assign."""
+
+    def add_where_set(flag, variable, function):
+        """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
+        where_set(flag, lambda: variable.assign_add(function()))
+
+    return add_where_set
+
+
+def stateless(function, variables):
+    """Return `(values, x) -> function(x)` with the variables replaced by values."""
+
+    def call(values, x):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(x)
+
+    return call
