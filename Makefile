@@ -21,7 +21,7 @@ lint: .venv/lint .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: .venv/test .venv/lint
+types: .venv/test
 	$(BIN)/pyright
 
 docs: .venv/docs

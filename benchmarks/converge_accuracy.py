@@ -81,7 +81,6 @@ METHODS = {
     "converge, unlabelled images as anchors": finished(lambda data: data["zu"]),
     "converge, augmented images as anchors": finished(augmented),
     "plain head, ridge 1e-2": finished(gated=False, ridge=1e-2),
-    "gated head, ridge 1e-3": finished(gated=True, ridge=1e-3),
     "plain head, L-BFGS": lbfgs(gated=False),
     "gated head, L-BFGS": lbfgs(gated=True),
     "gated head, L-BFGS on augmented copies": lbfgs(gated=True, copies=True),

@@ -2,13 +2,19 @@
 
 python benchmarks/import_time.py
 
-The goal is 0.1 s. Below it the modules with most time of their own, by the clock, as `-X importtime` gives it.
+The goal is 0.1 s. Beside it the modules with most time of their own, by the clock, as `-X importtime` gives it. Writes
+benchmarks/results/import_time.json.
 """
 
 import argparse
+import json
 import subprocess
 import sys
+from pathlib import Path
 
+from machine import describe
+
+RESULT = Path(__file__).parent / "results" / "import_time.json"
 GOAL = 0.1  # seconds
 _TIMED = "import keras, numpy, time; start = time.process_time(); import keras_dal; print(time.process_time() - start)"
 
@@ -29,9 +35,16 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     seconds = min(float(run("-c", _TIMED).stdout) for _ in range(repeats))
-    print(f"keras_dal beyond Keras: {seconds:.3f} s, goal {GOAL} s")
-    for name, own in sorted(modules().items(), key=lambda item: -item[1])[:10]:
-        print(f"{own:8.4f} s  {name}")
+    slowest = sorted(modules().items(), key=lambda item: -item[1])[:10]
+    result = {
+        "command": f"python benchmarks/import_time.py --repeats {repeats}",
+        "machine": describe(),
+        "processor seconds beyond Keras": seconds,
+        "goal": GOAL,
+        "modules, seconds": slowest,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PYRIGHT = shutil.which("pyright", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
-@pytest.mark.skipif(PYRIGHT is None, reason="the type checker is in the lint extra")
+@pytest.mark.skipif(PYRIGHT is None, reason="the type checker is in the test extra")
 def test_an_outside_program_is_typed_throughout(tmp_path):
     shutil.copy(Path(__file__).with_name("outside.py"), tmp_path)
     settings = {"typeCheckingMode": "strict", "include": ["outside.py"], "extraPaths": [str(ROOT)]}
