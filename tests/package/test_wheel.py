@@ -62,6 +62,7 @@ def test_the_wheel_holds_every_module_the_types_and_the_licence_and_nothing_else
 def test_one_version_is_said_everywhere(built):
     (wheel,) = built.glob("*.whl")
     assert wheel.name.split("-")[1] == keras_dal.__version__
+    assert f"{wheel.name}[plots]" in (ROOT / "docs" / "notebook.md").read_text()
     assert f"\nversion: {keras_dal.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
@@ -69,7 +70,7 @@ def test_the_source_archive_can_be_tested_and_documented(built):
     (archive,) = built.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.split("/", 1)[1] for name in files.getnames() if "/" in name}
-    settings = {"Makefile", "pyproject.toml", "conftest.py", "docs/conf.py"}
+    settings = {"Makefile", "pyproject.toml", "conftest.py", "docs/conf.py", ".ci/run", ".pre-commit-config.yaml"}
     assert settings | {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"} <= names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")} <= names
     assert not [name for name in names if name.startswith((".venv", "build", "dist", "runs"))]
