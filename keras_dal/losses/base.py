@@ -113,9 +113,8 @@ class Loss(abc.ABC):
         """Return the dual of separating samples with hard labels; None where there are no sides.
 
         Returns:
-            An object with `pairs` of sample and output that have a gap, boolean `(n, C)`; `gaps(logits)` of wrong
-            sides, and `gaps_adjoint(mass)`; `wrong(logits)`, probabilities of wrong sides; `most(shares)` of a sample
-            and `entropy(shares)`, `(n, C)`, of probabilities whose wrong ones are shares.
+            An object with `wrong(logits)`, probabilities of wrong sides; `most(shares)` of a sample and
+            `entropy(shares)`, `(n, C)`, of probabilities whose wrong ones are shares.
         """
         self._assert_no_sides()
 

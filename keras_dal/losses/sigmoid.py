@@ -90,7 +90,7 @@ class _Dual:
     """Probability of the wrong side, per output: `u_ij = -t_ij q_ij`; the loss averages over the outputs."""
 
     def __init__(self, targets):
-        self.targets, self.pairs = targets, np.ones(targets.shape, bool)
+        self.targets = targets
 
     def wrong(self, logits):
         return special.expit(-self.targets * logits)
@@ -100,9 +100,3 @@ class _Dual:
 
     def entropy(self, shares):
         return (special.entr(shares) + entropy_of_rest(shares)) / self.targets.shape[1]
-
-    def gaps(self, logits):
-        return -self.targets * logits
-
-    def gaps_adjoint(self, mass):
-        return -self.targets * mass

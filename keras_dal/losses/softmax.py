@@ -109,10 +109,10 @@ class _Dual:
     """Probabilities of the wrong classes: `u_i = sum_j q_ij (e_j - e_y)`."""
 
     def __init__(self, targets):
-        self.targets, self.pairs = targets, targets == 0
+        self.targets = targets
 
     def wrong(self, logits):
-        return special.softmax(logits, axis=1) * self.pairs
+        return special.softmax(logits, axis=1) * (self.targets == 0)
 
     def most(self, shares):
         return shares.sum(axis=1).max()
@@ -120,9 +120,3 @@ class _Dual:
     def entropy(self, shares):
         wrong = np.minimum(1.0, shares.sum(axis=1, keepdims=True))
         return special.entr(shares) + self.targets * entropy_of_rest(wrong)
-
-    def gaps(self, logits):
-        return logits - np.sum(logits * self.targets, axis=1, keepdims=True)
-
-    def gaps_adjoint(self, mass):
-        return mass - self.targets * mass.sum(axis=1, keepdims=True)
