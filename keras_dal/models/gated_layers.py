@@ -8,6 +8,7 @@ from keras_dal import heads
 
 _GATES = ("learned", "random")
 _BLOCK = 16_384  # samples that are looked at together
+_FLOAT32 = np.finfo(np.float32)
 
 
 class _Gated(keras.layers.Layer):
@@ -52,7 +53,8 @@ class _Gated(keras.layers.Layer):
         if not self.built:
             self.build(features.shape)
         mean, scale = _mean_and_deviation(features)
-        scale[scale <= 1e-6 * scale.max()] = 1.0  # a feature that never moves stays at zero, as in Normalization
+        # a feature that moves by rounding alone, or not at all, stays at zero, as in Normalization
+        scale[scale <= np.maximum(_FLOAT32.eps * np.abs(mean), _FLOAT32.tiny)] = 1.0
         self.mean.assign(mean)
         self.scale.assign(scale)
         if self._random:

@@ -23,6 +23,16 @@ def values(variables):
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
+def test_gates_see_every_feature_that_varies_in_whatever_unit():
+    x = features(m=6).astype("float64") * [1.0, 1e-9, 1e9, 1e-20, 0.0, 1.0]
+    x[:, 2] += 1e12
+    x[:, 4], x[:, 5] = 0.1, 7.0 * (1 + 1e-9 * x[:, 5])  # constant, and constant up to the rounding of float32
+    layer = GatedDense(3)
+    layer.adapt(x)
+    np.testing.assert_allclose(values([layer.scale])[0][:4], x.std(axis=0)[:4], rtol=1e-6)
+    np.testing.assert_array_equal(values([layer.scale])[0][4:], 1.0)
+
+
 def randomize(layer, seed=0):
     """Gives every weight of a layer a value that it does not have by chance."""
     rng = np.random.default_rng(seed)
