@@ -13,9 +13,11 @@ from keras import tree
 
 from keras_dal import _keras
 from keras_dal.features.batches import are_arrays, batches, checked_weight, feature_batches
+from keras_dal.features.precision import precision
 from keras_dal.features.store import RowWriter, kept_rows
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
+_SPACING = precision("float32")
 _COMPARED = 32  # rows that are computed again
 _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
@@ -24,13 +26,15 @@ _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys
 class CachedFeatures:
     """Features `(n, m)` in float32, with the labels and the float64 sample weights `(n,)` that came with them.
 
-    `rows` are the positions of the samples among those that were given, `(n,)`.
+    `rows` are the positions of the samples among those that were given, `(n,)`; `exact` says whether the model computes
+    these very numbers, None where that is not known.
     """
 
     features: np.ndarray
     labels: Any
     weights: np.ndarray
     rows: np.ndarray
+    exact: bool | None = None
 
     def __len__(self):
         return len(self.features)
@@ -42,8 +46,12 @@ class CachedFeatures:
             return self
         if not kept.any():
             raise ValueError(f"Sample weights must not all be zero. Received: sample_weight={self.weights}")
-        labels = None if self.labels is None else self.labels[kept]
-        return CachedFeatures(self.features[kept], labels, self.weights[kept] * kept.mean(), self.rows[kept])
+        labels, weights = None if self.labels is None else self.labels[kept], self.weights[kept] * kept.mean()
+        return CachedFeatures(self.features[kept], labels, weights, self.rows[kept], self.exact)
+
+    def are_exact(self, structure):
+        """Return whether features are as the model computes them, which float64 that may have been cast is not."""
+        return precision(structure.layer.compute_dtype) >= _SPACING if self.exact is None else self.exact
 
 
 def cached_features(
@@ -87,15 +95,16 @@ def cached_features(
             weights = [checked_weight(weight, 0 if weight is None else len(weight)) for _, weight in rest]
             return _joined(features, [label for label, _ in rest], weights)
     writer = RowWriter(directory, max_bytes, keep=path is not None)
-    labels, weights = [], []
+    labels, weights, exact = [], [], True
     try:
         for block, label, weight in feature_batches(structure, x, y, sample_weight, batch_size):
-            writer.append(np.ascontiguousarray(block, np.float32))
+            writer.append(narrow := np.ascontiguousarray(block, np.float32))
+            exact = exact and np.array_equal(narrow, block)
             labels.append(label)
             weights.append(weight)
             if on_batch:
                 on_batch(writer.rows)
-        return _joined(writer.finish(path), labels, weights)
+        return _joined(writer.finish(path), labels, weights, exact)
     except BaseException:
         writer.discard()
         raise
@@ -118,7 +127,7 @@ def _valid_file(path, structure, x, max_bytes):
 def _agrees(rows, structure, x):
     """Whether some kept rows, from the first to the last, are what the model computes now."""
     some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))
-    now = np.asarray(structure.features(tree.map_structure(lambda part: part[some], x)), np.float32)
+    now = np.asarray(structure.features(tree.map_structure(lambda part: np.asarray(part)[some], x)), np.float32)
     kept = rows[some]
     return now.shape == kept.shape and np.max(np.abs(now - kept)) <= _AGREEMENT * np.max(np.abs(now))
 
@@ -174,7 +183,7 @@ def _renamed(part, names, refers=False):
     return names.get(part, part) if refers and isinstance(part, str) else part
 
 
-def _joined(features, labels, weights):
+def _joined(features, labels, weights, exact=None):
     labels = None if labels[0] is None else np.concatenate(labels)
     weights = np.ones(len(features)) if weights[0] is None else np.concatenate(weights)
-    return CachedFeatures(features, labels, weights, np.arange(len(features)))
+    return CachedFeatures(features, labels, weights, np.arange(len(features)), exact)

@@ -80,13 +80,16 @@ class RowWriter:
                 self._digest.update(block.data)
             self._file.flush()
         except OSError as error:
-            raise OSError(
-                error.errno,
-                "The features do not fit on the disk: make room, set TMPDIR to a folder with more, or give cache= or "
-                f"max_bytes= where there are such arguments. Received: {self.rows:,} rows of {self.width}, "
-                f"{error.strerror}",
-            ) from error
+            raise self._no_room(error) from error
         self._blocks = []
+
+    def _no_room(self, error):
+        return OSError(
+            error.errno,
+            "The features do not fit on the disk: make room, set TMPDIR to a folder with more, or give cache= or "
+            f"max_bytes= where there are such arguments. Received: {self.rows:,} rows of {self.width}, "
+            f"{error.strerror}",
+        )
 
     def finish(self, path):
         """Return the rows; under `path` they stay for the next run."""
@@ -100,8 +103,11 @@ class RowWriter:
         self._file.close()
         rows = np.memmap(partial, np.float32, "r", shape=(self.rows, self.width))
         description = {"rows": self.rows, "width": self.width, "checksum": self._digest.hexdigest()}
+        try:  # the description first: what has none is refused with a warning
+            _write_atomically(path.with_suffix(".json"), json.dumps(description))
+        except OSError as error:
+            raise self._no_room(error) from error
         os.replace(partial, path)
-        _write_atomically(path.with_suffix(".json"), json.dumps(description))
         return rows
 
     def discard(self):
@@ -149,6 +155,12 @@ def _remove_abandoned(directory):
 
 
 def _write_atomically(path, text):
-    partial = path.with_name(f"{_PREFIX}{path.stem}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    name: dict[str, Any] = {"dir": path.parent, "prefix": _PREFIX, "suffix": ".partial"}
+    file = tempfile.NamedTemporaryFile("w", **name, delete=False)  # noqa: SIM115 (of a name no other process has)
+    try:
+        with file:
+            file.write(text)
+        os.replace(file.name, path)
+    except BaseException:
+        pathlib.Path(file.name).unlink(missing_ok=True)
+        raise

@@ -225,6 +225,48 @@ def test_a_full_disk_leaves_nothing_behind(structure, x, tmp_path, monkeypatch):
     assert files(tmp_path) == []
 
 
+def test_a_disk_that_is_full_for_the_description_leaves_nothing_behind(structure, x, tmp_path, monkeypatch):
+    def full(description):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.json, "dumps", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        cached_features(structure, x, directory=tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_a_description_that_cannot_be_put_in_place_leaves_nothing_behind(structure, x, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.os, "replace", full)
+    with pytest.raises(OSError, match=r"do not fit on the disk.*Received: 50 rows"):
+        cached_features(structure, x, directory=tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_two_processes_may_write_the_same_features(structure, x, tmp_path, monkeypatch, passes):
+    original, waiting = store.os.replace, [True]
+
+    def interrupted(source, target):
+        if str(target).endswith(".json") and waiting.pop():
+            waiting.append(False)
+            cached_features(structure, x, directory=tmp_path)  # as another process would, from its start to its end
+        original(source, target)
+
+    monkeypatch.setattr(store.os, "replace", interrupted)
+    cached_features(structure, x, directory=tmp_path)
+    assert files(tmp_path) == [".features", ".json"]
+    cached_features(structure, x, directory=tmp_path)
+    assert len(passes) == 2
+
+
+def test_kept_features_of_tensors_are_found_again(structure, x, tmp_path, passes):
+    for _ in range(2):
+        cached_features(structure, tf.constant(x), directory=tmp_path)
+    assert len(passes) == 1
+
+
 def test_an_interrupt_leaves_nothing_behind(structure, x, tmp_path):
     def interrupt(rows):
         if rows >= 32:
