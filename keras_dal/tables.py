@@ -32,17 +32,20 @@ def as_html(rows: Iterable[Row], title: Row | None = None) -> str:
 
 
 def at_most(bound: float, digits: int, form: str = "g") -> str:
-    """Return an upper bound in so many digits that is one still."""
+    """Return an upper bound in so many digits, or decimals with the form "f", that is one still."""
     return _rounded(bound, digits, form, decimal.ROUND_CEILING)
 
 
 def at_least(bound: float, digits: int, form: str = "g") -> str:
-    """Return a lower bound in so many digits that is one still."""
+    """Return a lower bound in so many digits, or decimals with the form "f", that is one still."""
     return _rounded(bound, digits, form, decimal.ROUND_FLOOR)
 
 
 def _rounded(bound, digits, form, rounding):
-    number = decimal.Context(prec=digits, rounding=rounding).create_decimal(repr(float(bound)))
+    number = decimal.Decimal(repr(float(bound)))
+    if form == "f":
+        return f"{number.quantize(decimal.Decimal(1).scaleb(-digits), rounding):f}"
+    number = decimal.Context(prec=digits, rounding=rounding).create_decimal(number)
     return f"{float(number):.{digits - (form == 'e')}{form}}"
 
 

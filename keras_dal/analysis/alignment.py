@@ -1,5 +1,6 @@
 """The alignment condition as numbers: how much of the labels lies in the column space of the Jacobian."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decide
-from keras_dal.features.batches import KeptRows, checked_weight, feature_batches, first_inputs, precision
+from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decide, decisive_share
+from keras_dal.features.batches import KeptRows, checked_weight, feature_batches, first_inputs, in_one_array
+from keras_dal.features.precision import precision, spacing_of
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
 from keras_dal.solvers.jacobian import Products, jacobian
+from keras_dal.solvers.label_squares import centred_total, safe_mean
 from keras_dal.solvers.least_squares import StreamedQR, kernel_change, project_moments
 
 __all__ = ["AlignmentReport", "alignment", "alignment_from_moments", "kernel_change"]
@@ -80,7 +83,7 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
         return measure(structure, loss, rows, used, decide_separability)
 
 
-def alignment_from_moments(moments, num_samples, structure, loss):
+def alignment_from_moments(moments, num_samples, structure, loss, spacing=None):
     """Measure the alignment of a plain head from sums that were gathered elsewhere.
 
     Args:
@@ -89,9 +92,11 @@ def alignment_from_moments(moments, num_samples, structure, loss):
         num_samples: number of samples in the sums.
         structure: the `Structure` they come from.
         loss: the `losses.Loss` that made the targets Y.
+        spacing: at one, of the numbers that were summed up; by default those of the statistics of a training step.
 
     Returns:
-        An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound.
+        An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound. Its shares are not numbers
+        for the squared error of labels whose variation is lost beside their offset.
     """
     c = structure.num_outputs
     moments = np.asarray(moments, np.float64)
@@ -101,7 +106,12 @@ def alignment_from_moments(moments, num_samples, structure, loss):
         centring = np.eye(len(moments))
         centring[-c:, -c:] -= 1.0 / c
         moments = centring @ moments @ centring
-    projection = project_moments(moments, c, structure.use_bias, precision(_backend.statistics_dtype()))
+    spacing = precision(_backend.statistics_dtype()) if spacing is None else spacing
+    projection = project_moments(moments, c, structure.use_bias, spacing)
+    lost = (projection.squares.centred == 0) & (projection.squares.whole > 0)
+    if loss.quadratic and lost.any():  # constant or not: these sums do not tell
+        unknown = np.where(lost, np.nan, projection.residual)
+        projection = dataclasses.replace(projection, residual=unknown)
     return _report_projection(
         structure,
         projection,
@@ -139,34 +149,35 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, _seen(loss, loss.label_matrix(targets)), weight)
-    projection = qr.project(precision(features.dtype))
+    projection = qr.project(_spacing(structure, rows))
     theta = projection.coefficients.ravel()
     per_sample, _ = _residual_squares(head, loss, rows, used, theta)
-    verdict = decide(head, loss, rows, theta, projection.residual_share, decide_separability)
+    share = decisive_share(loss, projection.residual, projection.squares)
+    verdict = decide(head, loss, rows, theta, share, decide_separability)
     return _report_projection(
         structure,
         projection,
         qr.num_rows,
         verdict,
-        residual_share_per_sample=_share(per_sample, projection.total.sum()),
+        residual_share_per_sample=projection.squares.share(per_sample),
     )
 
 
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
-    dtype = next(iter(rows))[0].dtype
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
-    columns = jacobian(head, features, weights, loss.shift_invariant, precision=precision(dtype))
+    columns = jacobian(head, features, weights, loss.shift_invariant, precision=_spacing(structure, rows))
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
-    total = _total(structure, _seen(loss, matrix), weights)
-    shares = _shares(*_residual_squares(head, loss, rows, used, theta), total)
+    squares = centred_total(_seen(loss, matrix), weights, structure.use_bias)
+    per_sample, per_class = _residual_squares(head, loss, rows, used, theta)
+    share = decisive_share(loss, per_class, squares)
     spectrum = columns.with_constants()
     return _report(
         structure,
         len(features),
-        decide(head, loss, rows, theta, shares["residual_share"], decide_separability, columns),
-        **shares,
+        decide(head, loss, rows, theta, share, decide_separability, columns),
+        **_shares(per_sample, per_class, squares),
         rank=spectrum.rank,
         tolerance=columns.tolerance,
         singular_values=spectrum.singular_values,
@@ -178,13 +189,15 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
 
 def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     operator = tangent_operator(structure.model, x, "all", batch_size=batch_size)
+    y, sample_weight = in_one_array("labels", y), in_one_array("sample weights", sample_weight)
     targets = loss.targets([] if y is None else y, structure.num_outputs)
     mixed, targets = common_scale(loss.scales(targets)) is None, _seen(loss, loss.label_matrix(targets))
     weights = checked_weight(sample_weight, len(targets))
     weights = np.ones(len(targets)) if weights is None else weights
     if not weights.any():
         raise ValueError(f"Sample weights must not all be zero. Received: sample_weight={sample_weight}")
-    centred = targets - np.average(targets, axis=0, weights=weights) if structure.use_bias else targets
+    used, bias = weights > 0, _has_bias(operator, structure)
+    centred = targets - safe_mean(targets, weights) if bias else targets
     roots = np.sqrt(weights)[:, None]
 
     def mapped(rows):
@@ -197,15 +210,14 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
     residual = right - scaled @ direction
     rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, which is no more in Col J then
-    squares = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
-    shares = _shares(squares.sum(axis=1), squares.sum(axis=0), _total(structure, targets, weights))
+    left = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
+    squares = centred_total(targets[used], weights[used], bias)
+    share = decisive_share(loss, left.sum(axis=0), squares)
     return _report(
         structure,
-        int(np.sum(weights > 0)),
-        MIXED
-        if mixed
-        else by_residual(shares["residual_share"], "undecided", "LSQR, which bounds the alignment from below"),
-        **shares,
+        int(np.sum(used)),
+        MIXED if mixed else by_residual(share, "undecided", "LSQR, which bounds the alignment from below"),
+        **_shares(left.sum(axis=1), left.sum(axis=0), squares),
         num_parameters=operator.shape[1],
         lower_bound=True,
     )
@@ -246,10 +258,13 @@ def _seen(loss, targets):
     return targets - targets.mean(axis=1, keepdims=True) if loss.shift_invariant else targets
 
 
-def _total(structure, targets, weights):
-    """Return the squared norm of each column of the centred labels, `(C,)`."""
-    means = np.average(targets, axis=0, weights=weights) if structure.use_bias else 0.0
-    return weights @ (targets - means) ** 2
+def _spacing(structure, rows):
+    return spacing_of(structure, (features for features, _, _ in rows if len(features)))
+
+
+def _has_bias(operator, structure):
+    """Whether the constants that a head's bias adds are among what the operator's variables reach."""
+    return structure.use_bias and any(v is structure.linear_parameters[-1] for v in operator.variables)
 
 
 def _residual_squares(head, loss, rows, used, theta):
@@ -265,13 +280,9 @@ def _residual_squares(head, loss, rows, used, theta):
     return per_sample, per_class
 
 
-def _share(part, total):
-    return np.divide(part, total, out=np.zeros_like(part), where=np.asarray(total) > 0)
-
-
-def _shares(per_sample, per_class, total):
+def _shares(per_sample, per_class, squares):
     return {
-        "residual_share": min(float(_share(per_sample.sum(keepdims=True), total.sum())[0]), 1.0),
-        "residual_share_per_class": _share(per_class, total),
-        "residual_share_per_sample": _share(per_sample, total.sum()),
+        "residual_share": min(float(squares.share(per_sample.sum())), 1.0),
+        "residual_share_per_class": squares.share_per_class(per_class),
+        "residual_share_per_sample": squares.share(per_sample),
     }

@@ -11,6 +11,7 @@ ALWAYS = (
 )
 RANK = "the rank is a decision about rounding: singular values up to the tolerance count as zero"
 CURVATURE = "the rate: the second derivative of this loss has no bound, so no step size is known to work"
+ROUNDED = "features finer than float32: these were rounded to it, and all numbers are of the rounded ones"
 MIXED = (
     "alignment: no multiple of these labels is optimal, as of mixed ones, so their share proves nothing about the loss"
 )
@@ -25,6 +26,11 @@ _NOISE = (
 )
 
 
+def _is_noisy(layer):
+    rates = (getattr(layer, name, 0) for name in ("dropout", "recurrent_dropout"))  # of recurrent and attention layers
+    return isinstance(layer, _NOISE) or any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+
+
 def _augments(layer):
     name = type(layer).__name__
     return name.startswith("Random") or name in ("RandAugment", "AugMix", "MixUp", "CutMix")
@@ -33,7 +39,7 @@ def _augments(layer):
 def of_training(structure, penalty):
     """Yield what this model does in training and the certificate does not speak about."""
     layers = list(_keras.sublayers(structure.model))
-    noisy = [layer.name for layer in layers if isinstance(layer, _NOISE)]
+    noisy = [layer.name for layer in layers if _is_noisy(layer)]
     if noisy:
         yield f"dropout or noise left on while theta_S is trained: {', '.join(noisy)}"
     augmenting = [layer.name for layer in layers if _augments(layer)]

@@ -9,15 +9,17 @@ import numpy as np
 
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.descent_bound import Objective, l2_factors
-from keras_dal.analysis.separability import ALIGNED, NEITHER, OUT_OF_TIME
-from keras_dal.features.batches import feature_batches, first_inputs, precision
+from keras_dal.analysis.separability import ALIGNED, NEITHER, OUT_OF_TIME, decisive_share
+from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.precision import precision, spacing_of
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
+from keras_dal.solvers.label_squares import centred_total
 from keras_dal.tables import as_html, as_text, at_least, at_most
 
-_ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something
+_ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,22 +148,24 @@ class Certificate:
         return "Certificate", f"{self.verdict}: {self.decided_by}"
 
     def _rows(self):
-        share = "" if self.exact else "at least "
+        share, left = f"{self.alignment:.8g}", f"{self.residual_share:.2e}"
+        if not self.exact:
+            share, left = f"at least {at_least(self.alignment, 8)}", f"at most {at_most(self.residual_share, 3, 'e')}"
         rank = "not decided" if self.rank is None else f"{self.rank} of {self.full_rank}"
         yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
         yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
         low, high = self.infimum
-        known = f"{low:.6g}" if low == high or high - low <= _ABOVE else None
+        known = f"{low:.6g}" if f"{low:.6g}" == f"{high:.6g}" else None
         yield "infimum of the loss", known or f"between {at_least(low, 6)} and {at_most(high, 6)}"
         yield "least loss of any model", f"{self.floor:.6g}" if self.floor else None
         yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
         yield "parameters in theta_S", f"{self.num_parameters}"
         yield "rank of J_S", f"{rank} ({self.method})"
-        yield "alignment", f"{share}{self.alignment:.8g} (residual share {self.residual_share:.2e})"
+        yield "alignment", f"{share} (residual share {left})"
         yield "smallest margin", None if self.margin is None else f"at least {at_least(self.margin, 4)} at the witness"
         yield "norm of the witness", f"{self.witness_norm:.4g}"
         if self.beta is not None:
-            yield "smoothness beta, step", f"{self.beta:.4g}, {self.step:.4g}"
+            yield "smoothness beta, step", f"{at_most(self.beta, 4)}, {at_least(self.step, 4)}"
             bounds = (f"{at_most(self.bound(t), 4)} after {t:,}" for t in (100, 10_000, 1_000_000))
             yield "objective at most", ", ".join(bounds) + " steps of gradient descent"
         for sentence in self.not_covered:
@@ -218,20 +222,22 @@ def certify(
     if labels is None:
         raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     targets = resolved.targets(labels, structure.num_outputs)
-    return certify_structure(structure, features, targets, resolved, structure.theta(), weights, max_jacobian_bytes)
+    penalty, now = l2_factors(structure.linear_parameters), (structure.theta(), weights)
+    arguments = features, targets, resolved, *now, max_jacobian_bytes, spacing_of(structure, [features])
+    return certify_structure(structure, structure.head(), penalty, *arguments)
 
 
-def certify_structure(structure, features, targets, loss, theta, weights=None, max_bytes=2**28, spacing=None):
+def certify_structure(structure, head, penalty, features, targets, loss, theta, weights, max_bytes, spacing):
     """Certify the head of a model on cached features, with its L2 penalty and with what the model does in training.
 
     Args:
         structure: a `Structure`.
+        head: its head, with the gates that go with the features.
+        penalty: from `l2_factors`.
         features, targets, loss, theta, weights, max_bytes, spacing: as for `certify_head`.
     """
-    penalty = l2_factors(structure.linear_parameters)
     factors = 0.0 if penalty is None else penalty
-    arguments = features, targets, loss, theta, weights, factors, max_bytes, spacing
-    certificate = certify_head(structure.head(), *arguments)
+    certificate = certify_head(head, features, targets, loss, theta, weights, factors, max_bytes, spacing)
     open_points = (*certificate.not_covered, *assumptions.of_training(structure, penalty))
     beta = None if penalty is None else certificate.beta
     if certificate.beta is None:
@@ -267,12 +273,13 @@ def certify_head(
     jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, spacing)
     objective, matrix = Objective(jac, loss, targets, weights, penalty), loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
-    witnessed = _residual_share(jac, matrix, weights, jac.logits(v))
-    share = _residual_share(jac, matrix, weights, jac.project(matrix)) if jac.factorized else witnessed
+    squares = centred_total(jac.seen(matrix), weights, head.use_bias)
+    left = [weights @ jac.seen(matrix - reached) ** 2 for reached in _reached(jac, matrix, v)]
     if scale is not None and np.isfinite(scale):
         v = scale * v
     found = _enclosure(objective, v, theta)
-    verdict, decided_by = _verdict(found, share, witnessed, jac, scale, objective.floor)
+    share, witnessed = (decisive_share(loss, each, squares) for each in left)
+    verdict, decided_by = _verdict(found, share, witnessed, objective, scale)
     beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
@@ -288,7 +295,7 @@ def certify_head(
         tolerance=jac.tolerance,
         method=jac.method,
         exact=jac.factorized,
-        residual_share=share,
+        residual_share=float(squares.share(left[0].sum())),
         verdict=verdict,
         decided_by=decided_by,
         infimum=(found.lower, found.upper),
@@ -302,12 +309,10 @@ def certify_head(
     )
 
 
-def _residual_share(jac, targets, weights, reached):
-    """Return `||Y_l - reached||^2 / ||Y_l - mean||^2`; the mean is removed only where a bias makes it free."""
-    residual, seen = jac.seen(targets - reached), jac.seen(targets)
-    centered = seen - np.average(seen, axis=0, weights=weights) * jac.head.use_bias
-    left, total, everything = (float(np.sum(weights[:, None] * part**2)) for part in (residual, centered, seen))
-    return left / (total if total > 1e-20 * everything else max(everything, 1e-300))
+def _reached(jac, matrix, v):
+    """Return what of Y_l the columns that count reach, where that is known, and what v does."""
+    witnessed = jac.logits(v)
+    return jac.project(matrix) if jac.factorized else witnessed, witnessed
 
 
 def _enclosure(objective, v, theta):
@@ -323,10 +328,11 @@ def _enclosure(objective, v, theta):
     return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
 
 
-def _verdict(found, share, witnessed, jac, scale, floor):
+def _verdict(found, share, witnessed, objective, scale):
     """Return the verdict and what decides it; `scale` is the factor of Y_l that is optimal, infinite if hard."""
+    floor = objective.floor
     if scale is None:
-        if found.lower > floor + _ABOVE:
+        if found.lower > floor + _ABOVE * np.mean(objective.weights):
             least = at_least(found.lower, 6)
             return "not aligned", f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
         return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
@@ -337,7 +343,7 @@ def _verdict(found, share, witnessed, jac, scale, floor):
     if found.margin is not None and found.margin > 0:
         least = at_least(found.margin, 3, "e")
         return "separable", f"parameters with a smallest margin of at least {least}, rounding counted"
-    if np.isfinite(scale) and jac.factorized:
+    if np.isfinite(scale) and objective.jacobian.factorized:
         return "not aligned", f"least squares leaves a residual share of {share:.2e}"
     if found.lower > floor:
         least = at_least(found.lower, 3)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_dal.tables import as_html
+from keras_dal.tables import as_html, at_least
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,10 @@ class AlignmentReport:
         """Return alignment, rank and verdict in one line."""
         most = min(self.num_samples * self.num_outputs, self.num_parameters)
         rank = "rank not decided" if self.rank is None else f"rank {self.rank:,} of {most:,} at {self.tolerance:.0e}"
-        return f"alignment {'at least ' * self.lower_bound}{self.alignment:.6f}, {rank}, {self.verdict}"
+        return f"alignment {self._shown()}, {rank}, {self.verdict}"
+
+    def _shown(self):
+        return f"at least {at_least(self.alignment, 6, 'f')}" if self.lower_bound else f"{self.alignment:.6f}"
 
     def _repr_html_(self):
         return as_html(
@@ -63,7 +66,7 @@ class AlignmentReport:
                 ("parameters", f"{self.num_parameters:,}"),
                 (self.verdict, self.decided_by),
             ],
-            ("alignment", f"{'at least ' * self.lower_bound}{self.alignment:.6f}"),
+            ("alignment", self._shown()),
         )
 
     def __str__(self):

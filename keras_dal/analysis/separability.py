@@ -38,6 +38,17 @@ def by_residual(share, otherwise, reason):
     return Verdict(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
+def decisive_share(loss, residual, squares):
+    """Return the residual share that decides: of classes together, of outputs in units of their own the largest.
+
+    Args:
+        loss: a `losses.Loss`.
+        residual: squares of what is left of each output, `(C,)`.
+        squares: the `LabelSquares`.
+    """
+    return float(squares.share_per_class(residual).max() if loss.quadratic else squares.share(residual.sum()))
+
+
 def decide(head, loss, rows, theta, share, decide_separability, columns=None):
     """Return the `Verdict` for a head.
 
@@ -46,7 +57,7 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None):
         loss: a `losses.Loss`.
         rows: an iterable of features, targets and weights, batch by batch.
         theta: least-squares solution, the first candidate for a witness.
-        share: its residual share.
+        share: its residual share, as `decisive_share` returns it.
         decide_separability: whether a solver is run where least squares are no witness.
         columns: the `Jacobian`, where there is one already.
     """
@@ -54,7 +65,9 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None):
     if scale is None:
         return MIXED
     if np.isfinite(scale):
-        return by_residual(share, "not aligned", "least squares")
+        exact = columns is None or columns.factorized
+        reason = "least squares" if exact else f"{columns.method}, which bounds the alignment from below"
+        return by_residual(share, "not aligned" if exact else "undecided", reason)
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
         for features, targets, _ in rows

@@ -13,20 +13,21 @@ import keras
 import numpy as np
 from scipy import optimize
 
-from keras_dal.analysis.separability import ALIGNED
-from keras_dal.features.batches import first_inputs, precision
+from keras_dal.analysis.samples_fitted import samples_fitted
+from keras_dal.analysis.separability import ALIGNED, decisive_share
+from keras_dal.features.batches import first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.heads import DenseHead, MixtureHead, SumHead
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import enclose_infimum, largest_loss, smallest_margin
 from keras_dal.solvers.jacobian import jacobian
-from keras_dal.solvers.least_squares import StreamedQR
+from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.nested_least_squares import NestedColumns
-from keras_dal.tables import as_html, as_text
+from keras_dal.tables import as_html, as_text, at_least, at_most
 
-_EPS = float(np.finfo(np.float64).eps)
 _SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
 _SHARE = 4  # of the samples, as columns, where the default widths end otherwise
 _COLUMNS = 4_096  # the same, whatever the number of samples: n p^2 products are made
@@ -83,7 +84,8 @@ class WidthCurve:
     def _rows(self):
         values = (self.residual_share, self.residual_share_spread, self.infimum, self.rank, self.bytes)
         for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
-            between = f"{high:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+            one = f"{low:.4g}" == f"{high:.4g}"
+            between = f"{high:.4g}" if one else f"{at_least(low, 4)} to {at_most(high, 4)}"
             yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
         reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
         yield "settled", reached
@@ -143,20 +145,16 @@ def width_curve(
         )
     loss = loss_of(model, structure.activation, loss)
     data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes).weighted()
-    if data.labels is None:
-        raise ValueError(f"The curve needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
-    targets = loss.targets(data.labels, structure.num_outputs)
-    spacing = precision(structure.layer.compute_dtype)
-    problem = _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, spacing)
+    problem = _problem(structure, loss, data, max_bytes, x)
     widths = _checked(widths, draws, problem)
     found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
     shares = np.array([[point.share for point in points] for points in found])
+    decisive = np.max([[point.decisive for point in points] for points in found], axis=0)
     infimum = _infimum(problem, widths, found[0], seed)
-    floor = problem.floor
     gained = (
         width
-        for width, most, (_, upper) in zip(widths, shares.max(axis=0), infimum, strict=True)
-        if (most <= ALIGNED and problem.share_tells) or upper <= floor
+        for width, most, (_, upper) in zip(widths, decisive, infimum, strict=True)
+        if (most <= ALIGNED and problem.share_tells) or upper <= problem.floor
     )
     return WidthCurve(
         widths=widths,
@@ -166,8 +164,8 @@ def width_curve(
         rank=tuple(point.rank * structure.num_outputs for point in found[0]),
         bytes=tuple(4 * problem.num_variables(width) for width in widths),
         settled=next(gained, None),
-        samples_fitted=_samples_fitted(problem, seed),
-        num_samples=len(targets),
+        samples_fitted=problem.samples_fitted(seed),
+        num_samples=len(data),
         num_features=structure.num_features,
         num_outputs=structure.num_outputs,
         loss_name=loss.name,
@@ -176,10 +174,11 @@ def width_curve(
 
 
 class _Point(NamedTuple):
-    """One width of one draw: rank of the columns, residual share, and bounds of the infimum from the fit alone."""
+    """One width of one draw: rank, residual share and the one that decides, and bounds of the infimum from the fit."""
 
     rank: int
     share: float
+    decisive: float
     lower: float
     upper: float
 
@@ -193,9 +192,7 @@ class _Problem:
         self.loss, self.use_bias, self.max_bytes = loss, use_bias, max_bytes
         matrix = loss.label_matrix(targets)
         self.labels = matrix - matrix.mean(axis=1, keepdims=True) * loss.shift_invariant
-        means = np.average(self.labels, axis=0, weights=weights) * use_bias
-        total, everything = (weights @ np.sum(part**2, axis=1) for part in (self.labels - means, self.labels))
-        self.total = float(total) if total > _EPS * everything else 0.0  # of equal labels only rounding is left
+        self.squares = centred_total(self.labels, weights, use_bias)
         self.hard, self.share_tells = loss.are_hard(targets), common_scale(loss.scales(targets)) is not None
         self.floor = float(np.mean(weights * loss.infimum(targets)))
 
@@ -211,8 +208,13 @@ class _Problem:
         gated = 2 * m + width * (m + 1) * (outputs + 1) if width else 0  # mean, scale, gates and maps
         return (m + self.use_bias) * outputs + gated
 
-    def share(self, residual):
-        return min(1.0, residual / self.total) if self.total > 0 else 0.0
+    def shares(self, residual):
+        """Return the residual share, and the one that decides, of residual squares `(C,)`."""
+        both = self.squares.share(residual.sum()), decisive_share(self.loss, residual, self.squares)
+        return tuple(min(1.0, float(share)) for share in both)
+
+    def samples_fitted(self, seed):
+        return samples_fitted(self.features, self.labels, self.loss, self.use_bias, self.precision, seed)
 
     def mixture(self, width, seed):
         """Return the gates that a `GatedBranch` of this width would have after `adapt`."""
@@ -238,6 +240,15 @@ class _Problem:
 
         bounds = (-np.log(_LARGEST_SCALE), np.log(_LARGEST_SCALE))
         return float(np.exp(optimize.minimize_scalar(mean_loss, bounds=bounds, method="bounded").x)) / size
+
+
+def _problem(structure, loss, data, max_bytes, x):
+    """Return the `_Problem` of cached features; raises a ValueError where there are no labels."""
+    if data.labels is None:
+        raise ValueError(f"The curve needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    targets = loss.targets(data.labels, structure.num_outputs)
+    spacing = spacing_of(structure, blocks_of(data.features))
+    return _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, spacing)
 
 
 def _checked(widths, draws, problem):
@@ -289,8 +300,10 @@ def _one_draw(problem, widths, seed, draw, verbose):
         before = width
         fit = columns.solve(problem.labels)
         bounds = problem.fit_bounds(fit) if draw == 0 else (problem.floor, np.inf)
-        share = min(problem.share(fit.residual), points[-1].share if points else 1.0)  # zero maps reach that too
-        points.append(_Point(fit.rank, share, *bounds))
+        shares = problem.shares(fit.residual)
+        if points:  # which zero maps reach too
+            shares = min(shares[0], points[-1].share), min(shares[1], points[-1].decisive)
+        points.append(_Point(fit.rank, *shares, *bounds))
         if verbose:
             print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
     return points
@@ -324,23 +337,3 @@ def _enclosed(problem, mixture, width):
         head, problem.features, problem.weights, problem.loss.shift_invariant, precision=problem.precision
     )
     return enclose_infimum(columns, problem.loss, problem.targets, problem.weights)
-
-
-def _samples_fitted(problem, seed):
-    """Return the largest number of samples, the first of a random order, whose labels are in the column space.
-
-    What is fitted by more samples is fitted by fewer, so that a bisection finds it.
-    """
-    order = np.random.default_rng(seed).permutation(len(problem.targets))
-
-    def are_fitted(count):
-        rows = order[:count]
-        qr = StreamedQR(problem.features.shape[1], problem.labels.shape[1], problem.use_bias)
-        qr.update(problem.features[rows], problem.labels[rows])
-        return qr.project(problem.precision).residual_share <= ALIGNED
-
-    fitted, beyond = 0, len(order) + 1
-    while beyond - fitted > 1:
-        middle = (fitted + beyond) // 2
-        fitted, beyond = (middle, beyond) if are_fitted(middle) else (fitted, middle)
-    return fitted

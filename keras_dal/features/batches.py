@@ -1,7 +1,6 @@
 """Features of a model, batch by batch, in inference mode."""
 
 import keras
-import ml_dtypes
 import numpy as np
 from keras import tree
 
@@ -53,8 +52,9 @@ def batches(x, y=None, sample_weight=None, batch_size=256):
             )
         for batch in _iterate(x):
             inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
-            yield inputs, *(None if part is None else to_numpy(part) for part in (labels, weight))
+            yield inputs, *(part if part is None else to_numpy(part) for part in _in_one(labels, weight))
         return
+    y, sample_weight = _in_one(y, sample_weight)
     parts = [part for part in (x, y, sample_weight) if part is not None]
     sizes = {np.shape(array)[:1] for array in tree.flatten(parts)}
     if len(sizes) != 1 or () in sizes:
@@ -74,9 +74,27 @@ def batches(x, y=None, sample_weight=None, batch_size=256):
         )
 
 
-def precision(dtype):
-    """Return the spacing of floating-point numbers at one, for the dtype of features."""
-    return float(ml_dtypes.finfo(dtype).eps)
+def in_one_array(name, part):
+    """Return the only array in labels or weights that Keras takes in a list or by the name of an output, or None.
+
+    Args:
+        name: what they are.
+        part: an array, a structure of one, or None.
+
+    Raises:
+        ValueError: several arrays.
+    """
+    arrays = tree.flatten(part)
+    if len(arrays) > 1 and any(np.ndim(array) for array in arrays):
+        raise ValueError(
+            f"The {name} must be one array, as the model has one output. Received: {len(arrays)} arrays of shapes "
+            f"{[np.shape(array) for array in arrays]}"
+        )
+    return arrays[0] if len(arrays) == 1 else part
+
+
+def _in_one(labels, weight):
+    return in_one_array("labels", labels), in_one_array("sample weights", weight)
 
 
 def are_arrays(x):

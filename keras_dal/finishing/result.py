@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
-from keras_dal.features.batches import precision
+from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.stopping import Ending
@@ -89,10 +89,10 @@ class Result:
     @functools.cached_property
     def certificate(self) -> Certificate:
         """The `Certificate` of the model at `point`, before any `rescale`, made at the first access."""
-        data = self._data
-        spacing = precision(self.structure.layer.compute_dtype)
-        arguments = data.features, data.targets[:], data.loss, self._theta, data.weights
-        return certify_structure(self.structure, *arguments, spacing=spacing)
+        data, spacing = self._data, spacing_of(self.structure, blocks_of(self._data.features))
+        arguments = data.features, data.targets[:], data.loss, self._theta, data.weights, 2**28, spacing
+        penalty = l2_factors(self.structure.linear_parameters)
+        return certify_structure(self.structure, self.structure.head(), penalty, *arguments)
 
     def choose(self, point: Point | int) -> "Result":
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.

@@ -1,5 +1,6 @@
 """J_S by its singular value decomposition: column space, least squares and ranks, by the rule of `least_squares`."""
 
+import copy
 import functools
 
 import numpy as np
@@ -8,7 +9,8 @@ from scipy import linalg
 from keras_dal.heads.norms import largest_singular_value, nonzero
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
-from keras_dal.solvers.least_squares import column_norms, rank_tolerance, safe_mean
+from keras_dal.solvers.label_squares import safe_mean
+from keras_dal.solvers.least_squares import column_norms, rank_tolerance
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -53,6 +55,12 @@ class FactorizedJacobian(Jacobian):
     def unweighted(self):
         """Return the same for samples of equal weight."""
         return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self._precision)
+
+    def in_unit(self, unit):
+        """Return the same for sample weights divided by a unit, with no other factorization."""
+        other, root = copy.copy(self), np.sqrt(unit)
+        other.roots, other._scale, other.sigma_max = self.roots / root, self._scale / root, self.sigma_max / root
+        return other
 
     def matrix(self, features):
         """Return the matrix `(n, rows, p)` on these features, every entry as float64 computes it."""
@@ -133,7 +141,8 @@ class FactorizedJacobian(Jacobian):
         return coefficients
 
     def project(self, targets):
-        return self.combine(self._counting(targets))
+        shift = safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias  # an offset would cost digits
+        return self.combine(self._counting(targets - shift)) + shift
 
     def solve(self, targets):
         theta = self.theta(self._counting(targets))

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal.heads.norms import largest_singular_value, nonzero, root_of_largest_eigenvalue
+from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
 _EPS = float(np.finfo(np.float64).eps)
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
@@ -25,7 +26,7 @@ class Projection:
     Attributes:
         coefficients: shape `(k, C)`, k = m + 1 with a bias, the bias last.
         residual: squared norm of what is left of each column of the labels, `(C,)`.
-        total: squared norm of each column of the centred labels, `(C,)`.
+        squares: the `LabelSquares` that it is compared with.
         rank: number of singular values above `tolerance` times the largest.
         tolerance: relative.
         singular_values: of the features, centred where there is a bias, and the column of ones, with columns of norm
@@ -36,7 +37,7 @@ class Projection:
 
     coefficients: np.ndarray
     residual: np.ndarray
-    total: np.ndarray
+    squares: LabelSquares
     rank: int
     tolerance: float
     singular_values: np.ndarray
@@ -44,12 +45,11 @@ class Projection:
 
     @property
     def residual_share(self):
-        total = self.total.sum()
-        return float(self.residual.sum() / total) if total > 0 else 0.0
+        return float(self.squares.share(self.residual.sum()))
 
     @property
     def residual_share_per_class(self):
-        return np.divide(self.residual, self.total, out=np.zeros_like(self.total), where=self.total > 0)
+        return self.squares.share_per_class(self.residual)
 
 
 class StreamedQR:
@@ -69,6 +69,7 @@ class StreamedQR:
         self.use_bias = use_bias
         self.num_rows = 0
         self.shift = np.zeros(num_features)  # what is subtracted from the features, where a bias undoes it
+        self.label_shift, self._squares = np.zeros(num_outputs), np.zeros(num_outputs)  # the same of the labels
         width = self.num_columns + num_outputs
         self._rows = np.zeros((max(_BLOCK_RATIO * width, 1024) + width, width), order="F")
         self._filled = 0
@@ -78,13 +79,13 @@ class StreamedQR:
         m = features.shape[1]
         start = 0
         if self.use_bias and not self.num_rows and len(features):
-            self.shift = safe_mean(features.astype(np.float64))
+            self.shift, self.label_shift = safe_mean(features.astype(np.float64)), safe_mean(targets, weights)
         while start < len(features):
             stop = start + min(len(features) - start, len(self._rows) - self._filled)
             block = self._rows[self._filled : self._filled + stop - start]
             block[:, :m] = features[start:stop] - self.shift
             block[:, m : self.num_columns] = 1.0
-            block[:, self.num_columns :] = targets[start:stop]
+            block[:, self.num_columns :] = targets[start:stop] - self.label_shift
             if weights is not None:
                 block *= np.sqrt(weights[start:stop, None])
             self._filled += stop - start
@@ -92,6 +93,7 @@ class StreamedQR:
             if self._filled == len(self._rows):
                 self._factorize()
         self.num_rows += len(features)
+        self._squares += np.sum(targets**2, axis=0) if weights is None else weights @ targets**2
 
     def _factorize(self):
         rows = self._rows if self._filled == len(self._rows) else np.asfortranarray(self._rows[: self._filled])
@@ -122,15 +124,11 @@ class StreamedQR:
         residual = np.sum((labels - left[:, :rank] @ seen) ** 2, axis=0)
         coefficients = (right[:rank].T / values[:rank]) @ seen / scale[:, None]
         if self.use_bias:
-            coefficients[-1] -= (means[:-1] + self.shift) @ coefficients[:-1]
+            coefficients[-1] += self.label_shift - (means[:-1] + self.shift) @ coefficients[:-1]
             columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
         sigma_max = largest_singular_value(columns, self.num_rows)
-        return Projection(coefficients, residual, _settled(total, labels), rank, tolerance, values, sigma_max)
-
-
-def safe_mean(columns, weights=None):
-    """Return means over axis 0, from the distances to the first row, so that a constant is its own mean exactly."""
-    return columns[0] + np.average(columns - columns[0], axis=0, weights=weights)
+        squares = LabelSquares.settled(total, self._squares)
+        return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max)
 
 
 def column_norms(matrix):
@@ -188,7 +186,7 @@ def project_moments(moments, num_outputs, use_bias, precision):
     return Projection(
         coefficients=coefficients,
         residual=np.clip(total - np.sum(seen**2, axis=0), 0.0, total),
-        total=np.where(total > k * precision * labels, total, 0.0),
+        squares=LabelSquares.settled(total, labels, k * precision),
         rank=rank,
         tolerance=tolerance,
         singular_values=values,
@@ -231,8 +229,3 @@ def _mean_along(ones, columns):
     square = ones @ ones
     first = ones @ columns / square
     return first + ones @ (columns - np.outer(ones, first)) / square
-
-
-def _settled(total, labels):
-    """Return centred squares with what is only rounding set to zero: the labels of a class without variation."""
-    return np.where(total > _EPS * np.sum(labels**2, axis=0), total, 0.0)

@@ -15,7 +15,8 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal.heads.norms import nonzero
-from keras_dal.solvers.least_squares import column_norms, rank_tolerance, safe_mean
+from keras_dal.solvers.label_squares import safe_mean
+from keras_dal.solvers.least_squares import column_norms, rank_tolerance
 
 _EPS = float(np.finfo(np.float64).eps)
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
@@ -32,14 +33,14 @@ class Solution:
         rank: number of singular values that count, the constant included.
         logits: `(n, C)`, those of the coefficients.
         errors: a bound of the rounding errors in them, `(n, C)`.
-        residual: weighted sum of squares of what the evaluated coefficients leave of the targets.
-        least: a lower bound of the same for all coefficients, 0 where directions were left out as rounding.
+        residual: weighted sums of squares of what the evaluated coefficients leave of the targets, `(C,)`.
+        least: a lower bound of their sum for all coefficients, 0 where directions were left out as rounding.
     """
 
     rank: int
     logits: np.ndarray
     errors: np.ndarray
-    residual: float
+    residual: np.ndarray
     least: float
 
 
@@ -103,7 +104,7 @@ class NestedColumns:
             rank=rank + self._constant,
             logits=columns @ theta / self._roots + means,
             errors=errors / self._roots + _EPS * np.abs(means),
-            residual=float(np.sum(residual**2)),
+            residual=np.sum(residual**2, axis=0),
             least=max(0.0, float(least)),
         )
 

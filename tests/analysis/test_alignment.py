@@ -234,7 +234,7 @@ def test_streamed_projection_equals_least_squares(n, m, c, batch, use_bias, seed
     assert projection.sigma_max == pytest.approx(values[0])
     np.testing.assert_allclose(columns @ projection.coefficients, columns @ solution, rtol=1e-6, atol=1e-6)
     mean = weights @ y / weights.sum() if use_bias else 0.0
-    np.testing.assert_allclose(projection.total, weights @ (y - mean) ** 2, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(projection.squares.centred, weights @ (y - mean) ** 2, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -270,6 +270,43 @@ def test_moments_in_float32_do_not_invent_directions():
     rows = np.column_stack([z, np.ones(500), generator.standard_normal((500, 2))]).astype("float32")
     projection = project_moments((rows.T @ rows).astype(np.float64), 2, True, np.finfo(np.float32).eps)
     assert projection.rank == 4
+
+
+def moments_of(y, num_features, dtype):
+    """Return sums in a dtype, the structure of a regressor, its loss, and the share of the labels by least squares."""
+    generator, n = np.random.default_rng(0), len(y)
+    x = generator.standard_normal((n, num_features))
+    rows = np.column_stack([x, np.ones(n), y]).astype(dtype)
+    structure = find_structure(keras.Sequential([keras.Input((num_features,)), layers.Dense(1)]))
+    columns, centred = np.column_stack([x, np.ones(n)]), y - y.mean()
+    residual = centred - columns @ linalg.lstsq(columns, centred)[0]
+    return (rows.T @ rows).astype(np.float64), structure, np.sum(residual**2) / np.sum(centred**2)
+
+
+def test_moments_that_have_lost_the_variation_of_labels_say_nothing():
+    y = 2000 + 0.5 * np.random.default_rng(1).standard_normal(200)
+    sums, structure, _ = moments_of(y, 6, "float32")
+    loss = resolve_loss(keras.losses.MeanSquaredError())
+    report = alignment_from_moments(sums, 200, structure, loss, spacing=2.0**-23)
+    assert np.isnan(report.alignment)
+    assert np.isnan(report.residual_share_per_class).all()
+
+
+def test_the_spacing_of_moments_comes_with_them():
+    y = 2000 + 0.5 * np.random.default_rng(1).standard_normal(200)
+    sums, structure, share = moments_of(y, 6, "float64")
+    loss = resolve_loss(keras.losses.MeanSquaredError())
+    report = alignment_from_moments(sums, 200, structure, loss, spacing=2.0**-52)
+    assert report.residual_share == pytest.approx(share, rel=1e-6)
+
+
+@pytest.mark.parametrize("parameters", ["head", "all"])
+def test_labels_may_come_by_the_name_of_an_output(parameters):
+    case = cases.CASES[0]
+    model, x, y, weights = case.build(), case.inputs(N), case.labels(N), np.linspace(1, 2, N)
+    named = alignment(model, x, {"out": y}, [weights], loss=case.loss, parameters=parameters)
+    plain = alignment(model, x, y, weights, loss=case.loss, parameters=parameters)
+    assert named.residual_share == plain.residual_share
 
 
 @pytest.mark.parametrize("size", [1e-7, 1.0])

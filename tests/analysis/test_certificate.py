@@ -8,7 +8,10 @@ import pytest
 from scipy import optimize, special
 
 from keras_dal import heads, losses
+from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate, certify, certify_head
+from keras_dal.analysis.width import width_curve
+from keras_dal.finishing.converge import converge
 from keras_dal.solvers.duality import Enclosure
 from keras_dal.solvers.jacobian import (
     DenseJacobian,
@@ -333,6 +336,32 @@ def test_weights_count_as_repeated_samples():
     assert weighted.infimum[1] == pytest.approx(ratio * copied.infimum[1], abs=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e6])
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_in_another_unit_change_no_verdict_and_scale_the_bounds(name, unit):
+    rng = np.random.default_rng(3)
+    z, y = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
+    head, loss, weights = heads.DenseHead(4, 3), LOSSES[name], rng.uniform(0.5, 2.0, 30)
+    separable, targets = np.argmax(z[:, :3], axis=1), loss.targets(y if name == "softmax" else np.eye(3)[y], 3)
+    plain, scaled = (certified(head, z, targets, loss, weights=factor * weights) for factor in (1.0, unit))
+    assert scaled.verdict == plain.verdict
+    assert np.divide(scaled.infimum, unit) == pytest.approx(plain.infimum, abs=4e-7)
+    assert scaled.infimum[1] <= scaled.infimum[0] * (1 + 1e-5)
+    if name == "softmax":
+        certificate = certified(head, z, np.eye(3)[separable], loss, weights=unit * weights)
+        assert (certificate.verdict, certificate.infimum) == ("separable", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_mixed_labels_are_decided_in_any_unit_of_the_weights(unit):
+    rng = np.random.default_rng(3)
+    z, q = rng.normal(size=(30, 2)), rng.dirichlet(np.ones(3), 30)
+    certificates = [
+        certified(heads.DenseHead(2, 3), z, q, LOSSES["softmax"], weights=np.full(30, factor)) for factor in (1.0, unit)
+    ]
+    assert [each.verdict for each in certificates] == ["not aligned"] * 2
+
+
 def test_json_round_trip_and_table():
     head, z, targets, loss = make_problem(11)
     certificate = certified(head, z, targets, loss)
@@ -384,6 +413,41 @@ def test_what_the_objective_leaves_out_is_said():
     assert any("loss_weights" in sentence for sentence in said)
     model.compile("sgd", loss)
     assert not any("loss_weights" in sentence for sentence in certify(model, x, y).not_covered)
+
+
+def test_dropout_inside_recurrent_layers_is_not_covered():
+    x, y = np.random.default_rng(0).normal(size=(10, 3, 2)), np.zeros(10, int)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for rates, is_said in (({}, False), ({"dropout": 0.2}, True), ({"recurrent_dropout": 0.2}, True)):
+        model = keras.Sequential(
+            [keras.Input((3, 2)), keras.layers.LSTM(4, name="memory", **rates), keras.layers.Dense(2)]
+        )
+        said = [each for each in certify(model, x, y, loss=loss).not_covered if "dropout" in each]
+        assert bool(said) == is_said
+        assert all("memory" in each for each in said)
+
+
+def test_features_of_half_precision_keep_its_spacing_in_a_head_that_casts_them():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)).astype("float32"), rng.integers(0, 3, 60)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for policy, spacing in (("mixed_float16", 2.0**-10), ("mixed_bfloat16", 2.0**-7), ("float32", 2.0**-23)):
+        keras.utils.set_random_seed(0)
+        body = keras.layers.Dense(12, dtype=policy)
+        model = keras.Sequential([keras.Input((4,)), body, keras.layers.Dense(3, dtype="float32")])
+        certificate, report = certify(model, x, y, loss=loss), alignment(model, x, y, loss=loss)
+        result = converge(model, x, y, loss=loss, gated=False, ridge=0.1, verbose=0)
+        curve = width_curve(model, x, y, loss=loss, widths=[0], draws=1, verbose=0)
+        assert certificate.tolerance == report.tolerance == result.certificate.tolerance
+        assert certificate.tolerance == pytest.approx(spacing * np.sqrt(13), rel=1e-6)
+        assert (report.rank, certificate.rank, curve.rank) == (3 * 5, 2 * 5, (3 * 5,))  # 4 inputs and a constant
+
+
+def test_whole_numbers_in_a_model_of_float32_are_exact():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    x, y = np.array([[1.0, 0], [0, 1], [1, 1], [2, 1]]), np.array([0, 1, 0, 1])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert certify(model, x, y, loss=loss).tolerance < 1e-6
 
 
 def test_certify_adds_an_l2_penalty_to_the_objective():

@@ -17,7 +17,7 @@ from keras_dal.heads.norms import largest_singular_value
 from keras_dal.solvers import duality
 from keras_dal.solvers.exact_dual import rank_modulo, residues_modulo
 from keras_dal.solvers.jacobian import FactorizedJacobian
-from keras_dal.solvers.least_squares import safe_mean
+from keras_dal.solvers.label_squares import safe_mean
 
 EXAMPLES = int(os.environ.get("KERAS_DAL_EXAMPLES", "250"))
 SOFTMAX, SIGMOID = losses.SoftmaxCrossEntropy(), losses.SigmoidCrossEntropy()

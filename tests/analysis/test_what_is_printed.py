@@ -1,5 +1,6 @@
 """What is called proved, where rounding, units or weights could have made it false."""
 
+import dataclasses
 import re
 import tracemalloc
 
@@ -9,6 +10,8 @@ import pytest
 from keras import layers
 
 import keras_dal
+from keras_dal.analysis.reports import AlignmentReport
+from keras_dal.analysis.width import WidthCurve
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing import problem
 from keras_dal.finishing.result import _Data, _least_margin
@@ -100,7 +103,7 @@ def test_margins_count_what_rounding_may_have_done():
     features, targets = np.concatenate([x, 3 * x]), SigmoidCrossEntropy().targets(np.array([[1.0], [0.0]]), 1)
     kernel = np.array([2.0**30, 1.0, -(2.0**30), 1.0])  # f(x) = -71, so that the first sample is wrong
     plain = DenseHead(4, 1, use_bias=False)
-    data = _Data(*[None] * 18, proved=False, max_bytes=0)._replace(
+    data = _Data(**dict.fromkeys(_Data._fields))._replace(
         head=plain, loss=SigmoidCrossEntropy(), features=features, targets=targets
     )
     for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
@@ -129,6 +132,35 @@ def test_printed_bounds_are_rounded_outwards():
     assert float(least) <= -(5 / 6) * np.log(5 / 6) - np.log(1 / 6) / 6
     assert (at_most(0.4505, 3), at_least(0.4505, 3)) == ("0.451", "0.45")
     assert (at_most(1.49e-6, 2, "e"), at_least(-0.123, 2)) == ("1.5e-06", "-0.13")
+
+
+def test_a_bound_of_an_alignment_below_one_is_not_printed_as_one():
+    fields = {"num_samples": 4, "num_features": 2, "num_outputs": 1, "num_parameters": 3, "decided_by": "LSQR"}
+    report = AlignmentReport(4e-7, np.array([4e-7]), verdict="undecided", lower_bound=True, **fields)
+    assert "at least 0.999999," in report.summary()
+    assert "at least 0.999999<" in report._repr_html_()
+    assert (at_least(0.99, 6, "f"), at_most(0.1234561, 6, "f")) == ("0.990000", "0.123457")
+
+
+def test_bounds_of_the_curvature_and_the_step_are_bounds_as_printed():
+    generator = np.random.default_rng(0)
+    for seed in range(5):
+        x, y = generator.standard_normal((20, 2)), generator.integers(0, 2, 20)
+        certificate = keras_dal.certify(head(2, 2, CLASSES, kernel_initializer="zeros"), (seed + 1) * x, y)
+        beta, step = (float(part) for part in re.findall(r"beta, step +(\S+), (\S+)", str(certificate))[0])
+        assert beta >= certificate.beta
+        assert step <= certificate.step
+
+
+def test_one_number_stands_for_two_bounds_only_where_it_is_both():
+    certificate = keras_dal.certify(head(1, 2, CLASSES), np.ones((6, 1)), np.array([0, 0, 0, 0, 0, 1]))
+    close = dataclasses.replace(certificate, infimum=(4.0e-8, 4.4e-8))
+    assert "between 4e-08 and 4.4e-08" in str(close)
+    assert re.search("infimum of the loss +0.5\n", str(dataclasses.replace(certificate, infimum=(0.5, 0.5 + 1e-9))))
+    fields = {"widths": (0,), "residual_share": (0.5,), "residual_share_spread": (0.0,), "rank": (2,), "bytes": (8,)}
+    counts = {"samples_fitted": 1, "num_samples": 6, "num_features": 1, "num_outputs": 2, "draws": 1}
+    curve = WidthCurve(infimum=((0.45005, 0.45016),), settled=None, loss_name="", **fields, **counts)
+    assert "0.45 to 0.4502," in str(curve)
 
 
 def test_offsets_of_targets_leave_the_least_residual_a_lower_bound():

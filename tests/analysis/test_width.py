@@ -261,7 +261,7 @@ def test_ranks_of_a_spectrum_without_a_gap_follow_the_rule_and_shares_never_flat
         vectors, values, _ = linalg.svd(matrix[:, :stop], full_matrices=False)
         assert fit.rank == np.sum(values > 2.0**-23 * np.sqrt(stop) * values[0])
         everything = np.sum(targets**2) - np.sum((vectors.T @ targets) ** 2)
-        assert fit.least * (1 - 1e-12) <= everything <= fit.residual * (1 + 1e-12)
+        assert fit.least * (1 - 1e-12) <= everything <= fit.residual.sum() * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_dal.features import batches as features_module
+from keras_dal.features import precision as precision_module
 from keras_dal.features import tracing
-from keras_dal.features.batches import batches, feature_batches, first_inputs, precision
+from keras_dal.features.batches import batches, feature_batches, first_inputs
+from keras_dal.features.precision import precision
 from keras_dal.features.store import KeptRows
 from keras_dal.models.structure import find_structure
 
@@ -94,6 +95,23 @@ def test_bad_data(structure, make, pattern):
     assert "Received: " in str(error.value)
 
 
+@pytest.mark.parametrize("wrapped", [lambda part: [part], lambda part: {"out": part}], ids=["list", "dict"])
+def test_labels_and_weights_of_one_output_may_be_wrapped(structure, wrapped):
+    x, y, weight = CASE.inputs(N), CASE.labels(N), np.linspace(0, 1, N)
+    dataset = [(x[:5], wrapped(y[:5]), wrapped(weight[:5])), (x[5:], wrapped(y[5:]), wrapped(weight[5:]))]
+    for data in ((x, wrapped(y), wrapped(weight)), (dataset,)):
+        _, labels, weights = zip(*feature_batches(structure, *data), strict=True)
+        np.testing.assert_array_equal(np.concatenate(labels), y)
+        np.testing.assert_array_equal(np.concatenate(weights), weight)
+
+
+def test_labels_of_several_outputs_are_refused(structure):
+    x, y = CASE.inputs(N), CASE.labels(N)
+    for data in ((x, [y, y]), ([(x, {"a": y, "b": y})],)):
+        with pytest.raises(ValueError, match=r"labels must be one array.*Received: 2 arrays of shapes \[\(11,\)"):
+            list(feature_batches(structure, *data))
+
+
 def test_first_inputs_uses_nothing_up():
     x = CASE.inputs(6)
     assert first_inputs(x) is x
@@ -119,7 +137,7 @@ def test_kept_rows_come_back(max_bytes):
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float64", 52), ("float32", 23), ("float16", 10), ("bfloat16", 7)])
 def test_precision(dtype, bits):
-    assert precision(np.dtype(getattr(features_module.ml_dtypes, dtype, dtype))) == 2.0**-bits
+    assert precision(np.dtype(getattr(precision_module.ml_dtypes, dtype, dtype))) == 2.0**-bits
 
 
 def test_the_features_of_a_structure_are_compiled_once(structure, monkeypatch):

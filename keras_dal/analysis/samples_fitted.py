@@ -1,0 +1,35 @@
+"""How many samples a plain head can have aligned at once."""
+
+import numpy as np
+
+from keras_dal.analysis.separability import ALIGNED, decisive_share
+from keras_dal.solvers.least_squares import StreamedQR
+
+
+def samples_fitted(features, labels, loss, use_bias, spacing, seed):
+    """Return the largest number of samples, the first of a random order, whose labels are in the column space.
+
+    What is fitted by more samples is fitted by fewer, so that a bisection finds it.
+
+    Args:
+        features: `(n, m)`.
+        labels: Y_l as the loss sees them, `(n, C)`.
+        loss: a `losses.Loss`.
+        use_bias: whether the head has one.
+        spacing: of floating-point numbers at one where the features were computed.
+        seed: of the order.
+    """
+    order = np.random.default_rng(seed).permutation(len(features))
+
+    def are_fitted(count):
+        rows = order[:count]
+        qr = StreamedQR(features.shape[1], labels.shape[1], use_bias)
+        qr.update(features[rows], labels[rows])
+        projection = qr.project(spacing)
+        return decisive_share(loss, projection.residual, projection.squares) <= ALIGNED
+
+    fitted, beyond = 0, len(order) + 1
+    while beyond - fitted > 1:
+        middle = (fitted + beyond) // 2
+        fitted, beyond = (middle, beyond) if are_fitted(middle) else (fitted, middle)
+    return fitted
