@@ -41,6 +41,12 @@ def at_least(bound: float, digits: int, form: str = "g") -> str:
     return _rounded(bound, digits, form, decimal.ROUND_FLOOR)
 
 
+def one_number(lower: float, upper: float, digits: int) -> str | None:
+    """Return what both bounds round to in so many digits, or None."""
+    low, high = f"{lower:.{digits}g}", f"{upper:.{digits}g}"
+    return high if low == high else None
+
+
 def _rounded(bound, digits, form, rounding):
     number = decimal.Decimal(repr(float(bound)))
     if form == "f":

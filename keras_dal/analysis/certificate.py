@@ -17,7 +17,7 @@ from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
-from keras_dal.tables import as_html, as_text, at_least, at_most
+from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
 
@@ -155,8 +155,8 @@ class Certificate:
         yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
         yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
         low, high = self.infimum
-        known = f"{low:.6g}" if f"{low:.6g}" == f"{high:.6g}" else None
-        yield "infimum of the loss", known or f"between {at_least(low, 6)} and {at_most(high, 6)}"
+        between = f"between {at_least(low, 6)} and {at_most(high, 6)}"
+        yield "infimum of the loss", one_number(low, high, 6) or between
         yield "least loss of any model", f"{self.floor:.6g}" if self.floor else None
         yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
         yield "parameters in theta_S", f"{self.num_parameters}"
@@ -222,9 +222,8 @@ def certify(
     if labels is None:
         raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     targets = resolved.targets(labels, structure.num_outputs)
-    penalty, now = l2_factors(structure.linear_parameters), (structure.theta(), weights)
-    arguments = features, targets, resolved, *now, max_jacobian_bytes, spacing_of(structure, [features])
-    return certify_structure(structure, structure.head(), penalty, *arguments)
+    now = structure, structure.head(), l2_factors(structure.linear_parameters), features, targets, resolved
+    return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, spacing_of(structure, [features]))
 
 
 def certify_structure(structure, head, penalty, features, targets, loss, theta, weights, max_bytes, spacing):

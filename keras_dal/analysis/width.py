@@ -26,7 +26,7 @@ from keras_dal.solvers.duality import enclose_infimum, largest_loss, smallest_ma
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.nested_least_squares import NestedColumns
-from keras_dal.tables import as_html, as_text, at_least, at_most
+from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
 _SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
 _SHARE = 4  # of the samples, as columns, where the default widths end otherwise
@@ -84,8 +84,7 @@ class WidthCurve:
     def _rows(self):
         values = (self.residual_share, self.residual_share_spread, self.infimum, self.rank, self.bytes)
         for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
-            one = f"{low:.4g}" == f"{high:.4g}"
-            between = f"{high:.4g}" if one else f"{at_least(low, 4)} to {at_most(high, 4)}"
+            between = one_number(low, high, 4) or f"{at_least(low, 4)} to {at_most(high, 4)}"
             yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
         reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
         yield "settled", reached
