@@ -140,7 +140,7 @@ def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
     if gated is True and plain:
         tasks.append(add_gates(task))
     if not separable:
-        tasks[-1].minimize(RIDGES if ridge is None else [ridge], tol)
+        tasks[-1].minimize(_in_unit(task, RIDGES) if ridge is None else [ridge], tol)
         return
     more_follows = gated is False or (gated == "auto" and plain)
     task.path.begin(patient=not more_follows)  # trying the own head takes few steps
@@ -157,7 +157,12 @@ def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
             f"Raise max_bytes, or pass fewer samples. Received: {_size(task)}, {max_bytes=:,}",
             stacklevel=3,
         )
-    task.minimize(FEW_RIDGES, tol)
+    task.minimize(_in_unit(task, FEW_RIDGES), tol)
+
+
+def _in_unit(task, ridges):
+    """Return weights of the change for a loss in the unit of the sample weights."""
+    return [task.unit * ridge for ridge in ridges]
 
 
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):
@@ -194,7 +199,6 @@ def _with_gated_head(task, inputs, verbose):
     model = task.structure.model
     copy = add_gated_head(model, few, num_samples=len(task.train), seed=0, verbose=bool(verbose))
     structure = find_structure(copy, few)
-    structure.layer.adapt(task.train.features)
     return task.with_head(structure)
 
 

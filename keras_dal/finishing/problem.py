@@ -32,7 +32,9 @@ _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which t
 
 
 class Task:
-    """A head, the samples it is to fit and the anchors it is to leave alone. Gates that still move are frozen.
+    """A head, the samples it is to fit and the anchors it is to leave alone.
+
+    Gates that still move are frozen, and those of a branch that computes nothing yet are first adapted to the features.
 
     Args:
         structure: the `Structure` of the model.
@@ -60,6 +62,8 @@ class Task:
         self.seen_targets = None if unseen else loss.targets(validation.labels, structure.num_outputs)
         self.floor = float(np.mean(train.weights * loss.infimum(self.targets)))
         for layer in structure.gated_layers:
+            if layer is structure.output_layer and layer.is_zero:
+                layer.adapt(train.features)
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
         self.max_bytes, self.proved = max_bytes, False
@@ -112,7 +116,7 @@ class Task:
             self.path.add(self.unchanged())
             return True
         finished = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, part=1)
-        step, point, _ = self._minimize(finished, _NEARLY, unit=np.mean(self.train.weights))
+        step, point, _ = self._minimize(finished, _NEARLY, unit=self.unit)
         solver = Interpolation(self.samples.part(0), self._still.part(0), self.max_bytes)
         reason = f"{_ROUNDS} rounds left some"
         logits = step.logits
@@ -164,9 +168,14 @@ class Task:
         return float(self._even_weights @ criterion.values(logits[: len(self.train)])) / len(self.train)
 
     @property
+    def unit(self):
+        """Mean of the sample weights, the unit of the loss."""
+        return float(np.mean(self.train.weights))
+
+    @property
     def _even_weights(self):
         """Sample weights of mean one: which samples are separated, and how, is no question of their unit."""
-        return self.train.weights / np.mean(self.train.weights)
+        return self.train.weights / self.unit
 
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""
@@ -217,7 +226,12 @@ class Task:
         return step, point
 
     def minimize(self, ridges, tol):
-        """Minimize the loss itself, for falling weights of the change, until it is at most tol above its floor."""
+        """Minimize the loss itself, for falling weights of the change, until it is at most tol above its floor.
+
+        Args:
+            ridges: the weights, in the unit of the loss.
+            tol: the same.
+        """
         phi = problem = ending = None
         for ridge in ridges:
             problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)

@@ -19,10 +19,10 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     """Solve for the linear parameters of a model on cached features, and write them into the model.
 
     A plain head minimizes `loss + 0.01 * change`, which has one minimum; how far it may still be is computed in
-    float64. The change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates
-    in which it is about the same and that leave no direction free (see `Whitening`). With a gated branch every sample
-    is put on its right side instead, as in `converge`; where it computes nothing yet, its gates are first adapted to
-    the features.
+    float64. The weight of the change, and the gap, are for sample weights of mean one and multiplied by their mean. The
+    change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates in which it is
+    about the same and that leave no direction free (see `Whitening`). With a gated branch every sample
+    is put on its right side instead, as in `converge`.
 
     Args:
         structure: the `Structure` of the model.
@@ -36,10 +36,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         A `Result`.
     """
     samples = train.weighted()
-    for layer in structure.gated_layers:
-        if layer is structure.output_layer and layer.is_zero:
-            layer.adapt(samples.features)
-    path = Path(verbose=verbose)
+    path, weight = Path(verbose=verbose), float(np.mean(samples.weights))
     large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
     task: Any = (
         BlockwiseTask(structure, loss, samples, path, max_bytes)
@@ -50,12 +47,12 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         if structure.gated_layers and task.is_separable:
             task.separate()
         else:
-            task.minimize_to(CHANGE, GAP * _unit(task))
+            task.minimize_to(CHANGE * weight, GAP * weight * _unit(task))
     except Stopped as stop:
         path.cut_short(stop.ending)
     if not path.points:
         path.points.append(task.unchanged())
-    return finished(task, path, None, scaled_to=GAP)
+    return finished(task, path, None, scaled_to=GAP * weight)
 
 
 def _unit(task):

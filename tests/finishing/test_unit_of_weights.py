@@ -1,0 +1,61 @@
+"""Sample weights in another unit change the loss, and nothing else."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_dal
+from keras_dal.features.cache import CachedFeatures
+from keras_dal.finishing.solve import solve_head
+from keras_dal.finishing.stopping import Ending
+from keras_dal.losses import loss_of
+from keras_dal.models.structure import find_structure
+
+LOSSES = {
+    "softmax": (3, keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+    "squared error": (2, keras.losses.MeanSquaredError()),
+}
+N = 80
+
+
+def problem(name):
+    outputs, loss = LOSSES[name]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(outputs)])
+    model.compile("sgd", loss)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((N, 4)).astype("float32")
+    y = generator.integers(0, 3, N) if name == "softmax" else generator.standard_normal((N, 2))
+    return model, x, y, generator.uniform(0.5, 2.0, N)
+
+
+@pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("unit", [2.0**-10, 2.0**20])
+def test_the_unit_of_sample_weights_changes_no_solved_head(name, unit, max_bytes):
+    def solved(unit):
+        model, x, y, weights = problem(name)
+        train = CachedFeatures(x, y, unit * weights, np.arange(N))
+        return solve_head(find_structure(model), loss_of(model, "linear"), train, max_bytes)
+
+    plain, scaled = solved(1.0), solved(unit)
+    assert plain.stopped_by == scaled.stopped_by == Ending.CERTIFIED
+    assert scaled.loss == pytest.approx(unit * plain.loss, rel=1e-3)
+    assert scaled.point.moved == pytest.approx(plain.point.moved, rel=1e-2)
+    assert scaled.point.moved > 0.1
+    assert scaled.point.ridge == pytest.approx(unit * plain.point.ridge)
+    assert scaled.gradient_steps == pytest.approx(plain.gradient_steps, abs=1)
+    assert f"+ {scaled.point.ridge:g} x change" in next(scaled.proof())
+
+
+@pytest.mark.parametrize("unit", [2.0**-10, 2.0**20])
+def test_the_unit_of_sample_weights_changes_no_minimum_of_the_loss(unit):
+    def solved(unit):
+        model, x, y, weights = problem("squared error")
+        return keras_dal.converge(model, x, y, unit * weights, tol=1e-4 * unit, verbose=0)
+
+    plain, scaled = solved(1.0), solved(unit)
+    assert scaled.loss == pytest.approx(unit * plain.loss, rel=1e-5)
+    assert scaled.point.moved == pytest.approx(plain.point.moved, rel=1e-4)
+    assert scaled.stopped_by == plain.stopped_by
