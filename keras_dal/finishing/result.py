@@ -3,17 +3,18 @@
 import dataclasses
 import functools
 import time
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.stopping import Ending
+from keras_dal.finishing.wrong_sides import warn_of_wrong
 from keras_dal.solvers.duality import smallest_margin
 from keras_dal.tables import as_html, at_least, at_most
 
@@ -48,10 +49,10 @@ class Result:
         stopped_by: what ended the path: "separation", of all samples but `left`; where a loss is minimized "the
             tolerance", "the certified gap", "the wanted gap, in float32" where no proof is known, "a step that gained
             nothing" or "the number of steps"; "the end of the path", everything tried; "the time limit", "patience",
-            "an interrupt" or "numbers that are not finite".
+            "an interrupt" or "numbers that are not finite"; "your choice" of another point than the path came to.
         seconds: of the solver, without the passes for the features.
-        gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4 in
-            the two lines, in the solver's coordinates; None where none is known.
+        gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4
+            times the mean sample weight in the two lines, in the solver's coordinates; None where none is known.
     """
 
     model: Any
@@ -77,22 +78,31 @@ class Result:
     gradient_steps: int | None
     _data: Any
     _theta: np.ndarray
+    _kept: Any
     _proved_margin: float
 
     @property
     def reached(self) -> bool:
         if self.tol is not None:
             return self.scaled_loss - self.floor <= self.tol
-        separated = self.stopped_by == Ending.SEPARATED and not len(self.left)
+        separated = self._kept.stopped_by == Ending.SEPARATED and not len(self.left)
         return separated or self.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.REACHED)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
-        """The `Certificate` of the model at `point`, before any `rescale`, made at the first access."""
+        """The `Certificate` of the model at `point`, before any `rescale`, made at the first access.
+
+        The features and gates are those the head was solved on, whatever has become of them since.
+        """
         data, spacing = self._data, spacing_of(self.structure, blocks_of(self._data.features))
         arguments = data.features, data.targets[:], data.loss, self._theta, data.weights, 2**28, spacing
-        penalty = l2_factors(self.structure.linear_parameters)
-        return certify_structure(self.structure, self.structure.head(), penalty, *arguments)
+        found = certify_structure(self.structure, data.head, data.factors, *arguments)
+        if data.exact:
+            return found
+        reason = f"nothing: float32 features, to which those of the model were rounded, are {found.verdict}"
+        return dataclasses.replace(
+            found, verdict="undecided", decided_by=reason, not_covered=(*found.not_covered, ROUNDED)
+        )
 
     def choose(self, point: Point | int) -> "Result":
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.
@@ -109,11 +119,26 @@ class Result:
             raise ValueError(
                 f"The point must be one of the path or an index below {len(self.path)}. Received: point={point!r}"
             )
-        return _evaluated(self._data, point, self.path, self.stopped_by, self.seconds)
+        return _evaluated(self._data, point, self.path, self._kept)
 
     def rescale(self, scale: float | None = None) -> None:
-        """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back."""
-        self.structure.assign((self.scale if scale is None else scale) * self._theta)
+        """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back.
+
+        Args:
+            scale: the factor.
+
+        Raises:
+            ValueError: weights that are not finite in the dtype that the model keeps them in.
+        """
+        factor = self.scale if scale is None else scale
+        with np.errstate(over="ignore"):
+            theta = self.structure.rounded(factor * self._theta)
+        if not np.isfinite(theta).all():
+            raise ValueError(
+                "At this scale the head is not finite in the dtype that the model keeps it in: choose a smaller one. "
+                f"Received: scale={factor!r}"
+            )
+        self.structure.assign(theta)
 
     def proof(self):
         """Yield what is proved about this point, a line each."""
@@ -124,7 +149,7 @@ class Result:
                 steps = f"{self.gradient_steps:,} steps to {at_most(self._data.wanted, 2)}"
                 ours = f"{self._data.method} took {len(self.path) - 1:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
-        if self._proved_margin > 0:
+        if self._proved_margin > 0 and self._data.exact:
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
                 f"{at_least(self._proved_margin, 2)}); at scale {self.scale:.4g} it is {self.scaled_loss:.1e}"
@@ -181,6 +206,14 @@ class Result:
         yield "ended by", f"{self.stopped_by}{but}, {count} in {self.seconds:.2f} s"
 
 
+class _Kept(NamedTuple):
+    """The point that a path came to, and how."""
+
+    point: Point
+    stopped_by: Ending
+    seconds: float
+
+
 class _Data(NamedTuple):
     """What a point of a path is evaluated on."""
 
@@ -204,6 +237,8 @@ class _Data(NamedTuple):
     gradient_steps: int | None
     proved: bool
     max_bytes: int
+    factors: np.ndarray | None
+    exact: bool
 
 
 def finished(task, path, tol, scaled_to):
@@ -239,22 +274,19 @@ def finished(task, path, tol, scaled_to):
         gradient_steps=task.gradient_steps,
         proved=task.proved,
         max_bytes=task.max_bytes,
+        factors=l2_factors(task.structure.linear_parameters),
+        exact=task.train.are_exact(task.structure),
     )
-    result = _evaluated(data, path.best(), tuple(path.points), path.stopped_by, path.elapsed())
+    kept = _Kept(path.best(), path.stopped_by, path.elapsed())
+    result = _evaluated(data, kept.point, tuple(path.points), kept)
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
-        warnings.warn(
-            f"{len(result.left)} of {len(task.train)} samples stay on their wrong side, because their features barely "
-            "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
-            "these samples weight 0, and the others can be certified; where labels are right, it is the network that "
-            f"does not tell samples apart: train it further. Received: training accuracy {result.accuracy:.4g}",
-            stacklevel=3,
-        )
+        warn_of_wrong(result.left, task, result.accuracy)
     return result
 
 
-def _evaluated(data, point, path, stopped_by, seconds):
+def _evaluated(data, point, path, kept):
     """Return the `Result` of a point and, when all else is done, write its weights into the model."""
-    started, structure, loss = time.perf_counter(), data.structure, data.loss
+    started, structure, loss, as_kept = time.perf_counter(), data.structure, data.loss, point is kept.point
     theta = structure.rounded(np.pad(point.theta, (len(data.start) - len(point.theta), 0)))
     if not np.isfinite(theta).all():
         raise ValueError(
@@ -280,8 +312,7 @@ def _evaluated(data, point, path, stopped_by, seconds):
     if data.seen is not None:
         seen = [logits_of(data.head, data.seen, each) for each in (data.start, theta)]
         before, after, scaled = (quality(each, data.seen_targets, loss) for each in (*seen, scale * seen[1]))
-    factors = l2_factors(structure.linear_parameters)
-    penalty = 0.0 if factors is None else float(np.sum(factors * theta**2))
+    penalty = 0.0 if data.factors is None else float(np.sum(data.factors * theta**2))
     structure.assign(theta)
     return Result(
         model=structure.model,
@@ -302,11 +333,12 @@ def _evaluated(data, point, path, stopped_by, seconds):
         left=left,
         penalty=penalty,
         scaled_penalty=scale**2 * penalty,
-        stopped_by=stopped_by,
-        seconds=seconds + time.perf_counter() - started,
-        gradient_steps=data.gradient_steps,
+        stopped_by=kept.stopped_by if as_kept else Ending.CHOSEN,
+        seconds=kept.seconds + time.perf_counter() - started,
+        gradient_steps=data.gradient_steps if as_kept else None,
         _data=data,
         _theta=theta,
+        _kept=kept,
         _proved_margin=proved_margin,
     )
 

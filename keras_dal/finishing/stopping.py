@@ -19,6 +19,7 @@ class Ending(enum.StrEnum):
     PATIENCE = "patience"
     INTERRUPT = "an interrupt"
     NOT_FINITE = "numbers that are not finite"
+    CHOSEN = "your choice"
 
     @property
     def is_of_a_minimum(self):

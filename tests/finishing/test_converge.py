@@ -411,6 +411,8 @@ def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, di
     first = result.choose(0)
     wrong_at_first = np.flatnonzero(first.model.predict(x, verbose=0).argmax(axis=1) != y)
     assert set(first.left) == set(wrong_at_first) - {10}
+    assert first.stopped_by == Ending.CHOSEN
+    assert "separation" not in str(first)
     result = result.choose(result.point)
     assert result.stopped_by == Ending.SEPARATED
     assert f"separation of all samples but {len(wrong) - (10 in wrong)}," in str(result)
@@ -419,11 +421,12 @@ def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, di
     assert accuracy(result.model, *validation) > before - 0.02
 
 
-def test_a_mixture_of_too_few_gates_goes_on_by_newtons_method(model, digits):
+def test_a_mixture_of_too_few_gates_goes_on_by_newtons_method(model, digits, monkeypatch):
+    monkeypatch.setattr("keras_dal.finishing.problem._ROUNDS", 3)
     x, y = digits[0]
     small = keras_dal.add_gated_head(model, x, num_samples=50, seed=0, verbose=False)
     with pytest.warns(UserWarning, match="did not separate.*Received.* training accuracy"):
-        result = converge(small, x, y, time_limit=2.0, verbose=0)
+        result = converge(small, x, y, time_limit=10.0, verbose=0)
     assert gated_points(result)
     assert result.path[-1].ridge > 0
 

@@ -1,0 +1,104 @@
+"""What is said of a point that is chosen, or looked at after the model has moved on."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_dal
+from keras_dal.finishing.stopping import Ending
+
+CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def classifier(dtype="float32", **options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,), dtype=dtype), layers.Dense(3, dtype=dtype, **options)])
+    model.compile("sgd", CLASSES)
+    return model
+
+
+def data(n=60):
+    generator = np.random.default_rng(0)
+    return generator.standard_normal((n, 3)).astype("float32"), generator.integers(0, 3, n)
+
+
+def test_another_point_of_a_minimization_is_not_the_minimum():
+    result = keras_dal.converge(classifier(), *data(), gated=False, ridge=0.1, tol=1e-3, verbose=0)
+    assert result.reached
+    assert result.gradient_steps is not None
+    first = result.choose(0)
+    assert (first.stopped_by, first.gradient_steps, first.reached) == (Ending.CHOSEN, None, False)
+    assert list(first.proof()) == []
+    assert "ended by            your choice, " in str(first)
+    again = first.choose(-1)
+    assert (again.stopped_by, again.gradient_steps, again.reached) == (
+        result.stopped_by,
+        result.gradient_steps,
+        True,
+    )
+    assert list(again.proof()) == list(result.proof())
+
+
+def test_another_point_of_a_separation_is_reached_by_its_own_loss_alone():
+    x = data()[0]
+    y = np.argmax(x @ np.random.default_rng(1).standard_normal((3, 3)), axis=1)
+    result = keras_dal.converge(classifier(), x, y, gated=False, verbose=0)
+    assert result.stopped_by == Ending.SEPARATED
+    first = result.choose(0)
+    assert len(first.left) > 0
+    assert not first.reached
+    assert "separation" not in str(first)
+    assert first.choose(result.point).reached
+
+
+def test_a_certificate_is_of_the_gates_and_penalties_of_its_solve():
+    (x, y), model = data(), classifier(kernel_regularizer=keras.regularizers.L2(0.01))
+    gated = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
+    result = keras_dal.converge(gated, x, y, time_limit=20, verbose=0)
+    expected = result.certificate
+    branch = result.structure.output_layer
+    branch.gate_bias.assign(branch.gate_bias + 1.0)
+    branch.dense.kernel.regularizer = None
+    assert result.choose(result.point).certificate == expected
+
+
+def test_features_that_float32_cannot_hold_are_not_decided_on():
+    generator = np.random.default_rng(0)
+    x = 1e9 + generator.standard_normal((40, 3))
+    y = (x[:, 0] > 1e9).astype(int)
+    model = classifier("float64", kernel_initializer="zeros")
+    assert keras_dal.certify(model, x, y).verdict == "separable"
+    certificate = keras_dal.converge(model, x, y, gated=False, ridge=0.1, verbose=0).certificate
+    assert certificate.verdict == "undecided"
+    assert "were rounded" in certificate.decided_by
+    assert certificate.tolerance >= 2.0**-23
+    assert any("finer than float32" in sentence for sentence in certificate.not_covered)
+
+
+def test_features_of_a_float64_model_that_float32_holds_are_decided_on():
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(-3, 4, (40, 3)).astype("float64"), generator.integers(0, 3, 40)
+    model = classifier("float64")
+    expected = keras_dal.certify(model, x, y).verdict
+    assert keras_dal.converge(model, x, y, gated=False, ridge=0.1, verbose=0).certificate.verdict == expected
+
+
+@pytest.mark.parametrize("scale", [1e300, np.nan])
+def test_a_scale_that_the_weights_cannot_hold_is_refused(scale):
+    model = classifier()
+    result = keras_dal.converge(model, *data(), gated=False, ridge=0.1, verbose=0)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"not finite.*Received: scale="):
+        result.rescale(scale)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_branch_that_computes_nothing_yet_is_adapted_by_converge_too():
+    x, y = data()
+    x = x * [1.0, 100.0, 0.01] + 5.0
+    gated = keras_dal.add_gated_head(classifier(), x, seed=0, verbose=False)
+    keras_dal.converge(gated, x, y, time_limit=20, verbose=0)
+    np.testing.assert_allclose(gated.layers[-1].mean, x.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(gated.layers[-1].scale, x.std(axis=0), rtol=1e-5)
