@@ -9,6 +9,7 @@ from keras_dal import heads
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products
 from keras_dal.solvers.kfac_preconditioner import Whitening
+from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 
 _ITERATIONS, _RESTARTS = 150, 6
@@ -75,6 +76,8 @@ class IterativeJacobian(Jacobian):
         def size(rows):
             return np.linalg.norm(self.seen(rows) * self.roots)
 
+        shift = safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias  # beside which all else looks reached
+        targets = targets - shift
         theta, residual = np.zeros(self.head.num_parameters), targets
         for _ in range(2 * _RESTARTS):
             step = theta + self.solve(residual)
@@ -88,4 +91,6 @@ class IterativeJacobian(Jacobian):
                     break
                 self._interpolation = None  # what is left, of samples that are nearly equal say, is for LSQR
                 self.method += f", then {_LSQR}"
+        if self.head.use_bias:
+            theta[-self.head.num_outputs :] += shift
         return theta

@@ -101,6 +101,16 @@ def test_a_bound_from_above_does_not_prove_labels_not_aligned(monkeypatch):
     assert "LSQR" in report.decided_by
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.7e9])
+def test_an_iterative_bound_sees_the_deviations_of_labels_too(monkeypatch, offset):
+    x, y = inputs(), offset + 10 * np.random.default_rng(1).standard_normal((N, 1))
+    exact = keras_dal.alignment(regressor(gated=True), x, y).residual_share
+    monkeypatch.setattr("keras_dal.solvers.jacobian.jacobian.__defaults__", (None, False, 1, 2.0**-52))
+    report = keras_dal.alignment(regressor(gated=True), x, y)
+    assert report.lower_bound
+    assert exact - 1e-9 <= report.residual_share <= exact + 1e-4
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 def test_means_are_free_only_where_a_whole_network_trains_a_bias(trainable):
     model, x = regressor(), inputs()
