@@ -17,7 +17,7 @@ def training_scope(model):
 
 def statistics_dtype():
     """Return the widest float dtype in which sums can be kept inside a training step."""
-    return "float64"
+    return "float32" if torch.backends.mps.is_available() else "float64"  # which Metal does not have
 
 
 def applies_whole(optimizer):

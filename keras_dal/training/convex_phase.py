@@ -113,7 +113,7 @@ class ConvexPhase:
             features = np.asarray(train.features[rows], np.float64)
             columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
             sums = sums + columns.T @ (columns * train.weights[rows, None])
-        report = alignment_from_moments(sums, len(train), structure, loss)
+        report = alignment_from_moments(sums, len(train), structure, loss, np.finfo(np.float64).eps)
         return {"alignment": report.alignment, "alignment_rank": report.rank}
 
     def undo(self):
