@@ -13,6 +13,7 @@ from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
+from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
 from keras_dal.solvers.duality import smallest_margin
@@ -160,50 +161,13 @@ class Result:
         return logits_of(self._data.head, features, self._theta)
 
     def _repr_html_(self):
-        return as_html(self._rows())
+        return as_html(rows_of(self))
 
     def __repr__(self):
         return f"<Result: loss {self.loss:.4g}, {self.scaled_loss:.4g} at scale {self.scale:.4g}, {self.stopped_by}>"
 
     def __str__(self):
-        return "\n".join(f"{name:<18}  {text}" for name, text in self._rows())
-
-    def _rows(self):
-        met = "reached" if self.reached else "not reached"
-        least = f" above {self.floor:.4g}, the least of any model" if self.floor else ""
-        wanted = "" if self.tol is None else f"; wanted {self.tol:.4g}{least}: {met}"
-        at_scale = f" at scale {self.scale:.4g}: {self.scaled_loss:.4g}" if self.scale != 1 else ""
-        yield "training loss", f"{self.loss:.4g} ({self.loss_name}){wanted}{at_scale}"
-        if self.penalty:
-            yield "left out", f"L2 penalty on the head: {self.penalty:.4g}, scaled {self.scaled_penalty:.4g}"
-        if self.accuracy is not None:
-            yield "training accuracy", f"{self.accuracy:.2%}, smallest margin {self.margin:.4g}"
-        if len(self.left):
-            name = "left wrong" if self.stopped_by == Ending.SEPARATED else "wrong"
-            yield name, f"{len(self.left)} training samples (Result.left)"
-        moved = f"{self.point.moved:.4g}, of {self._data.size:.4g} (root mean square on anchors, on training samples)"
-        yield ("outputs" if self.margin is None else "logits") + " moved by", moved
-        if self.stopped_by.is_of_a_minimum and self.stopped_by != Ending.REACHED and np.isfinite(self.point.gap):
-            weighted = f"of the loss plus {self.point.ridge:.0e} times the change"
-            proved = self._data.proved and self.point is self.path[-1]
-            size = f"at most {at_most(self.point.gap, 2)}" if proved else f"about {self.point.gap:.2g}"
-            yield "gap to the minimum", f"{size} ({weighted})"
-        for name in ("before", "after", "scaled"):
-            quality = getattr(self, name)
-            if quality is None or (name == "scaled" and self.scale == 1):
-                continue
-            if quality.accuracy is None:
-                yield f"validation {name}", f"loss {quality.loss:.4g}"
-            else:
-                yield (
-                    f"validation {name}",
-                    f"{quality.accuracy:.2%} accuracy, NLL {quality.loss:.4g}, ECE {quality.ece:.4g}",
-                )
-        if len(self.point.theta) > len(self.path[0].theta):
-            yield "model", "a copy with a gated head, Result.model; the one that was given is as it was"
-        count = f"{len(self.path)} point{'s' * (len(self.path) > 1)}"
-        but = f" of all samples but {len(self.left)}" if self.stopped_by == Ending.SEPARATED and len(self.left) else ""
-        yield "ended by", f"{self.stopped_by}{but}, {count} in {self.seconds:.2f} s"
+        return "\n".join(f"{name:<18}  {text}" for name, text in rows_of(self))
 
 
 class _Kept(NamedTuple):

@@ -1,5 +1,6 @@
 """`converge` on small models: separation, scaling, certificates, stops and refusals."""
 
+import dataclasses
 import signal
 import sys
 import threading
@@ -685,3 +686,11 @@ def test_statistics_that_were_loaded_are_no_fault():
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, epochs=1, verbose=0)  # of mean 0 and variance 1, as the statistics began
     converge(model, x, y, gated=False, ridge=0.1, verbose=0)
+
+
+def test_a_validation_accuracy_that_fell_is_said(model, digits):
+    x, y = digits[0]
+    result = converge(model, x, y, validation_data=digits[1], verbose=0)
+    assert ("validation fell" in str(result)) == (result.before.accuracy - result.after.accuracy > 0.01)
+    worse = dataclasses.replace(result, before=result.after._replace(accuracy=result.after.accuracy + 0.02))
+    assert "validation fell     gated=False, ridge=1e-2" in str(worse)

@@ -1,0 +1,53 @@
+"""How a `Result` reads, row by row."""
+
+import numpy as np
+
+from keras_dal.finishing.stopping import Ending
+from keras_dal.tables import at_most
+
+_FALLEN = 0.01  # of the validation accuracy, that a reader should know of
+
+
+def rows_of(result):
+    """Yield what a `Result` says, a name and a text for each row."""
+    met = "reached" if result.reached else "not reached"
+    least = f" above {result.floor:.4g}, the least of any model" if result.floor else ""
+    wanted = "" if result.tol is None else f"; wanted {result.tol:.4g}{least}: {met}"
+    at_scale = f" at scale {result.scale:.4g}: {result.scaled_loss:.4g}" if result.scale != 1 else ""
+    yield "training loss", f"{result.loss:.4g} ({result.loss_name}){wanted}{at_scale}"
+    if result.penalty:
+        yield "left out", f"L2 penalty on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
+    if result.accuracy is not None:
+        yield "training accuracy", f"{result.accuracy:.2%}, smallest margin {result.margin:.4g}"
+    left, separated = len(result.left), result.stopped_by == Ending.SEPARATED
+    if left:
+        yield "left wrong" if separated else "wrong", f"{left} training samples (Result.left)"
+    moved = f"{result.point.moved:.4g}, of {result._data.size:.4g} (root mean square on anchors, on training samples)"
+    yield ("outputs" if result.margin is None else "logits") + " moved by", moved
+    if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.REACHED and np.isfinite(result.point.gap):
+        yield "gap to the minimum", _gap(result)
+    yield from _validation(result)
+    if len(result.point.theta) > len(result.path[0].theta):
+        yield "model", "a copy with a gated head, Result.model; the one that was given is as it was"
+    count = f"{len(result.path)} point{'s' * (len(result.path) > 1)}"
+    but = f" of all samples but {left}" if separated and left else ""
+    yield "ended by", f"{result.stopped_by}{but}, {count} in {result.seconds:.2f} s"
+
+
+def _gap(result):
+    proved = result._data.proved and result.point is result.path[-1]
+    size = f"at most {at_most(result.point.gap, 2)}" if proved else f"about {result.point.gap:.2g}"
+    return f"{size} (of the loss plus {result.point.ridge:.0e} times the change)"
+
+
+def _validation(result):
+    for name in ("before", "after", "scaled"):
+        quality = getattr(result, name)
+        if quality is None or (name == "scaled" and result.scale == 1):
+            continue
+        accuracy = "" if quality.accuracy is None else f"{quality.accuracy:.2%} accuracy, NLL "
+        calibration = "" if quality.accuracy is None else f", ECE {quality.ece:.4g}"
+        yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}"
+    before, after = (getattr(quality, "accuracy", None) for quality in (result.before, result.after))
+    if before is not None and after is not None and before - after > _FALLEN:
+        yield "validation fell", "gated=False, ridge=1e-2 changes less, and patience ends earlier"
