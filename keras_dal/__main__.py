@@ -119,10 +119,12 @@ def _load(path):
         return keras.saving.load_model(path)
     except TypeError as error:
         unknown = re.search(r"Could not locate (\w+ '.+?')", str(error))
+        if unknown is None:
+            raise ValueError(f"Keras cannot rebuild the model: {error}. Received: {path}") from error
         raise ValueError(
             "Keras cannot rebuild the model. It finds classes of your own only once a module that registers them with "
             "`keras.saving.register_keras_serializable` was imported, which no command does: load the model in Python "
-            f"and call keras_dal there. Received: {path}{f' with {unknown[1]}' if unknown else ''}"
+            f"and call keras_dal there. Received: {path} with {unknown[1]}"
         ) from error
 
 
@@ -206,7 +208,10 @@ def _plain(value) -> Any:
 def _save(result, options):
     """Save the model of a result and return the exit status."""
     if getattr(options, "scaled", False):
-        result.rescale()
+        try:
+            result.rescale()
+        except ValueError as error:  # the model is saved all the same
+            print(f"keras_dal: {error}", file=sys.stderr)
     _replace(result.model, options.output)
     if not options.quiet:
         print(f"saved              {options.output}", file=sys.stderr if options.json else sys.stdout)

@@ -111,7 +111,7 @@ def over_replicas(function, model):
         function: from a batch to arrays of which each row belongs to a sample, or to a replica.
         model: the model it reads.
     """
-    run = function if model.run_eagerly else compiled(function, model.variables)
+    run = compiled(function, model)
     return lambda data: jax.tree.map(np.asarray, run(data))
 
 
@@ -124,9 +124,11 @@ def build(model, *arguments):
     """Do nothing: `fit` has built the model."""
 
 
-def compiled(function, variables):
-    """Return a function of one batch of inputs, compiled; it reads these variables anew at every call."""
-    call = jax.jit(_shared.stateless(function, variables))
+def compiled(function, model):
+    """Return a function of one batch of inputs, compiled like the model; it reads its variables at every call."""
+    if model.run_eagerly:
+        return function
+    call, variables = jax.jit(_shared.stateless(function, model.variables)), model.variables
     return lambda x: call([variable.value for variable in variables], x)
 
 

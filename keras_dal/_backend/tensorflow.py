@@ -137,9 +137,9 @@ def _traced(function):
     return call
 
 
-def compiled(function, variables):
-    """Return a function of one batch of inputs, compiled; it reads these variables anew at every call."""
-    return _traced(function)
+def compiled(function, model):
+    """Return a function of one batch of inputs, compiled like the model; it reads its variables at every call."""
+    return function if model.run_eagerly else _traced(function)
 
 
 def jvp(function, variables):

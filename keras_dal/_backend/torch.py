@@ -93,7 +93,7 @@ def over_replicas(function, model):
         function: from a batch to arrays of which each row belongs to a sample, or to a replica.
         model: the model it reads.
     """
-    run = compiled(function, model.variables)
+    run = compiled(function, model)
     return lambda data: keras.tree.map_structure(keras.ops.convert_to_numpy, run(data))
 
 
@@ -107,8 +107,8 @@ def build(model, *arguments):
     """Do nothing: `fit` has built the model."""
 
 
-def compiled(function, variables):
-    """Return a function of one batch of inputs; it reads these variables anew at every call."""
+def compiled(function, model):
+    """Return a function of one batch of inputs, without gradients; it reads the model's variables at every call."""
     return torch.no_grad()(function)
 
 

@@ -90,7 +90,7 @@ def in_one_array(name, part):
             f"The {name} must be one array, as the model has one output. Received: {len(arrays)} arrays of shapes "
             f"{[np.shape(array) for array in arrays]}"
         )
-    return arrays[0] if len(arrays) == 1 else part
+    return arrays[0] if len(arrays) == 1 and np.ndim(arrays[0]) else part
 
 
 def _in_one(labels, weight):

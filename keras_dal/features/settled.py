@@ -1,41 +1,42 @@
 """Whether the moving statistics of batch normalization have left where they began, as after a training of few steps."""
 
 import warnings
+from typing import Any
 
 import numpy as np
-from keras import tree
+from keras import ops, tree
 
-from keras_dal import _keras
+from keras_dal import _backend, _keras
 from keras_dal.features.batches import are_arrays
-from keras_dal.features.tracing import recorded_calls, to_numpy
+from keras_dal.features.tracing import inference, recorded, to_numpy
 
 _START = 0.05  # share of where they began, from which moving statistics may mislead
 _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarithms: what one batch explains is less
-_ROWS = 256  # samples that are looked at
+_FEW, _MOST = 32, 64  # samples that are looked at: of fewer a mean says too little
 
 
-def warn_of_statistics(model, x, advice):
+def warn_of_statistics(model, x, inputs, advice):
     """Warn where batch statistics still hold much of where they began, and are not those of the data.
 
     Either alone is no fault: statistics may have been loaded, and other data may have others.
 
     Args:
         model: a built Keras model.
-        x: arrays of inputs, of which a few are looked at, from the first to the last, or a dataset of batches.
+        x: arrays of inputs, of which a few are looked at, from the first to the last, or a dataset.
+        inputs: of the first batch of that dataset.
         advice: what to do, for the message.
     """
     steps = _steps(model)
     young = [layer for layer in _keras.sublayers(model) if _is_normalization(layer) and layer.momentum**steps > _START]
-    if not steps or not young:
+    few = _some(x if are_arrays(x) else inputs)
+    if not steps or not young or len(tree.flatten(few)[0]) < _FEW:
         return
-    calls, _ = recorded_calls(model, _some(x))
-    for call in calls:
-        if any(call.layer is layer for layer in young) and _differ(call.layer, to_numpy(call.inputs)):
-            share = call.layer.momentum**steps
+    for layer, (mean, squares) in zip(young, _moments(model, young, few), strict=True):
+        if mean is not None and _differ(layer, mean, squares - mean**2):
             warnings.warn(
-                f"Batch statistics have not settled: {share:.0%} of them is where they began, and features that are "
-                f"computed with them mislead. {advice}, lower the momentum, or train for longer. Received: layer "
-                f"{call.layer.name!r} with momentum={call.layer.momentum} after {steps} steps",
+                f"Batch statistics have not settled: {layer.momentum**steps:.0%} of them is where they began, and "
+                f"features that are computed with them mislead. {advice}, lower the momentum, or train for longer. "
+                f"Received: layer {layer.name!r} with momentum={layer.momentum} after {steps} steps",
                 stacklevel=3,
             )
             return
@@ -48,24 +49,39 @@ def _steps(model):
 
 
 def _is_normalization(layer):
-    names = ("momentum", "axis", "moving_mean", "moving_variance")
+    names = ("momentum", "axis", "epsilon", "moving_mean", "moving_variance")
     return layer.built and layer.trainable and all(hasattr(layer, name) for name in names)
 
 
-def _some(x):
-    """Return a few inputs: of arrays from all over them, of a dataset its first batch."""
-    if not are_arrays(x):
-        batch = next(iter(x))
-        return batch[0] if isinstance(batch, (tuple, list)) else batch
-    step = max(1, len(tree.flatten(x)[0]) // _ROWS)
-    return tree.map_structure(lambda part: np.asarray(part)[::step][:_ROWS], x)
+def _some(inputs):
+    """Return a few samples, from the first to the last."""
+    step = max(1, len(tree.flatten(inputs)[0]) // _MOST)
+    return tree.map_structure(lambda part: part[::step][:_MOST], inputs)
 
 
-def _differ(layer, inputs):
-    """Return whether the statistics of a layer are not those of its inputs."""
-    axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
-    rows = np.moveaxis(np.asarray(inputs, np.float64), axis, -1).reshape(-1, inputs.shape[axis])
-    variance = rows.var(axis=0) + layer.epsilon
-    shift = np.mean((rows.mean(axis=0) - to_numpy(layer.moving_mean)) ** 2 / variance)
+def _moments(model, layers, x):
+    """Return mean and mean square of what each layer normalizes, over all its calls; None where it is not called."""
+
+    def moments(x):
+        seen = {id(layer): [] for layer in layers}
+        with recorded(layers, lambda call: seen[id(call.layer)].append(_of_channels(call.layer, call.inputs))):
+            inference(model, x)
+        return [seen[id(layer)] for layer in layers]
+
+    for calls in _backend.compiled(moments, model)(x):
+        arrays = np.array([[to_numpy(part) for part in call] for call in calls], np.float64)
+        yield tuple(arrays.mean(axis=0)) if calls else (None, None)
+
+
+def _of_channels(layer, inputs):
+    values: Any = ops.cast(inputs, "float32")
+    axes = [axis for axis in range(len(values.shape)) if axis != layer.axis % len(values.shape)]
+    return ops.mean(values, axes), ops.mean(ops.square(values), axes)
+
+
+def _differ(layer, mean, variance):
+    """Return whether the statistics of a layer are not those of its inputs, of each channel."""
+    variance = np.maximum(variance, 0.0) + layer.epsilon
+    shift = np.mean((mean - to_numpy(layer.moving_mean)) ** 2 / variance)
     spread = np.median(np.abs(np.log((to_numpy(layer.moving_variance) + layer.epsilon) / variance)))
     return shift > _SHIFT or spread > _SPREAD

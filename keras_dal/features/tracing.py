@@ -55,7 +55,7 @@ def tap(layer):
         A list that grows by the features of each call, `(k, m)`: its inputs, averaged over positions if there are any.
     """
     features = []
-    with _recorded([layer], lambda call: features.append(pooled(layer, call.inputs))):
+    with recorded([layer], lambda call: features.append(pooled(layer, call.inputs))):
         yield features
 
 
@@ -68,11 +68,6 @@ def pooled(layer, values: Any) -> Any:
     if "float" not in keras.backend.standardize_dtype(values.dtype):
         values = ops.cast(values, layer.compute_dtype)  # counts of words, say, as the layer takes them
     axes = tuple(range(2, len(values.shape)) if first else range(1, len(values.shape) - 1))
-    if axes and getattr(values, "_keras_mask", None) is not None:
-        raise ValueError(
-            "A linear layer at every position is averaged over all of them, and here a mask leaves some out: average "
-            f"before the last layer. Received: masked inputs of layer {layer.name!r}"
-        )
     return ops.mean(values, axes) if axes else values
 
 
@@ -83,7 +78,7 @@ class _Call(NamedTuple):
 
 
 @contextlib.contextmanager
-def _recorded(layers, record):
+def recorded(layers, record):
     """Tells `record` of every call of the layers, when it returns."""
 
     def recording(layer, call):
@@ -104,7 +99,7 @@ def _recorded(layers, record):
 def logits(model, layer, x):
     """Return the outputs of a model's last linear layer before its activation, as a tensor, eager or traced."""
     calls = []
-    with replaced(layer, "activation", keras.activations.linear), _recorded([layer], calls.append):
+    with replaced(layer, "activation", keras.activations.linear), recorded([layer], calls.append):
         inference(model, x)
     return pooled(layer, calls[-1].outputs)
 
@@ -129,7 +124,7 @@ def feature_function(model, layer):
             inference(model, x)
         return features[-1]
 
-    return evaluate if getattr(model, "run_eagerly", False) else _backend.compiled(evaluate, model.variables)
+    return _backend.compiled(evaluate, model)
 
 
 def sample_inputs(model, x):
@@ -197,7 +192,7 @@ def recorded_calls(model, x):
     """Return the calls of all layers in the order in which they return, and the model's output."""
     calls = []
     layers = [layer for layer in _keras.sublayers(model) if not isinstance(layer, keras.layers.InputLayer)]
-    with _recorded(layers, calls.append):
+    with recorded(layers, calls.append):
         outputs = tree.flatten(inference(model, x))
     if len(outputs) != 1:
         raise ValueError(

@@ -95,7 +95,7 @@ def converge(
     loss = loss_of(model, structure.activation, loss)
     _warn_of_precision(structure)
     if inputs is not None:
-        warn_of_statistics(model, x, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
+        warn_of_statistics(model, x, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
     gather = functools.partial(_gather, structure, x, bool(verbose), options)
     everything = gather("training samples", x, y, sample_weight)

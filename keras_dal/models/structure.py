@@ -272,11 +272,19 @@ def _check_samples_are_apart(form, x):
         )
 
 
+def _is_masked_average(call):
+    """Whether a call averages some positions only, as random samples, which mask nothing, do not show."""
+    average = isinstance(call.layer, keras.layers.GlobalAveragePooling1D)
+    return average and getattr(call.inputs, "_keras_mask", None) is not None
+
+
 def _checked_activation(form, calls, x):
     """Return the activation for which the model equals `activation(head(features))` at random parameters."""
     layer = form.output_layer
     if not all(any(variable is own for own in form.model.variables) for variable in form.linear_parameters):
         raise _refusal(layer, "its kernel is not a plain variable of the model (LoRA or quantization)")
+    if any(_is_masked_average(call) for call in calls):
+        raise _refusal(layer, "a mask leaves positions out of the average of its outputs: average before it")
     fitting = dict(_ACTIVATIONS)
     if form.num_outputs == 1:
         del fitting["softmax"]  # constant, whatever the logits are

@@ -97,6 +97,7 @@ class Averaging:
     _average: WeightAverage | None
     _linear_indices: tuple[int, ...] | None
     _trainable_variables: list[Any]
+    is_solved: Any
 
     def begin_average(self) -> None:
         """Starts to average the weights, from the next step on; without a share to average, it changes nothing.
@@ -133,10 +134,12 @@ class Averaging:
     def has_average(self):
         """Whether there is an average whose batch statistics are still to be found.
 
-        Of averages of the inner optimizer that is not known once they are the weights: renewed again they are the same.
+        Of averages of the inner optimizer that is known once the linear parameters are solved for.
         """
         steps = self.averaged_steps
-        return self.finish == "solve" and self._inner_has_averages if steps is None else steps > 0
+        if steps is None:
+            return self.finish == "solve" and self._inner_has_averages and not self.is_solved
+        return steps > 0
 
     @property
     def _inner_has_averages(self):

@@ -1,6 +1,7 @@
 """What the monitor refuses, all of it before or at the first step."""
 
 from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.training.moments import sums_fit
 
 
 def check_same_model(wrap, model):
@@ -45,6 +46,11 @@ def check_second_phase(wrap, structure, loss, data):
             "A step size that provably works needs a penalty of known curvature: give the head no regularizer but "
             "L2 and no constraint, or set exploit_learning_rate. Received: exploit_learning_rate='auto' and "
             f"{[(v.path, v.regularizer, v.constraint) for v in structure.linear_parameters]}"
+        )
+    if data is None and not sums_fit(structure):
+        raise ValueError(
+            "The step size for so many features is not computed in the training step: pass AlignmentMonitor(data="
+            f"(x, y)), or set exploit_learning_rate. Received: {structure.num_features:,} features and data=None"
         )
     if structure.gated_layers and data is None:
         raise ValueError(

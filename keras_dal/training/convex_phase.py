@@ -69,12 +69,20 @@ class ConvexPhase:
     def steps_of_statistics(self):
         return self._gathering.steps_of_statistics
 
-    def end(self):
+    def end(self, batches, expected=None):
         """Solve for the head on what was read; a second call changes nothing.
 
+        Args:
+            batches: how many were read.
+            expected: how many there are, where reading them was stopped.
+
         Raises:
-            ValueError: nothing was read, or numbers are not finite.
+            ValueError: nothing was read, or not all, or numbers are not finite.
         """
+        if batches < (expected or 0):
+            raise ValueError(
+                f"Another callback stopped the epoch that reads the data. Received: {batches} of {expected} batches"
+            )
         if self.result is None:
             lost = [v.path for v in self.structure.model.trainable_variables if not np.isfinite(to_numpy(v)).all()]
             if lost:

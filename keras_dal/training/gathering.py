@@ -134,6 +134,7 @@ def _size(batch):
 
 def _pieces(part):
     values = getattr(part, "values", part)
+    values = part if callable(values) else values  # a method of a tensor of PyTorch
     return values if isinstance(values, (tuple, list)) else [values]
 
 

@@ -9,10 +9,9 @@ from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.tracing import input_specs
 from keras_dal.training.budget import Budget
 from keras_dal.training.kernel_change import KernelChange, first_samples
-from keras_dal.training.moments import BadLabels, StepMoments
+from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
 
 _UNKNOWN = {"alignment": np.nan, "alignment_rank": np.nan}
-_SUMS_BYTES = 2**30  # of sums of products of features, which the step keeps, at most
 
 
 class Measurement:
@@ -39,7 +38,7 @@ class Measurement:
         self._samples = None if data is None else first_samples(data)
         self._kernel_change = None
         self._last, self._last_change, self._changed_at, self._count = _UNKNOWN, {}, None, None
-        self._is_small = data is not None or _sums_bytes(structure) <= _SUMS_BYTES
+        self._is_small = data is not None or sums_fit(structure)
         self._said = False
         self.report = self.measured_at = None
         self.interval = 1 if self._is_small else epochs + 1
@@ -48,6 +47,12 @@ class Measurement:
             self._budget = Budget(model, structure.num_features, structure.num_outputs, epochs)
             with _backend.training_scope(model):
                 self.moments = StepMoments(structure, loss, input_specs(model), with_sums=self._is_small)
+
+    @property
+    def reason(self):
+        """Why the alignment is not measured every epoch."""
+        share = "more than a hundredth of the training"
+        return f"it would take {share if self._is_small else f'sums of more than {SUMS_BYTES / 2**30:.3g} GiB'}"
 
     @property
     def moments_tell(self):
@@ -171,10 +176,6 @@ class Measurement:
 
     def _moved(self, samples):
         return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}
-
-
-def _sums_bytes(structure):
-    return 8 * (structure.num_features + 1 + structure.num_outputs) ** 2
 
 
 def _since(last, epoch):

@@ -71,14 +71,11 @@ def descends(model, switch, certificate):
     return "\n".join(lines if certificate is None else [*lines, str(certificate)])
 
 
-def seldom_measured(interval, epochs, at_switch):
-    """Return how often the alignment is measured, where that is not every epoch."""
+def seldom_measured(interval, epochs, at_switch, reason):
+    """Return how often the alignment is measured, where that is not every epoch, and why."""
     never = "is measured at the switch only" if at_switch else "is not measured in this fit"
     how_often = f"is measured every {interval} epochs" if interval <= epochs else never
-    return (
-        f"keras_dal: the alignment {how_often}: it would take more than a hundredth of the training. "
-        "keras_dal.alignment(model, x, y) measures it at any time"
-    )
+    return f"keras_dal: the alignment {how_often}: {reason}. keras_dal.alignment(model, x, y) measures it at any time"
 
 
 def reads(phase, epoch, epochs):

@@ -10,6 +10,12 @@ from keras_dal import _backend
 from keras_dal.training.kernel_change import NUM_PROBES
 
 _PROBE_BYTES = 2**28  # of the inputs that are kept, at most
+SUMS_BYTES = 2**30  # of the sums, at most
+
+
+def sums_fit(structure):
+    """Return whether the sums for a model are small enough to be kept in its training step."""
+    return 8 * (structure.num_features + 1 + structure.num_outputs) ** 2 <= SUMS_BYTES
 
 
 class BadLabels(ValueError):

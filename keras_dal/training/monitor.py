@@ -193,7 +193,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         elif self.phase == "exploit" and solves and self._result is None and not self._is_over:
             self._tried(self._solve_next, model, epoch)
         elif self.phase == "exploit" and self._is_automatic and self._measurement.report is not None:
-            self._tried(self._take_exact_step)
+            self._take_exact_step()
 
     def _tried(self, step, *arguments):
         """Take a step that fails without ending the training."""
@@ -218,7 +218,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
         )
 
     def _take_exact_step(self):
-        self._wrap.take_proven_step(self._step_size())  # now of constant features
+        try:
+            self._wrap.take_proven_step(self._step_size())  # now of constant features
+        except Exception as error:  # as in `_tried`
+            warnings.warn(f"The proven step stays what it was. Received: {type(error).__name__}: {error}", stacklevel=2)
 
     def _solve_next(self, model, epoch):
         self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
@@ -266,12 +269,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 self._phase.show(model, self._measurement.is_affordable(self._epoch, len(self._phase.train)))
 
     def _end_of_reading(self, model):
-        if model.stop_training and self._batches < (self.params["steps"] or 0):
-            raise ValueError(
-                "Another callback stopped the epoch that reads the data. Received: "
-                f"{self._batches} of {self.params['steps']} batches"
-            )
-        self._phase.end()
+        self._phase.end(self._batches, self.params["steps"] if model.stop_training else None)
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps
@@ -294,7 +292,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             if self._measurement.interval > 1 and not self._said_interval:
                 self._said_interval = True
                 at_switch = self._is_automatic and self._schedule.switch is not None
-                how_often = self._measurement.interval, self.params["epochs"], at_switch
+                how_often = self._measurement.interval, self.params["epochs"], at_switch, self._measurement.reason
                 self._announcer.say_later(model, messages.seldom_measured, *how_often)
             if self.phase == "explore" and self._schedule.decides_after(epoch):
                 self._decide(model, epoch, measured.get("alignment", np.nan))

@@ -5,6 +5,8 @@ from typing import Any
 
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_dal.features.tracing import to_numpy
+
 
 class PhaseRates:
     """What `Wrap` has for a learning rate: the inner optimizer's, and after the switch the one that was asked for."""
@@ -37,14 +39,14 @@ class PhaseRates:
             self._learning_rate.assign(value)
 
     def _keep_proven_step(self, value):
-        if self._said_rate:
+        if self._said_rate or value == float(to_numpy(self._learning_rate)):
             return
         self._said_rate = True
         warnings.warn(
             "After the switch the step size is the one for which convergence is proved, and a callback that sets "
             "another is not heard: give exploit_learning_rate a float for rates of your own. Received: "
             f"learning_rate={value}",
-            stacklevel=4,
+            stacklevel=5,
         )
 
     def take_proven_step(self, step):

@@ -78,16 +78,16 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         arguments.check_finish(finish, exploit_learning_rate)
         rate = exploit_learning_rate if isinstance(exploit_learning_rate, float) else 0.0
         super().__init__(learning_rate=rate, name=name)
-        self.inner_optimizer: Any = keras.optimizers.get(optimizer)
-        if find_wrap(self.inner_optimizer) is not None:
+        inner = keras.optimizers.get(optimizer)
+        if find_wrap(inner) is not None:
             raise ValueError(
                 "A Wrap cannot wrap another one: give it the optimizer inside, wrap.inner_optimizer, or compile with "
-                f"the Wrap there is. Received: optimizer={self.inner_optimizer!r}"
+                f"the Wrap there is. Received: optimizer={inner!r}"
             )
-        if isinstance(self.inner_optimizer, keras.optimizers.MultiOptimizer):
+        if isinstance(inner, keras.optimizers.MultiOptimizer):
             raise ValueError(
                 "The inner optimizer must be able to update a part of its variables, and a MultiOptimizer cannot. "
-                f"Wrap a single optimizer. Received: optimizer={self.inner_optimizer!r}"
+                f"Wrap a single optimizer. Received: optimizer={inner!r}"
             )
         self.explore = explore
         self.exploit = exploit.name if isinstance(exploit, keras.layers.Layer) else exploit
@@ -99,6 +99,7 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         self._driven = explore is None
         self._average: WeightAverage | None = None
         self.driver: Any = None  # the monitor of the fit that runs
+        self.inner_optimizer: Any = inner  # last: what is set from here on may be an attribute of it
 
     # The phase ------------------------------------------------------------------------------------------------------
 

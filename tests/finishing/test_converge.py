@@ -677,6 +677,10 @@ def test_statistics_that_have_not_settled_are_said_until_they_are_renewed():
     converge(model, x, y, gated=False, ridge=0.1, verbose=0)
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(40)
     converge(model, dataset, gated=False, ridge=0.1, verbose=0)
+    model.layers[1].moving_mean.assign(keras.ops.zeros(8))
+    with pytest.warns(UserWarning, match="Batch statistics have not settled"):
+        converge(model, dataset, gated=False, ridge=0.1, verbose=0)
+    converge(model, dataset.unbatch().batch(4), gated=False, ridge=0.1, verbose=0)  # too few to say so
 
 
 def test_statistics_that_were_loaded_are_no_fault():

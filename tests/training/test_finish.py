@@ -343,7 +343,7 @@ def test_a_fit_in_the_second_phase_says_so_solves_and_ends(capsys):
     capsys.readouterr()
     assert fit(model, 9, [monitor], initial_epoch=4)["phase"] == [1]
     assert "begins in the second phase" in capsys.readouterr().out
-    assert monitor.result.proof()
+    assert list(monitor.result.proof())
 
 
 def test_what_is_solved_is_not_solved_again(capsys, tmp_path):

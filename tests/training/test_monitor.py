@@ -317,10 +317,12 @@ def test_a_message_that_cannot_be_made_does_not_end_a_training(monkeypatch, caps
 
 
 def test_sums_that_would_not_fit_are_not_made(monkeypatch, capsys):
-    monkeypatch.setattr("keras_dal.training.measurement._SUMS_BYTES", 100)
+    monkeypatch.setattr("keras_dal.training.moments.SUMS_BYTES", 100)
+    with pytest.raises(ValueError, match="so many features.*Received: 6 features"):
+        fit(compiled(keras_dal.Wrap("sgd", explore=2, exploit_learning_rate="auto")), 4)
     monitor = keras_dal.AlignmentMonitor()
     history = fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)), 4, [monitor])
-    assert "is not measured in this fit" in capsys.readouterr().out
+    assert "is not measured in this fit: it would take sums of more than" in capsys.readouterr().out
     assert "alignment" not in history
     assert {len(column) for column in history.values()} == {3}
     assert monitor.result is not None

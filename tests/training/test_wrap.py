@@ -284,6 +284,17 @@ def test_what_is_set_on_the_wrap_is_set_on_the_optimizer_inside():
     assert "momentum" not in vars(wrap)
 
 
+def test_an_optimizer_with_attributes_of_the_same_names_keeps_them():
+    class Noisy(keras.optimizers.SGD):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.noise, self.average = 0.5, 7
+
+    wrap = keras_dal.Wrap(Noisy(), noise=0.25, average=0.1)
+    assert (wrap.inner_optimizer.noise, wrap.inner_optimizer.average) == (0.5, 7)
+    assert (wrap.noise, wrap.average) == (0.25, 0.1)
+
+
 def test_a_layer_that_became_trainable_is_named():
     model = small_model()
     model.get_layer("conv").trainable = False
