@@ -2,15 +2,27 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
+from keras_dal.features.tracing import computed_dtype
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
 NUM_FEATURES = 4
+BACKEND = keras.backend.backend()
+DTYPE = computed_dtype("float64")  # the finest in which layers compute here, for models that an oracle is compared with
+
+needs_tensorflow = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")  # with a reason
+
+
+def within(exact, spacings=64):
+    """Return a tolerance: `exact` for models that compute in float64, else some spacings of float32 at one."""
+    return exact if DTYPE == "float64" else spacings * 2.0**-23
 
 
 @contextlib.contextmanager
@@ -36,7 +48,7 @@ class Case:
     input_shape: tuple = (5,)
     gated: bool = False
 
-    def build(self, dtype="float64", seed=0):
+    def build(self, dtype=DTYPE, seed=0):
         """Return the model, built, with parameters that are all random."""
         keras.utils.set_random_seed(seed)
         with policy(dtype):
@@ -44,7 +56,7 @@ class Case:
             model(np.zeros((2, *self.input_shape), "float32"))
         generator = np.random.default_rng(seed)
         for variable in model.trainable_variables:
-            variable.assign(variable.numpy() + 0.1 * generator.standard_normal(variable.shape))
+            variable.assign(keras.ops.convert_to_numpy(variable) + 0.1 * generator.standard_normal(variable.shape))
         return model
 
     def inputs(self, n, seed=1):
@@ -283,11 +295,43 @@ def logits_from_outputs(outputs, activation):
 
 
 def dense_jacobian(case, model, x, variables):
-    """Return d vec(logits) / d variables, `(n, C, P)`, by TensorFlow's automatic differentiation of the outputs."""
+    """Return d vec(logits) / d variables, `(n, C, P)`, by the backend's automatic differentiation of the outputs."""
+
+    def logits():
+        return logits_from_outputs(model(x, training=False), case.activation)
+
+    shape = tuple(logits().shape)
+    return np.concatenate([part.reshape(*shape, -1) for part in JACOBIANS[BACKEND](logits, variables)], axis=-1)
+
+
+def _by_tensorflow(function, variables):
     import tensorflow as tf
 
     with tf.GradientTape(persistent=True) as tape:
-        logits = logits_from_outputs(model(x, training=False), case.activation)
+        outputs = function()
     values = [variable.value for variable in variables]
-    parts = tape.jacobian(logits, values, experimental_use_pfor=False)
-    return np.concatenate([part.numpy().reshape(*logits.shape, -1) for part in parts], axis=-1)
+    return [part.numpy() for part in tape.jacobian(outputs, values, experimental_use_pfor=False)]
+
+
+def _by_jax(function, variables):
+    import jax
+
+    def outputs(values):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function()
+
+    return [np.array(part) for part in jax.jacrev(outputs)([variable.value for variable in variables])]
+
+
+def _by_torch(function, variables):
+    import torch
+
+    values = [variable.value for variable in variables]
+    rows = [
+        torch.autograd.grad(output, values, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for output in function().flatten()
+    ]
+    return [torch.stack(part).numpy() for part in zip(*rows, strict=True)]
+
+
+JACOBIANS = {"tensorflow": _by_tensorflow, "jax": _by_jax, "torch": _by_torch}

@@ -5,7 +5,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal.features.store import KeptRows as KeptRows
-from keras_dal.features.tracing import to_numpy
+from keras_dal.features.tracing import feature_array, to_numpy
 
 
 def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
@@ -27,7 +27,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
     """
     empty = True
     for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size):
-        features = to_numpy(structure.feature_function(x_batch))
+        features = feature_array(structure.feature_function(x_batch))
         if not len(features):
             continue
         empty = False

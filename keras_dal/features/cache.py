@@ -15,6 +15,7 @@ from keras_dal import _keras
 from keras_dal.features.batches import are_arrays, batches, checked_weight, feature_batches
 from keras_dal.features.precision import precision
 from keras_dal.features.store import RowWriter, kept_rows
+from keras_dal.features.tracing import computed_dtype
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
 _SPACING = precision("float32")
@@ -51,7 +52,7 @@ class CachedFeatures:
 
     def are_exact(self, structure):
         """Return whether features are as the model computes them, which float64 that may have been cast is not."""
-        return precision(structure.layer.compute_dtype) >= _SPACING if self.exact is None else self.exact
+        return precision(computed_dtype(structure.layer.compute_dtype)) >= _SPACING if self.exact is None else self.exact
 
 
 def cached_features(

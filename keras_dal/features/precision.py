@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_dal import _keras
+from keras_dal.features.tracing import computed_dtype
 
 _HALVES = ("float16", "bfloat16")
 _BLOCK = 4096  # samples that are looked at together
@@ -25,7 +26,7 @@ def spacing_of(structure, batches):
         batches: an iterable of features `(k, m)`, at least one.
     """
     used = {layer.compute_dtype for layer in _keras.sublayers(structure.model)}
-    halves, spacing = [dtype for dtype in _HALVES if dtype in used], precision(structure.layer.compute_dtype)
+    halves, spacing = [dtype for dtype in _HALVES if dtype in used], precision(computed_dtype(structure.layer.compute_dtype))
     for features in batches:
         spacing = max(spacing, precision(features.dtype))
         halves = [dtype for dtype in halves if _are_of(features, dtype)]

@@ -19,6 +19,21 @@ def to_numpy(tensor) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
+def computed_dtype(dtype):
+    """Return the dtype in which layers of a dtype compute: with some backends Keras multiplies float64 in float32."""
+    if str(dtype) != "float64":
+        return str(dtype)
+    third = ops.convert_to_tensor(np.full((1, 1), 1 / 3))
+    return "float64" if abs(to_numpy(ops.matmul(third, third)).item() - 1 / 9) < 1e-12 else "float32"
+
+
+def feature_array(tensor):
+    """Return features as an array in the dtype they were computed in: it says how precise they are."""
+    array = to_numpy(tensor)
+    dtype = computed_dtype(array.dtype)
+    return array if dtype == str(array.dtype) else array.astype(dtype)
+
+
 def inference(model, x):
     """Return a model's outputs in inference mode, for it and for all that it calls.
 
@@ -113,7 +128,7 @@ def evaluate(model, layer, x):
             "The last layer must be called once in an evaluation of the model; share its weights with no other part. "
             f"Received: layer {layer.name!r}, called {len(features)} times"
         )
-    return to_numpy(features[0]), to_numpy(tree.flatten(outputs)[0])
+    return feature_array(features[0]), to_numpy(tree.flatten(outputs)[0])
 
 
 def feature_function(model, layer):

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_dal.features.tracing import to_numpy
+from keras_dal.features.tracing import computed_dtype, to_numpy
 
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
@@ -120,7 +120,7 @@ def defect(variables, evaluate):
     zero, first, second = at([0 * part for part in a]), at(a), at(b)
     both = at([one + other for one, other in zip(a, b, strict=True)])
     scale = max(np.abs(logits).max() for logits in (zero, first, second, both))
-    bound = 10 * scale * _TOLERANCES[str(variables[0].dtype)]
+    bound = 10 * scale * _TOLERANCES[computed_dtype(variables[0].dtype)]
     if np.abs(both - first - second + zero).max() > bound:
         return "not linear"
     return "linear up to a constant, not linear," if np.abs(zero).max() > bound else None

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_dal.features.tracing import to_numpy
 from keras_dal.models.gated_layers import GatedDense
 from keras_dal.models.structure import find_structure, tap
+
+WIDEST = "float32" if cases.BACKEND == "jax" else "float64"  # of variables: JAX has no float64 unless it is set to
 
 
 def snapshot(model):
@@ -37,13 +40,32 @@ def test_finds_head_and_leaves_the_model_alone(case, dtype):
 def test_logits_are_those_of_the_model(case):
     model, x = case.build(), case.inputs(7)
     structure = find_structure(model, x)
-    expected = cases.logits_from_outputs(model(x, training=False), case.activation).numpy()
+    expected = to_numpy(cases.logits_from_outputs(model(x, training=False), case.activation))
     logits = structure.logits(x)
     if case.activation == "softmax":
         expected, logits = (f - f.mean(axis=1, keepdims=True) for f in (expected, logits))
-    np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(logits, expected, rtol=cases.within(1e-9), atol=cases.within(1e-9))
     from_features = structure.head().logits(np.asarray(structure.features(x), np.float64), structure.theta())
-    np.testing.assert_allclose(from_features, structure.logits(x), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(from_features, structure.logits(x), rtol=cases.within(1e-9), atol=cases.within(1e-9))
+
+
+def test_features_have_the_dtype_they_were_computed_in():
+    x = cases.CASES[0].inputs(7)
+    with cases.policy(WIDEST):
+        hidden = layers.Dense(4, use_bias=False)
+        model = keras.Sequential([layers.Input((5,)), hidden, layers.Dense(3)])
+    features = find_structure(model, x).features(x)
+    error = np.abs(features - x.astype(np.float64) @ to_numpy(hidden.kernel).astype(np.float64)).max()
+    assert error <= 8 * np.finfo(features.dtype).eps * np.abs(features).max()
+
+
+def test_a_float64_model_is_understood_whatever_it_is_computed_in():
+    case = cases.CASES[0]
+    model = case.build(WIDEST)
+    assert find_structure(model).activation == case.activation
+    assert find_structure(model, parameters=model.layers[-1]).num_features == cases.NUM_FEATURES
+    with pytest.raises(ValueError, match="are not linear in"):
+        find_structure(model, parameters="trunk")
 
 
 def test_assign_writes_theta_in_the_order_of_the_head():
@@ -53,7 +75,7 @@ def test_assign_writes_theta_in_the_order_of_the_head():
     theta = np.arange(structure.head().num_parameters, dtype=np.float64)
     structure.assign(theta)
     np.testing.assert_array_equal(structure.theta(), theta)
-    np.testing.assert_array_equal(model.layers[-1].kernel.numpy(), theta[:-3].reshape(4, 3))
+    np.testing.assert_array_equal(to_numpy(model.layers[-1].kernel), theta[:-3].reshape(4, 3))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +170,7 @@ def test_restores_on_an_exception():
     assert [vars(layer).get("call") for layer in model.layers] == calls
 
 
+@cases.needs_tensorflow(reason="a function of TensorFlow is traced")
 def test_tap_sees_traced_calls():
     import tensorflow as tf
 
@@ -213,6 +236,7 @@ def test_models_that_fit_has_built_are_understood_without_inputs(make):
     np.testing.assert_allclose(head, model.predict(x, verbose=0), atol=1e-5)
 
 
+@cases.needs_tensorflow(reason="only TensorFlow has tensors of strings")
 def test_inputs_may_be_strings():
     words = np.array(["a b", "b c", "c d", "a a", "d", "b"])
     vectors = layers.TextVectorization(output_mode="tf_idf")
