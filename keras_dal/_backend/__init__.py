@@ -19,6 +19,7 @@ in_replica = _module.in_replica
 is_chief = _module.is_chief
 jvp = _module.jvp
 over_replicas = _module.over_replicas
+product = _module.product
 reading = _module.reading
 statistics_dtype = _module.statistics_dtype
 training_scope = _module.training_scope

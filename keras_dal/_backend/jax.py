@@ -24,6 +24,11 @@ def statistics_dtype():
     return jax.dtypes.canonicalize_dtype("float64").name
 
 
+def product(left, right):
+    """Return the product of two matrices in their own dtype: that of Keras is float32 where they are float64."""
+    return jax.numpy.matmul(left, right)
+
+
 def applies_whole(optimizer):
     """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

@@ -21,6 +21,11 @@ def statistics_dtype():
     return "float64"
 
 
+def product(left, right):
+    """Return the product of two matrices in their own dtype."""
+    return tf.matmul(left, right)
+
+
 def applies_whole(optimizer):
     """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
     return False

@@ -20,6 +20,11 @@ def statistics_dtype():
     return "float32" if torch.backends.mps.is_available() else "float64"  # which Metal does not have
 
 
+def product(left, right):
+    """Return the product of two matrices in their own dtype: that of Keras is float32 where they are float64."""
+    return torch.matmul(left, right)
+
+
 def applies_whole(optimizer):
     """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
     return False

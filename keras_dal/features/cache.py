@@ -52,7 +52,8 @@ class CachedFeatures:
 
     def are_exact(self, structure):
         """Return whether features are as the model computes them, which float64 that may have been cast is not."""
-        return precision(computed_dtype(structure.layer.compute_dtype)) >= _SPACING if self.exact is None else self.exact
+        dtype = computed_dtype(structure.layer.compute_dtype)
+        return precision(dtype) >= _SPACING if self.exact is None else self.exact
 
 
 def cached_features(

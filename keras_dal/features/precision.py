@@ -26,7 +26,8 @@ def spacing_of(structure, batches):
         batches: an iterable of features `(k, m)`, at least one.
     """
     used = {layer.compute_dtype for layer in _keras.sublayers(structure.model)}
-    halves, spacing = [dtype for dtype in _HALVES if dtype in used], precision(computed_dtype(structure.layer.compute_dtype))
+    halves = [dtype for dtype in _HALVES if dtype in used]
+    spacing = precision(computed_dtype(structure.layer.compute_dtype))
     for features in batches:
         spacing = max(spacing, precision(features.dtype))
         halves = [dtype for dtype in halves if _are_of(features, dtype)]

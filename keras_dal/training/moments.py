@@ -77,8 +77,9 @@ class StepMoments(keras.metrics.Metric):
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
         if self._with_sums:
             rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
+            rows = ops.cast(rows, self.dtype)  # which Keras joins in float32 on some backends
             transposed = ops.transpose(rows)
-            _backend.add_where_set(self.measuring, self.sums, lambda: ops.matmul(transposed, weight * rows))
+            _backend.add_where_set(self.measuring, self.sums, lambda: _backend.product(transposed, weight * rows))
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
         self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_dal
+from keras_dal import _backend
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from keras_dal.training.moments import BadLabels, StepMoments
 
@@ -66,3 +67,14 @@ def test_what_is_no_label_is_counted_unless_its_weight_is_zero(loss, wrong):
     labels = ops.convert_to_tensor(np.array(np.nan_to_num(wrong), "float32"))
     moments.add(None, labels, features, ops.convert_to_tensor(np.zeros(2, "float32")))
     assert moments.read()[1] == 0
+
+
+def test_products_of_a_step_are_as_precise_as_the_sums():
+    moments = StepMoments(M, C, SoftmaxCrossEntropy())
+    features = np.random.default_rng(0).standard_normal((N, M)).astype("float32")
+    weights = np.random.default_rng(2).uniform(0.5, 2, N).astype("float32")
+    moments.add(None, *map(ops.convert_to_tensor, (HARD.astype("float32"), features, weights)))
+    rows = np.column_stack([features, np.ones(N), HARD]).astype(np.float64)
+    expected = rows.T @ (weights[:, None] * rows)
+    spacing = np.finfo(_backend.statistics_dtype()).eps
+    np.testing.assert_allclose(moments.read()[0], expected, rtol=0, atol=8 * spacing * np.abs(expected).max())
