@@ -129,23 +129,31 @@ def build(model, *arguments):
     """Do nothing: `fit` has built the model."""
 
 
+def _arrays(x):
+    """Return a batch as compiled functions take it: without tensors of other backends, which a dataset may bring."""
+    own = (np.ndarray, jax.Array)
+    return jax.tree.map(
+        lambda part: np.asarray(part) if hasattr(part, "numpy") and not isinstance(part, own) else part, x
+    )
+
+
 def compiled(function, model):
     """Return a function of one batch of inputs, compiled like the model; it reads its variables at every call."""
     if model.run_eagerly:
-        return function
+        return lambda x: function(_arrays(x))
     call, variables = jax.jit(_shared.stateless(function, model.variables)), model.variables
-    return lambda x: call([variable.value for variable in variables], x)
+    return lambda x: call([variable.value for variable in variables], _arrays(x))
 
 
 def jvp(function, variables):
     """Return `(x, tangents) -> J v` for a function of inputs that reads variables."""
     call = _shared.stateless(function, variables)
     product = jax.jit(lambda values, x, tangents: jax.jvp(lambda v: call(v, x), (values,), (tangents,))[1])
-    return lambda x, tangents: product([variable.value for variable in variables], x, tangents)
+    return lambda x, tangents: product([variable.value for variable in variables], _arrays(x), tangents)
 
 
 def vjp(function, variables):
     """Return `(x, cotangent) -> J' u` for a function of inputs that reads variables."""
     call = _shared.stateless(function, variables)
     product = jax.jit(lambda values, x, cotangent: jax.vjp(lambda v: call(v, x), values)[1](cotangent)[0])
-    return lambda x, cotangent: product([variable.value for variable in variables], x, cotangent)
+    return lambda x, cotangent: product([variable.value for variable in variables], _arrays(x), cotangent)

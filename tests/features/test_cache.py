@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -135,6 +136,7 @@ def test_a_model_is_recognized_when_it_is_built_again(make, x, tmp_path, passes)
     assert len(passes) == 1
 
 
+@cases.needs_tensorflow(reason="only TensorFlow has tensors of strings")
 def test_strings_are_recognized(tmp_path, passes):
     words = np.array(["a b", "b c", "c", "a"])
     vectors = keras.layers.TextVectorization(output_mode="multi_hot")
