@@ -1,5 +1,6 @@
 """The width curve against dense float64 decompositions of the columns of every width."""
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_dead_and_repeated_features_count_once():
     for index, width in enumerate(curve.widths):
         share, rank, _ = oracle(columns(x, width, 5, 0), label_matrix("softmax", y), np.ones(N))
         assert curve.rank[index] == 3 * rank
-        assert curve.residual_share[index] == pytest.approx(share, abs=1e-8)
+        assert curve.residual_share[index] == pytest.approx(share, abs=cases.within(1e-8, 16))
 
 
 def test_equal_samples_with_other_labels_never_settle():

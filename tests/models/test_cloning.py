@@ -22,7 +22,7 @@ LABELS = np.random.default_rng(1).integers(0, 3, N)
 def normalized():
     normalization = layers.Normalization()
     normalization.adapt(inputs())
-    return keras.Sequential([keras.Input((5,)), normalization, layers.Dense(6, "relu"), layers.Dense(3)])
+    return keras.Sequential([keras.Input((5,)), normalization, layers.Dense(6, "tanh"), layers.Dense(3)])
 
 
 def with_a_closure():
@@ -87,7 +87,9 @@ def test_whatever_is_understood_takes_a_gated_head(make, capsys):
     shared = own & {id(variable) for variable in gated.trainable_variables}
     said = "has the model's own layers" in capsys.readouterr().out
     assert bool(shared) == said
-    assert said == (make in (normalized, with_a_closure, around_what_is_adapted))
+    # what Normalization makes of its variables is a view of them on PyTorch, so that a copy has it too
+    adapted = () if keras.backend.backend() == "torch" else (normalized, around_what_is_adapted)
+    assert said == (make in (with_a_closure, *adapted))
     assert not {id(v) for v in find_structure(gated, inputs()).linear_parameters} & own
     result = converge(model, inputs(), LABELS, verbose=0)
     assert result.accuracy == 1.0
@@ -99,7 +101,7 @@ def test_a_copy_is_compiled_with_the_same_objects_and_an_optimizer_of_its_own():
     gated = add_gated_head(model, inputs(), seed=0, verbose=False)
     assert gated.optimizer is not model.optimizer
     assert type(gated.optimizer) is type(model.optimizer)
-    assert gated.optimizer.iterations.numpy() == 0
+    assert int(gated.optimizer.iterations) == 0
     assert gated.loss is model.loss
     history = gated.fit(inputs(), LABELS, epochs=1, verbose=0).history
     assert {"top2", "sparse_categorical_accuracy"} <= set(history)

@@ -286,10 +286,10 @@ def test_a_model_without_a_linear_head_is_refused_before_training():
 
 
 def test_an_unsupported_loss_is_refused_before_training():
-    model = small_model()
+    model, (x, y) = small_model(), images()
     model.compile(optimizer=keras_dal.Wrap("sgd", explore=1), loss="mae")
     with pytest.raises(ValueError, match="The supported losses are .*Received: loss='mae'"):
-        fit(model, 2)
+        model.fit(x, np.eye(NUM_CLASSES)[y], callbacks=[keras_dal.AlignmentMonitor(verbose=False)], verbose=0)
 
 
 @pytest.mark.parametrize("error", [MemoryError("of eigenvalues"), np.linalg.LinAlgError("no convergence")])

@@ -65,7 +65,7 @@ def test_weight_decay_after_the_switch_is_on_the_head_alone():
     model.optimizer.build(model.trainable_variables)
     model.optimizer.switch(model)
     before = snapshot(model)
-    model.optimizer.apply([np.zeros(v.shape, "float32") for v in model.trainable_variables], model.trainable_variables)
+    model.optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
     after = snapshot(model)
     assert moved(before, after) == {"logits/kernel"}  # its bias is zero, and so is its decay
     np.testing.assert_allclose(after["logits/kernel"], before["logits/kernel"] * (1 - rate * decay), rtol=1e-6)
@@ -213,7 +213,7 @@ def test_a_loop_of_ones_own_switches_explicitly():
     structure = model.optimizer.switch(model)
     assert [v.path for v in structure.linear_parameters] == ["logits/kernel", "logits/bias"]
     before = snapshot(model)
-    model.optimizer.apply([np.ones(v.shape, "float32") for v in model.trainable_variables], model.trainable_variables)
+    model.optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
     assert moved(before, snapshot(model)) == HEAD
     assert model.optimizer.phase == "exploit"
 
@@ -223,7 +223,9 @@ def test_without_a_monitor_the_first_step_raises():
     before = snapshot(model)
     with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore='auto'"):
         fit(model, 2, callbacks=[])
-    assert not moved(before, snapshot(model))
+    # an eager step has gone through the network, and its statistics, when it comes to the optimizer
+    seen = {"norm/moving_mean", "norm/moving_variance"} if keras.backend.backend() == "torch" else set()
+    assert moved(before, snapshot(model)) <= seen
 
 
 @pytest.mark.parametrize(
