@@ -4,9 +4,11 @@ BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
 OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/training/test_finish.py tests/training/test_cells.py \
 	tests/training/test_ordinary_keras.py tests/training/test_delegation.py tests/training/test_moments.py \
-	tests/training/test_wrap.py::test_stateless_apply tests/solvers tests/losses tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
+	tests/training/test_wrap.py::test_stateless_apply tests/features/test_batches.py::test_every_kind_of_data \
+	tests/models/test_structure.py::test_a_float64_model_is_understood_whatever_it_is_computed_in \
+	tests/solvers tests/losses tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
 
-.PHONY: quickstart test lint types docs clean
+.PHONY: quickstart test test-backends lint types docs clean
 
 quickstart: .venv/examples
 	$(QUIET) $(BIN)/python examples/quickstart.py
@@ -15,6 +17,11 @@ test: .venv/test
 	$(QUIET) $(BIN)/python -m pytest
 	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest $(OTHER_BACKENDS)
 	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest $(OTHER_BACKENDS)
+
+# all tests on the other backends, about half an hour each; what is skipped says why
+test-backends: .venv/test
+	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest -rs tests
+	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest -rs tests
 
 lint: .venv/lint .venv/test
 	$(BIN)/ruff check .
