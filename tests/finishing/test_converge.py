@@ -425,7 +425,9 @@ def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, di
 def test_a_mixture_of_too_few_gates_goes_on_by_newtons_method(model, digits, monkeypatch):
     monkeypatch.setattr("keras_dal.finishing.problem._ROUNDS", 3)
     x, y = digits[0]
-    small = keras_dal.add_gated_head(model, x, num_samples=10, seed=0, verbose=False)
+    # how few are too few depends on the weights that a backend trained
+    few = 50 if keras.backend.backend() == "tensorflow" else 10
+    small = keras_dal.add_gated_head(model, x, num_samples=few, seed=0, verbose=False)
     with pytest.warns(UserWarning, match="did not separate.*Received.* training accuracy"):
         result = converge(small, x, y, time_limit=10.0, verbose=0)
     assert gated_points(result)
