@@ -34,6 +34,8 @@ def settings(rows):
     for row in rows:
         if row["processor_seconds"] < UNDISTURBED * row["seconds"]:
             row["seconds"] = None
+        if row.get("loaded"):  # noted by hand: a machine so busy that the processor's time says nothing either
+            row["seconds"] = row["processor_seconds"] = None
         setting = row["dataset"], row["images"], row["epochs"], row["recipe"], row.get("explore")
         found[setting][row["way"]][row["seed"]] = row
     for setting in [setting for setting in found if setting[-1] is not None]:
@@ -57,8 +59,8 @@ def ratio(ways, way, field):
 def processor_ratio(ways, way):
     """Return the same of processor time, from undisturbed pairs; from the others, and said so, where there are none."""
     clear = {name: {seed: row for seed, row in ways[name].items() if row["seconds"]} for name in (way, "base")}
-    exact = ratio(clear, way, "processor_seconds")
-    return f"{exact:.3f}" if not np.isnan(exact) else f"about {ratio(ways, way, 'processor_seconds'):.2f}"
+    exact, rough = ratio(clear, way, "processor_seconds"), ratio(ways, way, "processor_seconds")
+    return f"{exact:.3f}" if not np.isnan(exact) else shown(rough, "about .2f")
 
 
 def described(setting):
@@ -110,7 +112,8 @@ def mean_of(rows, field):
 
 def shown(value, form):
     """Return a number in a form, and nothing for nan."""
-    return "" if np.isnan(value) else format(value, form)
+    about = "about " * form.startswith("about ")
+    return "" if np.isnan(value) else about + format(value, form.removeprefix("about "))
 
 
 def price_table(found):
@@ -173,8 +176,8 @@ def picture(found):
     for (way, color), marker in zip(colors.items(), "osv^D", strict=True):
         points = [
             (time_of(ways, way), np.mean(ours - base))
-            for ways in found.values()
-            if ways[way]
+            for (*_, explore), ways in found.items()
+            if ways[way] and explore is None
             for ours, base in [100 * paired(ways, way, "test_accuracy")]
         ]
         if points:
