@@ -43,8 +43,9 @@ def warn_of_statistics(model, x, inputs, advice):
 
 
 def _steps(model):
-    """Return the number of steps that the model's optimizer has taken, 0 where that is not known."""
-    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
+    """Return the number of steps since statistics began to move, 0 where it is not known or they were renewed."""
+    optimizer = getattr(model, "optimizer", None)
+    iterations = None if getattr(optimizer, "is_solved", False) else getattr(optimizer, "iterations", None)
     return 0 if iterations is None else int(to_numpy(iterations))
 
 

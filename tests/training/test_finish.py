@@ -377,7 +377,7 @@ def test_finish_says_which_weights_it_takes(capsys):
     assert "after optimizer.drop_average() of those there are" in capsys.readouterr().out
     before = snapshot(model)
     model.optimizer.drop_average()
-    keras_dal.finish(model, x, y)
+    keras_dal.finish(model, x, y, statistics_from=x)
     assert "becomes the weights" not in capsys.readouterr().out
     assert "conv/kernel" not in moved(before, snapshot(model))
 
@@ -579,7 +579,7 @@ def test_a_wrap_with_the_automatic_step_can_be_finished_too():
     model = compiled(keras_dal.Wrap("sgd", explore=None, exploit_learning_rate="auto"), small_model())
     x, y = images()
     model.fit(x, y, epochs=1, verbose=0)
-    assert keras_dal.finish(model, x, y, verbose=0).stopped_by == Ending.CERTIFIED
+    assert keras_dal.finish(model, x, y, statistics_from=x, verbose=0).stopped_by == Ending.CERTIFIED
     assert model.optimizer.phase == "exploit"
 
 

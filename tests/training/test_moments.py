@@ -70,7 +70,7 @@ def test_what_is_no_label_is_counted_unless_its_weight_is_zero(loss, wrong):
 
 
 def test_products_of_a_step_are_as_precise_as_the_sums():
-    moments = StepMoments(M, C, SoftmaxCrossEntropy())
+    moments = StepMoments(Shape(M, C), SoftmaxCrossEntropy())
     features = np.random.default_rng(0).standard_normal((N, M)).astype("float32")
     weights = np.random.default_rng(2).uniform(0.5, 2, N).astype("float32")
     moments.add(None, *map(ops.convert_to_tensor, (HARD.astype("float32"), features, weights)))
