@@ -76,6 +76,7 @@ def trained(make):
     return model
 
 
+@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # one epoch is enough here
 @pytest.mark.parametrize("make", [normalized, with_a_closure, around_a_backbone, around_what_is_adapted])
 def test_whatever_is_understood_takes_a_gated_head(make, capsys):
     model = trained(make)
