@@ -27,8 +27,10 @@ def begins(wrap, schedule, epoch, epochs):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
     if wrap.solves and wrap.is_solved:
         return (
-            "keras_dal: the last layer is solved already, and this fit ends at once. optimizer.restart() before fit "
-            "goes back to the first phase; keras_dal.finish(model, x, y) solves again, on other data"
+            "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer is solved "
+            "already, and it ends at once. "
+            "optimizer.restart() before fit goes back to the first phase; keras_dal.finish(model, x, y) solves again, "
+            "on other data"
         )
     if wrap.phase == "exploit":
         return (
