@@ -223,6 +223,8 @@ def test_without_a_monitor_the_first_step_raises():
     before = snapshot(model)
     with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore='auto'"):
         fit(model, 2, callbacks=[])
+    if keras.backend.backend() == "jax":
+        return  # whatever fails in a step, Keras has let go of the weights there
     # an eager step has gone through the network, and its statistics, when it comes to the optimizer
     seen = {"norm/moving_mean", "norm/moving_variance"} if keras.backend.backend() == "torch" else set()
     assert moved(before, snapshot(model)) <= seen
