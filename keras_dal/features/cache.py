@@ -101,7 +101,7 @@ def cached_features(
     try:
         for block, label, weight in feature_batches(structure, x, y, sample_weight, batch_size):
             writer.append(narrow := np.ascontiguousarray(block, np.float32))
-            exact = exact and np.array_equal(narrow, block)
+            exact = exact and (block.dtype == narrow.dtype or np.array_equal(narrow, block))
             labels.append(label)
             weights.append(weight)
             if on_batch:

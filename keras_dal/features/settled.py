@@ -28,8 +28,10 @@ def warn_of_statistics(model, x, inputs, advice):
     """
     steps = _steps(model)
     young = [layer for layer in _keras.sublayers(model) if _is_normalization(layer) and layer.momentum**steps > _START]
+    if not steps or not young:
+        return
     few = _some(x if are_arrays(x) else inputs)
-    if not steps or not young or len(tree.flatten(few)[0]) < _FEW:
+    if len(tree.flatten(few)[0]) < _FEW:
         return
     for layer, (mean, squares) in zip(young, _moments(model, young, few), strict=True):
         if mean is not None and _differ(layer, mean, squares - mean**2):

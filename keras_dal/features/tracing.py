@@ -21,8 +21,12 @@ def to_numpy(tensor) -> np.ndarray:
 
 def computed_dtype(dtype):
     """Return the dtype in which layers of a dtype compute: with some backends Keras multiplies float64 in float32."""
-    if str(dtype) != "float64":
-        return str(dtype)
+    return _product_dtype() if str(dtype) == "float64" else str(dtype)
+
+
+@functools.cache
+def _product_dtype():
+    """Return the dtype in which Keras multiplies float64, measured once: features come in many batches."""
     third = ops.convert_to_tensor(np.full((1, 1), 1 / 3))
     return "float64" if abs(to_numpy(ops.matmul(third, third)).item() - 1 / 9) < 1e-12 else "float32"
 

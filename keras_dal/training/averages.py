@@ -161,7 +161,7 @@ class Averaging:
         if self.finish != "solve":
             return False
         if self._inner_has_averages:
-            values = [to_numpy(v).copy() for v in _keras.moving_averages(innermost(self.inner_optimizer))]
+            values = [to_numpy(average).copy() for average in self.inner_averages()]
         elif self.averaged_steps:
             values = self._average.values()
         else:

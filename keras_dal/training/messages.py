@@ -28,9 +28,8 @@ def begins(wrap, schedule, epoch, epochs):
     if wrap.solves and wrap.is_solved:
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer is solved "
-            "already, and it ends at once. "
-            "optimizer.restart() before fit goes back to the first phase; keras_dal.finish(model, x, y) solves again, "
-            "on other data"
+            "already, and it ends at once. optimizer.restart() before fit goes back to the first phase; "
+            "keras_dal.finish(model, x, y) solves again, on other data"
         )
     if wrap.phase == "exploit":
         return (
