@@ -14,7 +14,7 @@ import warnings
 from unittest import mock
 
 import numpy as np
-from common import accuracy, head_model
+from basics import accuracy, head_model
 from machine import describe
 
 from keras_dal.finishing.converge import converge

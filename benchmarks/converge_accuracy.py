@@ -14,7 +14,7 @@ import pathlib
 from unittest import mock
 
 import numpy as np
-from common import accuracy, head_model
+from basics import accuracy, head_model
 from converge_peers import SOFTMAX, Clock, chosen, minimize
 from machine import describe
 

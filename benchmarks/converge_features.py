@@ -12,7 +12,7 @@ import pathlib
 import keras
 import numpy as np
 import tensorflow_datasets as tfds
-from common import augmented
+from basics import augmented
 from keras import layers
 from sklearn.datasets import load_digits
 

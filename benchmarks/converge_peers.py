@@ -21,7 +21,7 @@ import time
 
 import keras
 import numpy as np
-from common import accuracy, head_model
+from basics import accuracy, head_model
 from machine import GIB, PeakMemory, describe
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression

@@ -15,7 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow_datasets as tfds
-from common import accuracy, augmented
+from basics import accuracy, augmented
 from keras import layers
 from machine import describe
 

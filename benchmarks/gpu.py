@@ -27,7 +27,7 @@ import keras  # noqa: E402
 import models  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from common import head_model  # noqa: E402
+from basics import head_model  # noqa: E402
 from keras import layers  # noqa: E402
 from machine import describe  # noqa: E402
 from torch_lbfgs import torch_lbfgs  # noqa: E402

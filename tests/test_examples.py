@@ -289,6 +289,12 @@ def test_every_network_standardizes_its_images_and_has_a_linear_head(name):
     np.testing.assert_allclose(np.std(standardized, (0, 1, 2)), 1, atol=1e-5)
 
 
+def test_no_two_scripts_share_a_name():
+    folders = (EXAMPLES, EXAMPLES / "recipes", EXAMPLES.parent / "benchmarks")
+    names = [script.stem for folder in folders for script in folder.glob("*.py")]
+    assert len(set(names)) == len(names)  # each finds its neighbours by their bare names
+
+
 @pytest.mark.parametrize("name", ["long_tail", "shortcut", "new_class", "calibration", "suspect_labels"])
 def test_a_recipe_compares_its_ways(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "recipes")
