@@ -22,6 +22,7 @@ over_replicas = _module.over_replicas
 product = _module.product
 reading = _module.reading
 statistics_dtype = _module.statistics_dtype
+test_step = _module.test_step
 training_scope = _module.training_scope
 vjp = _module.vjp
 where_set = _module.where_set

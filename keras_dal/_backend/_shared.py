@@ -18,6 +18,11 @@ def adding(where_set):
     return add_where_set
 
 
+def test_step(model, batch):
+    """Run the model's own `test_step` for a batch, of a replica."""
+    model.test_step(batch)
+
+
 def stateless(function, variables):
     """Return `(values, x) -> function(x)` with the variables replaced by values."""
 

@@ -125,6 +125,12 @@ def in_replica(function, model, *arguments):
     return function(*arguments)
 
 
+def test_step(model, batch):
+    """Run the model's own `test_step` for a batch; what it makes of the state is dropped."""
+    state = model.trainable_variables, model.non_trainable_variables, model.metrics_variables
+    model.test_step(tuple([variable.value for variable in variables] for variables in state), batch)
+
+
 def build(model, *arguments):
     """Do nothing: `fit` has built the model."""
 

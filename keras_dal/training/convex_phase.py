@@ -102,7 +102,7 @@ class ConvexPhase:
         if start > _FAR * (trained + 1.0):
             raise ValueError(
                 "On what was read the loss is far above that of training: does a train_step of the model prepare its "
-                "inputs? Do that in the data or in the model, or use finish='descend'. Received: loss "
+                "inputs? Do that in its test_step, too, or use finish='descend'. Received: loss "
                 f"{start:.4g} before the head was solved, {trained:.4g} in training"
             )
 

@@ -8,6 +8,7 @@ from keras_dal import _backend
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.store import RowWriter
 from keras_dal.features.tracing import inference, tap
+from keras_dal.training.evaluated import evaluated
 from keras_dal.training.statistics import BatchStatistics
 
 STATISTICS_STEPS = 100  # for batch statistics, at most
@@ -30,7 +31,7 @@ class Gathering:
     def __init__(self, model, structure, renew):
         self._model = model
         self._features = _backend.over_replicas(_features(model, structure), model)
-        statistics = BatchStatistics(model)
+        statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
         self._arrived, self._waiting, self._bytes = [], [], 0
         self._rows, self._labels, self._weights = RowWriter(None, _FEATURE_BYTES, keep=False), [], []
@@ -103,7 +104,7 @@ def build_metrics(model, batch):
     """Let metrics know their shapes where no step has: `fit` asks for their results."""
 
     def updated(batch):
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        x, y, weight = evaluated(model, batch)
         model.compute_metrics(x, y, inference(model, x), weight)
         return ()
 
@@ -118,7 +119,7 @@ def _features(model, structure):
     """Return a function from a batch of `fit` to features, labels and weights."""
 
     def gathered(batch):
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        x, y, weight = evaluated(model, batch)
         with tap(structure.layer) as features:
             inference(model, x)
         ones = keras.ops.ones(keras.ops.shape(features[-1])[:1])

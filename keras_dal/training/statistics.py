@@ -20,9 +20,10 @@ class BatchStatistics:
 
     Args:
         model: the model, whose other variables stay as they are.
+        inputs_of: function from a batch to the inputs of the model; by default they come first in it.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, inputs_of=lambda batch: keras.utils.unpack_x_y_sample_weight(batch)[0]):
         pairs = [(layer, _moving(layer)) for layer in _keras.sublayers(model) if hasattr(layer, "momentum")]
         self._layers = [layer for layer, variables in pairs if variables]
         self._variables = [variable for _, variables in pairs for variable in variables]
@@ -31,11 +32,11 @@ class BatchStatistics:
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
         self._others += kernels
         self._sums, self._count = [np.zeros(variable.shape) for variable in self._variables], 0
-        self._step = _backend.over_replicas(self._of_one_batch(model), model)
+        self._step = _backend.over_replicas(self._of_one_batch(model, inputs_of), model)
 
-    def _of_one_batch(self, model):
+    def _of_one_batch(self, model, inputs_of):
         def statistics(batch):
-            x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            x = inputs_of(batch)
             seen = [[] for _ in self._layers]
             with contextlib.ExitStack() as stack:
                 for layer, values in zip(self._layers, seen, strict=True):

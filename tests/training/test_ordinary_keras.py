@@ -75,6 +75,37 @@ def test_a_train_step_may_leave_the_inputs_out_of_compute_loss():
     assert np.isfinite(history["alignment"]).all()
 
 
+class Prepares(keras.Model):
+    """Standardizes its inputs in both steps, before the model is called."""
+
+    def train_step(self, *arguments):
+        *state, (x, y) = arguments
+        return super().train_step(*state, (x / 50 - 2, y))
+
+    def test_step(self, *arguments):
+        *state, (x, y) = arguments
+        return super().test_step(*state, (x / 50 - 2, y))
+
+
+@pytest.mark.parametrize("average", [0, 0.7])
+def test_a_model_whose_steps_prepare_the_inputs_is_solved_on_what_they_make_of_them(average):
+    x, y = rows(128)
+    inputs = keras.Input((4,))
+    hidden = layers.ReLU()(layers.BatchNormalization(momentum=0.5)(layers.Dense(8)(inputs)))
+    model, raw = Prepares(inputs, layers.Dense(3)(hidden)), 50 * (x + 2)
+    model.compile(
+        keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3, average=average),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(raw, y, epochs=5, verbose=0, callbacks=[monitor]).history
+    found = model.evaluate(raw, y, verbose=0, return_dict=True)
+    assert found["loss"] == pytest.approx(monitor.result.loss, rel=1e-3)
+    assert found["accuracy"] == pytest.approx(history["accuracy"][-1])
+    assert monitor.result.loss <= keras_dal.converge(model, x, y, gated=False, tol=1e-6, verbose=0).loss + 0.02
+
+
 @pytest.mark.parametrize("kind", ["smoothing", "mixed", "sigmoid", "squared error"])
 def test_losses_of_every_kind_end_at_their_minimum(kind):
     x, y = rows()

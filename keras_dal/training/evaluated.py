@@ -1,0 +1,59 @@
+"""What `evaluate` hands to a model and its loss: where the model has a `test_step` of its own, what that makes of it."""
+
+import functools
+
+import keras
+from keras import tree
+
+from keras_dal import _backend
+from keras_dal.features.tracing import replaced
+
+
+def evaluated(model, batch):
+    """Return inputs, labels and weights of a batch of `fit`, eager or traced, as the loss of an evaluation sees them.
+
+    A `train_step` that prepares its images has a `test_step` that does so too, without changing them at random.
+
+    Args:
+        model: a built Keras model.
+        batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+
+    Raises:
+        ValueError: its `test_step` calls the model several times, and for none of them the loss.
+    """
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    if type(model).test_step is keras.Model.test_step:
+        return x, y, weight
+    calls, losses = _seen_in_step(model, batch)
+    if not calls:  # the step calls layers, not the model
+        return x, y, weight
+    if losses:
+        y, outputs, weight = losses[-1]
+        calls = [call for call in calls if call[1] is outputs] or calls
+    if len(calls) > 1:
+        raise ValueError(
+            "It is not known which inputs the labels belong to: let test_step call the model once, or hand its outputs "
+            f"to compute_loss. Received: model {model.name!r}, called {len(calls)} times in test_step"
+        )
+    return calls[0][0], y, weight
+
+
+def _seen_in_step(model, batch):
+    """Return `(inputs, first output)` of each call of the model, and what each loss was given."""
+    calls, losses = [], []
+    model_call, compute_loss = model.call, model.compute_loss
+
+    @functools.wraps(model_call)
+    def call(inputs, *args, **kwargs):
+        outputs = model_call(inputs, *args, **kwargs)
+        calls.append((inputs, tree.flatten(outputs)[0]))
+        return outputs
+
+    @functools.wraps(compute_loss)
+    def loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+        losses.append((y, tree.flatten(y_pred)[0], sample_weight))
+        return compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
+
+    with replaced(model, "call", call), replaced(model, "compute_loss", loss):
+        _backend.test_step(model, batch)
+    return calls, losses
