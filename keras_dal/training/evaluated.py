@@ -1,4 +1,4 @@
-"""What `evaluate` hands to a model and its loss: where the model has a `test_step` of its own, what that makes of it."""
+"""What `evaluate` hands to a model and its loss: of a model with its own `test_step`, what that makes of a batch."""
 
 import functools
 
