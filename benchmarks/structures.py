@@ -4,8 +4,9 @@
 
 trains small residual networks of many shapes on 5,000 images as they are, and looks at each after a fifth of the epochs
 and at the end: training loss, the head's alignment, the least loss its head can reach, test accuracy. Beside the head
-of one of them it then puts gates: first predicted, then solved for with other gates; and it counts the gradient steps
-that the convex phase would take, for which `Result.gradient_steps` is a bound. Adds lines to
+of one of them it then puts gates: predicted by `width_curve`, and reached by SciPy with other gates (least squares, and
+so many steps of L-BFGS in orthonormal coordinates); and it counts the gradient steps that the convex phase would take,
+for which `Result.gradient_steps` is a bound. Adds lines to
 benchmarks/results/structures.jsonl, which `python benchmarks/width_page.py` writes up in docs/width.md.
 """
 
@@ -18,6 +19,7 @@ import keras
 import machine
 import numpy as np
 from keras import layers
+from scipy import linalg, optimize, special
 from two_lines import bind, load
 
 import keras_dal
@@ -26,9 +28,7 @@ RESULT = Path(__file__).parent / "results" / "structures.jsonl"
 IMAGES, EPOCHS, EARLY, BATCH = 5_000, 10, 2, 128
 WIDTHS = (0, 2, 5, 10, 20)  # gates beside the head
 OTHER_SEED = 1_000  # of gates, far from those of the prediction's draws
-GENTLE = 1e-8  # weight of the change: nearly none
-RIDGES = (1e-2, 1e-4, 1e-6, GENTLE)  # on the way to the least cross-entropy, each from where the one before ended
-SECONDS = 15.0  # for each minimization
+STEPS = 300  # of L-BFGS, for the least cross-entropy of a head
 
 
 def parser_of(description, result):
@@ -163,23 +163,54 @@ def head(z, weights, width, loss, seed):
     return model
 
 
+def columns(model, z):
+    """Return the columns `(n, d)` of one output of a head, in float64: of its dense layer, and of its gates."""
+    own, ones = model.layers[-1], np.ones((len(z), 1))
+    plain = np.hstack([z.astype(np.float64), ones])
+    if not isinstance(own, keras_dal.GatedBranch):
+        return plain
+    mean, scale, kernel, bias = map(np.asarray, (own.mean, own.scale, own.gate_kernel, own.gate_bias))
+    u = (z.astype(np.float64) - mean) / scale
+    gates = special.expit(own.sharpness * (u @ kernel + bias))
+    mixed = gates[:, :, None] * np.hstack([u, ones])[:, None, :]
+    return np.hstack([plain, mixed.reshape(len(z), -1)])
+
+
+def minimized(columns, y, classes):
+    """Return coefficients `(d, c)` after so many steps of L-BFGS for the cross-entropy, in orthonormal coordinates."""
+    left, values, right = linalg.svd(columns / np.linalg.norm(columns, axis=0), full_matrices=False)
+    kept = values > len(columns) * np.finfo(np.float32).eps * values[0]
+    basis, one_hot = left[:, kept] * len(columns) ** 0.5, np.eye(classes)[y]
+
+    def objective(flat):
+        logits = basis @ flat.reshape(-1, classes)
+        slope = (special.softmax(logits, axis=1) - one_hot) / len(y)
+        value = np.mean(special.logsumexp(logits, axis=1) - logits[np.arange(len(y)), y])
+        return value, (basis.T @ slope).ravel()
+
+    start = np.zeros(basis.shape[1] * classes)
+    found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+    inner = right[kept].T @ (found.x.reshape(-1, classes) * len(columns) ** 0.5 / values[kept, None])
+    return inner / np.linalg.norm(columns, axis=0)[:, None], float(found.fun)
+
+
 def heads(model, x, y, test, classes, seed):
-    """Yield what `width_curve` predicts for wider heads, and what solved ones reach, with gates of their own."""
+    """Yield what `width_curve` predicts for wider heads, and what SciPy reaches with gates of their own."""
     z, seen = features_of(model, x), features_of(model, test.x.astype("float32"))
     weights, one_hot = model.layers[-1].get_weights(), np.eye(classes)[y]
     start = time.perf_counter()
     plain = head(z, weights, 0, cross_entropy(), seed)
     curve = keras_dal.width_curve(plain, z, y, widths=WIDTHS, seed=seed, verbose=0)
     seconds = time.perf_counter() - start
-    constant = float(np.mean((one_hot - one_hot.mean(axis=0)) ** 2))
+    constant = np.sum((one_hot - one_hot.mean(axis=0)) ** 2)
     for index, width in enumerate(curve.widths):
-        kept = {"gated": False, "time_limit": SECONDS, "verbose": 0}
-        gates = OTHER_SEED + seed + width
-        fit = keras_dal.converge(head(z, weights, width, "mse", gates), z, one_hot, tol=1e-12, ridge=GENTLE, **kept)
-        wide = head(z, weights, width, cross_entropy(), gates)
-        for ridge in RIDGES:
-            right = keras_dal.converge(wide, z, y, tol=1e-3, ridge=ridge, **kept)
-        logits = right.model.predict(seen, batch_size=500, verbose=0)
+        wide = head(z, weights, width, cross_entropy(), OTHER_SEED + seed + width)
+        matrix = columns(wide, z)
+        left = one_hot - matrix @ linalg.lstsq(matrix, one_hot)[0]
+        coefficients, loss = minimized(matrix, y, classes)
+        right = [
+            np.mean((columns(wide, part) @ coefficients).argmax(axis=1) == of) for part, of in ((z, y), (seen, test.y))
+        ]
         yield {
             "kind": "head",
             "gates": width,
@@ -189,10 +220,10 @@ def heads(model, x, y, test, classes, seed):
             "predicted_share": curve.residual_share[index],
             "predicted_spread": curve.residual_share_spread[index],
             "predicted_infimum": list(curve.infimum[index]),
-            "share": fit.loss / constant,
-            "loss": right.loss,
-            "training_accuracy": right.accuracy,
-            "test_accuracy": float(np.mean(logits.argmax(axis=1) == test.y)),
+            "share": float(np.sum(left**2) / constant),
+            "loss": loss,
+            "training_accuracy": float(right[0]),
+            "test_accuracy": float(right[1]),
         }
 
 
