@@ -66,6 +66,13 @@ def inference_mode(model):
         model._maybe_reset_call_context()  # on JAX `call` is called alone, and nothing else ends the context
 
 
+def reattach(model, state):
+    """Give a model on JAX its variables back, whose values `fit` has handed to the train function as its state."""
+    names = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
+    model._jax_state = dict(zip(names, state, strict=True))
+    model.jax_state_sync()
+
+
 def sublayers(layer):
     """Return all layers inside a layer, each once, in an order that is the same for equal models."""
     return layer._flatten_layers(include_self=False)

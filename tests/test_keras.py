@@ -149,3 +149,15 @@ def test_what_keras_sets_on_a_layer_is_known_by_name(net):
     assert later - own <= set(_keras._COMPILED)
     missing = set(_keras._CARRIED) - fresh
     assert not missing
+
+
+def test_a_model_gets_back_what_fit_has_handed_to_a_train_function(net):
+    if keras.backend.backend() != "jax":
+        pytest.skip("elsewhere a model keeps its variables while it trains")
+    own = net.trainable_variables, net.non_trainable_variables, net.optimizer.variables, net.metrics_variables
+    state = [[variable.value + 1 for variable in variables] for variables in own]
+    net._jax_state_synced = False  # as while a train function runs
+    _keras.reattach(net, state)
+    for variables, values in zip(own, state, strict=True):
+        for variable, value in zip(variables, values, strict=True):
+            np.testing.assert_array_equal(variable.value, value)

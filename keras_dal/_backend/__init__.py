@@ -21,6 +21,7 @@ jvp = _module.jvp
 over_replicas = _module.over_replicas
 product = _module.product
 reading = _module.reading
+reattach = _module.reattach
 statistics_dtype = _module.statistics_dtype
 test_step = _module.test_step
 training_scope = _module.training_scope

@@ -23,6 +23,10 @@ def test_step(model, batch):
     model.test_step(batch)
 
 
+def reattach(model, iterator):
+    """Do nothing: the model has its variables in its steps, too."""
+
+
 def stateless(function, variables):
     """Return `(values, x) -> function(x)` with the variables replaced by values."""
 

@@ -131,6 +131,11 @@ def test_step(model, batch):
     model.test_step(tuple([variable.value for variable in variables] for variables in state), batch)
 
 
+def reattach(model, state, iterator):
+    """Give the model its variables back, whose values `fit` has handed to its train function."""
+    _keras.reattach(model, state)
+
+
 def build(model, *arguments):
     """Do nothing: `fit` has built the model."""
 

@@ -37,7 +37,7 @@ def where_set(flag, function):
 
 
 apply, add_where_set = _shared.apply, _shared.adding(where_set)
-test_step = _shared.test_step
+reattach, test_step = _shared.reattach, _shared.test_step
 
 
 @contextlib.contextmanager

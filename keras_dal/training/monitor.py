@@ -169,7 +169,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             model.stop_training = True
             self._hooks.read_only(_backend.reading(model, self._spared.append, {**self._logs, "phase": 1.0}))
         elif self._phase is not None:
-            self._hooks.read_only(self._phase.train_function(model, self._logs))
+            self._hooks.read_only(self._phase.train_function(model, self._logs), self._end_phase)
         elif self.phase != self._installed:
             exploits = self.phase == "exploit"
             self._hooks.install(self._structure.linear_parameters if exploits else None)
@@ -251,31 +251,30 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._phase is None or self._result is not None:
             self._logs = logs or {}
             return
-        model = self.model  # on JAX this makes the model's variables those of the last step, so not in every step
+        _ = self.model  # on JAX this makes its variables those of the last step, so not in every step
         self._tried(self._phase.take)
         self._batches = batch + 1
         if self._phase is not None and self.params["steps"] and batch + 1 >= self.params["steps"]:
-            self._end_phase(model)
+            self._end_phase()
 
     def on_test_begin(self, logs=None):
+        self._end_phase()  # so that validation is of the solved model
+
+    def _end_phase(self):
+        if self._phase is None or self._result is not None:
+            return
+        self._tried(self._end_of_reading)
         if self._phase is not None:
-            self._end_phase(self.model)  # so that validation is of the solved model
+            self._result, self._solved = self._phase.result, checksum(self.model, self._structure)
+            self._phase.show(self.model, self._measurement.is_affordable(self._epoch, len(self._phase.train)))
 
-    def _end_phase(self, model):
-        if self._result is None:
-            self._tried(self._end_of_reading, model)
-            if self._phase is not None:
-                self._result, self._solved = self._phase.result, checksum(model, self._structure)
-                self._phase.show(model, self._measurement.is_affordable(self._epoch, len(self._phase.train)))
-
-    def _end_of_reading(self, model):
-        self._phase.end(self._batches, self.params["steps"] if model.stop_training else None)
+    def _end_of_reading(self):
+        self._phase.end(self._batches, self.params["steps"] if self.model.stop_training else None)
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps
         model = self.model
-        if self._phase is not None:
-            self._end_phase(model)
+        self._end_phase()
         if self._phase is None and (self._result is not None or self._is_over):
             measured = dict.fromkeys(self._measured, np.nan)  # this epoch was one too many, and only read
             model.stop_training = True

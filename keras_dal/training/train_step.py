@@ -56,9 +56,14 @@ class StepHooks:
         model.make_train_function(force=True)
         model.train_function = self._hooked(model.train_function)
 
-    def read_only(self, function):
-        """Lets a function that only reads the data stand in for the train function."""
-        self._model.train_function = self._hooked(function)
+    def read_only(self, function, ended=None):
+        """Lets a function that only reads the data stand in for the train function.
+
+        Args:
+            function: of the arguments of a train function.
+            ended: is called where it finds that the data are used up, before other callbacks know.
+        """
+        self._model.train_function = self._hooked(function, ended)
 
     def remove(self):
         """Leaves the model as it was before `install`; the next `fit` traces its own train function."""
@@ -71,7 +76,7 @@ class StepHooks:
         """Says that the next step belongs to the `fit` these hooks were installed in."""
         self._armed = True
 
-    def _hooked(self, function):
+    def _hooked(self, function, ended=None):
         @functools.wraps(function)
         def hooked(*args):
             if not self._armed:  # left over from an interrupted fit, and found by one without this callback
@@ -83,6 +88,9 @@ class StepHooks:
                 with self._hooks():
                     return function(*args)
             except _backend.END_OF_DATA:
+                if ended is not None:
+                    _backend.reattach(self._model, *args)
+                    ended()
                 raise
             except BaseException:
                 self.remove()

@@ -370,6 +370,23 @@ def test_a_reading_epoch_that_another_callback_stops_solves_nothing():
     assert model.optimizer.phase == "explore"
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras says so of every stream of unknown length
+def test_a_stream_of_unknown_length_is_read_to_its_end(tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2, average=0.5))
+    data = tf.data.Dataset.from_tensor_slices(images()).batch(16).filter(lambda x, y: True)
+    saved = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
+    model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[saved, keras_dal.AlignmentMonitor(verbose=False)])
+    solved, statistics = snapshot(model), BatchStatistics(model)
+    for x, _ in data:
+        statistics.add((x.numpy(),))
+    for name, value in snapshot(model).items():
+        np.testing.assert_allclose(solved[name], value, atol=1e-6, err_msg=name)
+    if keras.backend.backend() != "torch":  # where a callback before the monitor is the first to know of the end
+        model.load_weights(tmp_path / "3.weights.h5")
+        assert not moved(solved, snapshot(model))
+
+
 def test_finish_says_which_weights_it_takes(capsys):
     x, y = images()
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=8, average=0.5))
