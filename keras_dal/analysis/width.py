@@ -25,13 +25,13 @@ from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import enclose_infimum, largest_loss, smallest_margin
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
-from keras_dal.solvers.nested_least_squares import NestedColumns
+from keras_dal.solvers.nested_columns import NestedColumns
 from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
 _SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
-_SHARE = 4  # of the samples, as columns, where the default widths end otherwise
+_SHARE = 8  # of the samples, as columns, where the default widths end otherwise
 _COLUMNS = 4_096  # the same, whatever the number of samples: n p^2 products are made
-_ENCLOSED = 2**24  # bytes of float64 columns up to which a solver encloses the infimum
+_ENCLOSED = 2**26  # samples times squared columns up to which a solver encloses the infimum from both sides
 _LARGEST_SCALE = 1e3  # of the least-squares logits, relative to their root mean square, that is tried
 
 
@@ -120,7 +120,7 @@ def width_curve(
         x: inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`; weight 0 removes a sample.
-        widths: ascending numbers of gates. By default 0, 1, 2, 4, ... up to a quarter of the samples as columns, and
+        widths: ascending numbers of gates. By default 0, 1, 2, 4, ... up to an eighth of the samples as columns, and
             4,096 at most; with 1,000 samples or fewer, up to as many columns as samples.
         draws: how often the gates are drawn.
         loss: as for `model.compile`; the compiled one by default.
@@ -230,6 +230,12 @@ class _Problem:
         upper = largest_loss(self.loss, scale * fit.logits, scale * fit.errors, *values)
         return fit.least / self.targets.size if self.loss.quadratic else self.floor, upper
 
+    def descended_bound(self, found):
+        """Return the upper bound that a few steps towards the minimum prove."""
+        if self.hard and smallest_margin(self.loss, found.logits, found.errors, self.targets) > 0:
+            return 0.0
+        return largest_loss(self.loss, found.logits, found.errors, self.targets, self.weights)
+
     def _best_scale(self, logits):
         """Return about the best factor of the logits; any is a witness."""
         size = float(np.sqrt(np.mean(logits**2))) or 1.0
@@ -289,7 +295,7 @@ def _one_draw(problem, widths, seed, draw, verbose):
         mixture = problem.mixture(widths[-1], seed)
         gates = mixture.gates(problem.features)
         inputs = np.column_stack([mixture.standardize(problem.features), np.ones(n)])
-    points, before = [], 0
+    points, before, descended = [], 0, None
     for width in widths:
         if points and points[-1].rank == n:  # every labelling is in the column space, and stays in it
             points.append(points[-1])
@@ -298,11 +304,15 @@ def _one_draw(problem, widths, seed, draw, verbose):
             columns.append((gates[:, before:width, None] * inputs[:, None, :]).reshape(n, -1))
         before = width
         fit = columns.solve(problem.labels)
-        bounds = problem.fit_bounds(fit) if draw == 0 else (problem.floor, np.inf)
+        lower, upper = problem.fit_bounds(fit) if draw == 0 else (problem.floor, np.inf)
+        open_still = draw == 0 and not problem.loss.quadratic
+        if open_still and min([upper, *(point.upper for point in points)]) > problem.floor:
+            descended = columns.descend(problem.loss, problem.targets, descended)
+            upper = min(upper, problem.descended_bound(descended))
         shares = problem.shares(fit.residual)
         if points:  # which zero maps reach too
             shares = min(shares[0], points[-1].share), min(shares[1], points[-1].decisive)
-        points.append(_Point(fit.rank, *shares, *bounds))
+        points.append(_Point(fit.rank, *shares, lower, upper))
         if verbose:
             print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
     return points
@@ -316,7 +326,7 @@ def _infimum(problem, widths, points, seed):
     lower, upper = np.array([point.lower for point in points]), np.array([point.upper for point in points])
     mixture = problem.mixture(widths[-1], seed) if widths[-1] else None
     for index, width in enumerate(widths):
-        few = 8 * len(problem.targets) * problem.num_columns(width) <= _ENCLOSED
+        few = len(problem.targets) * problem.num_columns(width) ** 2 <= _ENCLOSED
         if few and min(upper[: index + 1]) > problem.floor:
             found = _enclosed(problem, mixture, width)
             lower[index], upper[index] = max(lower[index], found.lower), min(upper[index], found.upper)

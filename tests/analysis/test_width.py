@@ -5,14 +5,14 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from scipy import linalg, special
+from scipy import linalg, optimize, special
 
 import keras_dal
 from keras_dal import plots
 from keras_dal.analysis.width import width_curve
 from keras_dal.losses import SoftmaxCrossEntropy
 from keras_dal.models.gated_layers import GatedBranch
-from keras_dal.solvers.nested_least_squares import NestedColumns
+from keras_dal.solvers.nested_columns import NestedColumns
 
 N, M, WIDTHS, DRAWS = 60, 5, (0, 1, 3, 6, 12), 2
 LOSSES = {
@@ -247,6 +247,44 @@ def test_coefficients_at_a_rank_are_those_of_a_dense_solver():
         residual = np.sum(weights[:, None] * (targets - expected) ** 2)
         assert fit.least <= residual * (1 + 1e-14)
         assert fit.least == pytest.approx(residual, rel=1e-10)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_few_steps_come_near_the_least_loss_within_the_columns(constant):
+    generator = np.random.default_rng(0)
+    matrix, y = generator.standard_normal((80, 12)) * 10.0 ** generator.uniform(-3, 3, 12), generator.integers(0, 3, 80)
+    weights, loss, one_hot = generator.uniform(0.5, 2.0, 80), SoftmaxCrossEntropy(), np.eye(3)[y]
+    nested, before, losses = NestedColumns(12, weights, constant, 1e-7), None, []
+    for stop in (4, 12):
+        nested.append(matrix[:, nested.size : stop])
+        nested.solve(one_hot)
+        before = nested.descend(loss, one_hot, before)
+        inside = np.column_stack([matrix[:, :stop], np.ones((80, int(constant)))])
+        outside = before.logits - inside @ linalg.lstsq(inside, before.logits)[0]
+        assert np.max(np.abs(outside)) <= 1e-10
+        basis = linalg.qr(inside, mode="economic")[0]
+
+        def value(flat, basis=basis):
+            logits = basis @ flat.reshape(-1, 3)
+            return np.mean(weights * (special.logsumexp(logits, axis=1) - logits[np.arange(80), y]))
+
+        least = optimize.minimize(value, np.zeros(3 * basis.shape[1])).fun
+        losses.append(np.mean(weights * loss.values(before.logits, one_hot)))
+        assert least - 1e-6 <= losses[-1] <= least + 1e-3
+    assert losses[1] < losses[0]
+
+
+def test_steps_end_where_every_sample_is_on_its_right_side():
+    generator = np.random.default_rng(0)
+    matrix = generator.standard_normal((60, 5))
+    one_hot = np.eye(2)[(matrix[:, 0] > 0).astype(int)]
+    nested = NestedColumns(5, np.ones(60), True, 1e-7)
+    nested.append(matrix)
+    nested.solve(one_hot)
+    found = nested.descend(SoftmaxCrossEntropy(), one_hot)
+    margins = SoftmaxCrossEntropy().margins(found.logits, one_hot)
+    assert np.min(margins) > 2 * np.max(found.errors)
+    assert np.max(np.abs(found.logits)) < 1e3
 
 
 def test_ranks_of_a_spectrum_without_a_gap_follow_the_rule_and_shares_never_flatter():

@@ -1,18 +1,21 @@
-"""Least squares on nested sets of columns: those of a wider head contain those of a narrower one. NumPy and SciPy.
+"""Fits on nested sets of columns: those of a wider head contain those of a narrower one. NumPy and SciPy.
 
 One Gram matrix serves all widths: it grows by the products of the new columns with all others, and the pivoted Cholesky
 factor of its leading part solves for that width. That is a quarter of the work of a QR factorization made orthogonal
 twice. A Gram matrix squares the condition number, so that it needs columns from features in float32 or coarser: what
 counts by the rule of `least_squares` then has a square that float64 tells from rounding, sixtyfold. What is left of the
-labels is evaluated, not inferred, and refined: corrected semi-normal equations.
+labels is evaluated, not inferred, and refined: corrected semi-normal equations. The factor also makes the columns
+orthonormal, which is what a few steps towards the minimum of another loss need.
 
 Source: Bjorck, "Stability analysis of the method of semi-normal equations for linear least squares problems", 1987.
 """
 
+import contextlib
 import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, optimize
 
 from keras_dal.heads.norms import nonzero
 from keras_dal.solvers.label_squares import safe_mean
@@ -23,6 +26,7 @@ _EPS = float(np.finfo(np.float64).eps)
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
 _ROOM = 2.0  # for the rounding of the factor
 _CHUNK = 256  # columns of which copies exist at a time
+_STEPS = 20  # of L-BFGS, each two products with all columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,15 @@ class Solution:
     least: float
 
 
+class Descended(NamedTuple):
+    """Logits `(n, C)` with a bound of their errors, and what they are made of: `(p, C)` and a constant `(C,)`."""
+
+    logits: np.ndarray
+    errors: np.ndarray
+    theta: np.ndarray
+    constant: np.ndarray
+
+
 class NestedColumns:
     """Columns that are appended block by block, scaled to norm one, and the Gram matrix of all of them.
 
@@ -60,6 +73,8 @@ class NestedColumns:
         self._columns = np.empty((len(weights), most), order="F")  # pages that are never written cost nothing
         self._gram = np.empty((most, most), order="F")
         self.size = 0
+        self._kept: Any = ()  # columns that count, in the order of their factor
+        self._triangle: Any = None
 
     def append(self, block):
         """Add columns `(n, k)`."""
@@ -84,6 +99,7 @@ class NestedColumns:
         factor, order, reached, _ = _PSTRF(gram, tol=-1.0)
         rank = min(rank, int(reached))
         kept, triangle = order[:rank] - 1, (factor[:rank, :rank], False)
+        self._kept, self._triangle = kept, triangle[0]
         means = safe_mean(targets, self._weights) * self._constant
         right = self._roots * (targets - means)
         theta, residual = np.zeros((self.size, targets.shape[1])), right
@@ -102,11 +118,53 @@ class NestedColumns:
             least = max(0.0, linalg.norm(residual) - linalg.norm(errors)) ** 2 - _ROOM * reached
         return Solution(
             rank=rank + self._constant,
-            logits=columns @ theta / self._roots + means,
+            logits=self._logits(theta, means),
             errors=errors / self._roots + _EPS * np.abs(means),
             residual=np.sum(residual**2, axis=0),
             least=max(0.0, float(least)),
         )
+
+    def descend(self, loss, targets, before=None):
+        """Return the `Descended` of a few steps of L-BFGS for a loss, in orthonormal coordinates; after `solve`.
+
+        Args:
+            loss: a `losses.Loss`.
+            targets: of the loss, `(n, C)`.
+            before: what it returned for fewer columns, from which it goes on.
+        """
+        n, outputs = targets.shape
+        ends = _UntilSeparated(loss, targets)
+
+        def parts(flat):
+            coordinates, constant = np.split(flat.reshape(-1, outputs), [len(self._kept)])
+            theta = np.zeros((self.size, outputs))
+            theta[self._kept] = linalg.solve_triangular(self._triangle, coordinates, check_finite=False)
+            return theta * n**0.5, constant.sum(axis=0)
+
+        def objective(flat):
+            ends.logits = logits = self._logits(*parts(flat))
+            slopes = self._roots * loss.gradient(logits, targets) / n**0.5
+            inner = (self._columns[:, : self.size].T @ slopes)[self._kept]
+            slope = linalg.solve_triangular(self._triangle, inner, trans=1, check_finite=False)
+            constant = (self._roots * slopes).sum(axis=0, keepdims=True)[: self._constant] / n**0.5
+            return np.mean(self._weights * loss.values(logits, targets)), np.concatenate([slope, constant]).ravel()
+
+        start = np.zeros((len(self._kept) + self._constant, outputs))
+        if before is not None:
+            theta = np.zeros((self.size, outputs))
+            theta[: len(before.theta)] = before.theta
+            start[: len(self._kept)] = np.triu(self._triangle) @ theta[self._kept] / n**0.5
+            start[len(self._kept) :] = before.constant
+        ends.flat = start.ravel()
+        with contextlib.suppress(StopIteration):
+            options = {"maxiter": _STEPS}
+            optimize.minimize(objective, ends.flat, jac=True, method="L-BFGS-B", callback=ends, options=options)
+        theta, constant = parts(ends.flat)
+        errors = self._rounding(theta) / self._roots + _EPS * np.abs(constant)
+        return Descended(self._logits(theta, constant), errors, theta, constant)
+
+    def _logits(self, theta, constant):
+        return self._columns[:, : self.size] @ theta / self._roots + constant
 
     def _count(self, gram):
         """Return how many singular values count, without that of the constant, which is 1."""
@@ -121,3 +179,17 @@ class NestedColumns:
             some = slice(start, min(start + _CHUNK, self.size))
             total += np.abs(self._columns[:, some]) @ np.abs(theta[some])
         return _EPS * (self.size + 8) * total
+
+
+class _UntilSeparated:
+    """Keeps the point of each step, and ends the descent where every sample is on its right side."""
+
+    def __init__(self, loss, targets):
+        self._loss, self._targets, self._hard = loss, targets, loss.are_hard(targets)
+        self.flat: Any = None
+        self.logits: Any = None
+
+    def __call__(self, flat):
+        self.flat = flat.copy()
+        if self._hard and np.min(self._loss.margins(self.logits, self._targets)) > 0:
+            raise StopIteration
