@@ -19,6 +19,8 @@ RECIPES = ("long_tail", "shortcut", "new_class", "calibration", "suspect_labels"
 SEEDS = (0, 1, 2)
 sys.path[:0] = [str(ROOT / "examples" / "recipes"), str(ROOT / "examples")]
 
+from quickstart import FASHION  # noqa: E402
+
 
 def table(runs):
     """Yield the lines of a Markdown table of means over the seeds, with the range where it is wide enough to show."""
@@ -45,6 +47,8 @@ def page(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=RECIPES)
+    if not FASHION.is_dir():
+        raise SystemExit(f"The figures are of Debian's dataset-fashion-mnist. Received: no folder {FASHION}")
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {"recipes": {}}
     results["command"] = "python benchmarks/recipes.py"
     for name in parser.parse_args().recipes:

@@ -57,10 +57,10 @@ def ratio(ways, way, field):
 
 
 def processor_ratio(ways, way):
-    """Return the same of processor time, from undisturbed pairs; from the others, and said so, where there are none."""
+    """Return the ratio of processor time, and whether it is that of undisturbed pairs; of all, where there are none."""
     clear = {name: {seed: row for seed, row in ways[name].items() if row["seconds"]} for name in (way, "base")}
-    exact, rough = ratio(clear, way, "processor_seconds"), ratio(ways, way, "processor_seconds")
-    return f"{exact:.3f}" if not np.isnan(exact) else shown(rough, "about .2f")
+    exact = ratio(clear, way, "processor_seconds")
+    return (ratio(ways, way, "processor_seconds"), False) if np.isnan(exact) else (exact, True)
 
 
 def described(setting):
@@ -84,7 +84,7 @@ def main_table(found):
         if not (ways["wrapped"] and ways["base"]):
             continue
         ours, base = 100 * paired(ways, "wrapped", "test_accuracy")
-        clock = ratio(ways, "wrapped", "seconds")
+        clock, (processor, is_exact) = ratio(ways, "wrapped", "seconds"), processor_ratio(ways, "wrapped")
         shorter = ""
         if ways["compressed"]:
             there, here = 100 * paired(ways, "compressed", "test_accuracy")
@@ -94,7 +94,7 @@ def main_table(found):
         )
         yield (
             f"| {described(setting)} | {len(base)} | {np.mean(base):.2f} % | {difference} | {shorter} | "
-            f"{shown(clock, '.3f')} | {processor_ratio(ways, 'wrapped')} |"
+            f"{shown(clock, '.3f')} | {shown(processor, '.3f' if is_exact else 'about .2f')} |"
         )
 
 
@@ -162,7 +162,7 @@ def switch_tables(rows):
 def time_of(ways, way):
     """Return the time of a way over that of the base: of the two lines as measured, of all others in epochs."""
     if way == "wrapped":
-        return ratio(ways, way, "processor_seconds")
+        return processor_ratio(ways, way)[0]
     rows = ways[way].values()
     return np.mean([row["epochs_trained"] / row["epochs"] for row in rows])
 
@@ -219,7 +219,8 @@ def main():
                 "images for the test, so that one of them is half a",
                 "point, and of CIFAR-100 2,000. The page is written by",
                 "`python benchmarks/two_lines_page.py` from [the rows](../benchmarks/results/two_lines.jsonl) of",
-                "`python benchmarks/two_lines.py SET --images N --recipe NAME --seeds 0 1 2 --core 0`,",
+                "`python benchmarks/two_lines.py SET --data-dir DIR --images N --recipe NAME --ways ...",
+                "--seeds 0 1 2 --core 0`,",
                 f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, {packages}.",
                 "",
                 "![test accuracy against time](images/accuracy_seconds.png)",

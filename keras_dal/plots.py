@@ -210,7 +210,7 @@ def _draw(axis, history, key, name, color, marker):
     style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
     axis.plot(epochs, history[key], **style, label=f"{name}, training")
     if f"val_{key}" in history:
-        axis.plot(epochs, history[f"val_{key}"], **style, linestyle=":", label=f"{name}, test")
+        axis.plot(epochs, history[f"val_{key}"], **style, linestyle=":", label=f"{name}, validation")
     switch = [epoch for epoch, phase in zip(epochs, history.get("phase", []), strict=False) if phase]
     if switch:
         axis.axvspan(switch[0] - 0.5, len(epochs) + 0.5, color=color, alpha=0.08, linewidth=0)

@@ -153,7 +153,8 @@ class Result:
         if self._proved_margin > 0 and self._data.exact:
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
-                f"{at_least(self._proved_margin, 2)}); at scale {self.scale:.4g} it is {self.scaled_loss:.1e}"
+                f"{at_least(self._proved_margin, 2)}); with the head times {self.scale:.4g} the loss is "
+                f"{self.scaled_loss:.1e}"
             )
 
     def logits(self, features):

@@ -34,14 +34,15 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
     Args:
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
-            counted from epoch 0, None to call `switch`; `"auto"` for 0.7 of the epochs, and 0.8 where less than a
+            counted from epoch 0, None to call `switch`; `"auto"` for 0.72 of the epochs, and 0.8 where less than a
             quarter of the labels lies in the column space after 0.6 of them.
         exploit: what is trained after the switch: `"head"`, a layer, one or more layer names, or a regular expression
             over variable paths. The output must be linear in it, which is checked.
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.
-            An inner optimizer with `use_ema` brings averages of its own, and those are taken.
-        finish: `"solve"`, the default, or `"descend"`: the inner optimizer goes on with gradient steps for the linear
-            parameters, from the last weights, until the epochs are over. A learning rate after the switch implies it.
+            In whole epochs of `fit`, at least one, and only with `finish="solve"`. An inner optimizer with `use_ema`
+            brings averages of its own, and those are taken.
+        finish: `"solve"`, or `"descend"`, which a learning rate after the switch implies: the inner optimizer goes on
+            with gradient steps for the linear parameters, from the last weights, until the epochs are over.
         noise: standard deviation of the noise that learned gates get at the switch, relative to their own.
         exploit_learning_rate: None for the inner optimizer's own, a float, a Keras schedule counted from the switch, or
             `"auto"` for plain gradient descent with the step 1/beta, beta being the smoothness of the loss: the
@@ -126,7 +127,8 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
             The `Structure` of the model: its linear parameters and its head.
 
         Raises:
-            ValueError: no linear head, an unbuilt optimizer, or a learning rate missing or not asked for.
+            ValueError: no linear head, linear parameters that are not trainable, or a learning rate that is missing or
+                was not asked for.
         """
         structure = structure or find_structure(model, x, self.exploit)
         if self.phase == "exploit":
