@@ -20,7 +20,7 @@ import keras_dal
 from keras_dal.training.statistics import BatchStatistics
 
 RESULT = Path(__file__).parent / "results" / "switch.jsonl"
-SHARES, WINDOWS = (0.5, 0.6, 0.7, 0.72, 0.75, 0.8, 0.85, 1.0), (0, 3, 6, 9)
+SHARES, WINDOWS = (0.5, 0.6, 0.7, 0.71, 0.75, 0.8, 0.85, 1.0), (0, 3, 6, 9)
 
 
 class EpochMeans(keras.callbacks.Callback):

@@ -41,6 +41,11 @@ def at_least(bound: float, digits: int, form: str = "g") -> str:
     return _rounded(bound, digits, form, decimal.ROUND_FLOOR)
 
 
+def percent(share: float) -> str:
+    """Return a share as a percentage with two decimals, "100.00%" only where it is all."""
+    return "99.99%" if share < 1 and f"{share:.2%}" == "100.00%" else f"{share:.2%}"
+
+
 def one_number(lower: float, upper: float, digits: int) -> str | None:
     """Return what both bounds round to in so many digits, or None."""
     low, high = f"{lower:.{digits}g}", f"{upper:.{digits}g}"

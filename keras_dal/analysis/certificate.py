@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from keras_dal.analysis import assumptions
-from keras_dal.analysis.descent_bound import Objective, l2_factors
-from keras_dal.analysis.separability import ALIGNED, NEITHER, OUT_OF_TIME, decisive_share
+from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
+from keras_dal.analysis.separability import decisive_share, verdict_of
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import precision, spacing_of
 from keras_dal.losses import REGISTERED, common_scale, loss_of
@@ -19,7 +19,7 @@ from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
-_ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
+_ROUNDED = 1e-9  # relative, of an objective that is reached as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Certificate:
         num_outputs: C.
         num_parameters: size of theta_S.
         loss: mean training loss now.
-        penalty: the L2 penalty on theta_S now, which the objective adds to the loss.
+        penalty: the penalty on theta_S now, which the objective adds to the loss.
         rank: numerical rank of J_S as the loss sees it (without constants per sample for softmax), None if undecided.
         full_rank: the rank at which every labelling is aligned.
         tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None if none
@@ -93,6 +93,11 @@ class Certificate:
         """The gradient descent step the bound is about, `1 / beta`."""
         return 1.0 / self._smoothness()
 
+    @property
+    def _at_most_now(self):
+        """An upper bound of the objective now: the comparison at distance 0, in which rounding is counted."""
+        return max([self.objective, *(value for value, far in self.comparisons if far == 0)])
+
     def bound(self, t: float) -> float:
         """Return an upper bound of the objective after t steps of gradient descent.
 
@@ -106,13 +111,13 @@ class Certificate:
         if t < 0:
             raise ValueError(f"The number of steps must not be negative. Received: t={t!r}")
         if t == 0:
-            return self.objective
-        return min(self.objective, *(value + beta * far / (2 * t) for value, far in self.comparisons))
+            return self._at_most_now
+        return min(self._at_most_now, *(value + beta * far / (2 * t) for value, far in self.comparisons))
 
     def steps_for(self, objective: float) -> int | None:
         """Return the least number of steps after which the bound is at most `objective`; None if it never is."""
         beta = self._smoothness()
-        if self.objective <= objective:
+        if self._at_most_now <= objective * (1 + _ROUNDED):
             return 0
         steps = [beta * far / (2 * (objective - value)) for value, far in self.comparisons if value < objective]
         if not steps or not math.isfinite(min(steps)):
@@ -122,6 +127,8 @@ class Certificate:
 
     def loss_at_scale(self, scale: float) -> float | None:
         """Return an upper bound of the loss at `scale` times the witness with positive margin; None without one."""
+        if scale < 0:
+            raise ValueError(f"The scale must not be negative. Received: scale={scale!r}")
         if self.margin is None or self.margin <= 0:
             return None
         return self.mean_weight * float(REGISTERED[self.loss_name]().at_margin(scale * self.margin, self.num_outputs))
@@ -153,7 +160,7 @@ class Certificate:
             share, left = f"at least {at_least(self.alignment, 8)}", f"at most {at_most(self.residual_share, 3, 'e')}"
         rank = "not decided" if self.rank is None else f"{self.rank} of {self.full_rank}"
         yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
-        yield "penalty now", f"{self.penalty:.6g} (L2 on theta_S, part of the objective)" if self.penalty else None
+        yield "penalty now", f"{self.penalty:.6g} (on theta_S, part of the objective)" if self.penalty else None
         low, high = self.infimum
         between = f"between {at_least(low, 6)} and {at_most(high, 6)}"
         yield "infimum of the loss", one_number(low, high, 6) or between
@@ -232,7 +239,7 @@ def certify_structure(structure, head, penalty, features, targets, loss, theta, 
     Args:
         structure: a `Structure`.
         head: its head, with the gates that go with the features.
-        penalty: from `l2_factors`.
+        penalty: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
         features, targets, loss, theta, weights, max_bytes, spacing: as for `certify_head`.
     """
     factors = 0.0 if penalty is None else penalty
@@ -241,7 +248,8 @@ def certify_structure(structure, head, penalty, features, targets, loss, theta, 
     beta = None if penalty is None else certificate.beta
     if certificate.beta is None:
         open_points = (*open_points, assumptions.CURVATURE)
-    return dataclasses.replace(certificate, beta=beta, not_covered=open_points)
+    now = penalty_at(structure.linear_parameters, penalty, theta)
+    return dataclasses.replace(certificate, beta=beta, penalty=now, not_covered=open_points)
 
 
 def certify_head(
@@ -278,7 +286,7 @@ def certify_head(
         v = scale * v
     found = _enclosure(objective, v, theta)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
-    verdict, decided_by = _verdict(found, share, witnessed, objective, scale)
+    verdict, decided_by = verdict_of(found, share, witnessed, objective, scale)
     beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
@@ -325,26 +333,3 @@ def _enclosure(objective, v, theta):
         if best is None or value < best.upper:
             best = Enclosure(objective.floor, max(objective.floor, value), candidate, margin)
     return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
-
-
-def _verdict(found, share, witnessed, objective, scale):
-    """Return the verdict and what decides it; `scale` is the factor of Y_l that is optimal, infinite if hard."""
-    floor = objective.floor
-    if scale is None:
-        if found.lower > floor + _ABOVE * np.mean(objective.weights):
-            least = at_least(found.lower, 6)
-            return "not aligned", f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
-        return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
-    proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
-    if witnessed <= ALIGNED and proved:
-        at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
-        return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
-    if found.margin is not None and found.margin > 0:
-        least = at_least(found.margin, 3, "e")
-        return "separable", f"parameters with a smallest margin of at least {least}, rounding counted"
-    if np.isfinite(scale) and objective.jacobian.factorized:
-        return "not aligned", f"least squares leaves a residual share of {share:.2e}"
-    if found.lower > floor:
-        least = at_least(found.lower, 3)
-        return "not separable", f"an exact dual point near one in float64 has at least the value {least}"
-    return "undecided", f"{NEITHER}{OUT_OF_TIME * found.out_of_time}"

@@ -31,7 +31,9 @@ def _blocks(features):
 def _wrong(group, features, targets, loss):
     """Return how many of a group of samples, most likely of equal features, are wrong at least."""
     same = group[(features[group] == features[group[0]]).all(axis=1)]  # but for a collision of hashes
-    answers = np.unique(loss.label_matrix(targets[same]), axis=0)
+    own = np.unique(loss.label_matrix(targets[same]), axis=0)
+    either = [np.where(own == 0, side, own) for side in (1.0, -1.0)]  # an output that is right on both sides
+    answers = np.concatenate([own, *either, np.eye(own.shape[1])])
     right = [
         np.sum(loss.margins(np.broadcast_to(answer, targets[same].shape), targets[same]) > 0) for answer in answers
     ]

@@ -4,7 +4,9 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
+from keras_dal.features.tracing import to_numpy
 from keras_dal.solvers import duality
 
 _SCALES = np.geomspace(1e-2, 1e3, 81)
@@ -87,11 +89,27 @@ def l2_factors(variables):
     factors = []
     for variable in variables:
         regularizer = variable.regularizer
-        squares = isinstance(regularizer, (keras.regularizers.L2, keras.regularizers.L1L2))
+        squares = type(regularizer) in (keras.regularizers.L2, keras.regularizers.L1L2)
         if (regularizer is not None and not squares) or getattr(regularizer, "l1", 0.0) or variable.constraint:
             return None
         factors.append(np.full(int(np.prod(variable.shape)), float(getattr(regularizer, "l2", 0.0))))
     return np.concatenate(factors)
+
+
+def penalty_at(variables, factors, theta):
+    """Return what the regularizers of Keras variables add to the loss at theta_S.
+
+    Args:
+        variables: the linear parameters.
+        factors: from `l2_factors`; None where they must be asked.
+        theta: theta_S, `(P,)`.
+    """
+    if factors is not None:
+        return float(np.sum(factors * theta**2))
+    ends = np.cumsum([np.prod(variable.shape, dtype=int) for variable in variables])
+    parts = zip(variables, np.split(theta, ends[:-1]), strict=True)
+    arrays = [(v, part.reshape(v.shape).astype("float32")) for v, part in parts if v.regularizer]
+    return float(sum(to_numpy(v.regularizer(ops.convert_to_tensor(array))).item() for v, array in arrays))
 
 
 def _undominated(pairs):

@@ -9,7 +9,7 @@ from keras_dal.solvers.least_squares import StreamedQR
 def samples_fitted(features, labels, loss, use_bias, spacing, seed):
     """Return the largest number of samples, the first of a random order, whose labels are in the column space.
 
-    What is fitted by more samples is fitted by fewer, so that a bisection finds it.
+    What is left of them counts as a share of all labels: it grows with the samples, so a bisection finds the number.
 
     Args:
         features: `(n, m)`.
@@ -21,12 +21,16 @@ def samples_fitted(features, labels, loss, use_bias, spacing, seed):
     """
     order = np.random.default_rng(seed).permutation(len(features))
 
-    def are_fitted(count):
+    def projected(count):
         rows = order[:count]
         qr = StreamedQR(features.shape[1], labels.shape[1], use_bias)
         qr.update(features[rows], labels[rows])
-        projection = qr.project(spacing)
-        return decisive_share(loss, projection.residual, projection.squares) <= ALIGNED
+        return qr.project(spacing)
+
+    squares = projected(len(order)).squares
+
+    def are_fitted(count):
+        return decisive_share(loss, projected(count).residual, squares) <= ALIGNED
 
     fitted, beyond = 0, len(order) + 1
     while beyond - fitted > 1:

@@ -17,6 +17,7 @@ from keras_dal.tables import at_least
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
 OUT_OF_TIME = f" within {duality.SECONDS:g} seconds"
+_ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
@@ -106,3 +107,36 @@ def _separability(head, loss, rows, columns):
     if infimum.lower > 0:
         return Verdict("not separable", f"a dual point: no head has a loss below {at_least(infimum.lower, 4, 'e')}")
     return Verdict("undecided", f"{NEITHER}{OUT_OF_TIME * infimum.out_of_time}")
+
+
+def verdict_of(found, share, witnessed, objective, scale):
+    """Return the verdict of a certificate and what decides it.
+
+    Args:
+        found: the `Enclosure` of the infimum.
+        share: what least squares leaves of the labels, as `decisive_share` returns it.
+        witnessed: what v leaves, evaluated.
+        objective: the `Objective`.
+        scale: the factor of Y_l that is optimal, infinite if labels are hard, None if there is none.
+    """
+    floor = objective.floor
+    if scale is None:
+        if found.lower > floor + _ABOVE * np.mean(objective.weights):
+            least = at_least(found.lower, 6)
+            return "not aligned", f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
+        return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
+    proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
+    if witnessed <= ALIGNED and proved:
+        at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
+        return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
+    if found.margin is not None and found.margin > 0:
+        least = at_least(found.margin, 3, "e")
+        return "separable", f"parameters with a smallest margin of at least {least}, rounding counted"
+    if np.isfinite(scale) and objective.jacobian.factorized:
+        if found.margin is None and floor > 0 and found.upper <= floor + _ABOVE * np.mean(objective.weights):
+            return "undecided", "least squares: the loss comes to the least of any model by what counts as rounding"
+        return "not aligned", f"least squares leaves a residual share of {share:.2e}"
+    if found.lower > floor:
+        least = at_least(found.lower, 3)
+        return "not separable", f"an exact dual point near one in float64 has at least the value {least}"
+    return "undecided", f"{NEITHER}{OUT_OF_TIME * found.out_of_time}"

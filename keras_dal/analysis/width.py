@@ -48,8 +48,9 @@ class WidthCurve:
             proved from below, the lower one is the least loss of any model: 0 for hard labels.
         rank: numerical rank of J_S, for the gates of the first draw.
         bytes: memory of the head's variables in float32.
-        settled: the first width from which nothing more is to be gained: the labels are aligned for every draw, or the
-            infimum of the first is proved to be the least of any model. None if none of the widths is so wide.
+        settled: the first width from which nothing more is to be gained: the infimum of the first draw is proved to be
+            the least of any model or, for labels that are not hard, they are aligned for every draw. None if none of
+            the widths is so wide.
         samples_fitted: how many samples, in a random order, the head of width 0 can have aligned.
         num_samples: n, without samples of weight 0.
         num_features: m.
@@ -153,7 +154,7 @@ def width_curve(
     gained = (
         width
         for width, most, (_, upper) in zip(widths, decisive, infimum, strict=True)
-        if (most <= ALIGNED and problem.share_tells) or upper <= problem.floor
+        if (most <= ALIGNED and problem.share_tells and not problem.hard) or upper <= problem.floor
     )
     return WidthCurve(
         widths=widths,

@@ -46,8 +46,12 @@ def warn_of_statistics(model, x, inputs, advice):
 
 def _steps(model):
     """Return the number of steps since statistics began to move, 0 where it is not known or they were renewed."""
-    optimizer = getattr(model, "optimizer", None)
-    iterations = None if getattr(optimizer, "is_solved", False) else getattr(optimizer, "iterations", None)
+    optimizer = inner = getattr(model, "optimizer", None)
+    while inner is not None:
+        if getattr(inner, "has_renewed_statistics", False):
+            return 0
+        inner = getattr(inner, "inner_optimizer", None)
+    iterations = getattr(optimizer, "iterations", None)
     return 0 if iterations is None else int(to_numpy(iterations))
 
 

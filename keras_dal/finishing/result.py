@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.analysis.certificate import Certificate, certify_structure
-from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.analysis.descent_bound import l2_factors, penalty_at
 from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
@@ -46,7 +46,7 @@ class Result:
             without validation data.
         left: indices of the training samples that are on their wrong side at `point`, those of weight 0 aside; usually
             none. Where their separation was asked for, moving these would have cost more than all others.
-        penalty, scaled_penalty: L2 penalty on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
+        penalty, scaled_penalty: that on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
         stopped_by: what ended the path: "separation", of all samples but `left`; where a loss is minimized "the
             tolerance", "the certified gap", "the wanted gap, in float32" where no proof is known, "a step that gained
             nothing" or "the number of steps"; "the end of the path", everything tried; "the time limit", "patience",
@@ -148,13 +148,14 @@ class Result:
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}"
             if self.gradient_steps is not None:
                 steps = f"{self.gradient_steps:,} steps to {at_most(self._data.wanted, 2)}"
-                ours = f"{self._data.method} took {len(self.path) - 1:,}"
+                own = sum(point.ridge == self.point.ridge for point in self.path[1:])
+                ours = f"{self._data.method} took {own:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
         if self._proved_margin > 0 and self._data.exact:
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
                 f"{at_least(self._proved_margin, 2)}); with the head times {self.scale:.4g} the loss is "
-                f"{self.scaled_loss:.1e}"
+                f"{at_most(self.scaled_loss, 2, 'e')}"
             )
 
     def logits(self, features):
@@ -169,6 +170,9 @@ class Result:
 
     def __str__(self):
         return "\n".join(f"{name:<18}  {text}" for name, text in rows_of(self))
+
+
+_ROUNDED = 1e-2  # of the largest entry: a head may be kept in half precision
 
 
 class _Kept(NamedTuple):
@@ -277,7 +281,7 @@ def _evaluated(data, point, path, kept):
     if data.seen is not None:
         seen = [logits_of(data.head, data.seen, each) for each in (data.start, theta)]
         before, after, scaled = (quality(each, data.seen_targets, loss) for each in (*seen, scale * seen[1]))
-    penalty = 0.0 if data.factors is None else float(np.sum(data.factors * theta**2))
+    variables = structure.linear_parameters
     structure.assign(theta)
     return Result(
         model=structure.model,
@@ -296,8 +300,8 @@ def _evaluated(data, point, path, kept):
         after=after,
         scaled=scaled,
         left=left,
-        penalty=penalty,
-        scaled_penalty=scale**2 * penalty,
+        penalty=penalty_at(variables, data.factors, theta),
+        scaled_penalty=penalty_at(variables, data.factors, scale * theta),
         stopped_by=kept.stopped_by if as_kept else Ending.CHOSEN,
         seconds=kept.seconds + time.perf_counter() - started,
         gradient_steps=data.gradient_steps if as_kept else None,
@@ -306,6 +310,20 @@ def _evaluated(data, point, path, kept):
         _kept=kept,
         _proved_margin=proved_margin,
     )
+
+
+def is_written(result):
+    """Return whether the model of a `Result` has the linear parameters of a point of its path, at some scale."""
+    structure = result.structure
+    now = structure.theta()
+    points = [np.pad(point.theta, (len(now) - len(point.theta), 0)) for point in result.path]
+    return any(_is_multiple(now, theta) for theta in (result._theta, *map(structure.rounded, points)))
+
+
+def _is_multiple(theta, other):
+    """Return whether one vector is a positive multiple of another, up to what rounding does to the entries."""
+    factor = max(0.0, float(theta @ other)) / (float(other @ other) or 1.0)
+    return bool(np.max(np.abs(theta - factor * other)) <= _ROUNDED * np.max(np.abs(theta)))
 
 
 def _least_margin(data, theta, rows, logits):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_dal.finishing.stopping import Ending
-from keras_dal.tables import at_most
+from keras_dal.tables import at_most, percent
 
 _FALLEN = 0.01  # of the validation accuracy, that a reader should know of
 
@@ -16,9 +16,10 @@ def rows_of(result):
     at_scale = f" at scale {result.scale:.4g}: {result.scaled_loss:.4g}" if result.scale != 1 else ""
     yield "training loss", f"{result.loss:.4g} ({result.loss_name}){wanted}{at_scale}"
     if result.penalty:
-        yield "left out", f"L2 penalty on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
+        kind = "penalty" if result._data.factors is None else "L2 penalty"
+        yield "left out", f"{kind} on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
     if result.accuracy is not None:
-        yield "training accuracy", f"{result.accuracy:.2%}, smallest margin {result.margin:.4g}"
+        yield "training accuracy", f"{percent(result.accuracy)}, smallest margin {result.margin:.4g}"
     left, separated = len(result.left), result.stopped_by == Ending.SEPARATED
     if left:
         yield "left wrong" if separated else "wrong", f"{left} training samples (Result.left)"
@@ -37,7 +38,7 @@ def rows_of(result):
 def _gap(result):
     proved = result._data.proved and result.point is result.path[-1]
     size = f"at most {at_most(result.point.gap, 2)}" if proved else f"about {result.point.gap:.2g}"
-    return f"{size} (of the loss plus {result.point.ridge:.0e} times the change)"
+    return f"{size} (of the loss plus {result.point.ridge:g} times the change)"
 
 
 def _validation(result):
@@ -45,7 +46,7 @@ def _validation(result):
         quality = getattr(result, name)
         if quality is None or (name == "scaled" and result.scale == 1):
             continue
-        accuracy = "" if quality.accuracy is None else f"{quality.accuracy:.2%} accuracy, NLL "
+        accuracy = "" if quality.accuracy is None else f"{percent(quality.accuracy)} accuracy, NLL "
         calibration = "" if quality.accuracy is None else f", ECE {quality.ece:.4g}"
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}"
     before, after = (getattr(quality, "accuracy", None) for quality in (result.before, result.after))

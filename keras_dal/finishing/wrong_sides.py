@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 
+from keras_dal.tables import percent
+
 
 def warn_of_wrong(left, task, accuracy):
     """Warn of samples that were not moved because that costs too much, and of those that only rounding put there.
@@ -19,13 +21,13 @@ def warn_of_wrong(left, task, accuracy):
             f"{costly} of {len(task.train)} samples stay on their wrong side, because their features barely "
             "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
             "these samples weight 0, and the others can be certified; where labels are right, it is the network that "
-            f"does not tell samples apart: train it further. Received: training accuracy {accuracy:.4g}",
+            f"does not tell samples apart: train it further. Received: training accuracy {percent(accuracy)}",
             stacklevel=4,
         )
     if rounded := len(left) - costly:
         warnings.warn(
             f"{rounded} of {len(task.train)} samples are on their wrong side by rounding alone (Result.left): the "
             "solver separated them, by less than the dtype of the head or float32 features can hold. Give the last "
-            f"layer dtype='float32', or normalize its inputs. Received: training accuracy {accuracy:.4g}",
+            f"layer dtype='float32', or normalize its inputs. Received: training accuracy {percent(accuracy)}",
             stacklevel=4,
         )

@@ -82,7 +82,7 @@ class SigmoidCrossEntropy(CrossEntropy):
         return _Dual(targets)
 
     def confidence(self, logits, targets):
-        right = np.where(targets == 0, True, np.where(logits > 0, targets > 0, targets < 0))
+        right = (targets == 0) | (targets * logits > 0)
         return special.expit(np.abs(logits)).ravel(), right.ravel()
 
 

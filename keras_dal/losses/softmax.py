@@ -101,8 +101,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
         return _Dual(targets)
 
     def confidence(self, logits, targets):
-        p = special.softmax(logits, axis=1)
-        return p.max(axis=1), targets[np.arange(len(p)), p.argmax(axis=1)] == targets.max(axis=1)
+        return special.softmax(logits, axis=1).max(axis=1), self.margins(logits, targets) > 0
 
 
 class _Dual:

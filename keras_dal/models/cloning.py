@@ -59,6 +59,7 @@ class _Copier:
         inference(copy, inputs)
         for old, new in self.made_again:
             assign_variables(old, new)
+            _freeze_alike(old, new)
         return copy
 
     def copy(self, value):
@@ -130,6 +131,16 @@ def assign_variables(old, new):
         if variable.shape != copy.shape:
             raise ValueError(f"A copy must have the same shape. Received: {variable.path}, {copy.path}")
         copy.assign(to_numpy(variable).copy())  # JAX would share the buffer, and donate it
+
+
+def _freeze_alike(old, new):
+    """Let what does not train in one layer, at any depth, not train in the other: a configuration need not say so."""
+    for layer, copy in zip([old, *_keras.sublayers(old)], [new, *_keras.sublayers(new)], strict=True):
+        if copy.trainable != layer.trainable:
+            copy.trainable = layer.trainable
+    for variable, copy in zip(old.variables, new.variables, strict=True):
+        if copy.trainable != variable.trainable:
+            copy.trainable = variable.trainable
 
 
 def _inputs_of(layer, model, inputs):

@@ -8,12 +8,15 @@ of constant features, at several random theta_S, at zero, and with all other par
 import contextlib
 import dataclasses
 
+import ml_dtypes
 import numpy as np
 
 from keras_dal.features.tracing import computed_dtype, to_numpy
 
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
+
+_ROOM = 64  # of the largest number of a dtype, for sums
 
 
 def tolerance(values):
@@ -82,7 +85,7 @@ def probes(form, evaluate):
             "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
             f"pass other samples. Received: {wrong} among {features.size} inputs of layer {form.layer.name!r}"
         )
-    a, b = (_of_unit_logits(form.head(), features, generator) for _ in range(2))
+    a, b = (_of_unit_logits(form, features, generator) for _ in range(2))
     for theta in (np.zeros_like(a), a, b, a + b):
         form.assign(theta)
         again, outputs = evaluate()
@@ -126,11 +129,25 @@ def defect(variables, evaluate):
     return "linear up to a constant, not linear," if np.abs(zero).max() > bound else None
 
 
-def _of_unit_logits(head, features, generator):
-    """Return a random theta_S at which the logits have size one, where an activation shows what it does."""
-    theta = generator.standard_normal(head.num_parameters)
-    size = np.sqrt(np.mean(head.logits(features.astype(np.float64), theta) ** 2))
-    return theta / max(size, np.finfo(np.float32).tiny)
+def _of_unit_logits(form, features, generator):
+    """Return a random theta_S of which each variable makes logits of size one, where an activation shows what it does.
+
+    Not all together: beside a bias the kernel of tiny features would not be seen, whatever is done with it.
+    """
+    head, theta, start = form.head(), generator.standard_normal(form.head().num_parameters), 0
+    for variable in form.linear_parameters:
+        alone = np.zeros_like(theta)
+        part = slice(start, start := start + int(np.prod(variable.shape)))
+        alone[part] = theta[part]
+        size = np.sqrt(np.mean(head.logits(features.astype(np.float64), alone) ** 2))
+        theta[part] /= max(size, np.max(np.abs(theta[part])) / _largest(form, variable))
+    return theta
+
+
+def _largest(form, variable):
+    """Return the largest size of a parameter whose products are still finite, of what it is kept and computed in."""
+    dtypes = {str(variable.dtype), computed_dtype(form.layer.compute_dtype)}
+    return min(float(ml_dtypes.finfo(dtype).max) for dtype in dtypes) / _ROOM
 
 
 def _change(before, after, share, evaluate):

@@ -69,19 +69,20 @@ class ConvexPhase:
     def steps_of_statistics(self):
         return self._gathering.steps_of_statistics
 
-    def end(self, batches, expected=None):
+    def end(self, batches, expected):
         """Solve for the head on what was read; a second call changes nothing.
 
         Args:
             batches: how many were read.
-            expected: how many there are, where reading them was stopped.
+            expected: how many there are where reading them was stopped, infinity where that is not known; else 0.
 
         Raises:
             ValueError: nothing was read, or not all, or numbers are not finite.
         """
-        if batches < (expected or 0):
+        if batches < expected:
+            of = "an unknown number of" if np.isinf(expected) else expected
             raise ValueError(
-                f"Another callback stopped the epoch that reads the data. Received: {batches} of {expected} batches"
+                f"Another callback stopped the epoch that reads the data. Received: {batches} of {of} batches"
             )
         if self.result is None:
             lost = [v.path for v in self.structure.model.trainable_variables if not np.isfinite(to_numpy(v)).all()]

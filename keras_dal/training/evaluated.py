@@ -28,7 +28,8 @@ def evaluated(model, batch):
     if not calls:  # the step calls layers, not the model
         return x, y, weight
     if losses:
-        y, outputs, weight = losses[-1]
+        y, outputs, own = losses[-1]
+        weight = weight if own is None else own  # class weights are in the batch, and an evaluation may leave them out
         calls = [call for call in calls if call[1] is outputs] or calls
     if len(calls) > 1:
         raise ValueError(

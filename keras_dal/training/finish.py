@@ -39,7 +39,8 @@ def finish(
 
     Args:
         model: a trained Keras model that `find_structure` understands.
-        x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        x: training inputs as the model itself takes them, whatever its `test_step` does to them before, or a dataset of
+            `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`.
         statistics_from: what batch statistics are renewed on, inputs or a dataset: the first 100 batches, in their

@@ -5,6 +5,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend
+from keras_dal.features.batches import checked_weight
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.store import RowWriter
 from keras_dal.features.tracing import inference, tap
@@ -70,7 +71,7 @@ class Gathering:
         features, labels, weights = self._features(batch)
         self._rows.append(np.ascontiguousarray(features, np.float32))
         self._labels.append(labels)
-        self._weights.append(np.asarray(weights, np.float64).reshape(-1))
+        self._weights.append(checked_weight(weights, len(features)))
 
     def finish(self):
         """Return the `CachedFeatures` of everything that was read.

@@ -67,7 +67,8 @@ class Measurement:
             now: whether to measure it whatever that costs.
             once: whether to measure it if that is affordable once in all epochs until then.
         """
-        if self._kernel_change is None:  # here, not earlier: other callbacks restore weights in on_train_begin
+        moves = self._samples is not None if self.moments is None else self.moments.probes is not None
+        if moves and self._kernel_change is None:  # not earlier: other callbacks restore weights in on_train_begin
             self._kernel_change = KernelChange(self._structure)
         if self.moments is not None:
             self._now, self._once = now, once
@@ -100,10 +101,12 @@ class Measurement:
             warnings.warn(str(error), stacklevel=4)
             return self._unknown()
         if count == 0:
+            model = self._structure.model
+            hidden = not any(metric is self.moments for metric in model.metrics)
+            cause = "train_step does not call compute_loss, or not with the outputs of a call of the model"
             warnings.warn(
-                "Nothing was measured: the model's train_step does not call compute_loss, or not with the outputs of "
-                "a call of the model. Give the monitor its own data, AlignmentMonitor(data=(x, y)). Received: model "
-                f"{self._structure.model.name!r}",
+                f"Nothing was measured: the model's {'metrics leave out those of super().metrics' if hidden else cause}"
+                f". Give the monitor its own data, AlignmentMonitor(data=(x, y)). Received: model {model.name!r}",
                 stacklevel=4,
             )
             return {}

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.models.add_head import num_gates
+from keras_dal.tables import percent
 
 
 class Switch(NamedTuple):
@@ -27,9 +28,9 @@ def begins(wrap, schedule, epoch, epochs):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
     if wrap.solves and wrap.is_solved:
         return (
-            "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer is solved "
-            "already, and it ends at once. optimizer.restart() before fit goes back to the first phase; "
-            "keras_dal.finish(model, x, y) solves again, on other data"
+            "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
+            "and it ends at once. optimizer.restart() before fit goes back to the first phase, to train on or where "
+            "other weights were put back; keras_dal.finish(model, x, y) solves again, on other data"
         )
     if wrap.phase == "exploit":
         return (
@@ -103,7 +104,7 @@ def ends(phase, result, epoch, epochs):
     if any(v.regularizer is not None for v in structure.linear_parameters):
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     if result.accuracy is not None:
-        lines.append(f"  training:   {result.accuracy:.2%} right, loss {result.loss:.4g}")
+        lines.append(f"  training:   {percent(result.accuracy)} right, loss {result.loss:.4g}")
         if result.accuracy < 1 and not structure.gated_layers:
             lines.append(f"  more:       {_wider(phase)}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """AlignmentMonitor: measures the alignment condition in `fit`, and drives the two phases of `Wrap`."""
 
+import math
 import warnings
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from keras_dal import _backend
 from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.features.tracing import input_specs
-from keras_dal.finishing.result import Result
+from keras_dal.finishing.result import Result, is_written
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
@@ -61,23 +62,24 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def __init__(self, data: Any = None, verbose: bool = True) -> None:
         super().__init__()
-        self.data = data
-        self.verbose = verbose
+        self.data, self.verbose = data, verbose
         self.certificates: dict[str, Certificate] = {}
         self._result: Result | None = None
         self._wrap = self._phase = self._waiting = self._structure = None
 
     @property
     def result(self) -> Result | None:
-        if self._result is not None and checksum(self.model, self._structure) != self._solved:
+        if self._result is not None and not self._is_as_solved():
             warnings.warn(
                 "The model no longer has the weights that were solved and that this result speaks of: a callback put "
                 "others back when training ended, or it was trained on. Leave restore_best_weights out, or call "
-                "keras_dal.finish(model, x, y) on the weights there are. Received: model "
-                f"{self.model.name!r}",
+                f"keras_dal.finish(model, x, y) on the weights there are. Received: model {self.model.name!r}",
                 stacklevel=2,
             )
         return self._result
+
+    def _is_as_solved(self):
+        return checksum(self.model, self._structure) == self._solved and is_written(self._result)
 
     @property
     def phase(self) -> str:
@@ -91,8 +93,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
         self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
         self._before = self._waiting = None
-        self._spared, self._batches = [], 0
-        self._is_over = False  # whether this fit began after the head was solved
+        self._spared, self._batches, self._is_over = [], 0, False  # over: this fit began after the head was solved
         self._schedule = SwitchSchedule(None, 0, self.params["epochs"])
         self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
@@ -235,8 +236,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self.data is not None:
             self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
             self.certificates["switch"] = self._certified()
-        rate = self._step_size() if self._is_automatic else None
+        rate = self._step_size(needed=epoch != self._began) if self._is_automatic else None
         self._wrap.switch(model, learning_rate=rate, structure=self._structure)
+        self._before = None
         switch = messages.Switch(epoch, self.params["epochs"], self._structure, self._loss, self._measurement.report)
         self._announcer.say(model, messages.descends, model, switch, self.certificates.get("switch"))
 
@@ -270,7 +272,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._phase.show(self.model, self._measurement.is_affordable(self._epoch, len(self._phase.train)))
 
     def _end_of_reading(self):
-        self._phase.end(self._batches, self.params["steps"] if self.model.stop_training else None)
+        self._phase.end(self._batches, (self.params["steps"] or math.inf) if self.model.stop_training else 0)
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps
@@ -341,8 +343,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
         after_it = self.phase == "exploit" and self._measurement.report is None
         return self._is_automatic and (at_switch or after_it)
 
-    def _step_size(self):
+    def _step_size(self, needed=False):
         if self.data is not None and "switch" not in self.certificates:  # this fit began after the switch
             self.certificates["switch"] = self._certified()
         certificate = self.certificates.get("switch")
-        return step_size(self.model, self._structure, self._loss, self._measurement.report, certificate)
+        return step_size(self.model, self._structure, self._loss, self._measurement.report, certificate, needed)

@@ -28,24 +28,24 @@ class PhaseRates:
     def learning_rate(self, value):
         if self._linear_indices is None or self.exploit_learning_rate is None:
             self.inner_optimizer.learning_rate = value
-        elif isinstance(self.exploit_learning_rate, LearningRateSchedule):
-            raise TypeError(
-                "The learning rate after the switch follows a schedule and cannot be set. Use a float "
-                f"exploit_learning_rate. Received: learning_rate={value}"
-            )
-        elif self.exploit_learning_rate == "auto":
-            self._keep_proven_step(value)
+        elif isinstance(self.exploit_learning_rate, LearningRateSchedule) or self.exploit_learning_rate == "auto":
+            self._keep(value)
         else:
             self._learning_rate.assign(value)
 
-    def _keep_proven_step(self, value):
-        if self._said_rate or value == float(to_numpy(self._learning_rate)):
+    def _keep(self, value):
+        """Warn, once, instead of an exception, which would end a training that has come so far."""
+        if self._said_rate or value == float(to_numpy(self._current_exploit_learning_rate())):
             return
         self._said_rate = True
+        own = (
+            "the one for which convergence is proved"
+            if self.exploit_learning_rate == "auto"
+            else "that of its schedule"
+        )
         warnings.warn(
-            "After the switch the step size is the one for which convergence is proved, and a callback that sets "
-            "another is not heard: give exploit_learning_rate a float for rates of your own. Received: "
-            f"learning_rate={value}",
+            f"After the switch the step size is {own}, and a callback that sets another is not heard: give "
+            f"exploit_learning_rate a float for rates of your own. Received: learning_rate={value}",
             stacklevel=5,
         )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 
 import keras
 import numpy as np
@@ -32,21 +33,38 @@ class BatchStatistics:
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
         self._others += kernels
         self._sums, self._count = [np.zeros(variable.shape) for variable in self._variables], 0
+        self._seen = (
+            threading.local()
+        )  # replicas are traced in threads, which take turns where statistics are synchronized
         self._step = _backend.over_replicas(self._of_one_batch(model, inputs_of), model)
 
     def _of_one_batch(self, model, inputs_of):
         def statistics(batch):
+            self._forget()
             x = inputs_of(batch)
-            seen = [[] for _ in self._layers]
-            with contextlib.ExitStack() as stack:
-                for layer, values in zip(self._layers, seen, strict=True):
-                    stack.enter_context(replaced(layer, "call", _noting(layer, values)))
-                model(x, training=True)
+            self._forget()  # what calls of the model that was
+            model(x, training=True)
             rows = keras.ops.cast(keras.ops.shape(tree.flatten(x)[0])[0], "float32")
-            found = [_mean(layer, values) for layer, values in zip(self._layers, seen, strict=True)]
+            found = [_mean(layer, values) for layer, values in zip(self._layers, self._seen.of_layers, strict=True)]
             return rows * keras.ops.ones((1,)), [keras.ops.expand_dims(v, 0) for values in found for v in values]
 
         return statistics
+
+    def _forget(self):
+        self._seen.of_layers = [[] for _ in self._layers]
+
+    def _noting(self, index, layer):
+        """Return the layer's `call`, which notes its moving variables: a layer may be called more than once."""
+        layer_call = layer.call
+
+        @functools.wraps(layer_call)
+        def call(*args, **kwargs):
+            outputs = layer_call(*args, **kwargs)
+            now = [variable.value + 0.0 for variable in _moving(layer)]  # the next call assigns to it
+            self._seen.of_layers[index].append(now)
+            return outputs
+
+        return call
 
     @property
     def are_there(self):
@@ -57,8 +75,9 @@ class BatchStatistics:
         """Show it one batch as `fit` gets it; the model then holds the means so far."""
         others = [to_numpy(variable).copy() for variable in self._others]
         with contextlib.ExitStack() as stack:
-            for layer in self._layers:
+            for index, layer in enumerate(self._layers):
                 stack.enter_context(replaced(layer, "momentum", 0.0))
+                stack.enter_context(replaced(layer, "call", self._noting(index, layer)))
             rows, found = self._step(batch)
         self._count += np.sum(rows)  # a last batch of a few samples counts for a few
         for total, replicas in zip(self._sums, found, strict=True):
@@ -68,19 +87,6 @@ class BatchStatistics:
             variable.assign(total / self._count)
         for variable, value in zip(self._others, others, strict=True):
             variable.assign(value)  # seeds of dropout among them
-
-
-def _noting(layer, values):
-    """Return the layer's `call`, after which its moving variables are noted: a layer may be called more than once."""
-    layer_call = layer.call
-
-    @functools.wraps(layer_call)
-    def call(*args, **kwargs):
-        outputs = layer_call(*args, **kwargs)
-        values.append([v.value + 0.0 for v in _moving(layer)])  # as it is now: the next call assigns to it
-        return outputs
-
-    return call
 
 
 def _mean(layer, values):

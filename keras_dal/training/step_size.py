@@ -6,7 +6,7 @@ from keras_dal import _keras
 from keras_dal.analysis.descent_bound import l2_factors
 
 
-def step_size(model, structure, loss, report, certificate):
+def step_size(model, structure, loss, report, certificate, needed):
     """Return 1/beta, exact where features are those of inference mode; smaller for a loss with a weight above 1.
 
     Args:
@@ -15,10 +15,16 @@ def step_size(model, structure, loss, report, certificate):
         loss: a `losses.Loss` of bounded curvature.
         report: the last `AlignmentReport`, None before the first: a fit resumed right at the switch only measures then.
         certificate: the `Certificate` at the switch, where there is one; it counts more.
+        needed: whether one of them must be known by now; else nothing moves, by a step of 0, until there is one.
+
+    Raises:
+        ValueError: none is, and one is needed.
     """
     weight = max(1.0, _keras.loss_weight(model))
     if certificate is not None:
         return certificate.step / weight
+    if report is None and needed:
+        raise ValueError("The step for which convergence is proved needs a measurement. Received: none so far")
     if report is None:
         return 0.0
     penalty = np.max(np.asarray(l2_factors(structure.linear_parameters)))

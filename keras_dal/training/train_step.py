@@ -32,7 +32,7 @@ class StepHooks:
         self._moments = moments
         self._optimizer = optimizer
         self._frozen = ()
-        self._exploiting = False
+        self._exploiting = self._skips_mixture = False
         self._armed = False
 
     def install(self, linear_parameters=None):
@@ -43,6 +43,7 @@ class StepHooks:
         """
         model = self._model
         self._exploiting = linear_parameters is not None
+        self._skips_mixture = not self._exploiting and getattr(self.layer, "is_zero", False)
         if linear_parameters is not None:
             linear = {id(variable) for variable in linear_parameters}
             self._frozen = [v for v in model.trainable_variables if id(v) not in linear]
@@ -56,7 +57,7 @@ class StepHooks:
         model.make_train_function(force=True)
         model.train_function = self._hooked(model.train_function)
 
-    def read_only(self, function, ended=None):
+    def read_only(self, function, ended=lambda: None):
         """Lets a function that only reads the data stand in for the train function.
 
         Args:
@@ -77,6 +78,8 @@ class StepHooks:
         self._armed = True
 
     def _hooked(self, function, ended=None):
+        """Return a train function with the hooks; `ended` of one that only reads, whose state is that of the model."""
+
         @functools.wraps(function)
         def hooked(*args):
             if not self._armed:  # left over from an interrupted fit, and found by one without this callback
@@ -93,6 +96,8 @@ class StepHooks:
                     ended()
                 raise
             except BaseException:
+                if ended is not None:
+                    _backend.reattach(self._model, *args)
                 self.remove()
                 raise
 
@@ -104,7 +109,7 @@ class StepHooks:
         with contextlib.ExitStack() as stack:
             if self._optimizer is not None:
                 stack.enter_context(self._optimizer.driven())
-            if self._optimizer is not None and not self._exploiting and hasattr(self.layer, "without_mixture"):
+            if self._optimizer is not None and self._skips_mixture:
                 stack.enter_context(replaced(self.layer, "call", self.layer.without_mixture))
             if self._moments is not None:
                 stack.enter_context(self._measuring())

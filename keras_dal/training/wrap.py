@@ -34,7 +34,7 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
     Args:
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
-            counted from epoch 0, None to call `switch`; `"auto"` for 0.72 of the epochs, and 0.8 where less than a
+            counted from epoch 0, None to call `switch`; `"auto"` for 0.71 of the epochs, and 0.8 where less than a
             quarter of the labels lies in the column space after 0.6 of them.
         exploit: what is trained after the switch: `"head"`, a layer, one or more layer names, or a regular expression
             over variable paths. The output must be linear in it, which is checked.
@@ -101,8 +101,6 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         self._average: WeightAverage | None = None
         self.driver: Any = None  # the monitor of the fit that runs
         self.inner_optimizer: Any = inner  # last: what is set from here on may be an attribute of it
-
-    # The phase ------------------------------------------------------------------------------------------------------
 
     @property
     def phase(self) -> str:
@@ -171,6 +169,11 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         """Whether the linear parameters were solved for since the switch."""
         return self.phase == "exploit" and bool(np.max(to_numpy(self._is_linear)) == _SOLVED)
 
+    @property
+    def has_renewed_statistics(self):
+        """Whether batch statistics were made anew at the switch, as those of averaged weights are."""
+        return self.is_solved and bool(self.average or innermost(self.inner_optimizer).use_ema)
+
     def mark_solved(self):
         """Let the second phase be over; saved and restored with the optimizer's variables."""
         linear = to_numpy(self._is_linear) > 0
@@ -210,8 +213,6 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
                 f"before the first step. Received: untrained linear parameters {unknown}"
             )
         return [self._get_variable_index(v) for v in variables]
-
-    # The wrapper contract -------------------------------------------------------------------------------------------
 
     def build(self, var_list):
         if self.built:

@@ -480,3 +480,44 @@ def test_bad_input_gets_one_clear_sentence():
         certify_head(
             heads.DenseHead(6, 3), x.astype(float), np.eye(3)[y], LOSSES["softmax"], np.zeros(21), np.zeros(50)
         )
+
+
+def test_smoothed_labels_that_reach_the_least_loss_by_what_counts_as_rounding_are_undecided():
+    x = np.array([[1, 1], [1, 1 + 2**-22]], "float32")
+    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.1)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    certificate = certify(model, x, np.array([[1.0], [0.0]]), loss=loss)
+    assert certificate.infimum[1] == pytest.approx(certificate.floor, abs=1e-6)
+    assert certificate.verdict == "undecided"
+
+
+def test_a_bound_counts_what_rounding_does_to_the_objective():
+    z = np.array([[2.0**30, 129.0, 2.0**30, -200.0]])
+    theta = np.array([2.0**30, 1.0, -(2.0**30), 1.0, 0.0])
+    logits = heads.DenseHead(4, 1).logits(z, theta)
+    certificate = certify_head(heads.DenseHead(4, 1), z, logits, losses.SquaredError(), theta)
+    assert certificate.objective == 0.0
+    exact = sum(int(a) * int(b) for a, b in zip(z[0], theta[:4], strict=True))
+    assert certificate.bound(0) >= 0.5 * (exact - logits.item()) ** 2
+    assert certificate.steps_for(1e-3) != 0
+
+
+def test_a_negative_scale_is_no_scale():
+    with pytest.raises(ValueError, match="must not be negative. Received: scale=-1"):
+        certify_head(
+            heads.DenseHead(1, 1), np.ones((2, 1)), np.ones((2, 1)), losses.SquaredError(), np.zeros(2)
+        ).loss_at_scale(-1)
+
+
+def test_a_penalty_that_is_not_l2_is_in_the_objective_all_the_same():
+    class Halved(keras.regularizers.L2):
+        def __call__(self, x):
+            return 0.5 * super().__call__(x)
+
+    x, y = np.random.default_rng(0).standard_normal((12, 3)).astype("float32"), np.arange(12) % 3
+    for regularizer in (keras.regularizers.L1L2(1e-2, 1e-1), Halved(0.1)):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, kernel_regularizer=regularizer)])
+        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        certificate = certify(model, x, y)
+        assert certificate.objective == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+        assert certificate.beta is None

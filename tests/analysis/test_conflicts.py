@@ -35,3 +35,13 @@ def test_soft_labels_conflict_where_their_most_probable_classes_do():
     loss = SoftmaxCrossEntropy()
     targets = loss.targets(np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), 2)
     assert num_conflicting(np.zeros((3, 1), np.float32), targets, loss) == 1
+
+
+def test_an_answer_that_none_of_the_labels_is_may_be_right_for_all():
+    features = np.ones((2, 3))
+    for loss, labels in (
+        (SigmoidCrossEntropy(), [[1.0, 0.5], [0.5, 1.0]]),
+        (SoftmaxCrossEntropy(), [[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]]),
+    ):
+        labels = np.array(labels)
+        assert num_conflicting(features, loss.targets(labels, labels.shape[1]), loss) == 0

@@ -21,7 +21,7 @@ from keras_dal.heads import DenseHead
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.nested_columns import NestedColumns
-from keras_dal.tables import at_least, at_most
+from keras_dal.tables import at_least, at_most, percent
 
 CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SIDES = keras.losses.BinaryCrossentropy(from_logits=True)
@@ -213,3 +213,7 @@ def test_a_result_has_the_precision_of_the_head():
     model = head(3, 2, CLASSES, dtype="float16")
     result = solve_head(find_structure(model), SoftmaxCrossEntropy(), cached(x, y))
     assert result.certificate.tolerance == keras_dal.certify(model, x, y).tolerance > 1e-4
+
+
+def test_a_percentage_is_whole_only_where_all_are_right():
+    assert [percent(share) for share in (1.0, 49_999 / 50_000, 0.4102, 0.0)] == ["100.00%", "99.99%", "41.02%", "0.00%"]

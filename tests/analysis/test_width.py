@@ -341,3 +341,22 @@ def test_the_table_and_the_picture_say_what_was_found(tmp_path, capsys):
     np.testing.assert_array_equal(infimum.lines[0].get_ydata(), [upper for _, upper in curve.infimum])
     assert [line.get_xdata()[0] for line in share.lines if line.get_label() == "settled"] == [curve.settled]
     assert plots.width(curve, tmp_path / "width.png").is_file()
+
+
+def test_faint_samples_on_their_wrong_side_do_not_settle():
+    model = keras.Sequential([layers.Input((1,)), layers.Dense(2)])
+    model.compile(loss=LOSSES["softmax"][1])
+    x, y = np.array([[0.0], [1.0], [0.5], [0.6]], "float32"), np.array([0, 1, 1, 0])
+    curve = width_curve(model, x, y, np.array([1.0, 1.0, 1e-12, 1e-12]), widths=[0], draws=1, verbose=0)
+    assert curve.infimum[0][0] > 0
+    assert curve.settled is None
+
+
+def test_an_outlier_does_not_hide_how_many_samples_are_fitted():
+    model, _, _ = problem("squared error", n=100)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((100, M)).astype("float32")
+    x[-1] = 1e6
+    y = x[:, :2] + 1e-2 * generator.standard_normal((100, 2))
+    curve = width_curve(model, x, y, widths=[0], draws=1, verbose=0)
+    assert (curve.settled, curve.samples_fitted) == (0, 100)

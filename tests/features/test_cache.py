@@ -337,3 +337,25 @@ def test_rows_that_do_not_stay_have_no_file_that_an_interrupt_could_leave(tmp_pa
     writer.append(block)
     assert not list(tmp_path.iterdir())
     np.testing.assert_array_equal(writer.finish(None), block)
+
+
+def test_a_column_in_tiny_units_is_compared_by_itself(tmp_path):
+    sign = [1.0]
+
+    class Edited(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.out = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.out(x * keras.ops.convert_to_tensor([1e6, 1e-3 * sign[0]]))
+
+    x = np.random.default_rng(0).standard_normal((30, 2)).astype("float32")
+    model = Edited()
+    model(x)
+    structure = find_structure(model, x)
+    first = cached_features(structure, x, np.zeros(30, int), None, 16, tmp_path)
+    sign[0] = -1.0
+    with pytest.warns(UserWarning, match="computed again: the model computes other features"):
+        again = cached_features(find_structure(model, x), x, np.zeros(30, int), None, 16, tmp_path)
+    np.testing.assert_allclose(again.features[:, 1], -first.features[:, 1])

@@ -15,9 +15,11 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import keras_dal
 from keras_dal.finishing.converge import converge
+from keras_dal.finishing.evaluation import quality
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from keras_dal.models.structure import find_structure
 from keras_dal.tables import at_most
 
@@ -700,3 +702,21 @@ def test_a_validation_accuracy_that_fell_is_said(model, digits):
     assert ("validation fell" in str(result)) == (result.before.accuracy - result.after.accuracy > 0.01)
     worse = dataclasses.replace(result, before=result.after._replace(accuracy=result.after.accuracy + 0.02))
     assert "validation fell     gated=False, ridge=1e-2" in str(worse)
+
+
+def test_the_gap_is_printed_for_the_ridge_it_was_proved_for():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((60, 4)).astype("float32"), generator.integers(0, 3, 60)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = keras_dal.converge(model, x, y, gated=False, ridge=0.15, tol=1e-9, verbose=0)
+    assert "plus 0.15 times the change" in str(result)
+
+
+def test_a_tie_is_right_neither_in_the_accuracy_nor_in_the_calibration():
+    y = np.arange(50) % 10
+    found = quality(np.zeros((50, 10)), SoftmaxCrossEntropy().targets(y, 10), SoftmaxCrossEntropy())
+    assert found.accuracy == 0.0
+    assert found.ece == pytest.approx(0.1)
+    found = quality(np.zeros((50, 1)), SigmoidCrossEntropy().targets(np.zeros(50), 1), SigmoidCrossEntropy())
+    assert (found.accuracy, found.ece) == (0.0, 0.5)

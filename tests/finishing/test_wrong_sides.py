@@ -22,7 +22,7 @@ def task(left):
 
 def test_features_that_barely_differ_are_the_reason_of_what_was_left():
     with pytest.warns(
-        UserWarning, match=r"^2 of 4 samples stay.*barely differ.*Received: training accuracy 0.5"
+        UserWarning, match=r"^2 of 4 samples stay.*barely differ.*Received: training accuracy 50.00%"
     ) as told:
         warn_of_wrong(np.array([2, 6]), task([False, True, False, True]), 0.5)
     assert len(told) == 1

@@ -265,3 +265,26 @@ def test_a_constraint_on_the_head_is_told():
     model = cases.sequential(layers.Dense(3, kernel_constraint="non_neg"))
     with pytest.raises(ValueError, match="without constraints.*Received: .*kernel"):
         find_structure(model).check_unconstrained()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_kernel_that_is_used_otherwise_is_seen_whatever_size_features_have(dtype):
+    class Equalized(keras.layers.Dense):
+        def call(self, inputs):
+            return keras.ops.matmul(inputs, 2.0 * self.kernel) + self.bias
+
+    x = (1e-5 * np.random.default_rng(0).standard_normal((20, 6))).astype(dtype)
+    for kind, understood in ((keras.layers.Dense, True), (Equalized, False)):
+        model = keras.Sequential([keras.Input((6,), dtype=dtype), kind(3, dtype=dtype)])
+        if understood:
+            assert find_structure(model, x).num_features == 6
+        else:
+            with pytest.raises(ValueError, match="not linear|Received"):
+                find_structure(model, x)
+
+
+def test_a_head_of_half_precision_without_bias_is_tried_within_its_range():
+    x = (1e-5 * np.random.default_rng(0).standard_normal((20, 6))).astype("float16")
+    dense = keras.layers.Dense(3, use_bias=False, dtype="float16")
+    model = keras.Sequential([keras.Input((6,), dtype="float16"), dense])
+    assert find_structure(model, x).num_outputs == 3

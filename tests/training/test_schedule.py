@@ -8,7 +8,7 @@ from fits import NUM_CLASSES, compiled, images, small_model
 import keras_dal
 from keras_dal.training.schedule import ALIGNED
 
-EPOCHS, LOOK, EARLY, LATE = 16, 10, 12, 13
+EPOCHS, LOOK, EARLY, LATE = 22, 13, 16, 18
 X, Y = images()
 CLEAR = X + 2 * np.eye(8, dtype="float32")[2 * Y][:, :, None, None], Y  # stripes that any initial weights learn
 RANDOM = X, np.random.default_rng(5).integers(0, NUM_CLASSES, len(X))  # labels in no column space
@@ -44,7 +44,7 @@ def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space
     history = trained(wrapped(), data, callbacks=[kept], verbose=True)
     assert history["phase"].index(1) == end
     assert (history["alignment"][LOOK - 1] < ALIGNED) == (end == LATE)
-    assert ("which is little: exploration goes on to the end of epoch 13" in capsys.readouterr().out) == (end == LATE)
+    assert ("which is little: exploration goes on to the end of epoch 18" in capsys.readouterr().out) == (end == LATE)
     window = round(0.15 * end)
     assert kept.averaged[:end] == [3 * max(0, epoch + 1 - end + window) for epoch in range(end)]  # three steps each
 

@@ -1,0 +1,184 @@
+"""What else stands around the two lines in a fit, and what may happen in the epoch that reads the data."""
+
+import keras
+import numpy as np
+import pytest
+from fits import NUM_CLASSES, compiled, fit, images, moved, small_model, snapshot
+from keras import layers
+
+import keras_dal
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Stream(keras.utils.PyDataset):
+    """Batches of images; the given one, counted over all epochs, raises, and a sample of each may have a weight."""
+
+    def __init__(self, fails_at=None, weight=None):
+        super().__init__()
+        self.fails_at, self.weight, self.count = fails_at, weight, 0
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        self.count += 1
+        if self.count == self.fails_at:
+            raise OSError("the disk is gone")
+        x, y = (part[16 * index : 16 * (index + 1)] for part in images())
+        return (x, y) if self.weight is None else (x, y, np.where(np.arange(16) == index, self.weight, 1.0))
+
+
+def test_a_mixture_that_computes_something_stays_in_the_model_while_it_explores():
+    x, y = images()
+    model = keras_dal.add_gated_head(compiled("sgd", small_model(dropout=0.0)), x, seed=0, verbose=False)
+    branch = keras_dal.find_structure(model).output_layer
+    branch.kernel.assign(0.3 * np.random.default_rng(0).standard_normal(branch.kernel.shape))
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=5), model)
+    for layer in model.layers:
+        layer.trainable = not isinstance(layer, layers.BatchNormalization)
+    expected = model.evaluate(x, y, verbose=0)[0]
+    assert fit(model, 2)["loss"][-1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_stream_of_unknown_length_that_is_stopped_is_not_solved_on_a_part_of_it():
+    tf = pytest.importorskip("tensorflow")
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = (logs or {}).get("phase") == 1 and batch == 1
+
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    data = tf.data.Dataset.from_tensor_slices(images()).batch(16).filter(lambda x, y: True)
+    with pytest.warns(UserWarning, match="stopped the epoch that reads.*2 of an unknown number of batches"):
+        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[monitor, Stop()])
+    assert monitor.result is None
+    assert model.optimizer.phase == "explore"
+
+
+def test_data_that_fail_while_they_are_read_leave_a_model_that_goes_on():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    data = Stream(fails_at=2 * 6 + 4)
+    with pytest.raises(Exception, match="disk is gone"):  # TensorFlow makes another one of it
+        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+    assert all(np.isfinite(value).all() for value in snapshot(model).values())
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model.fit(Stream(), epochs=4, initial_epoch=2, verbose=0, shuffle=False, callbacks=[monitor])
+    assert monitor.result.point.gap <= 1e-4
+
+
+def test_negative_weights_are_not_dropped_from_what_is_proved():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    with pytest.warns(UserWarning, match="second phase could not begin.*must be finite and not negative"):
+        model.fit(Stream(weight=-1.0), epochs=3, verbose=0, shuffle=False, callbacks=[monitor])
+    assert monitor.result is None
+
+
+class Unweighted(keras.Model):
+    """Its evaluation leaves weights out, as that of Keras' guide does."""
+
+    def test_step(self, *arguments):
+        *state, data = arguments
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return super().test_step(*state, (x, y))
+
+
+def test_class_weights_count_where_an_evaluation_leaves_them_out():
+    x, y = images()
+    whole = small_model()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1), Unweighted(whole.inputs, whole.outputs))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model.fit(x, y, epochs=2, verbose=0, class_weight={0: 1.0, 1: 5.0, 2: 1.0}, callbacks=[monitor])
+    logits = model.predict(x, verbose=0)
+    values = keras.ops.convert_to_numpy(keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True))
+    assert monitor.result.loss == pytest.approx(np.mean(np.where(y == 1, 5.0, 1.0) * values), rel=1e-4)
+
+
+def test_a_head_that_was_put_back_alone_is_told():
+    x, y = images()
+    model = small_model()
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1), model)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    before = model.get_layer("logits").get_weights()
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[monitor])
+    result = monitor.result
+    result.rescale(2.0)  # is not another head
+    assert monitor.result is result
+    model.get_layer("logits").set_weights(before)
+    with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
+        assert monitor.result is result
+
+
+def test_a_step_that_is_never_measured_does_not_begin_a_phase_in_which_nothing_moves():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the training step of this test is one of TensorFlow")
+    import tensorflow as tf
+
+    class Around(keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                value = LOSS(y, self(x, training=True))
+            self.optimizer.apply(tape.gradient(value, self.trainable_variables), self.trainable_variables)
+            return {"loss": value}
+
+    whole = small_model()
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2, exploit_learning_rate="auto")
+    model = Around(whole.inputs, whole.outputs)
+    model.compile(wrap, LOSS)
+    nothing = pytest.warns(UserWarning, match="Nothing was measured: the model's train_step")
+    with nothing, pytest.warns(UserWarning, match="second phase could not begin.*needs a measurement"):
+        fit(model, 4)
+    assert model.optimizer.phase == "explore"
+
+
+def test_metrics_that_leave_out_those_of_keras_are_the_reason_why_nothing_is_measured():
+    if keras.backend.backend() != "jax":
+        pytest.skip("elsewhere a model carries all variables it has through its steps")
+
+    class Own(keras.Model):
+        @property
+        def metrics(self):
+            return [self._loss_tracker]
+
+    whole = small_model()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=5), Own(whole.inputs, whole.outputs))
+    with pytest.warns(UserWarning, match="metrics leave out those of super"):
+        fit(model, 1)
+
+
+def test_statistics_that_no_average_renewed_are_looked_at_after_the_head_is_solved():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2, average=0))
+    model.fit(x + 3.0, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+    with pytest.warns(UserWarning, match="Batch statistics have not settled"):
+        keras_dal.converge(model, x + 3.0, y, gated=False, ridge=1e-2, verbose=0)
+
+
+def test_layers_that_were_frozen_inside_others_stay_frozen_in_a_copy():
+    @keras.saving.register_keras_serializable(package="test_what_fit_meets")
+    class Block(layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.norm, self.dense = layers.BatchNormalization(), layers.Dense(8, activation="relu")
+
+        def call(self, x, training=None):
+            return self.dense(self.norm(x, training=training))
+
+    x = np.random.default_rng(0).standard_normal((60, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(NUM_CLASSES)(Block(name="block")(inputs)))
+    model.get_layer("block").norm.trainable = False
+    model.compile("sgd", LOSS)
+    gated = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
+    assert not gated.get_layer("block").norm.trainable
+    assert [v.path.split("/")[-1] for v in gated.get_layer("block").trainable_variables] == ["kernel", "bias"]
+    before = snapshot(gated)
+    gated.compile("sgd", LOSS)
+    gated.fit(x, np.zeros(60, int), verbose=0)
+    assert not [path for path in moved(before, snapshot(gated)) if "norm" in path]
