@@ -310,10 +310,10 @@ def _one_draw(problem, widths, seed, draw, verbose):
         if open_still and min([upper, *(point.upper for point in points)]) > problem.floor:
             descended = columns.descend(problem.loss, problem.targets, descended)
             upper = min(upper, problem.descended_bound(descended))
-        shares = problem.shares(fit.residual)
+        share, decisive = problem.shares(fit.residual)
         if points:  # which zero maps reach too
-            shares = min(shares[0], points[-1].share), min(shares[1], points[-1].decisive)
-        points.append(_Point(fit.rank, *shares, lower, upper))
+            share, decisive = min(share, points[-1].share), min(decisive, points[-1].decisive)
+        points.append(_Point(fit.rank, share, decisive, lower, upper))
         if verbose:
             print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
     return points
