@@ -24,9 +24,9 @@ from matplotlib.ticker import NullFormatter
 from keras_dal import converge
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.models.gated_layers import GatedBranch
-from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.objectives import Separation
+from keras_dal.solvers.whitening import Whitening
 
 RESULT = Path(__file__).parent / "results" / "converge_scaling.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "converge_scaling.png"

@@ -17,9 +17,9 @@ from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
 from keras_dal.solvers.jacobian import Products, jacobian
 from keras_dal.solvers.label_squares import centred_total, safe_mean
-from keras_dal.solvers.least_squares import StreamedQR, kernel_change, project_moments
+from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
-__all__ = ["AlignmentReport", "alignment", "alignment_from_moments", "kernel_change"]
+__all__ = ["AlignmentReport", "alignment", "alignment_from_moments"]
 
 _ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
 _DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow

@@ -26,7 +26,7 @@ class Objective:
     def __init__(self, jacobian, loss, targets, weights, penalty: Any = 0.0):
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.penalty, self.hard = penalty, loss.are_hard(targets)
-        self.floor = float(np.mean(weights * loss.infimum(targets)))
+        self.floor = loss.floor(targets, weights)
 
     def loss_of(self, logits):
         return float(np.mean(self.weights * self.loss.values(logits, self.targets)))

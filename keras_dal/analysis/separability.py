@@ -16,7 +16,6 @@ from keras_dal.tables import at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
-OUT_OF_TIME = f" within {duality.SECONDS:g} seconds"
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
@@ -106,7 +105,11 @@ def _separability(head, loss, rows, columns):
         return Verdict("separable", f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
     if infimum.lower > 0:
         return Verdict("not separable", f"a dual point: no head has a loss below {at_least(infimum.lower, 4, 'e')}")
-    return Verdict("undecided", f"{NEITHER}{OUT_OF_TIME * infimum.out_of_time}")
+    return Verdict("undecided", _found_neither(infimum))
+
+
+def _found_neither(enclosure):
+    return NEITHER + f" within {duality.SECONDS:g} seconds" * enclosure.out_of_time
 
 
 def verdict_of(found, share, witnessed, objective, scale):
@@ -139,4 +142,4 @@ def verdict_of(found, share, witnessed, objective, scale):
     if found.lower > floor:
         least = at_least(found.lower, 3)
         return "not separable", f"an exact dual point near one in float64 has at least the value {least}"
-    return "undecided", f"{NEITHER}{OUT_OF_TIME * found.out_of_time}"
+    return "undecided", _found_neither(found)

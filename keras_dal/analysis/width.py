@@ -194,7 +194,7 @@ class _Problem:
         self.labels = matrix - matrix.mean(axis=1, keepdims=True) * loss.shift_invariant
         self.squares = centred_total(self.labels, weights, use_bias)
         self.hard, self.share_tells = loss.are_hard(targets), common_scale(loss.scales(targets)) is not None
-        self.floor = float(np.mean(weights * loss.infimum(targets)))
+        self.floor = loss.floor(targets, weights)
 
     def num_columns(self, width):
         return (width + 1) * (self.features.shape[1] + 1)

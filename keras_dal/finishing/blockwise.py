@@ -9,7 +9,7 @@ from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses.lazy_targets import LazyTargets
-from keras_dal.solvers.kfac_preconditioner import Whitening
+from keras_dal.solvers.whitening import Whitening
 
 _STEPS, _MEMORY = 500, 20  # steps of L-BFGS, and how many it remembers
 

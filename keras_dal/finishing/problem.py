@@ -11,10 +11,10 @@ from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import MixtureHead, SumHead
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
-from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT, Problem
 from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
+from keras_dal.solvers.whitening import Whitening
 
 RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gentle to nearly free
 FEW_RIDGES = RIDGES[1::3]  # where the end is known to be the least loss, and the path is there to stop on
@@ -60,7 +60,7 @@ class Task:
         self.targets = loss.targets(train.labels, structure.num_outputs)
         unseen = validation is None
         self.seen_targets = None if unseen else loss.targets(validation.labels, structure.num_outputs)
-        self.floor = float(np.mean(train.weights * loss.infimum(self.targets)))
+        self.floor = loss.floor(self.targets, train.weights)
         for layer in structure.gated_layers:
             if layer is structure.output_layer and layer.is_zero:
                 layer.adapt(train.features)
@@ -146,11 +146,11 @@ class Task:
         """
         begins, size = (theta, logits), len(self.train)
         start = logits[:size]
-        criterion = self._separation(start, _INTERPOLATED)
+        criterion, gaps = self._separation(start, _INTERPOLATED)
         short = np.sum(self._margins(start) < criterion.delta)
         most = min(_HELD, short) if self.jacobian is self.samples else _HELD
         held = self._still.part(0).restricted(some_rows(len(self._still), most))
-        moves = Moves(solver, held, criterion, self._margins, start, (criterion.delta / _INTERPOLATED) ** 2)
+        moves = Moves(solver, held, criterion, self._margins, start, gaps)
         self.left = moves.left
         for _ in range(_ROUNDS):
             if moves.are_made(logits[:size]):
@@ -186,7 +186,7 @@ class Task:
         return False
 
     def _follow_weights(self):
-        objective = self._separation(self.start, _DELTA)
+        objective, _ = self._separation(self.start, _DELTA)
         phi, left = None, np.inf
         for ridge in RIDGES:
             step, point = self._follow(objective, ridge, phi)
@@ -199,10 +199,11 @@ class Task:
         return False
 
     def _separation(self, logits, margin):
+        """Return the criterion for a share of the size of all differences of logits, and their mean square."""
         exclusive = self.loss.exclusive
         gaps = Separation(self.targets, 1.0, exclusive).gaps(logits[: len(self.train)])
-        delta = margin * float(np.sqrt(np.mean(np.square(gaps, dtype=np.float64)))) or 1.0
-        return Separation(self.targets, delta, exclusive)
+        square = float(np.mean(np.square(gaps, dtype=np.float64))) or 1.0
+        return Separation(self.targets, margin * square**0.5, exclusive), square
 
     def _follow(self, objective, ridge, phi):
         """Return the step and the point at which the next weight is tried.

@@ -83,6 +83,10 @@ class Loss(abc.ABC):
     def infimum(self, targets):
         """Return the infimum of every sample's loss over its logits, shape `(n,)`."""
 
+    def floor(self, targets, weights):
+        """Return the mean of the samples' own infima: the least loss of any model."""
+        return float(np.mean(weights * self.infimum(targets)))
+
     @abc.abstractmethod
     def scales(self, targets) -> Any:
         """Return the factors s_i with which `s_i Y_l` attains the infimum of sample i, shape `(n,)`.

@@ -142,7 +142,7 @@ class _Search:
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.scale = weights[:, None] / len(weights)
         self.hard, self.dual = loss.are_hard(targets), loss.separation_dual(targets)
-        self.floor = float(np.sum(self.scale[:, 0] * loss.infimum(targets)))
+        self.floor = loss.floor(targets, weights)
         self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
         self._seen = None, None
         self._tries, self._pause = 0, 0

@@ -8,9 +8,9 @@ from scipy.sparse.linalg import lsqr
 from keras_dal import heads
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products
-from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.min_norm_interpolation import Interpolation
+from keras_dal.solvers.whitening import Whitening
 
 _ITERATIONS, _RESTARTS = 150, 6
 _LSQR = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_dal.solvers.kfac_preconditioner import Whitening
+from keras_dal.solvers.whitening import Whitening
 
 _JITTER, _LARGEST = 1e-6, 1e-3  # of the diagonal: what float32 needs to factorize, and what it gets at most
 _BLOCK = 1024  # samples whose products of gates and logits exist at a time

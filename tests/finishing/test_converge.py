@@ -440,7 +440,7 @@ def test_a_mixture_of_too_few_gates_goes_on_by_newtons_method(model, digits, mon
 def test_gates_before_the_head_are_solved_for_by_newtons_method(model, digits, monkeypatch, full):
     x, y = digits[0]
     monkeypatch.setattr(
-        "keras_dal.solvers.kfac_preconditioner._FULL", full
+        "keras_dal.solvers.whitening._FULL", full
     )  # gates up to which their moments are factorized whole
     gated = keras_dal.add_gated_head(model, x, place="before", oversample=2, seed=0, verbose=False)
     assert find_structure(gated).layer.units > 100

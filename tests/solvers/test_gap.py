@@ -6,7 +6,7 @@ import pytest
 from keras_dal.heads import DenseHead
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.solvers import gap
-from keras_dal.solvers.kfac_preconditioner import Whitening
+from keras_dal.solvers.whitening import Whitening
 
 
 def steps(features, use_bias=True, excess=1.0, wanted=1e-4):

@@ -7,9 +7,9 @@ from scipy import optimize
 from keras_dal import heads
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
-from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.objectives import Separation
+from keras_dal.solvers.whitening import Whitening
 
 N, M, K, C = 40, 5, 12, 3
 

@@ -8,9 +8,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from keras_dal import heads, losses
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
-from keras_dal.solvers.kfac_preconditioner import Whitening
 from keras_dal.solvers.newton_cg import Problem
 from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
+from keras_dal.solvers.whitening import Whitening
 
 N, M, H, C = 40, 5, 12, 3
 
@@ -117,7 +117,7 @@ def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator)
 @pytest.mark.parametrize("units", [0, 100], ids=["largest eigenvalues", "all eigenvalues"])
 @pytest.mark.parametrize("kind", ["gated beside", "branch"])
 def test_whitening_conditions_the_jacobian_of_gates(generator, kind, units, monkeypatch):
-    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._FULL", units)
+    monkeypatch.setattr("keras_dal.solvers.whitening._FULL", units)
     head, anchors = KINDS[kind](generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
     jacobian = CachedJacobian(head, anchors)
     whitening, dense = Whitening(jacobian), columns(head, anchors)
@@ -132,7 +132,7 @@ def test_whitening_conditions_the_jacobian_of_gates(generator, kind, units, monk
 
 def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch):
     """With one output the random signs have no effect, and all eigenvalues kept must whiten the moments."""
-    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._FULL", 0)
+    monkeypatch.setattr("keras_dal.solvers.whitening._FULL", 0)
     head, features = gated(generator, use_bias=False), generator.normal(size=(500, M))
     head.output_kernel, head.num_outputs = head.output_kernel[:, :1], 1
     whitening = Whitening(CachedJacobian(head, features))
@@ -143,7 +143,7 @@ def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch
     whitened = np.linalg.eigvalsh(basis.T @ moments @ basis)
     assert whitened.max() < 1.05
     assert np.median(whitened) > 0.9  # the rest are eigenvalues below the regularization
-    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._RANK", 4)
+    monkeypatch.setattr("keras_dal.solvers.whitening._RANK", 4)
     whitening = Whitening(CachedJacobian(head, features))
     basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
     conditions = [np.linalg.cond(change.T @ moments @ change) for change in (basis, np.eye(len(basis)))]
@@ -153,7 +153,7 @@ def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch
 @pytest.mark.parametrize("units", [0, 100], ids=["largest eigenvalues", "all eigenvalues"])
 @pytest.mark.parametrize("on", [Host, Accelerator])
 def test_whitening_and_its_transpose_are_transposes(head, generator, on, units, monkeypatch):
-    monkeypatch.setattr("keras_dal.solvers.kfac_preconditioner._FULL", units)
+    monkeypatch.setattr("keras_dal.solvers.whitening._FULL", units)
     whitening = Whitening(CachedJacobian(head, generator.normal(size=(N, M)), on=on()))
     phi, gradient = generator.normal(size=(2, head.num_parameters))
     assert whitening.theta(phi) @ gradient == pytest.approx(phi @ whitening.transposed(gradient), rel=1e-3)
