@@ -281,7 +281,7 @@ def certify_head(
     objective, matrix = Objective(jac, loss, targets, weights, penalty), loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
     squares = centred_total(jac.seen(matrix), weights, head.use_bias)
-    left = [weights @ jac.seen(matrix - reached) ** 2 for reached in _reached(jac, matrix, v)]
+    left = [weights @ jac.seen(each) ** 2 for each in _left(jac, matrix, v)]
     if scale is not None and np.isfinite(scale):
         v = scale * v
     found = _enclosure(objective, v, theta)
@@ -316,10 +316,10 @@ def certify_head(
     )
 
 
-def _reached(jac, matrix, v):
-    """Return what of Y_l the columns that count reach, where that is known, and what v does."""
-    witnessed = jac.logits(v)
-    return jac.project(matrix) if jac.factorized else witnessed, witnessed
+def _left(jac, matrix, v):
+    """Return what of Y_l the columns that count do not reach, where that is known, and what v does not, evaluated."""
+    witnessed = matrix - jac.logits(v)
+    return jac.left_of(matrix) if jac.factorized else witnessed, witnessed
 
 
 def _enclosure(objective, v, theta):

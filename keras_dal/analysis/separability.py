@@ -129,7 +129,7 @@ def verdict_of(found, share, witnessed, objective, scale):
             return "not aligned", f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
         return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
-    if witnessed <= ALIGNED and proved:
+    if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
     if found.margin is not None and found.margin > 0:

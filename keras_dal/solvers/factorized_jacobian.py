@@ -141,8 +141,17 @@ class FactorizedJacobian(Jacobian):
         return coefficients
 
     def project(self, targets):
-        shift = safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias  # an offset would cost digits
-        return self.combine(self._counting(targets - shift)) + shift
+        centred, shift = self._centred(targets)
+        return self.combine(self._counting(centred)) + shift
+
+    def left_of(self, targets):
+        """Return what the columns that count do not reach; an offset, which a bias does, costs it no digits."""
+        centred, _ = self._centred(targets)
+        return centred - self.combine(self._counting(centred))
+
+    def _centred(self, targets):
+        shift = safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias
+        return targets - shift, shift
 
     def solve(self, targets):
         theta = self.theta(self._counting(targets))

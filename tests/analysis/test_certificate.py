@@ -521,3 +521,16 @@ def test_a_penalty_that_is_not_l2_is_in_the_objective_all_the_same():
         certificate = certify(model, x, y)
         assert certificate.objective == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
         assert certificate.beta is None
+
+
+@pytest.mark.parametrize("bent", [0.0, 2e-3])
+def test_an_offset_hides_nothing_of_what_is_left(bent):
+    z = np.array([[0.0], [1.0], [2.0], [3.0 + bent]])
+    labels = 1e12 + 2.0**-13 * np.array([[0.0], [80.0], [160.0], [240.0]])
+    certificate = certify_head(heads.DenseHead(1, 1), z, labels, losses.SquaredError(), np.zeros(2))
+    columns = np.hstack([z, np.ones((4, 1))])
+    small = labels - 1e12
+    left = small - columns @ np.linalg.lstsq(columns, small)[0]
+    expected = np.sum(left**2) / np.sum((small - small.mean()) ** 2)
+    assert certificate.residual_share == pytest.approx(expected, rel=1e-4, abs=1e-15)
+    assert certificate.verdict == ("not aligned" if bent else "aligned")
