@@ -59,8 +59,9 @@ def between(bounds):
 
 
 def head_table(heads):
-    yield "| data | gates | residual share, predicted | reached | least loss, predicted | reached | right | test |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    columns = "residual share, predicted", "reached", "least loss, predicted", "reached", "right", "test"
+    yield f"| data | gates | seeds | {' | '.join(columns)} |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, all_rows in heads.items():
         for gates, rows in seeds_of(all_rows, "gates"):
             share, spread, reached, loss, right, test = mean(
@@ -78,7 +79,7 @@ def head_table(heads):
                 ],
             )
             yield (
-                f"| {NAMES[name]} | {gates} | {share:.4f} +- {spread:.4f} | {reached:.4f} "
+                f"| {NAMES[name]} | {gates} | {len(rows)} | {share:.4f} +- {spread:.4f} | {reached:.4f} "
                 f"| {between(mean(rows, lambda row: row['predicted_infimum']))} | {loss:.3g} | {right:.1%} "
                 f"| {test:.1%} |"
             )
@@ -210,10 +211,10 @@ def written(rows, suspects):
     draw_heads(heads, IMAGES / "width_heads.png")
     draw_structures(structures, IMAGES / "structures.png")
     draw_kernels(structures, IMAGES / "kernel_change.png")
-    machine, first, seeds = rows[-1]["machine"], rows[0], len({row["seed"] for row in rows})
-    count = "one seed" if seeds == 1 else f"means over {seeds} seeds"
+    machine, first = rows[-1]["machine"], rows[0]
+    seeds = len({row["seed"] for each in structures.values() for row in each})
     yield (
-        f"{first['images']:,} images, {first['epochs']} epochs; {count}; "
+        f"{first['images']:,} images, {first['epochs']} epochs; structures: {seeds} seed{'s' * (seeds > 1)}; "
         f"{machine['date']}, {machine['processor']}, keras {machine['packages']['keras']}."
     )
     for title, table, picture in (

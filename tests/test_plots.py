@@ -50,7 +50,7 @@ def test_curves_show_both_runs_and_the_switch(figures, tmp_path):
     assert image.imread(path).ndim == 3
     loss, accuracy, alignment = figures[0].axes
     np.testing.assert_array_equal(line(loss, "wrapped, training").get_ydata(), HISTORY["loss"])
-    np.testing.assert_array_equal(line(loss, "wrapped, test").get_ydata(), HISTORY["val_loss"])
+    np.testing.assert_array_equal(line(loss, "wrapped, validation").get_ydata(), HISTORY["val_loss"])
     assert line(accuracy, "wrapped, switch").get_xdata()[0] == 2.5  # after the second epoch
     assert len(alignment.lines) == 2  # the base was not measured
     assert figures[0].get_suptitle() == "A title"

@@ -352,7 +352,7 @@ def test_what_is_solved_is_not_solved_again(capsys, tmp_path):
     for again in (model, keras.saving.load_model(tmp_path / "model.keras")):
         before, monitor = snapshot(again), keras_dal.AlignmentMonitor()
         assert fit(again, 9, [monitor], initial_epoch=4)["phase"] == [1]
-        assert "is solved already" in capsys.readouterr().out
+        assert "was solved, and it ends at once" in capsys.readouterr().out
         assert monitor.result is None
         assert moved(before, snapshot(again)) == set()
 
