@@ -47,11 +47,12 @@ def page(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=RECIPES)
+    recipes = parser.parse_args().recipes
     if not FASHION.is_dir():
         raise SystemExit(f"The figures are of Debian's dataset-fashion-mnist. Received: no folder {FASHION}")
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {"recipes": {}}
     results["command"] = "python benchmarks/recipes.py"
-    for name in parser.parse_args().recipes:
+    for name in recipes:
         recipe = importlib.import_module(name)
         runs = []
         for seed in SEEDS:

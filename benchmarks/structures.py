@@ -176,11 +176,13 @@ def columns(model, z):
     return np.hstack([plain, mixed.reshape(len(z), -1)])
 
 
-def minimized(columns, y, classes):
+def minimized(matrix, y, classes):
     """Return coefficients `(d, c)` after so many steps of L-BFGS for the cross-entropy, in orthonormal coordinates."""
-    left, values, right = linalg.svd(columns / np.linalg.norm(columns, axis=0), full_matrices=False)
-    kept = values > len(columns) * np.finfo(np.float32).eps * values[0]
-    basis, one_hot = left[:, kept] * len(columns) ** 0.5, np.eye(classes)[y]
+    norms = linalg.norm(matrix, axis=0)
+    norms[norms == 0] = 1.0
+    left, values, right = linalg.svd(matrix / norms, full_matrices=False)
+    kept = values > len(matrix) * np.finfo(np.float32).eps * values[0]
+    basis, one_hot = left[:, kept] * len(matrix) ** 0.5, np.eye(classes)[y]
 
     def objective(flat):
         logits = basis @ flat.reshape(-1, classes)
@@ -190,8 +192,8 @@ def minimized(columns, y, classes):
 
     start = np.zeros(basis.shape[1] * classes)
     found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
-    inner = right[kept].T @ (found.x.reshape(-1, classes) * len(columns) ** 0.5 / values[kept, None])
-    return inner / np.linalg.norm(columns, axis=0)[:, None], float(found.fun)
+    inner = right[kept].T @ (found.x.reshape(-1, classes) * len(matrix) ** 0.5 / values[kept, None])
+    return inner / norms[:, None], float(found.fun)
 
 
 def heads(model, x, y, test, classes, seed):

@@ -115,7 +115,10 @@ class Certificate:
         return min(self._at_most_now, *(value + beta * far / (2 * t) for value, far in self.comparisons))
 
     def steps_for(self, objective: float) -> int | None:
-        """Return the least number of steps after which the bound is at most `objective`; None if it never is."""
+        """Return the least number of steps after which the bound is at most `objective`; None if it never is.
+
+        None are needed where it is that already, up to 1e-9 of it.
+        """
         beta = self._smoothness()
         if self._at_most_now <= objective * (1 + _ROUNDED):
             return 0

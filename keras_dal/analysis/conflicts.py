@@ -14,7 +14,8 @@ def num_conflicting(features, targets, loss):
         loss: a `losses.Loss` with sides.
 
     Returns:
-        The least number of samples that any function of the features gets wrong, 0 where all features differ.
+        The least number of samples that any function of the features gets wrong, 0 where all features differ. Where
+        several outputs have labels of one half, it may be fewer.
     """
     keys = np.fromiter((hash(row.tobytes()) for block in _blocks(features) for row in block), np.int64, len(features))
     order = np.argsort(keys, kind="stable")

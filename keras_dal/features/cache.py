@@ -133,8 +133,8 @@ def _agrees(rows, structure, x):
     kept = rows[some]
     if now.shape != kept.shape:
         return False
-    # each column by itself: a separation may rest on one in tiny units
-    return bool(np.all(np.max(np.abs(now - kept), axis=0) <= _AGREEMENT * np.max(np.abs(now), axis=0)))
+    size = np.maximum(rows.max(axis=0), -rows.min(axis=0))  # by column: a separation may rest on one in tiny units
+    return bool(np.all(np.abs(now - kept) <= _AGREEMENT * size))
 
 
 def _fingerprint(structure, x):

@@ -5,6 +5,7 @@ import functools
 import time
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from keras_dal.analysis.assumptions import ROUNDED
@@ -172,9 +173,6 @@ class Result:
         return "\n".join(f"{name:<18}  {text}" for name, text in rows_of(self))
 
 
-_ROUNDED = 1e-2  # of the largest entry: a head may be kept in half precision
-
-
 class _Kept(NamedTuple):
     """The point that a path came to, and how."""
 
@@ -313,17 +311,12 @@ def _evaluated(data, point, path, kept):
 
 
 def is_written(result):
-    """Return whether the model of a `Result` has the linear parameters of a point of its path, at some scale."""
-    structure = result.structure
-    now = structure.theta()
-    points = [np.pad(point.theta, (len(now) - len(point.theta), 0)) for point in result.path]
-    return any(_is_multiple(now, theta) for theta in (result._theta, *map(structure.rounded, points)))
-
-
-def _is_multiple(theta, other):
-    """Return whether one vector is a positive multiple of another, up to what rounding does to the entries."""
-    factor = max(0.0, float(theta @ other)) / (float(other @ other) or 1.0)
-    return bool(np.max(np.abs(theta - factor * other)) <= _ROUNDED * np.max(np.abs(theta)))
+    """Return whether the model of a `Result` has its linear parameters, at some scale."""
+    now, own = result.structure.theta(), result._theta
+    factor = float(now @ own) / (float(own @ own) or 1.0)
+    eps = max(float(ml_dtypes.finfo(str(v.dtype)).eps) for v in result.structure.linear_parameters)
+    same = np.all(np.abs(now - factor * own) <= 4 * eps * np.abs(now))
+    return bool(same and (factor > 0 or not own.any()))
 
 
 def _least_margin(data, theta, rows, logits):

@@ -140,7 +140,7 @@ def _of_unit_logits(form, features, generator):
         part = slice(start, start := start + int(np.prod(variable.shape)))
         alone[part] = theta[part]
         size = np.sqrt(np.mean(head.logits(features.astype(np.float64), alone) ** 2))
-        theta[part] /= max(size, np.max(np.abs(theta[part])) / _largest(form, variable))
+        theta[part] /= max(size, np.max(np.abs(theta[part])) / _largest(form, variable)) if size else 1.0
     return theta
 
 

@@ -125,7 +125,7 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
         model: a Keras model with one output, built, or with x.
         x: a few sample inputs; needed only where the model does not know the shape of its inputs.
         parameters: `"head"`, or theta_S as a layer, a layer's name, a list of those, or a regular expression that is
-            searched for in the paths of the variables.
+            searched for in the paths of the variables. In `Wrap` it is called `exploit`.
 
     Returns:
         A `Structure`.

@@ -95,7 +95,7 @@ class ConvexPhase:
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
             self.result = result
             self._wrap.close_average()
-            self._wrap.mark_solved()
+            self._wrap.mark_solved(renewed=self.steps_of_statistics > 0)
 
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""

@@ -24,7 +24,12 @@ def evaluated(model, batch):
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
     if type(model).test_step is keras.Model.test_step:
         return x, y, weight
-    calls, losses = _seen_in_step(model, batch)
+    try:
+        calls, losses = _seen_in_step(model, batch)
+    except Exception:  # of a step that takes `x, y = data`, as an evaluation without weights may
+        if weight is None:
+            raise
+        calls, losses = _seen_in_step(model, (x, y))
     if not calls:  # the step calls layers, not the model
         return x, y, weight
     if losses:

@@ -77,7 +77,8 @@ def finish(
             rate = 0.0 if wrap.exploit_learning_rate == "auto" else None  # there is no step to take
             structure = wrap.switch(model, inputs, learning_rate=rate)
         statistics = BatchStatistics(model)
-        if (averaged or statistics_from is not None) and statistics.are_there:
+        renews = (averaged or statistics_from is not None) and statistics.are_there
+        if renews:
             for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
                 statistics.add((batch[0],))
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
@@ -87,7 +88,7 @@ def finish(
         raise
     if wrap is not None:
         wrap.close_average()
-        wrap.mark_solved()
+        wrap.mark_solved(renews)
     return result
 
 

@@ -33,9 +33,8 @@ class BatchStatistics:
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
         self._others += kernels
         self._sums, self._count = [np.zeros(variable.shape) for variable in self._variables], 0
-        self._seen = (
-            threading.local()
-        )  # replicas are traced in threads, which take turns where statistics are synchronized
+        # replicas are traced in threads, which take turns where statistics are synchronized
+        self._seen = threading.local()
         self._step = _backend.over_replicas(self._of_one_batch(model, inputs_of), model)
 
     def _of_one_batch(self, model, inputs_of):

@@ -18,7 +18,7 @@ from keras_dal.training.rates import PhaseRates
 from keras_dal.training.schedule import Deciding
 from keras_dal.training.train_step import is_hooked
 
-_SOLVED = 2  # in place of 1, of variables that are linear
+_SOLVED, _RENEWED = 2, 3  # in place of 1, of variables that are linear; and with batch statistics made anew
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
@@ -36,8 +36,8 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
             counted from epoch 0, None to call `switch`; `"auto"` for 0.71 of the epochs, and 0.8 where less than a
             quarter of the labels lies in the column space after 0.6 of them.
-        exploit: what is trained after the switch: `"head"`, a layer, one or more layer names, or a regular expression
-            over variable paths. The output must be linear in it, which is checked.
+        exploit: what is trained after the switch, as `parameters` of `find_structure`: `"head"`, a layer, layer names,
+            or a regular expression over variable paths. The output must be linear in it, which is checked.
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.
             In whole epochs of `fit`, at least one, and only with `finish="solve"`. An inner optimizer with `use_ema`
             brings averages of its own, and those are taken.
@@ -167,17 +167,17 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
     @property
     def is_solved(self):
         """Whether the linear parameters were solved for since the switch."""
-        return self.phase == "exploit" and bool(np.max(to_numpy(self._is_linear)) == _SOLVED)
+        return self.phase == "exploit" and bool(np.max(to_numpy(self._is_linear)) >= _SOLVED)
 
     @property
     def has_renewed_statistics(self):
-        """Whether batch statistics were made anew at the switch, as those of averaged weights are."""
-        return self.is_solved and bool(self.average or innermost(self.inner_optimizer).use_ema)
+        """Whether the head is solved, for batch statistics that were made anew."""
+        return self.phase == "exploit" and bool(np.max(to_numpy(self._is_linear)) == _RENEWED)
 
-    def mark_solved(self):
-        """Let the second phase be over; saved and restored with the optimizer's variables."""
+    def mark_solved(self, renewed):
+        """Let the second phase be over, with statistics made anew or not; saved with the optimizer's variables."""
         linear = to_numpy(self._is_linear) > 0
-        self._is_linear.assign(np.where(linear, _SOLVED, 0).astype("int32"))
+        self._is_linear.assign(np.where(linear, _RENEWED if renewed else _SOLVED, 0).astype("int32"))
 
     @property
     def solves(self):

@@ -58,11 +58,12 @@ def test_a_stream_of_unknown_length_that_is_stopped_is_not_solved_on_a_part_of_i
     assert model.optimizer.phase == "explore"
 
 
-def test_data_that_fail_while_they_are_read_leave_a_model_that_goes_on():
+@pytest.mark.parametrize("batch", [1, 4])
+def test_data_that_fail_while_they_are_read_leave_a_model_that_goes_on(batch):
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
-    data = Stream(fails_at=2 * 6 + 4)
+    data, monitor = Stream(fails_at=2 * 6 + batch), keras_dal.AlignmentMonitor(verbose=False)
     with pytest.raises(Exception, match="disk is gone"):  # TensorFlow makes another one of it
-        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+        model.fit(data, epochs=4, verbose=0, shuffle=False, validation_data=images(), callbacks=[monitor])
     assert all(np.isfinite(value).all() for value in snapshot(model).values())
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model.fit(Stream(), epochs=4, initial_epoch=2, verbose=0, shuffle=False, callbacks=[monitor])
@@ -86,10 +87,19 @@ class Unweighted(keras.Model):
         return super().test_step(*state, (x, y))
 
 
-def test_class_weights_count_where_an_evaluation_leaves_them_out():
+class OfPairs(keras.Model):
+    """Its evaluation knows of no weights."""
+
+    def test_step(self, *arguments):
+        *state, (x, y) = arguments
+        return super().test_step(*state, (x, y))
+
+
+@pytest.mark.parametrize("kind", [Unweighted, OfPairs])
+def test_class_weights_count_where_an_evaluation_leaves_them_out(kind):
     x, y = images()
     whole = small_model()
-    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1), Unweighted(whole.inputs, whole.outputs))
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1), kind(whole.inputs, whole.outputs))
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model.fit(x, y, epochs=2, verbose=0, class_weight={0: 1.0, 1: 5.0, 2: 1.0}, callbacks=[monitor])
     logits = model.predict(x, verbose=0)
@@ -109,9 +119,10 @@ def test_a_head_that_was_put_back_alone_is_told():
     result = monitor.result
     result.rescale(2.0)  # is not another head
     assert monitor.result is result
-    model.get_layer("logits").set_weights(before)
-    with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
-        assert monitor.result is result
+    for other in (before, [0.0 * part for part in before]):
+        model.get_layer("logits").set_weights(other)
+        with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
+            assert monitor.result is result
 
 
 def test_a_step_that_is_never_measured_does_not_begin_a_phase_in_which_nothing_moves():
