@@ -34,11 +34,11 @@ def settings(rows):
     for row in rows:
         if row["processor_seconds"] < UNDISTURBED * row["seconds"]:
             row["seconds"] = None
-        if row.get("loaded"):  # noted by hand: a machine so busy that the processor's time says nothing either
+        if row.get("loaded"):  # noted by hand: a busy machine, or a base of another day, where no time says anything
             row["seconds"] = row["processor_seconds"] = None
         setting = row["dataset"], row["images"], row["epochs"], row["recipe"], row.get("explore")
         found[setting][row["way"]][row["seed"]] = row
-    for setting in [setting for setting in found if setting[-1] is not None]:
+    for setting in [setting for setting in found if setting[-1] is not None and not found[setting]["base"]]:
         found[setting]["base"] = found[(*setting[:-1], None)]["base"]
     return found
 
