@@ -134,7 +134,8 @@ def _of_unit_logits(form, features, generator):
 
     Not all together: beside a bias the kernel of tiny features would not be seen, whatever is done with it.
     """
-    head, theta, start = form.head(), generator.standard_normal(form.head().num_parameters), 0
+    head, start = form.head(), 0
+    theta = generator.standard_normal(head.num_parameters)
     for variable in form.linear_parameters:
         alone = np.zeros_like(theta)
         part = slice(start, start := start + int(np.prod(variable.shape)))

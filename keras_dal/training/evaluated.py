@@ -6,7 +6,7 @@ import keras
 from keras import tree
 
 from keras_dal import _backend
-from keras_dal.features.tracing import replaced
+from keras_dal.features.tracing import recorded, replaced
 
 
 def evaluated(model, batch):
@@ -35,31 +35,24 @@ def evaluated(model, batch):
     if losses:
         y, outputs, own = losses[-1]
         weight = weight if own is None else own  # class weights are in the batch, and an evaluation may leave them out
-        calls = [call for call in calls if call[1] is outputs] or calls
+        calls = [call for call in calls if tree.flatten(call.outputs)[0] is outputs] or calls
     if len(calls) > 1:
         raise ValueError(
             "It is not known which inputs the labels belong to: let test_step call the model once, or hand its outputs "
             f"to compute_loss. Received: model {model.name!r}, called {len(calls)} times in test_step"
         )
-    return calls[0][0], y, weight
+    return calls[0].inputs, y, weight
 
 
 def _seen_in_step(model, batch):
-    """Return `(inputs, first output)` of each call of the model, and what each loss was given."""
-    calls, losses = [], []
-    model_call, compute_loss = model.call, model.compute_loss
-
-    @functools.wraps(model_call)
-    def call(inputs, *args, **kwargs):
-        outputs = model_call(inputs, *args, **kwargs)
-        calls.append((inputs, tree.flatten(outputs)[0]))
-        return outputs
+    """Return each call of the model, and what each loss was given."""
+    calls, losses, compute_loss = [], [], model.compute_loss
 
     @functools.wraps(compute_loss)
     def loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
         losses.append((y, tree.flatten(y_pred)[0], sample_weight))
         return compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
 
-    with replaced(model, "call", call), replaced(model, "compute_loss", loss):
+    with recorded([model], calls.append), replaced(model, "compute_loss", loss):
         _backend.test_step(model, batch)
     return calls, losses

@@ -59,6 +59,11 @@ class Measurement:
         """Whether there are moments of the features, and they say something: those before gated units do not."""
         return self._structure.layer is self._structure.output_layer and self._is_small
 
+    @property
+    def _has_samples(self):
+        """Whether there are, or will be, samples on which the kernel change is measured."""
+        return self._samples is not None if self.moments is None else self.moments.probes is not None
+
     def begin(self, epoch, now=False, once=False):
         """Start an epoch.
 
@@ -67,8 +72,9 @@ class Measurement:
             now: whether to measure it whatever that costs.
             once: whether to measure it if that is affordable once in all epochs until then.
         """
-        moves = self._samples is not None if self.moments is None else self.moments.probes is not None
-        if moves and self._kernel_change is None:  # not earlier: other callbacks restore weights in on_train_begin
+        if (
+            self._has_samples and self._kernel_change is None
+        ):  # not earlier: other callbacks restore weights in on_train_begin
             self._kernel_change = KernelChange(self._structure)
         if self.moments is not None:
             self._now, self._once = now, once
@@ -136,9 +142,8 @@ class Measurement:
 
     def _unknown(self):
         """Return nan by the names of what is measured."""
-        moved = self._samples is not None if self.moments is None else self.moments.probes is not None
         alignment = _UNKNOWN if self.moments is None or self.moments_tell else {}
-        return alignment | ({"kernel_change": np.nan} if moved else {})
+        return alignment | ({"kernel_change": np.nan} if self._has_samples else {})
 
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
