@@ -122,7 +122,9 @@ def _from_config(layer):
     accepted = inspect.signature(kind.__init__).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
         config = {key: value for key, value in config.items() if key in accepted or key not in _BASE_CONFIG}
-    return kind.from_config(config)
+    copy = kind.from_config(config)
+    copy.name = layer.name  # Keras leaves it out of the configurations that it makes itself for some signatures
+    return copy
 
 
 def assign_variables(old, new):

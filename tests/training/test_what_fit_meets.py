@@ -171,7 +171,7 @@ def test_statistics_that_no_average_renewed_are_looked_at_after_the_head_is_solv
         keras_dal.converge(model, x + 3.0, y, gated=False, ridge=1e-2, verbose=0)
 
 
-def test_layers_that_were_frozen_inside_others_stay_frozen_in_a_copy():
+def test_layers_that_were_frozen_inside_others_keep_that_and_their_name_in_a_copy():
     @keras.saving.register_keras_serializable(package="test_what_fit_meets")
     class Block(layers.Layer):
         def __init__(self, **options):
@@ -183,12 +183,12 @@ def test_layers_that_were_frozen_inside_others_stay_frozen_in_a_copy():
 
     x = np.random.default_rng(0).standard_normal((60, 4)).astype("float32")
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, layers.Dense(NUM_CLASSES)(Block(name="block")(inputs)))
-    model.get_layer("block").norm.trainable = False
+    model = keras.Model(inputs, layers.Dense(NUM_CLASSES)(Block(name="own")(inputs)))
+    model.get_layer("own").norm.trainable = False
     model.compile("sgd", LOSS)
     gated = keras_dal.add_gated_head(model, x, seed=0, verbose=False)
-    assert not gated.get_layer("block").norm.trainable
-    assert [v.path.split("/")[-1] for v in gated.get_layer("block").trainable_variables] == ["kernel", "bias"]
+    assert not gated.get_layer("own").norm.trainable
+    assert [v.path.split("/")[-1] for v in gated.get_layer("own").trainable_variables] == ["kernel", "bias"]
     before = snapshot(gated)
     gated.compile("sgd", LOSS)
     gated.fit(x, np.zeros(60, int), verbose=0)
