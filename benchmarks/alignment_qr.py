@@ -67,7 +67,7 @@ def residual_shares(features, labels):
             (features[i : i + BATCH].astype(np.float64), labels[i : i + BATCH]) for i in range(0, len(features), BATCH)
         )
     ]
-    return np.concatenate(shares) / projection.total.sum()
+    return projection.squares.share(np.concatenate(shares))
 
 
 def seconds(function):

@@ -115,9 +115,9 @@ def _first_units(head, units):
         return heads.SumHead([_first_units(part, units) for part in head.parts])
     if isinstance(head, heads.DenseHead):
         return head
+    if head.mixture is head:
+        return head.first(units)
     gates = (head.mean, head.scale, head.gate_kernel[:, :units], head.gate_bias[:units], head.sharpness)
-    if isinstance(head, heads.MixtureHead):
-        return heads.MixtureHead(*gates, head.num_outputs)
     return heads.GatedHead(*gates, head.output_kernel[:units], head.use_bias)
 
 

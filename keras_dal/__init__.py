@@ -2,8 +2,9 @@
 
 import importlib
 
-from keras_dal.analysis.alignment import AlignmentReport, alignment
+from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.analysis.reports import AlignmentReport
 from keras_dal.analysis.width import WidthCurve, width_curve
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.evaluation import Quality

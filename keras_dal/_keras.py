@@ -46,9 +46,46 @@ def optimized(optimizer):
     return getattr(optimizer, OPTIMIZED)
 
 
+def index_of(optimizer, variable):
+    """Return the place of a variable among those an optimizer was built with, None where it is none of them."""
+    return optimizer._trainable_variables_indices.get(optimizer._var_key(variable))
+
+
+def track(optimizer, variable):
+    """Let a variable be part of an optimizer's state."""
+    optimizer._track_variable(variable)
+
+
+def rate_variable(optimizer):
+    """Return the variable of an optimizer's learning rate, whatever `learning_rate` says."""
+    return getattr(optimizer, RATE)
+
+
+def step_count(optimizer):
+    """Return the variable that counts an optimizer's steps, whatever `iterations` says."""
+    return optimizer._iterations
+
+
 def count_step(optimizer):
     """Count a step that an optimizer did not take itself; part of the training step."""
     optimizer._iterations.assign_add(1)
+
+
+def optimizers(outer):
+    """Yield an optimizer and each one inside it, to the innermost; none where there is none."""
+    while outer is not None:
+        yield outer
+        outer = vars(outer).get("inner_optimizer")
+
+
+def layout_of(variable):
+    """Return how a variable is laid out over devices, None where nothing was said."""
+    return getattr(variable, "_layout", None)
+
+
+def mask_of(tensor):
+    """Return the mask that a tensor carries, or None."""
+    return getattr(tensor, "_keras_mask", None)
 
 
 def tracked_metrics(model):

@@ -11,6 +11,7 @@ SHARED = ["loss", "parameters", "cache", "max_bytes", "batch_size", "seed", "ver
 FUNCTIONS = [function for name in keras_dal.__all__ if inspect.isfunction(function := getattr(keras_dal, name))]
 # the parameters of a tangent operator are its subject; a head is one thing for a model, and random once for a curve
 EXCEPT = {("tangent_operator", "parameters"), ("find_structure", "parameters"), ("add_gated_head", "seed")}
+KINDS = [keras_dal.Wrap, keras_dal.AlignmentMonitor]
 each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 
 
@@ -35,7 +36,13 @@ def test_shared_arguments_come_last_in_one_order(function):
     assert names[len(names) - len(shared) :] == shared
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_objects_take_their_subject_by_place_and_all_else_by_name(kind):
+    _, *others = arguments(kind).values()
+    assert {each.kind for each in others} <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_a_shared_argument_has_one_default(name):
-    takers = [function for function in FUNCTIONS if (function.__name__, name) not in EXCEPT]
+    takers = [function for function in FUNCTIONS + KINDS if (function.__name__, name) not in EXCEPT]
     assert len({arguments(function)[name].default for function in takers if name in arguments(function)}) == 1

@@ -10,16 +10,15 @@ from scipy.sparse.linalg import lsqr
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
 from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decide, decisive_share
-from keras_dal.features.batches import KeptRows, checked_weight, feature_batches, first_inputs, in_one_array
+from keras_dal.features.batches import checked_weight, feature_batches, first_inputs, in_one_array
 from keras_dal.features.precision import precision, spacing_of
+from keras_dal.features.store import KeptRows
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
 from keras_dal.solvers.jacobian import Products, jacobian
 from keras_dal.solvers.label_squares import centred_total, safe_mean
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
-
-__all__ = ["AlignmentReport", "alignment", "alignment_from_moments"]
 
 _ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
 _DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow

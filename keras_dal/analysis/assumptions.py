@@ -55,8 +55,6 @@ def of_training(structure, penalty):
         yield "the compiled loss_weights: loss and rate are those of the loss without them"
     if penalty is None:
         yield "the rate: a penalty or constraint on theta_S is not an L2 regularizer"
-    optimizer = getattr(structure.model, "optimizer", None)
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    if getattr(optimizer, "weight_decay", None):
+    optimizers = _keras.optimizers(getattr(structure.model, "optimizer", None))
+    if any(getattr(each, "weight_decay", None) for each in optimizers):
         yield "the optimizer's weight decay, which is not part of the objective"

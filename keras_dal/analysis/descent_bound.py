@@ -12,6 +12,20 @@ from keras_dal.solvers import duality
 _SCALES = np.geomspace(1e-2, 1e3, 81)
 
 
+def smoothness(loss, num_outputs, sigma_max, num_samples, penalty):
+    """Return an upper bound of the second derivative in any direction of unit length, None where there is none.
+
+    Args:
+        loss: a `losses.Loss`.
+        num_outputs: C.
+        sigma_max: of the Jacobian, whose rows have the roots of the sample weights.
+        num_samples: n, for the mean.
+        penalty: L2 factors, a number or an array.
+    """
+    curvature = loss.curvature(num_outputs)
+    return None if curvature is None else float(curvature * sigma_max**2 / num_samples + 2 * np.max(penalty))
+
+
 class Objective:
     """`F(theta) = sum_i w_i l(f_i(theta), y_i) / n + sum_k penalty_k theta_k^2`.
 
@@ -46,11 +60,9 @@ class Objective:
         return duality.largest_loss(self.loss, logits, errors, self.targets, self.weights)
 
     def smoothness(self):
-        """Return an upper bound of the second derivative in any direction of unit length, None where there is none."""
-        curvature = self.loss.curvature(self.targets.shape[1])
-        if curvature is None:
-            return None
-        return float(curvature * self.jacobian.sigma_max**2 / len(self.targets) + 2 * np.max(self.penalty))
+        """Return the `smoothness` of the whole, None where there is no bound."""
+        samples, outputs = self.targets.shape
+        return smoothness(self.loss, outputs, self.jacobian.sigma_max, samples, self.penalty)
 
     def comparisons(self, theta, witnesses):
         """Return pairs (objective at w, squared distance of w from theta) for points w on rays and segments.

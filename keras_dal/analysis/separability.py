@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
-from keras_dal.solvers.jacobian import IterativeJacobian, jacobian
+from keras_dal.solvers.jacobian import jacobian
 from keras_dal.tables import at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
@@ -96,7 +96,7 @@ def _separability(head, loss, rows, columns):
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
     if columns is None:
         columns = jacobian(head, features, weights, centered=loss.shift_invariant)
-    if isinstance(columns, IterativeJacobian):
+    if not columns.factorized:
         return Verdict(
             "undecided", f"least squares alone, because the head is too large to factorize ({columns.method})"
         )

@@ -6,6 +6,7 @@ Deng, 2022). Gates beside the head are random and features stay as they are, so 
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from keras_dal.analysis.separability import ALIGNED, decisive_share
 from keras_dal.features.batches import first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.precision import blocks_of, spacing_of
-from keras_dal.heads import DenseHead, MixtureHead, SumHead
+from keras_dal.heads import DenseHead, SumHead
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.models.structure import find_structure
@@ -103,7 +104,7 @@ def width_curve(
     widths: Sequence[int] | None = None,
     draws: int = 3,
     loss: Any = None,
-    cache: Any = None,
+    cache: str | os.PathLike[str] | None = None,
     max_bytes: int = 2**32,
     batch_size: int = 256,
     seed: int = 0,
@@ -340,9 +341,7 @@ def _enclosed(problem, mixture, width):
     m, outputs = problem.features.shape[1], problem.targets.shape[1]
     head = DenseHead(m, outputs, problem.use_bias)
     if width:
-        kernel, bias = mixture.gate_kernel[:, :width], mixture.gate_bias[:width]
-        gates = MixtureHead(mixture.mean, mixture.scale, kernel, bias, mixture.sharpness, outputs)
-        head = SumHead([gates, head])
+        head = SumHead([mixture.first(width), head])
     columns = jacobian(
         head, problem.features, problem.weights, problem.loss.shift_invariant, precision=problem.precision
     )

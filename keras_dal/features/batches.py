@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dal.features.store import KeptRows as KeptRows
 from keras_dal.features.tracing import feature_array, to_numpy
 
 

@@ -46,11 +46,9 @@ def warn_of_statistics(model, x, inputs, advice):
 
 def _steps(model):
     """Return the number of steps since statistics began to move, 0 where it is not known or they were renewed."""
-    optimizer = inner = getattr(model, "optimizer", None)
-    while inner is not None:
-        if getattr(inner, "has_renewed_statistics", False):
-            return 0
-        inner = getattr(inner, "inner_optimizer", None)
+    optimizer = getattr(model, "optimizer", None)
+    if any(getattr(each, "has_renewed_statistics", False) for each in _keras.optimizers(optimizer)):
+        return 0
     iterations = getattr(optimizer, "iterations", None)
     return 0 if iterations is None else int(to_numpy(iterations))
 

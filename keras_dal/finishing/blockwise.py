@@ -58,7 +58,7 @@ class BlockwiseTask:
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
         last = _Evaluation(self, np.zeros(self.head.num_parameters), ridge)
-        self.path.end(Ending.TIRED)
+        self.path.end(Ending.MAX_STEPS)
         self.path.add(self._point(last, last.gap))
         if last.gap <= gap and prove(self, ridge, self._whitening, gap):
             return

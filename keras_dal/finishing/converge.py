@@ -17,7 +17,7 @@ from keras_dal.finishing.problem import FEW_RIDGES, RIDGES, Task
 from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
-from keras_dal.models.add_head import add_gated_head, num_gates
+from keras_dal.models.add_head import add_gated_head, num_gated_parameters
 from keras_dal.models.structure import find_structure
 
 
@@ -162,7 +162,7 @@ def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
 
 def _in_unit(task, ridges):
     """Return weights of the change for a loss in the unit of the sample weights."""
-    return [task.unit * ridge for ridge in ridges]
+    return [task.mean_weight * ridge for ridge in ridges]
 
 
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):
@@ -188,9 +188,7 @@ def _size(task):
 
 
 def _gated_parameters(task):
-    """Return the number of linear parameters that a gated head for these samples would have."""
-    features, outputs = task.structure.num_features, task.structure.num_outputs
-    return num_gates(len(task.train), features) * (features + 1) * outputs
+    return num_gated_parameters(len(task.train), task.structure.num_features, task.structure.num_outputs)
 
 
 def _with_gated_head(task, inputs, verbose):

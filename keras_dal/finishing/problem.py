@@ -9,7 +9,6 @@ from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
-from keras_dal.heads import MixtureHead, SumHead
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT, Problem
@@ -104,7 +103,7 @@ class Task:
     @property
     def can_interpolate(self):
         """Whether the head is a mixture beside another head."""
-        return isinstance(self.head, SumHead) and isinstance(self.head.parts[0], MixtureHead)
+        return self.head.mixture not in (None, self.head)
 
     def interpolate(self):
         """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
@@ -116,7 +115,7 @@ class Task:
             self.path.add(self.unchanged())
             return True
         finished = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, part=1)
-        step, point, _ = self._minimize(finished, _NEARLY, unit=self.unit)
+        step, point, _ = self._minimize(finished, _NEARLY, unit=self.mean_weight)
         solver = Interpolation(self.samples.part(0), self._still.part(0), self.max_bytes)
         reason = f"{_ROUNDS} rounds left some"
         logits = step.logits
@@ -168,14 +167,14 @@ class Task:
         return float(self._even_weights @ criterion.values(logits[: len(self.train)])) / len(self.train)
 
     @property
-    def unit(self):
+    def mean_weight(self):
         """Mean of the sample weights, the unit of the loss."""
         return float(np.mean(self.train.weights))
 
     @property
     def _even_weights(self):
         """Sample weights of mean one: which samples are separated, and how, is no question of their unit."""
-        return self.train.weights / self.unit
+        return self.train.weights / self.mean_weight
 
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""
@@ -238,7 +237,7 @@ class Task:
             problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
             step, _, ending = self._minimize(problem, tol, phi)
             self.path.end(ending)
-            if ending == Ending.REACHED:
+            if ending == Ending.TOLERANCE:
                 return
             phi = step.phi
         provable = ending == Ending.GAP and self.jacobian is self.samples and self.head.is_plain
@@ -248,7 +247,7 @@ class Task:
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
         problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
-        self.path.end(Ending.TIRED)
+        self.path.end(Ending.MAX_STEPS)
         for step, _ in self._walk(problem, None):
             if step.gap <= gap and prove(self, problem.ridge, problem.whitening, gap):
                 return
@@ -265,13 +264,13 @@ class Task:
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
             if point.loss - self.floor <= tol * unit:
-                return step, point, Ending.REACHED
+                return step, point, Ending.TOLERANCE
             if step.gap <= 1e-2 * tol:
                 return step, point, Ending.GAP
             if before - step.objective < 1e-2 * tol:
                 return step, point, Ending.STALLED
             before = step.objective
-        return step, point, Ending.TIRED
+        return step, point, Ending.MAX_STEPS
 
     def _problem(self, objective, ridge, inexact=INEXACT, part=None, weights=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`, over one part or all.
@@ -296,7 +295,7 @@ class Task:
         done = point.loss - self.floor <= tol
         if done:
             self.path.add(point)
-            self.path.end(Ending.REACHED)
+            self.path.end(Ending.TOLERANCE)
         return done
 
     def unchanged(self):

@@ -88,7 +88,7 @@ class Result:
         if self.tol is not None:
             return self.scaled_loss - self.floor <= self.tol
         separated = self._kept.stopped_by == Ending.SEPARATED and not len(self.left)
-        return separated or self.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.REACHED)
+        return separated or self.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.TOLERANCE)
 
     @functools.cached_property
     def certificate(self) -> Certificate:

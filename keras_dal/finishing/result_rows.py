@@ -25,7 +25,7 @@ def rows_of(result):
         yield "left wrong" if separated else "wrong", f"{left} training samples (Result.left)"
     moved = f"{result.point.moved:.4g}, of {result._data.size:.4g} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved
-    if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.REACHED and np.isfinite(result.point.gap):
+    if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.TOLERANCE and np.isfinite(result.point.gap):
         yield "gap to the minimum", _gap(result)
     yield from _validation(result)
     if len(result.point.theta) > len(result.path[0].theta):

@@ -47,7 +47,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         if structure.gated_layers and task.is_separable:
             task.separate()
         else:
-            task.minimize_to(CHANGE * weight, GAP * weight * _unit(task))
+            task.minimize_to(CHANGE * weight, GAP * weight * _gap_unit(task))
     except Stopped as stop:
         path.cut_short(stop.ending)
     if not path.points:
@@ -55,7 +55,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     return finished(task, path, None, scaled_to=GAP * weight)
 
 
-def _unit(task):
+def _gap_unit(task):
     """Return the unit of the gap: 1, or for targets of small variance that variance; 1 too where there is none."""
     if not task.loss.quadratic:
         return 1.0

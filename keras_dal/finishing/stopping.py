@@ -9,11 +9,11 @@ class Ending(enum.StrEnum):
     """What ended a path; each value reads as the end of "it was ended by"."""
 
     SEPARATED = "separation"
-    REACHED = "the tolerance"
+    TOLERANCE = "the tolerance"
     CERTIFIED = "the certified gap"
     GAP = "the wanted gap, in float32"
     STALLED = "a step that gained nothing"
-    TIRED = "the number of steps"
+    MAX_STEPS = "the number of steps"
     EXHAUSTED = "the end of the path"
     TIME = "the time limit"
     PATIENCE = "patience"
@@ -24,7 +24,7 @@ class Ending(enum.StrEnum):
     @property
     def is_of_a_minimum(self):
         """Whether the last point is what a minimization came to."""
-        return self in (Ending.REACHED, Ending.CERTIFIED, Ending.GAP, Ending.STALLED, Ending.TIRED)
+        return self in (Ending.TOLERANCE, Ending.CERTIFIED, Ending.GAP, Ending.STALLED, Ending.MAX_STEPS)
 
 
 class Stopped(Exception):

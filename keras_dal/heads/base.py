@@ -5,6 +5,7 @@ A head has `shapes` (of its linear parameters, in the order of `Structure.linear
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ class Head:
     shapes: tuple[tuple[int, ...], ...]
     num_outputs: int
     use_bias: bool  # whether the last parameters are one constant for each output
+    mixture: Any = None  # the `MixtureHead` in it
     is_plain = False  # whether the logits are the features times a kernel: what is certified then is so in float64
 
     @property

@@ -23,6 +23,15 @@ class MixtureHead(Gates):
         features, gates = gate_kernel.shape
         self.shapes = ((features, gates, num_outputs), (gates, num_outputs))
 
+    @property
+    def mixture(self):
+        return self
+
+    def first(self, count):
+        """Return the mixture of the first gates."""
+        kernel, bias = self.gate_kernel[:, :count], self.gate_bias[:count]
+        return MixtureHead(self.mean, self.scale, kernel, bias, self.sharpness, self.num_outputs)
+
     def products(self, on):
         return [MixturePart(self, on)]
 

@@ -10,6 +10,7 @@ class SumHead(Head):
 
     def __init__(self, parts):
         self.parts = tuple(parts)
+        self.mixture = self.parts[0].mixture
         self.num_outputs = self.parts[0].num_outputs
         self.use_bias = self.parts[-1].use_bias  # a mixture, which comes first, has none
         self.shapes = sum((part.shapes for part in self.parts), ())

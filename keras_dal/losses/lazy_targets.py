@@ -13,8 +13,5 @@ class LazyTargets:
     def __init__(self, loss, labels, num_outputs):
         self._loss, self._labels, self._num_outputs = loss, labels, num_outputs
 
-    def __len__(self):
-        return len(self._labels)
-
     def __getitem__(self, rows):
         return self._loss.targets(self._labels[rows], self._num_outputs)

@@ -99,6 +99,11 @@ def num_gates(num_samples, num_features, oversample=OVERSAMPLE):
     return math.ceil(oversample * num_samples / (num_features + 1))
 
 
+def num_gated_parameters(num_samples, num_features, num_outputs):
+    """Return how many linear parameters these gates bring."""
+    return num_gates(num_samples, num_features) * (num_features + 1) * num_outputs
+
+
 def _check(x, num_samples, place, gates, oversample):
     if x is None and num_samples is None:
         raise ValueError("Pass the training inputs x, or num_samples. Received: x=None, num_samples=None")

@@ -14,11 +14,9 @@ from scipy import special
 
 from keras_dal import _keras
 from keras_dal.features import tracing
-from keras_dal.features.tracing import enlarged, evaluate, inference, recorded_calls, sample_inputs, tap, to_numpy
+from keras_dal.features.tracing import enlarged, evaluate, inference, recorded_calls, sample_inputs, to_numpy
 from keras_dal.heads import DenseHead, Head
 from keras_dal.models import linearity
-
-__all__ = ["Structure", "find_structure", "tap"]
 
 _ACTIVATIONS = {
     "linear": lambda logits: logits,
@@ -275,7 +273,7 @@ def _check_samples_are_apart(form, x):
 def _is_masked_average(call):
     """Whether a call averages some positions only, as random samples, which mask nothing, do not show."""
     average = isinstance(call.layer, keras.layers.GlobalAveragePooling1D)
-    return average and getattr(call.inputs, "_keras_mask", None) is not None
+    return average and _keras.mask_of(call.inputs) is not None
 
 
 def _checked_activation(form, calls, x):

@@ -140,10 +140,6 @@ class FactorizedJacobian(Jacobian):
         coefficients[self._counted * self.copies :] = 0.0
         return coefficients
 
-    def project(self, targets):
-        centred, shift = self._centred(targets)
-        return self.combine(self._counting(centred)) + shift
-
     def left_of(self, targets):
         """Return what the columns that count do not reach; an offset, which a bias does, costs it no digits."""
         centred, _ = self._centred(targets)

@@ -11,7 +11,7 @@ _EPS = float(np.finfo(np.float64).eps)
 _AFFORDABLE = 2e10  # multiplications to say how many gradient steps there would be
 
 
-def gap_and_decrease(head, features, loss, targets, weights, theta, start, anchors, ridge, coordinates):
+def gap_and_decrease(head, features, loss, targets, weights, theta, start, anchors, ridge, whitening):
     r"""Return an upper bound of \( F(\theta) - \min F \) for a plain head, and \( F(\theta^0) - F(\theta) \).
 
     \( F = \frac1n \sum_i w_i l(f_i) + \rho \left( \frac1a \sum_a \|f_a - f_a^0\|^2 + \|\phi\|^2 \right) \) with
@@ -29,7 +29,7 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
         start: theta at which the change is zero, `(P,)`.
         anchors: indices `(a,)` of the samples on which the change is measured.
         ridge: the weight \( \rho \), positive.
-        coordinates: the `Whitening` of the head, the map T.
+        whitening: the `Whitening` of the head, the map T.
     """
     hold = np.zeros(len(features))
     hold[anchors] = 2 * ridge / len(anchors)
@@ -47,9 +47,9 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
         error += head.adjoint(np.abs(block), missed + _EPS * longest * np.abs(cotangent))
         decrease += share @ (loss.values(before, targets[rows]) - loss.values(logits, targets[rows]))
         decrease -= hold[rows] @ np.sum((logits - before) ** 2, axis=1) / 2
-    phi, phi_error = coordinates.exact_inverse(theta - start)
-    pulled_back = coordinates.exact_transposed(gradient) + 2 * ridge * phi
-    root = np.abs(coordinates.root)
+    phi, phi_error = whitening.exact_inverse(theta - start)
+    pulled_back = whitening.exact_transposed(gradient) + 2 * ridge * phi
+    root = np.abs(whitening.root)
     error += _EPS * (len(root) + 4) * np.abs(gradient)
     error = (root @ error.reshape(len(root), -1)).ravel() + 2 * ridge * (phi_error + _EPS * np.abs(phi))
     gap = _SAFETY * float(np.linalg.norm(pulled_back) + np.linalg.norm(error)) ** 2 / (4 * ridge)
@@ -68,10 +68,10 @@ def _slopes_error(loss, logits, targets, slopes, off):
     return np.abs(moved) + 8 * _EPS * size
 
 
-def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, coordinates, excess, gap):
+def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, whitening, excess, gap):
     r"""Return a number of accelerated gradient steps in \( \phi \) after which F is within `gap` of its minimum.
 
-    Let A and M be the second moments of the inputs over samples, by their weights, and over anchors, in the coordinates
+    Let A and M be the second moments of the inputs over samples, by their weights, and over anchors, in the whitening
     of `gap_and_decrease`. The second derivative of F lies between \( \mu = 2 \rho (1 + \lambda_{min}(M)) \) and
     \( \beta = \lambda_{max}(c A + 2 \rho M) + 2 \rho \), so that k steps of size \( 1 / \beta \) with
     momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at most \( (1 - q)^k \) of twice the excess
@@ -82,7 +82,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, coord
         features: `(n, m)`.
         use_bias: whether the head has one.
         curvature: c, an upper bound of the loss's second derivative in the logits.
-        weights, anchors, ridge, coordinates: as in `gap_and_decrease`.
+        weights, anchors, ridge, whitening: as in `gap_and_decrease`.
         excess: upper bound of how far F is above its minimum at first.
         gap: how far it may be in the end, positive.
 
@@ -95,7 +95,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, coord
         return None
     held = _moments(features, use_bias, anchors, np.full(len(anchors), 2 * ridge / len(anchors)))
     bent = held + _moments(features, use_bias, np.arange(len(features)), curvature * weights / len(features))
-    bent, held = (coordinates.root @ moments @ coordinates.root.T for moments in (bent, held))
+    bent, held = (whitening.root @ moments @ whitening.root.T for moments in (bent, held))
     largest = _SAFETY * float(linalg.eigvalsh(bent)[-1]) + 2 * ridge
     smallest = max(0.0, float(linalg.eigvalsh(held)[0]) - (_SAFETY - 1) * largest) + 2 * ridge
     if smallest >= largest:

@@ -5,7 +5,6 @@ import functools
 import numpy as np
 from scipy.sparse.linalg import lsqr
 
-from keras_dal import heads
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products
 from keras_dal.solvers.label_squares import safe_mean
@@ -36,10 +35,8 @@ class IterativeJacobian(Jacobian):
 
     def _factorized(self):
         """Return the `Interpolation` of all samples, None where there is none."""
-        mixture = getattr(self.head, "parts", [self.head])[0]
-        if not isinstance(mixture, heads.MixtureHead):
-            return None
-        if mixture.num_parameters < len(self.features) * mixture.num_outputs:
+        mixture = self.head.mixture
+        if mixture is None or mixture.num_parameters < len(self.features) * mixture.num_outputs:
             return None
         part = self._products.part(0)
         interpolation = Interpolation(part, part)

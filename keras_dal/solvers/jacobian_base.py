@@ -69,10 +69,6 @@ class Jacobian:
         """Return a theta `(P,)` that minimizes the weighted `||J theta - targets||`, of least norm where exact."""
         raise NotImplementedError
 
-    def project(self, targets):
-        """Return what of the targets `(n, C)` lies in the column space, up to constants per row for softmax."""
-        return self.logits(self.solve(targets))
-
     def with_constants(self):
         """Return the `Spectrum` of J_S as it is, constants per sample included."""
         return Spectrum(None, None, self.head.spectral_norm_bound(self.features, self.roots.ravel() ** 2))

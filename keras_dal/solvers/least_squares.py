@@ -194,36 +194,6 @@ def project_moments(moments, num_outputs, use_bias, precision):
     )
 
 
-def kernel_change(features_now, features_start):
-    r"""Return the relative change \( \|Z_t Z_t^\top - Z_0 Z_0^\top\|_F / \|Z_0 Z_0^\top\|_F \).
-
-    With D = Z_t - Z_0 and S = Z_t + Z_0 the difference is (D S' + S D') / 2, so that small changes do not cancel; its
-    norm is found from m x m matrices where there are more samples than features.
-
-    Args:
-        features_now: Z_t, shape `(k, m)`.
-        features_start: Z_0, shape `(k, m)`.
-    """
-    now, start = np.asarray(features_now, np.float64), np.asarray(features_start, np.float64)
-    if now.shape != start.shape:
-        raise ValueError(
-            "The features must be those of the same samples and layer. "
-            f"Received: features of shapes {now.shape} and {start.shape}"
-        )
-    difference, total = now - start, now + start
-    if len(now) <= now.shape[1]:
-        # not by BLAS, whose threads go on spinning for a while and slow down the next training steps
-        half = np.einsum("im,jm->ij", difference, total) / 2
-        changed, before = linalg.norm(half + half.T), linalg.norm(np.einsum("im,jm->ij", start, start))
-    else:
-        mixed = total.T @ difference
-        square = (np.sum((difference.T @ difference) * (total.T @ total)) + np.sum(mixed * mixed.T)) / 2
-        changed, before = np.sqrt(max(square, 0.0)), linalg.norm(start.T @ start)
-    if before == 0:
-        return 0.0 if not difference.any() else np.inf
-    return float(changed / before)
-
-
 def _mean_along(ones, columns):
     """Return the coefficients of the column of ones, found twice: the second time, of what rounding left of it."""
     square = ones @ ones

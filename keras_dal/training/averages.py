@@ -40,7 +40,7 @@ class WeightAverage:
             trainable=False,
             aggregation="only_first_replica",
             synchronization="on_read",
-            layout=getattr(like, "_layout", None),
+            layout=_keras.layout_of(like),
             name=name,
         )
         track(kept)
@@ -91,12 +91,11 @@ class Averaging:
     """What `Wrap` offers of the average of its own, or of those of the inner optimizer where it has `use_ema`."""
 
     finish: str
-    average: float
     built: bool
+    averages_itself: Any
     inner_optimizer: Any
     _average: WeightAverage | None
     _linear_indices: tuple[int, ...] | None
-    _trainable_variables: list[Any]
     is_solved: Any
 
     def begin_average(self) -> None:
@@ -105,7 +104,7 @@ class Averaging:
         Raises:
             ValueError: the optimizer has no variables yet.
         """
-        if self._average is None and not self.built and self.finish == "solve" and self.average:
+        if not self.built and self.averages_itself:
             raise ValueError(
                 "There are no weights to average before the first step: call optimizer.build(model."
                 f"trainable_variables) first. Received: an unbuilt optimizer {type(self).__name__!r}"
@@ -166,7 +165,7 @@ class Averaging:
             values = self._average.values()
         else:
             return False
-        for variable, value in zip(self._trainable_variables, values, strict=True):
+        for variable, value in zip(_keras.optimized(self), values, strict=True):
             variable.assign(value)
         return True
 
@@ -179,7 +178,7 @@ class Averaging:
         """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
         inner = innermost(self.inner_optimizer)
         if inner.use_ema:
-            pairs = zip(self._trainable_variables, _keras.moving_averages(inner), strict=True)
+            pairs = zip(_keras.optimized(self), _keras.moving_averages(inner), strict=True)
             for index, (variable, average) in enumerate(pairs):
                 if also_linear or index not in (self._linear_indices or ()):
                     average.assign(to_numpy(variable).copy())  # JAX would share the buffer

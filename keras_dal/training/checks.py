@@ -34,7 +34,7 @@ def check_second_phase(wrap, structure, loss, data):
     """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
     if wrap is not None and wrap.finish == "solve":
         structure.check_unconstrained()
-    if wrap is None or wrap.exploit_learning_rate != "auto":
+    if wrap is None or not wrap.takes_proven_step:
         return
     if loss.curvature(structure.num_outputs) is None:
         raise ValueError(

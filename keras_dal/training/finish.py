@@ -74,8 +74,8 @@ def finish(
     before = Snapshot(model, wrap)
     try:
         if wrap is not None:
-            rate = 0.0 if wrap.exploit_learning_rate == "auto" else None  # there is no step to take
-            structure = wrap.switch(model, inputs, learning_rate=rate)
+            rate = 0.0 if wrap.takes_proven_step else None  # there is no step to take
+            wrap.switch(model, inputs, structure=structure, learning_rate=rate)
         statistics = BatchStatistics(model)
         renews = (averaged or statistics_from is not None) and statistics.are_there
         if renews:

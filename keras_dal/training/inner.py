@@ -61,9 +61,8 @@ for _name, _default in OPTIONS.items():
 
 def innermost(optimizer):
     """Return the optimizer inside all wrappers."""
-    while "inner_optimizer" in vars(optimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
+    *_, last = _keras.optimizers(optimizer)
+    return last
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
+from scipy import linalg
 
 from keras_dal.features.tracing import inference, tap, to_numpy
-from keras_dal.solvers.least_squares import kernel_change
 
 NUM_PROBES = 64  # samples: enough for the kernel's main directions, one small batch to evaluate
 
@@ -37,6 +38,36 @@ class KernelChange:
         with tap(self._structure.layer) as calls, keras.StatelessScope(state_mapping=mapping):
             inference(model, x)
         return to_numpy(calls[-1])
+
+
+def kernel_change(features_now, features_start):
+    r"""Return the relative change \( \|Z_t Z_t^\top - Z_0 Z_0^\top\|_F / \|Z_0 Z_0^\top\|_F \).
+
+    With D = Z_t - Z_0 and S = Z_t + Z_0 the difference is (D S' + S D') / 2, so that small changes do not cancel; its
+    norm is found from m x m matrices where there are more samples than features.
+
+    Args:
+        features_now: Z_t, shape `(k, m)`.
+        features_start: Z_0, shape `(k, m)`.
+    """
+    now, start = np.asarray(features_now, np.float64), np.asarray(features_start, np.float64)
+    if now.shape != start.shape:
+        raise ValueError(
+            "The features must be those of the same samples and layer. "
+            f"Received: features of shapes {now.shape} and {start.shape}"
+        )
+    difference, total = now - start, now + start
+    if len(now) <= now.shape[1]:
+        # not by BLAS, whose threads go on spinning for a while and slow down the next training steps
+        half = np.einsum("im,jm->ij", difference, total) / 2
+        changed, before = linalg.norm(half + half.T), linalg.norm(np.einsum("im,jm->ij", start, start))
+    else:
+        mixed = total.T @ difference
+        square = (np.sum((difference.T @ difference) * (total.T @ total)) + np.sum(mixed * mixed.T)) / 2
+        changed, before = np.sqrt(max(square, 0.0)), linalg.norm(start.T @ start)
+    if before == 0:
+        return 0.0 if not difference.any() else np.inf
+    return float(changed / before)
 
 
 def check_readable(data):

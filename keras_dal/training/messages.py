@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_dal.analysis.conflicts import num_conflicting
-from keras_dal.models.add_head import num_gates
+from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 
 
@@ -113,8 +113,7 @@ def ends(phase, result, epoch, epochs):
 def _wider(phase):
     """Return what a gated head would add."""
     structure, train = phase.structure, phase.train.weighted()
-    gates = num_gates(len(train), structure.num_features)
-    more = gates * (structure.num_features + 1) * structure.num_outputs
+    more = num_gated_parameters(len(train), structure.num_features, structure.num_outputs)
     wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
     but = f" but {wrong:,}, whose features are those of samples with other labels" if wrong else ""
     gated = f"add_gated_head(model, num_samples={len(train)}), {more:,} parameters"
@@ -132,17 +131,3 @@ def ended_early(schedule, wrap):
 
 def _size(variables):
     return sum(int(np.prod(variable.shape)) for variable in variables)
-
-
-class Certificates(dict):
-    """Certificates by moment; that at the `"end"` is made when it is asked for, of the weights there are then."""
-
-    def __init__(self, certified):
-        super().__init__()
-        self._certified = certified
-
-    def __missing__(self, moment):
-        if moment != "end":
-            raise KeyError(moment)
-        self[moment] = self._certified()
-        return self[moment]

@@ -8,13 +8,13 @@ import keras
 import numpy as np
 
 from keras_dal import _backend
-from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.features.tracing import input_specs
 from keras_dal.finishing.result import Result, is_written
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
 from keras_dal.training.announcer import Announcer
+from keras_dal.training.certificates import Certificates
 from keras_dal.training.convex_phase import ConvexPhase
 from keras_dal.training.frozen import FrozenState, Snapshot, checksum
 from keras_dal.training.gathering import build_metrics
@@ -22,6 +22,7 @@ from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
 from keras_dal.training.schedule import Decision, SwitchSchedule
+from keras_dal.training.stage import Stage
 from keras_dal.training.step_size import step_size
 from keras_dal.training.train_step import StepHooks
 from keras_dal.training.wrap import find_wrap
@@ -49,7 +50,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
     Args:
         data: `(x, y)`, `(x, y, sample_weight)` or a dataset of such batches, measured at the end of every epoch; None
             for what flows through `fit`.
-        verbose: whether to say in a few lines what was found, frozen and solved.
+        verbose: 1 to say in a few lines what was found, frozen and solved, 0 for no word.
 
     Attributes:
         result: the `Result` of the solved head, None before; with a warning where the model has other weights by now.
@@ -60,12 +61,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
         ValueError: when training begins, for a model without a linear head or a loss outside the theory.
     """
 
-    def __init__(self, data: Any = None, verbose: bool = True) -> None:
+    def __init__(self, data: Any = None, *, verbose: int = 1) -> None:
         super().__init__()
         self.data, self.verbose = data, verbose
-        self.certificates: dict[str, Certificate] = {}
+        self.certificates = Certificates(None, None, "head")
         self._result: Result | None = None
-        self._wrap = self._phase = self._waiting = self._structure = None
+        self._stage = Stage.BEGINS
+        self._wrap = self._waiting = self._structure = None
 
     @property
     def result(self) -> Result | None:
@@ -89,15 +91,16 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         check_readable(self.data)
+        self._rows = self.data if self.data is None or isinstance(self.data, tuple) else (self.data,)
         self._wrap = find_wrap(model.optimizer)
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
-        self._structure = self._result = self._phase = self._installed = self._began = self._frozen = None
+        self._structure = self._result = self._convex_phase = self._began = self._frozen = None
         self._before = self._waiting = None
-        self._spared, self._batches, self._is_over = [], 0, False  # over: this fit began after the head was solved
+        self._stage, self._spared, self._batches = Stage.BEGINS, [], 0
         self._schedule = SwitchSchedule(None, 0, self.params["epochs"])
         self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
-        self.certificates = messages.Certificates(self._certified)
+        self.certificates = Certificates(model, self._rows, self._exploit)
         if self._wrap is not None:
             checks.check_same_model(self._wrap, model)
             self._wrap.driver = self  # of this fit: the last one
@@ -112,14 +115,14 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._structure = find_structure(model, samples, self._exploit)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)
-        self._measurement = Measurement(model, self._structure, self._loss, self._data, self.params["epochs"])
+        self._measurement = Measurement(model, self._structure, self._loss, self._rows, self.params["epochs"])
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven)
 
     def _make_schedule(self):
         if self.phase == "exploit":
             return SwitchSchedule(None, 0, self.params["epochs"])  # there is nothing left to switch
-        average = self._wrap.average if self._wrap.finish == "solve" else 0
+        average = self._wrap.average if self._wrap.solves else 0
         return SwitchSchedule(self._wrap.explore, average, self.params["epochs"])
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -160,22 +163,30 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
                 checks.check_alone(self._wrap, self)
-                self._began, self._is_over = epoch, self._wrap.solves and self._wrap.is_solved
+                self._began = epoch
+                if self._wrap.solves and self._wrap.is_solved:  # in an earlier fit
+                    self._stage = Stage.OVER
                 self._schedule = self._make_schedule()  # now that the phase is known
                 self._schedule.resume(epoch, self._wrap.decision)
                 self._announcer.say(model, messages.begins, self._wrap, self._schedule, epoch, self.params["epochs"])
             self._advance(model, epoch)
         looks = self._schedule.decides_after(epoch) and self.phase == "explore"
         self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)
-        if self._result is not None or self._is_over:  # another callback took back that training is to stop
+        if self._stage is Stage.OVER:  # another callback took back that training is to stop
             model.stop_training = True
             self._hooks.read_only(_backend.reading(model, self._spared.append, {**self._logs, "phase": 1.0}))
-        elif self._phase is not None:
-            self._hooks.read_only(self._phase.train_function(model, self._logs), self._end_phase)
-        elif self.phase != self._installed:
-            exploits = self.phase == "exploit"
-            self._hooks.install(self._structure.linear_parameters if exploits else None)
-            self._installed, self._frozen = self.phase, FrozenState(model) if exploits else None
+        elif self._stage is Stage.READS:
+            self._hooks.read_only(self._convex_phase.train_function(model, self._logs), self._end_phase)
+        else:
+            self._train()
+
+    def _train(self):
+        """Let the next steps train what belongs to the phase."""
+        stage = Stage.DESCENDS if self.phase == "exploit" else Stage.EXPLORES
+        if stage is not self._stage:
+            descends = stage is Stage.DESCENDS
+            self._hooks.install(self._structure.linear_parameters if descends else None)
+            self._stage, self._frozen = stage, FrozenState(self.model) if descends else None
 
     def _decide(self, model, epoch, alignment):
         """Explore for longer where too little of the labels lies in the column space by then."""
@@ -192,7 +203,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         solves = self._wrap.solves
         if self.phase == "explore" and self._schedule.is_due(epoch):
             self._tried(self._solve_next if solves else self._descend_next, model, epoch)
-        elif self.phase == "exploit" and solves and self._result is None and not self._is_over:
+        elif self.phase == "exploit" and solves and self._stage is not Stage.OVER:
             self._tried(self._solve_next, model, epoch)
         elif self.phase == "exploit" and self._is_automatic and self._measurement.report is not None:
             self._take_exact_step()
@@ -205,12 +216,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._explore_on(error)
 
     def _explore_on(self, error):
-        if self._phase is not None:
-            self._phase.undo()
+        if self._convex_phase is not None:
+            self._convex_phase.undo()
         elif self._before is not None:
             self._before.restore()
             self.certificates.pop("switch", None)
-        self._phase, self._installed = None, None
+        self._convex_phase, self._stage = None, Stage.WAITS
         self._schedule.postpone()
         warnings.warn(
             "The second phase could not begin, and exploration goes on with the weights from before. Fix what the end "
@@ -226,16 +237,17 @@ class AlignmentMonitor(keras.callbacks.Callback):
             warnings.warn(f"The proven step stays what it was. Received: {type(error).__name__}: {error}", stacklevel=2)
 
     def _solve_next(self, model, epoch):
-        self._phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
-        self._phase.begin(model)
+        self._convex_phase = ConvexPhase(model, self._wrap, self._structure, self._loss)
+        self._convex_phase.begin(model)
+        self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so
-            self._announcer.say(model, messages.reads, self._phase, epoch, self.params["epochs"])
+            self._announcer.say(model, messages.reads, self._convex_phase, epoch, self.params["epochs"])
 
     def _descend_next(self, model, epoch):
         self._before = Snapshot(model, self._wrap)
         if self.data is not None:
             self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
-            self.certificates["switch"] = self._certified()
+            self.certificates.renew("switch")
         rate = self._step_size(needed=epoch != self._began) if self._is_automatic else None
         self._wrap.switch(model, learning_rate=rate, structure=self._structure)
         self._before = None
@@ -248,61 +260,61 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._hooks.arm()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._phase is None and (self._result is not None or self._is_over):
+        if self._stage is Stage.OVER:
             self.model.stop_training = True
             build_metrics(self.model, self._spared.pop())
-        if self._phase is None or self._result is not None:
+        if self._stage is not Stage.READS:
             self._logs = logs or {}
             return
         _ = self.model  # on JAX this makes its variables those of the last step, so not in every step
-        self._tried(self._phase.take)
+        self._tried(self._convex_phase.take)
         self._batches = batch + 1
-        if self._phase is not None and self.params["steps"] and batch + 1 >= self.params["steps"]:
+        if self.params["steps"] and batch + 1 >= self.params["steps"]:
             self._end_phase()
 
     def on_test_begin(self, logs=None):
         self._end_phase()  # so that validation is of the solved model
 
     def _end_phase(self):
-        if self._phase is None or self._result is not None:
-            return
-        self._tried(self._end_of_reading)
-        if self._phase is not None:
-            self._result, self._solved = self._phase.result, checksum(self.model, self._structure)
-            self._phase.show(self.model, self._measurement.is_affordable(self._epoch, len(self._phase.train)))
+        if self._stage is Stage.READS:
+            self._tried(self._end_of_reading)
+        if self._stage is Stage.READS:
+            phase, self._stage = self._convex_phase, Stage.SOLVED
+            self._result, self._solved = phase.result, checksum(self.model, self._structure)
+            phase.show(self.model, self._measurement.is_affordable(self._epoch, len(phase.train)))
 
     def _end_of_reading(self):
-        self._phase.end(self._batches, (self.params["steps"] or math.inf) if self.model.stop_training else 0)
+        self._convex_phase.end(self._batches, (self.params["steps"] or math.inf) if self.model.stop_training else 0)
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps
-        model = self.model
         self._end_phase()
-        if self._phase is None and (self._result is not None or self._is_over):
-            measured = dict.fromkeys(self._measured, np.nan)  # this epoch was one too many, and only read
-            model.stop_training = True
-        elif self._result is not None:
-            measured = dict.fromkeys(self._measured, np.nan) | self._named_before(
-                self._phase.logs | self._measurement.moved()
-            )
-            self._announcer.say_later(model, messages.ends, self._phase, self._result, epoch, self.params["epochs"])
-            self._phase, model.stop_training = None, True
-        elif self._installed is None:
-            measured = dict.fromkeys(self._measured, np.nan)  # this epoch only read, in vain
-        else:
-            measured = self._measurement.measure(epoch)
-            if self._measurement.interval > 1 and not self._said_interval:
-                self._said_interval = True
-                at_switch = self._is_automatic and self._schedule.switch is not None
-                how_often = self._measurement.interval, self.params["epochs"], at_switch, self._measurement.reason
-                self._announcer.say_later(model, messages.seldom_measured, *how_often)
-            if self.phase == "explore" and self._schedule.decides_after(epoch):
-                self._decide(model, epoch, measured.get("alignment", np.nan))
-            self._measured = tuple(measured)
-            if self._frozen is not None:
-                self._frozen.check()
+        trained = self._stage in (Stage.EXPLORES, Stage.DESCENDS)
+        found = self._measured_after(epoch) if trained else dict.fromkeys(self._measured, np.nan)
+        if self._stage is Stage.SOLVED:
+            found |= self._named_before(self._convex_phase.logs | self._measurement.moved())
+            end = self._convex_phase, self._result, epoch, self.params["epochs"]
+            self._announcer.say_later(self.model, messages.ends, *end)
+            self._convex_phase, self._stage = None, Stage.OVER
+        if self._stage is Stage.OVER:
+            self.model.stop_training = True
         if logs is not None:
-            logs.update(measured, phase=float(self.phase == "exploit"))
+            logs.update(found, phase=float(self.phase == "exploit"))
+
+    def _measured_after(self, epoch):
+        """Return what is measured after an epoch that trained, and decide what depends on it."""
+        found = self._measurement.measure(epoch)
+        if self._measurement.interval > 1 and not self._said_interval:
+            self._said_interval = True
+            at_switch = self._is_automatic and self._schedule.switch is not None
+            how_often = self._measurement.interval, self.params["epochs"], at_switch, self._measurement.reason
+            self._announcer.say_later(self.model, messages.seldom_measured, *how_often)
+        if self.phase == "explore" and self._schedule.decides_after(epoch):
+            self._decide(self.model, epoch, found.get("alignment", np.nan))
+        self._measured = tuple(found)
+        if self._frozen is not None:
+            self._frozen.check()
+        return found
 
     def _named_before(self, found):
         """Return what earlier epochs of this fit have too, so that a history has columns of one length."""
@@ -320,21 +332,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._wrap is not None and self._wrap.driver is self:
             self._wrap.driver = None  # or the model would keep the result, and its features
 
-    def _certified(self):
-        data = self._data
-        if data is None:
-            raise KeyError("Certificates need data: AlignmentMonitor(data=(x, y)). Received: data=None")
-        return certify(self.model, *data, parameters=self._exploit)
-
-    @property
-    def _data(self):
-        if self.data is None:
-            return None
-        return self.data if isinstance(self.data, tuple) else (self.data,)
-
     @property
     def _is_automatic(self):
-        return self._wrap is not None and self._wrap.exploit_learning_rate == "auto"
+        return self._wrap is not None and self._wrap.takes_proven_step
 
     def _must_measure(self, epoch):
         """Return whether the proven step waits for what this epoch measures: at the switch, and once after it."""
@@ -344,7 +344,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         return self._is_automatic and (at_switch or after_it)
 
     def _step_size(self, needed=False):
-        if self.data is not None and "switch" not in self.certificates:  # this fit began after the switch
-            self.certificates["switch"] = self._certified()
+        if self.data is not None:
+            self.certificates.at("switch")
         certificate = self.certificates.get("switch")
         return step_size(self.model, self._structure, self._loss, self._measurement.report, certificate, needed)

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_dal import _keras
 from keras_dal.features.tracing import to_numpy
 
 
@@ -14,9 +15,12 @@ class PhaseRates:
     inner_optimizer: Any
     exploit_learning_rate: Any
     _linear_indices: tuple[int, ...] | None
-    _iterations: Any
-    _learning_rate: Any
     _said_rate = False
+
+    @property
+    def takes_proven_step(self):
+        """Whether the steps after the switch are those of plain gradient descent with 1/beta."""
+        return self.exploit_learning_rate == "auto"
 
     @property
     def learning_rate(self):
@@ -28,21 +32,17 @@ class PhaseRates:
     def learning_rate(self, value):
         if self._linear_indices is None or self.exploit_learning_rate is None:
             self.inner_optimizer.learning_rate = value
-        elif isinstance(self.exploit_learning_rate, LearningRateSchedule) or self.exploit_learning_rate == "auto":
+        elif self.takes_proven_step or isinstance(self.exploit_learning_rate, LearningRateSchedule):
             self._keep(value)
         else:
-            self._learning_rate.assign(value)
+            _keras.rate_variable(self).assign(value)
 
     def _keep(self, value):
         """Warn, once, instead of an exception, which would end a training that has come so far."""
         if self._said_rate or value == float(to_numpy(self._current_exploit_learning_rate())):
             return
         self._said_rate = True
-        own = (
-            "the one for which convergence is proved"
-            if self.exploit_learning_rate == "auto"
-            else "that of its schedule"
-        )
+        own = "the one for which convergence is proved" if self.takes_proven_step else "that of its schedule"
         warnings.warn(
             f"After the switch the step size is {own}, and a callback that sets another is not heard: give "
             f"exploit_learning_rate a float for rates of your own. Received: learning_rate={value}",
@@ -51,9 +51,9 @@ class PhaseRates:
 
     def take_proven_step(self, step):
         """Let 1/beta be the step size from here on."""
-        self._learning_rate.assign(step)
+        _keras.rate_variable(self).assign(step)
 
     def _current_exploit_learning_rate(self):
         if isinstance(self.exploit_learning_rate, LearningRateSchedule):
-            return self.exploit_learning_rate(self._iterations)
-        return self._learning_rate
+            return self.exploit_learning_rate(_keras.step_count(self))
+        return _keras.rate_variable(self)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 LOOK, EARLIEST, LATEST = 0.6, 0.71, 0.8  # of all epochs, for explore="auto"; what follows takes a few per cent
-ALIGNED = 0.25  # an alignment from which the convex phase has enough to work with, for explore="auto"
+ENOUGH = 0.25  # an alignment from which the convex phase has enough to work with, for explore="auto"
 
 
 class Decision(enum.IntEnum):
@@ -63,7 +63,7 @@ class SwitchSchedule:
 
     def decide(self, alignment):
         """Take the alignment, nan where it is not known, and return the `Decision`."""
-        decision = Decision.LATEST if alignment < ALIGNED else Decision.EARLIEST
+        decision = Decision.LATEST if alignment < ENOUGH else Decision.EARLIEST
         self._take(decision)
         return decision
 

@@ -1,9 +1,7 @@
 """The step of plain gradient descent after the switch for which convergence is proved."""
 
-import numpy as np
-
 from keras_dal import _keras
-from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.analysis.descent_bound import l2_factors, smoothness
 
 
 def step_size(model, structure, loss, report, certificate, needed):
@@ -27,6 +25,5 @@ def step_size(model, structure, loss, report, certificate, needed):
         raise ValueError("The step for which convergence is proved needs a measurement. Received: none so far")
     if report is None:
         return 0.0
-    penalty = np.max(np.asarray(l2_factors(structure.linear_parameters)))
-    beta = loss.curvature(report.num_outputs) * report.sigma_max**2 / report.num_samples + 2 * penalty
-    return 1.0 / (beta * weight)
+    penalty = l2_factors(structure.linear_parameters)
+    return 1.0 / (smoothness(loss, report.num_outputs, report.sigma_max, report.num_samples, penalty) * weight)

@@ -1,6 +1,7 @@
 """Wrap: any Keras optimizer, made to train in two phases."""
 
 import contextlib
+import functools
 from typing import Any
 
 import keras
@@ -8,21 +9,20 @@ import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal import _backend, _keras
-from keras_dal.features.tracing import replaced, to_numpy
+from keras_dal.features.tracing import replaced
 from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training import arguments
 from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost
+from keras_dal.training.progress import Progressing
 from keras_dal.training.rates import PhaseRates
 from keras_dal.training.schedule import Deciding
 from keras_dal.training.train_step import is_hooked
 
-_SOLVED, _RENEWED = 2, 3  # in place of 1, of variables that are linear; and with batch statistics made anew
-
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimizer):
+class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimizer):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
     While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
@@ -56,6 +56,7 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
     def __init__(
         self,
         optimizer: Any,
+        *,
         explore: float | int | str | None = "auto",
         exploit: Any = "head",
         average: float = 0.15,
@@ -96,19 +97,13 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         self.finish = finish
         self.noise = noise
         self.exploit_learning_rate = exploit_learning_rate
-        self._linear_indices = None  # host copy of `_is_linear`: a traced step cannot read a variable
         self._driven = explore is None
         self._average: WeightAverage | None = None
         self.driver: Any = None  # the monitor of the fit that runs
         self.inner_optimizer: Any = inner  # last: what is set from here on may be an attribute of it
 
-    @property
-    def phase(self) -> str:
-        """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
-        return "explore" if self._linear_indices is None else "exploit"
-
     def switch(
-        self, model: Any, x: Any = None, learning_rate: float | None = None, structure: Structure | None = None
+        self, model: Any, x: Any = None, *, structure: Structure | None = None, learning_rate: float | None = None
     ) -> Structure:
         """Freezes everything but the linear parameters; a second call changes nothing.
 
@@ -131,7 +126,7 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         structure = structure or find_structure(model, x, self.exploit)
         if self.phase == "exploit":
             return structure
-        if (self.exploit_learning_rate == "auto") != (learning_rate is not None):
+        if self.takes_proven_step != (learning_rate is not None):
             raise ValueError(
                 "The step size at the switch goes with exploit_learning_rate='auto', and only with it. Received: "
                 f"exploit_learning_rate={self.exploit_learning_rate!r}, learning_rate={learning_rate}"
@@ -143,7 +138,7 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         self.freeze_gates(structure)
         if learning_rate is not None:
             self.take_proven_step(learning_rate)
-        self._is_linear.assign(np.isin(np.arange(len(self._trainable_variables)), indices).astype("int32"))
+        self._is_linear.assign(np.isin(np.arange(len(_keras.optimized(self))), indices).astype("int32"))
         self.synchronize()
         self.settle_averages(also_linear=False)
         if model.train_function is not None and not is_hooked(model.train_function):
@@ -165,19 +160,9 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
             self.synchronize()
 
     @property
-    def is_solved(self):
-        """Whether the linear parameters were solved for since the switch."""
-        return self.phase == "exploit" and bool(np.max(to_numpy(self._is_linear)) >= _SOLVED)
-
-    @property
-    def has_renewed_statistics(self):
-        """Whether the head is solved, for batch statistics that were made anew."""
-        return self.phase == "exploit" and bool(np.max(to_numpy(self._is_linear)) == _RENEWED)
-
-    def mark_solved(self, renewed):
-        """Let the second phase be over, with statistics made anew or not; saved with the optimizer's variables."""
-        linear = to_numpy(self._is_linear) > 0
-        self._is_linear.assign(np.where(linear, _RENEWED if renewed else _SOLVED, 0).astype("int32"))
+    def averages_itself(self):
+        """Whether it keeps an average of its own, for the linear parameters to be solved for."""
+        return self.finish == "solve" and self.average > 0 and not innermost(self.inner_optimizer).use_ema
 
     @property
     def solves(self):
@@ -186,18 +171,12 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
 
     def was_built_for(self, variable):
         """Whether a variable is one of those that this optimizer trains."""
-        return self._var_key(variable) in self._trainable_variables_indices
+        return _keras.index_of(self, variable) is not None
 
     def freeze_gates(self, structure):
         """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""
         for layer in structure.gated_layers:
             layer.freeze_gates(noise=self.noise, seed=0)
-
-    def synchronize(self):
-        """Reads the phase from the optimizer's variables, after they were restored from outside."""
-        if self.built:
-            linear = np.flatnonzero(to_numpy(self._is_linear))
-            self._linear_indices = tuple(linear.tolist()) or None
 
     @contextlib.contextmanager
     def driven(self):
@@ -206,13 +185,13 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
             yield
 
     def _indices_of(self, variables):
-        unknown = [v.path for v in variables if self._var_key(v) not in self._trainable_variables_indices]
+        unknown = [v.path for v in variables if not self.was_built_for(v)]
         if unknown:
             raise ValueError(
                 "The linear parameters must be trainable when training begins. Set trainable=True on their layer "
                 f"before the first step. Received: untrained linear parameters {unknown}"
             )
-        return [self._get_variable_index(v) for v in variables]
+        return [_keras.index_of(self, v) for v in variables]
 
     def build(self, var_list):
         if self.built:
@@ -226,12 +205,12 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
             self.inner_optimizer.build(var_list)
         with self._by_itself():
             super().build(var_list)
-        if self.finish == "solve" and self.average and not innermost(self.inner_optimizer).use_ema:
-            self._average = WeightAverage(self._track_variable, var_list)
+        if self.averages_itself:
+            self._average = WeightAverage(functools.partial(_keras.track, self), var_list)
 
     @property
     def variables(self):
-        return self._variables + self.inner_optimizer.variables
+        return super().variables + self.inner_optimizer.variables
 
     def apply(self, grads, trainable_variables=None):
         if not self._driven and self.phase == "exploit":
@@ -252,9 +231,9 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
                 with keras.name_scope(self.name):
                     self.build(trainable_variables)
         if self._linear_indices is None:
-            self._apply_all(list(grads), trainable_variables or self._trainable_variables)
+            self._apply_all(list(grads), trainable_variables or _keras.optimized(self))
         else:
-            self._apply_linear(list(grads), trainable_variables or self._trainable_variables)
+            self._apply_linear(list(grads), trainable_variables or _keras.optimized(self))
 
     def _apply_all(self, grads, variables):
         _backend.check_in_step(
@@ -271,7 +250,7 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if self._is_linear_variable(v)]
         grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
         inner = self.inner_optimizer
-        if self.exploit_learning_rate == "auto":
+        if self.takes_proven_step:
             scale = inner.scale_loss(1.0)
             grads = [None if g is None else g / keras.ops.cast(scale, g.dtype) for g in grads]
             with self._by_itself():
@@ -284,10 +263,10 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
                 stack.enter_context(replaced(innermost(inner), _keras.RATE, lambda: rate))
             stack.enter_context(averaging_only(innermost(inner), self._linear_indices, _backend.applies_whole(inner)))
             _backend.apply(inner, grads, variables)
-        self._iterations.assign_add(1)  # the base class' own counter: steps since the switch
+        _keras.count_step(self)  # the base class' own counter: steps since the switch
 
     def _is_linear_variable(self, variable):
-        return self._get_variable_index(variable) in (self._linear_indices or ())
+        return _keras.index_of(self, variable) in (self._linear_indices or ())
 
     def update_step(self, gradient, variable, learning_rate):
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * gradient)
@@ -306,13 +285,13 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
         if self._linear_indices is None:
             self.inner_optimizer.finalize_variable_values(var_list)
             return
-        linear = sorted(filter(self._is_linear_variable, var_list), key=self._get_variable_index)
+        linear = sorted(filter(self._is_linear_variable, var_list), key=functools.partial(_keras.index_of, self))
         with averaging_only(innermost(self.inner_optimizer), self._linear_indices):
             self.inner_optimizer.finalize_variable_values(linear)
 
     @property
     def _model_variables_moving_average(self):  # SwapEMAWeights asks for it where a loss scale stands in between
-        return innermost(self.inner_optimizer)._model_variables_moving_average
+        return _keras.moving_averages(innermost(self.inner_optimizer))
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
@@ -344,6 +323,4 @@ class Wrap(Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimiz
 
 def find_wrap(optimizer):
     """Return the `Wrap` inside an optimizer, however deep, or None."""
-    while optimizer is not None and not isinstance(optimizer, Wrap):
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-    return optimizer
+    return next((each for each in _keras.optimizers(optimizer) if isinstance(each, Wrap)), None)

@@ -13,7 +13,7 @@ from keras_dal.analysis.alignment import alignment, alignment_from_moments
 from keras_dal.features.tracing import to_numpy
 from keras_dal.losses import resolve_loss
 from keras_dal.models.structure import find_structure
-from keras_dal.solvers.least_squares import StreamedQR, kernel_change, project_moments
+from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
 N = 31
 
@@ -315,17 +315,6 @@ def test_labels_may_come_by_the_name_of_an_output(parameters):
     named = alignment(model, x, {"out": y}, [weights], loss=case.loss, parameters=parameters)
     plain = alignment(model, x, y, weights, loss=case.loss, parameters=parameters)
     assert named.residual_share == plain.residual_share
-
-
-@pytest.mark.parametrize("size", [1e-7, 1.0])
-def test_kernel_change_equals_its_definition(size):
-    generator = np.random.default_rng(0)
-    start = generator.standard_normal((20, 4))
-    now = start + size * generator.standard_normal((20, 4))
-    expected = np.linalg.norm(now @ now.T - start @ start.T) / np.linalg.norm(start @ start.T)
-    assert kernel_change(now, start) == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(ValueError, match=r"Received: features of shapes \(20, 4\) and \(20, 3\)"):
-        kernel_change(now, start[:, 1:])
 
 
 def test_report_reads_well():

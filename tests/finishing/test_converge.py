@@ -150,7 +150,7 @@ def test_a_model_whose_loss_is_small_enough_stays(model, digits):
     x, y = digits[0]
     weights = model.get_weights()
     result = converge(model, x, y, tol=10.0, verbose=0)
-    assert result.stopped_by == Ending.REACHED
+    assert result.stopped_by == Ending.TOLERANCE
     assert result.model is model
     for kept, now in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(kept, now)
@@ -258,7 +258,7 @@ def test_a_regressor_reaches_the_least_squares_solution():
     assert model.evaluate(x, y, verbose=0) == pytest.approx(least, rel=1e-3)
     assert result.margin is None
     stopped = converge(model, x, y, gated=True, tol=1e-2, verbose=0)
-    assert stopped.stopped_by == Ending.REACHED
+    assert stopped.stopped_by == Ending.TOLERANCE
     assert stopped.reached
     assert stopped.scaled_loss <= 1e-2
 

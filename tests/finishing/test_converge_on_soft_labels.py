@@ -42,7 +42,7 @@ def test_a_head_that_cannot_fit_them_ends_at_the_minimum_of_scipy(loss, y, q):
     assert result.model is model  # no gated head is added
     assert result.loss == pytest.approx(least(x, q), abs=1e-5)
     assert model.evaluate(x, y, verbose=0) == pytest.approx(result.loss, rel=1e-5)
-    assert result.stopped_by in (Ending.CERTIFIED, Ending.STALLED, Ending.TIRED)
+    assert result.stopped_by in (Ending.CERTIFIED, Ending.STALLED, Ending.MAX_STEPS)
     assert (result.scale, result.scaled_loss, result.reached) == (1.0, result.loss, False)
     lower, upper = result.certificate.infimum
     assert result.floor < lower <= upper <= result.loss + 1e-7
@@ -53,7 +53,7 @@ def test_a_head_that_cannot_fit_them_ends_at_the_minimum_of_scipy(loss, y, q):
 def test_a_head_that_can_fit_them_ends_nearly_at_their_entropy(loss, y):
     model, x = network(100, loss)
     result = keras_dal.converge(model, x, y, tol=1e-3, validation_data=(x, y), verbose=0)
-    assert result.stopped_by == Ending.REACHED
+    assert result.stopped_by == Ending.TOLERANCE
     assert 0 <= result.loss - result.floor <= 1e-3
     assert result.floor > 0.1
     assert result.reached

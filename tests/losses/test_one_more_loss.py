@@ -152,7 +152,7 @@ def test_converge_ends_where_the_loss_is_nearly_the_least_of_any_model(model):
     result = keras_dal.converge(model, *data("exact"), validation_data=data("exact"), verbose=0)
     assert result.reached
     assert 0 <= result.loss - result.floor <= 1e-4
-    assert result.stopped_by == Ending.REACHED
+    assert result.stopped_by == Ending.TOLERANCE
     assert (result.after.accuracy, result.after.ece) == (None, None)
 
 

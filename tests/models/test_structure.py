@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_dal.features.tracing import to_numpy
+from keras_dal.features.tracing import tap, to_numpy
 from keras_dal.models.gated_layers import GatedDense
-from keras_dal.models.structure import find_structure, tap
+from keras_dal.models.structure import find_structure
 
 WIDEST = "float32" if cases.BACKEND == "jax" else "float64"  # of variables: JAX has no float64 unless it is set to
 

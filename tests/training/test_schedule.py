@@ -6,7 +6,7 @@ import pytest
 from fits import NUM_CLASSES, compiled, images, small_model
 
 import keras_dal
-from keras_dal.training.schedule import ALIGNED
+from keras_dal.training.schedule import ENOUGH
 
 EPOCHS, LOOK, EARLY, LATE = 22, 13, 16, 18
 X, Y = images()
@@ -43,7 +43,7 @@ def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space
     kept = Kept(tmp_path)
     history = trained(wrapped(), data, callbacks=[kept], verbose=True)
     assert history["phase"].index(1) == end
-    assert (history["alignment"][LOOK - 1] < ALIGNED) == (end == LATE)
+    assert (history["alignment"][LOOK - 1] < ENOUGH) == (end == LATE)
     assert ("which is little: exploration goes on to the end of epoch 18" in capsys.readouterr().out) == (end == LATE)
     window = round(0.15 * end)
     assert kept.averaged[:end] == [3 * max(0, epoch + 1 - end + window) for epoch in range(end)]  # three steps each

@@ -1,0 +1,57 @@
+"""How far an optimizer has come: what `Wrap` keeps in its variables, in place of 1 for a parameter that is linear."""
+
+import enum
+from typing import Any
+
+import numpy as np
+
+from keras_dal.features.tracing import to_numpy
+
+
+class Progress(enum.IntEnum):
+    """From one to the next by `switch` and `mark_solved`, and back to the first by `restart`."""
+
+    EXPLORING = 0
+    SWITCHED = 1
+    SOLVED = 2
+    RENEWED = 3  # solved, with batch statistics made anew
+
+
+class Progressing:
+    """What `Wrap` knows of its progress: saved and restored with the optimizer's variables."""
+
+    built: bool
+    _is_linear: Any
+    _linear_indices: tuple[int, ...] | None = None  # host copy of `_is_linear`: a traced step cannot read a variable
+
+    @property
+    def phase(self) -> str:
+        """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
+        return "explore" if self._linear_indices is None else "exploit"
+
+    @property
+    def progress(self):
+        """The `Progress`, once `synchronize` has read the optimizer's variables."""
+        exploits = self._linear_indices is not None
+        return Progress(int(np.max(to_numpy(self._is_linear)))) if exploits else Progress.EXPLORING
+
+    @property
+    def is_solved(self):
+        """Whether the linear parameters were solved for since the switch."""
+        return self.progress >= Progress.SOLVED
+
+    @property
+    def has_renewed_statistics(self):
+        """Whether the head is solved, for batch statistics that were made anew."""
+        return self.progress == Progress.RENEWED
+
+    def mark_solved(self, renewed):
+        """Let the second phase be over, with statistics made anew or not; saved with the optimizer's variables."""
+        progress = Progress.RENEWED if renewed else Progress.SOLVED
+        self._is_linear.assign(np.where(to_numpy(self._is_linear) > 0, progress, 0).astype("int32"))
+
+    def synchronize(self):
+        """Reads the phase from the optimizer's variables, after they were restored from outside."""
+        if self.built:
+            linear = np.flatnonzero(to_numpy(self._is_linear))
+            self._linear_indices = tuple(linear.tolist()) or None
