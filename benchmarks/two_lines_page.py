@@ -17,6 +17,14 @@ PAGE, PICTURE = ROOT / "docs" / "two_lines.md", ROOT / "docs" / "images" / "accu
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn_cropped": "SVHN", "fashion_mnist": "Fashion-MNIST"}
 ALL = {"svhn_cropped": 883}  # images, of sets that are used whole
 UNDISTURBED = 0.9  # share of the clock that a run had the processor for; with less, something else ran as well
+RECIPES = {  # of two_lines.py, in the order of the table of ways
+    "sgd": "SGD with momentum 0.9; the rate falls from 0.1 to 0 along a cosine over all epochs",
+    "smoothing": "*sgd*, with labels smoothed by 0.1",
+    "ema": "*sgd*, with `use_ema=True, ema_momentum=0.99`",
+    "steps": "SGD with momentum 0.9; the rate is 0.1, 0.01 from half of the epochs on, 0.001 from three quarters on",
+    "constant": "SGD with momentum 0.9, at the rate 0.05",
+    "adamw": "AdamW with weight decay 0.02; the rate rises to 2e-3 over three epochs, then falls to 0 along a cosine",
+}
 WAYS = {
     "base": "the optimizer alone",
     "wrapped": "the two lines",
@@ -26,6 +34,13 @@ WAYS = {
     "plateau": "ReduceLROnPlateau with EarlyStopping",
     "freeze": "freeze at the switch, then train the last layer",
 }
+DETAILS = {
+    "plateau": "SGD with momentum 0.9 from the rate 0.1, `ReduceLROnPlateau(factor=0.2, patience=5)` and "
+    "`EarlyStopping(patience=10, restore_best_weights=True)`, both on the validation loss",
+    "swap_ema": "the recipe with `ema_momentum=0.99`",
+    "freeze": "the recipe until the switch, then SGD with momentum 0.9 at the rate 0.01 for the epochs that are left",
+    "compressed": "the epochs until the switch and one more, with the recipe's schedule over these",
+}
 
 
 def settings(rows):
@@ -34,7 +49,7 @@ def settings(rows):
     for row in rows:
         if row["processor_seconds"] < UNDISTURBED * row["seconds"]:
             row["seconds"] = None
-        if row.get("loaded"):  # noted by hand: a busy machine, or a base of another day, where no time says anything
+        if row.get("loaded"):  # noted in the row: a busy machine, or a base of another day, where no time says anything
             row["seconds"] = row["processor_seconds"] = None
         setting = row["dataset"], row["images"], row["epochs"], row["recipe"], row.get("explore")
         found[setting][row["way"]][row["seed"]] = row
@@ -69,6 +84,12 @@ def described(setting):
     return f"{NAMES[dataset]}, {images or ALL[dataset]:,} images, {epochs} epochs, {recipe}{option}"
 
 
+def order(setting):
+    """Return what settings are sorted by, the default's switch first."""
+    dataset, images, epochs, recipe, explore = setting
+    return list(NAMES).index(dataset), images or ALL[dataset], epochs, list(RECIPES).index(recipe), explore or 0
+
+
 def of_default(found):
     """Return the settings whose switch is that of the default."""
     return {setting: ways for setting, ways in found.items() if setting[-1] is None}
@@ -101,7 +122,7 @@ def main_table(found):
 def ways_table(found):
     yield "| data and recipe | way | seeds | test accuracy | epochs |"
     yield "|---|---|---:|---:|---:|"
-    for setting, ways in found.items():
+    for setting, ways in sorted(found.items(), key=lambda item: order(item[0])):
         for way, title in WAYS.items():
             rows = list(ways[way].values())
             if rows and not (way == "base" and setting[-1] is not None):
@@ -225,6 +246,10 @@ def main():
                 "",
                 "![test accuracy against time](images/accuracy_seconds.png)",
                 "",
+                "Batches of 128. Validation is on the first 1,000 test images, or on all there are. The recipes:",
+                "",
+                *(f"- *{name}*: {text}." for name, text in RECIPES.items()),
+                "",
                 *main_table(of_default(found)),
                 "",
                 "## What each part costs, and what is proved",
@@ -237,14 +262,17 @@ def main():
                 "",
                 "## Beside what people do today",
                 "",
+                *(f"- {WAYS[way]}: {text}." for way, text in DETAILS.items()),
+                "",
                 *ways_table(found),
                 "",
                 "## When to switch, and over how many epochs to average",
                 "",
                 "One training alone each, whose weights were kept. Each choice renews the batch statistics, solves the",
                 "head, and is compared with the end of that training, in points:",
-                "`python benchmarks/switch.py DATASET`,",
-                "[the rows](../benchmarks/results/switch.jsonl).",
+                "`python benchmarks/switch.py cifar10 --images 5000 --data-dir DIR --seeds 0` and",
+                "`python benchmarks/switch.py cifar100 --images 10000 --data-dir DIR --seeds 0`,",
+                "[the rows](../benchmarks/results/switch.jsonl) (the default's 43 epochs are not among them).",
                 *switch_tables(switches),
                 "",
                 "Whole trainings with `explore=` other than the default, as in the first table:",

@@ -19,6 +19,10 @@ BEGIN, END = "<!-- begin of what benchmarks/width_page.py writes -->", "<!-- end
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
 STYLES = {"cifar10": ("#0072B2", "o"), "cifar100": ("#D55E00", "s"), "fashion_mnist": ("#009E73", "^")}
 OUTSIDE = "kernel regime"  # in the name of what is no residual network
+FIRST_SEED = "The picture shows the first seed of each set."
+KERNEL = (
+    "Change of the feature kernel since the start (see [glossary](glossary.md)), by epoch, one line for each network."
+)
 EARLY = {
     "training loss": lambda row: row["early"]["training_loss"],
     "training loss that fit shows": lambda row: row["early"].get("shown_loss"),
@@ -217,15 +221,15 @@ def written(rows, suspects):
         f"{first['images']:,} images, {first['epochs']} epochs; structures: {seeds} seed{'s' * (seeds > 1)}; "
         f"{machine['date']}, {machine['processor']}, keras {machine['packages']['keras']}."
     )
-    for title, table, picture in (
-        ("Do wider heads reach what was predicted?", head_table(heads), "width_heads"),
+    for title, text, picture in (
+        ("Do wider heads reach what was predicted?", [*head_table(heads), "", FIRST_SEED], "width_heads"),
         ("Do wider networks reach a smaller loss?", structure_table(structures), None),
         ("Does what is measured early tell the order at the end?", correlation_table(structures), "structures"),
         ("How many gradient steps", step_table(steps), None),
-        ("Beyond the kernel regime", (), "kernel_change"),
+        ("Beyond the kernel regime", [KERNEL], "kernel_change"),
         ("Wrong labels", suspect_table(suspects), None),
     ):
-        yield from ("", f"### {title}", "", *table)
+        yield from ("", f"### {title}", "", *text)
         if picture:
             yield from ("", f"![{title.lower()}](images/{picture}.png)")
 

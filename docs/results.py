@@ -5,7 +5,9 @@ python docs/results.py runs/cifar10 --name cifar10   # take the results of a run
 """
 
 import argparse
+import ast
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -64,8 +66,8 @@ def _phases(rows):
 def benchmark_section(path):
     """Return the section of one benchmark: the numbers at the top levels of its file."""
     result = json.loads(path.read_text())
-    lines = [f"## {path.stem.replace('_', ' ')}", ""]
     commands, machines = (dict.fromkeys(map(show, _found(result, name))) for name, show in _SHOWN.items())
+    lines = [f"## {path.stem.replace('_', ' ')}", "", *_asked(next(iter(commands), "")), ""]
     lines += [*(f"    {command}" for command in commands), ""] if commands else []
     lines += [f"{described}.\n" for described in machines]
     groups = {"": result} | {name: values for name, values in result.items() if isinstance(values, dict)}
@@ -85,19 +87,30 @@ def benchmark_section(path):
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
 
 
+def _asked(command):
+    """Yield what the benchmark of a command asks: the first line of its docstring."""
+    for name in re.findall(r"benchmarks/\w+\.py", command):
+        yield ast.get_docstring(ast.parse((DOCS.parent / name).read_text())).splitlines()[0]
+
+
 def rows_section(path):
     """Return the section of a benchmark that adds a line for each run: where it is shown, and what the runs ran on."""
     page = _PAGES[path.stem]
     runs, machines = [json.loads(line)["machine"] for line in path.read_text().splitlines()], {}
     for run in runs:
         machines.setdefault(machine(run | {"date": "", "commit": None}), []).append(run["date"])
+    counted = (f"{len(dates)} rows on {line}" if len(machines) > 1 else line for line, dates in machines.items())
+    ends = (" to ".join(sorted({min(dates), max(dates)})) for dates in machines.values())
+    script = f"benchmarks/{path.stem}.py"
     return "\n".join(
         [
             f"## {path.stem.replace('_', ' ')}",
             "",
-            f"By `benchmarks/{path.stem}.py`, which says how it is run; shown in [{page}]({page}).",
+            *_asked(script),
             "",
-            *(f"{line}{' to '.join(sorted({min(dates), max(dates)}))}.\n" for line, dates in machines.items()),
+            f"By `{script}`, which says how it is run; shown in [{page}]({page}).",
+            "",
+            *(f"{line}{dates}.\n" for line, dates in zip(counted, ends, strict=True)),
             f"All rows: [{path.name}](../benchmarks/results/{path.name})",
         ]
     )
