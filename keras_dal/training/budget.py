@@ -36,18 +36,26 @@ class Budget:
         self._eigenvalues = _EIGENVALUES * (num_features + 1) ** 3
         self._probes = NUM_PROBES * _FORWARD * products
 
-    def alignment(self, count=None):
-        """Return after how many epochs of `count` samples to measure it again; None where that is not known yet."""
+    def alignment(self, count=None, first=False):
+        """Return after how many epochs to measure it again.
+
+        Args:
+            count: samples of an epoch, None where that is not known yet.
+            first: whether it has not been measured yet. What is cheap is so after the first epoch, because callbacks
+                that compare take a number that is not one for the best for ever.
+        """
         count = count or _FEW
-        return self._interval(self._sums * count + self._eigenvalues + _ALIGNMENT, count)
+        return self._interval(self._sums * count + self._eigenvalues + _ALIGNMENT, count, first)
 
-    def kernel_change(self, count=None):
+    def kernel_change(self, count=None, first=False):
         """Return the same for the kernel change."""
-        return self._interval(self._probes + _KERNEL_CHANGE, count or _FEW)
+        return self._interval(self._probes + _KERNEL_CHANGE, count or _FEW, first)
 
-    def _interval(self, cost, count):
+    def _interval(self, cost, count, first):
         interval = cost / (SHARE * (self._step * count + _EPOCH))
-        return max(1, math.ceil(min(interval, self._epochs / _OFTEN) if cost <= _CHEAP else interval))
+        if cost <= _CHEAP:
+            interval = 1 if first else min(interval, self._epochs / _OFTEN)
+        return max(1, math.ceil(interval))
 
 
 def _products(model, kind):

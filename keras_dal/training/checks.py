@@ -1,5 +1,11 @@
 """What the monitor refuses, all of it before or at the first step."""
 
+import threading
+import warnings
+
+import keras
+
+from keras_dal import _keras
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.training.moments import sums_fit
 
@@ -21,6 +27,37 @@ def check_same_model(wrap, model):
         )
 
 
+def check_loss_scale(optimizer):
+    """Raise a ValueError where gradients would be divided by a loss scale that the loss was not multiplied by."""
+    scales = [each for each in _keras.optimizers(optimizer) if isinstance(each, keras.optimizers.LossScaleOptimizer)]
+    if len(scales) > 1:
+        raise ValueError(
+            "Under a float16 policy compile adds a loss scale itself, and Keras heeds the outer of two only: wrap the "
+            f"optimizer that is inside the loss scale. Received: {len(scales)} LossScaleOptimizers, one in the other"
+        )
+
+
+def check_thread(began):
+    """Raise a ValueError where Keras calls the monitor in threads of its own, which read the data while others do."""
+    if threading.get_ident() != began:
+        raise ValueError(
+            "Keras calls what is not in a list of callbacks from several threads: pass callbacks=[monitor]. "
+            "Received: callbacks=monitor"
+        )
+
+
+def warn_of_what_is_not_solved(model, structure):
+    """Warn of what training minimizes and the convex phase does not."""
+    own = type(model).compute_loss is not keras.Model.compute_loss
+    if own or structure.output_layer.activity_regularizer is not None:
+        what = "compute_loss of the model's own" if own else "activity regularizer of the last layer"
+        warnings.warn(
+            f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
+            f"Wrap(finish='descend') it is trained with all of it. Received: model {model.name!r}",
+            stacklevel=3,
+        )
+
+
 def check_alone(wrap, monitor):
     """Raise a ValueError if another monitor of the same fit drives the optimizer."""
     if wrap.driver is not monitor:
@@ -34,6 +71,7 @@ def check_second_phase(wrap, structure, loss, data):
     """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
     if wrap is not None and wrap.finish == "solve":
         structure.check_unconstrained()
+        warn_of_what_is_not_solved(structure.model, structure)
     if wrap is None or not wrap.takes_proven_step:
         return
     if loss.curvature(structure.num_outputs) is None:

@@ -74,7 +74,7 @@ class ConvexPhase:
 
         Args:
             batches: how many were read.
-            expected: how many there are where reading them was stopped, infinity where that is not known; else 0.
+            expected: how many there are, infinity where that is not known and reading was stopped, else 0.
 
         Raises:
             ValueError: nothing was read, or not all, or numbers are not finite.
@@ -82,7 +82,8 @@ class ConvexPhase:
         if batches < expected:
             of = "an unknown number of" if np.isinf(expected) else expected
             raise ValueError(
-                f"Another callback stopped the epoch that reads the data. Received: {batches} of {of} batches"
+                "The epoch that reads the data was stopped by another callback, or the data ran out. Received: "
+                f"{batches} of {of} batches"
             )
         if self.result is None:
             lost = [v.path for v in self.structure.model.trainable_variables if not np.isfinite(to_numpy(v)).all()]
@@ -153,6 +154,8 @@ class ConvexPhase:
         activation = keras.activations.get(self.structure.activation)
         model.reset_metrics()
         found = {}
+        shown = [metric for metric in model.metrics if metric.name in model.get_metrics_result()]
+        before = [_values(metric) for metric in shown]
         for start in range(0, len(train), _BLOCK):
             rows = slice(start, start + _BLOCK)
             logits = self.result.logits(train.features[rows])
@@ -160,4 +163,13 @@ class ConvexPhase:
             labels, weights = train.labels[rows], train.weights[rows].astype("float32")
             arguments = (None, ops.convert_to_tensor(labels), outputs, ops.convert_to_tensor(weights))
             found = _backend.in_replica(model.compute_metrics, model, *arguments)
-        return {name: float(np.mean(to_numpy(value))) for name, value in found.items()}
+        unmoved = [m.name for m, values in zip(shown, before, strict=True) if _are_equal(_values(m), values)]
+        return {name: float(np.mean(to_numpy(value))) for name, value in found.items() if name not in unmoved}
+
+
+def _values(metric):
+    return [to_numpy(variable).copy() for variable in metric.variables]
+
+
+def _are_equal(values, others):
+    return all(np.array_equal(one, other) for one, other in zip(values, others, strict=True))

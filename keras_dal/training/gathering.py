@@ -1,5 +1,7 @@
 """One pass over the stream of `fit` that trains nothing: batch statistics of frozen weights, then their features."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import tree
@@ -8,7 +10,7 @@ from keras_dal import _backend
 from keras_dal.features.batches import checked_weight
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.store import RowWriter
-from keras_dal.features.tracing import inference, tap
+from keras_dal.features.tracing import inference, tap, to_numpy
 from keras_dal.training.evaluated import evaluated
 from keras_dal.training.statistics import BatchStatistics
 
@@ -113,6 +115,26 @@ def build_metrics(model, batch):
         model.get_metrics_result()
     except ValueError:
         _backend.in_replica(updated, model, batch)
+        model.reset_metrics()
+
+
+def evaluated_once(model, batch):
+    """Return loss and metrics of one batch, by their names: what `fit` logs where it only looks at the data."""
+
+    def logs(batch):
+        x, y, weight = evaluated(model, batch)
+        outputs = inference(model, x)
+        loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)
+        return {**model.compute_metrics(x, y, outputs, weight), "loss": loss}
+
+    build_metrics(model, batch)
+    try:
+        found = _backend.in_replica(logs, model, batch)
+        return {name: float(np.mean(to_numpy(value))) for name, value in found.items()}
+    except Exception as error:  # of a compute_loss or a metric of the user's own: no reason to end a fit
+        warnings.warn(f"Loss and metrics are not known. Received: {type(error).__name__}: {error}", stacklevel=3)
+        return {}
+    finally:
         model.reset_metrics()
 
 

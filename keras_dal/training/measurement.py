@@ -96,7 +96,7 @@ class Measurement:
                 f"{type(error).__name__}: {error}",
                 stacklevel=4,
             )
-        return self._unknown()
+        return self.unknown()
 
     def _measured(self, epoch):
         if self.moments is None:
@@ -105,7 +105,7 @@ class Measurement:
             sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
             warnings.warn(str(error), stacklevel=4)
-            return self._unknown()
+            return self.unknown()
         if count == 0:
             model = self._structure.model
             hidden = not any(metric is self.moments for metric in model.metrics)
@@ -124,7 +124,7 @@ class Measurement:
                 f"{self._structure.layer.name!r}",
                 stacklevel=4,
             )
-            return self._unknown()
+            return self.unknown()
         moved = self._seldom_moved(epoch, count)
         if not self.moments_tell:
             return moved
@@ -140,7 +140,7 @@ class Measurement:
         self.measured_at = epoch
         return self._told(self.report)
 
-    def _unknown(self):
+    def unknown(self):
         """Return nan by the names of what is measured."""
         alignment = _UNKNOWN if self.moments is None or self.moments_tell else {}
         return alignment | ({"kernel_change": np.nan} if self._has_samples else {})
@@ -148,7 +148,7 @@ class Measurement:
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
         waited = epoch + 1 if self._once else _since(self.measured_at, epoch)
-        return self._now or waited >= self._budget.alignment(count)
+        return self._now or waited >= self._budget.alignment(count, first=self.measured_at is None)
 
     def is_affordable(self, epochs, count):
         """Return whether to measure so many samples once after so many epochs."""
@@ -176,11 +176,15 @@ class Measurement:
     def _seldom_moved(self, epoch, count):
         """Return the kernel change where it is due after an epoch, else the last one."""
         samples = self.moments.samples()
-        if samples is not None and _since(self._changed_at, epoch) >= self._budget.kernel_change(count):
+        if samples is not None and self._is_changed_due(epoch, count):
             self._last_change, self._changed_at = self._moved(samples), epoch
         elif samples is not None and not self._last_change:
             return {"kernel_change": np.nan}
         return self._last_change
+
+    def _is_changed_due(self, epoch, count):
+        first = self._changed_at is None
+        return _since(self._changed_at, epoch) >= self._budget.kernel_change(count, first)
 
     def _moved(self, samples):
         return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}

@@ -73,6 +73,23 @@ def descends(model, switch, certificate):
     return "\n".join(lines if certificate is None else [*lines, str(certificate)])
 
 
+def goes_on(error):
+    """Return what a warning says where the second phase failed."""
+    return (
+        "The second phase could not begin, and exploration goes on with the weights from before. Fix what the end "
+        f"of this message names and call keras_dal.finish after training. Received: {type(error).__name__}: {error}"
+    )
+
+
+def other_weights(model):
+    """Return what a warning says where a result is no longer that of the model."""
+    return (
+        "The model no longer has the weights that were solved and that this result speaks of: a callback put "
+        "others back when training ended, or it was trained on. Leave restore_best_weights out, or call "
+        f"keras_dal.finish(model, x, y) on the weights there are. Received: model {model.name!r}"
+    )
+
+
 def seldom_measured(interval, epochs, at_switch, reason):
     """Return how often the alignment is measured, where that is not every epoch, and why."""
     never = "is measured at the switch only" if at_switch else "is not measured in this fit"

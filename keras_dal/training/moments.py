@@ -13,6 +13,10 @@ _PROBE_BYTES = 2**28  # of the inputs that are kept, at most
 SUMS_BYTES = 2**30  # of the sums, at most
 
 
+def _can_be_kept(spec):
+    return None not in spec.shape[1:] and spec.dtype != "string" and not getattr(spec, "sparse", False)
+
+
 def sums_fit(structure):
     """Return whether the sums for a model are small enough to be kept in its training step."""
     return 8 * (structure.num_features + 1 + structure.num_outputs) ** 2 <= SUMS_BYTES
@@ -48,7 +52,7 @@ class StepMoments(keras.metrics.Metric):
             (), "ones", dtype="float32", aggregation="only_first_replica", name="measuring"
         )
         parts = tree.flatten(input_specs)
-        known = input_specs is not None and all(None not in p.shape[1:] and p.dtype != "string" for p in parts)
+        known = input_specs is not None and all(map(_can_be_kept, parts))
         known = known and sum(4 * NUM_PROBES * math.prod(p.shape[1:]) for p in parts) <= _PROBE_BYTES
         self.probes = tree.map_structure(self._add_probe, input_specs) if known else None
         self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")

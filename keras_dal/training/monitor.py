@@ -1,6 +1,7 @@
 """AlignmentMonitor: measures the alignment condition in `fit`, and drives the two phases of `Wrap`."""
 
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -17,7 +18,7 @@ from keras_dal.training.announcer import Announcer
 from keras_dal.training.certificates import Certificates
 from keras_dal.training.convex_phase import ConvexPhase
 from keras_dal.training.frozen import FrozenState, Snapshot, checksum
-from keras_dal.training.gathering import build_metrics
+from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
@@ -72,12 +73,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
     @property
     def result(self) -> Result | None:
         if self._result is not None and not self._is_as_solved():
-            warnings.warn(
-                "The model no longer has the weights that were solved and that this result speaks of: a callback put "
-                "others back when training ended, or it was trained on. Leave restore_best_weights out, or call "
-                f"keras_dal.finish(model, x, y) on the weights there are. Received: model {self.model.name!r}",
-                stacklevel=2,
-            )
+            warnings.warn(messages.other_weights(self.model), stacklevel=2)
         return self._result
 
     def _is_as_solved(self):
@@ -96,13 +92,14 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
         self._structure = self._result = self._convex_phase = self._began = self._frozen = None
         self._before = self._waiting = None
-        self._stage, self._spared, self._batches = Stage.BEGINS, [], 0
+        self._stage, self._spared, self._batches, self._thread = Stage.BEGINS, [], 0, threading.get_ident()
         self._schedule = SwitchSchedule(None, 0, self.params["epochs"])
         self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = Certificates(model, self._rows, self._exploit)
         if self._wrap is not None:
             checks.check_same_model(self._wrap, model)
+            checks.check_loss_scale(model.optimizer)
             self._wrap.driver = self  # of this fit: the last one
         else:
             self._announcer.say(model, messages.only_measures)
@@ -165,7 +162,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
                 checks.check_alone(self._wrap, self)
                 self._began = epoch
                 if self._wrap.solves and self._wrap.is_solved:  # in an earlier fit
-                    self._stage = Stage.OVER
+                    self._stage, self._measured = Stage.OVER, tuple(self._measurement.unknown())
                 self._schedule = self._make_schedule()  # now that the phase is known
                 self._schedule.resume(epoch, self._wrap.decision)
                 self._announcer.say(model, messages.begins, self._wrap, self._schedule, epoch, self.params["epochs"])
@@ -174,7 +171,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)
         if self._stage is Stage.OVER:  # another callback took back that training is to stop
             model.stop_training = True
-            self._hooks.read_only(_backend.reading(model, self._spared.append, {**self._logs, "phase": 1.0}))
+            self._logs = {**self._logs, "phase": 1.0}
+            self._hooks.read_only(_backend.reading(model, self._spared.append, self._logs))
         elif self._stage is Stage.READS:
             self._hooks.read_only(self._convex_phase.train_function(model, self._logs), self._end_phase)
         else:
@@ -223,12 +221,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self.certificates.pop("switch", None)
         self._convex_phase, self._stage = None, Stage.WAITS
         self._schedule.postpone()
-        warnings.warn(
-            "The second phase could not begin, and exploration goes on with the weights from before. Fix what the end "
-            f"of this message names and call keras_dal.finish after training. Received: "
-            f"{type(error).__name__}: {error}",
-            stacklevel=2,
-        )
+        warnings.warn(messages.goes_on(error), stacklevel=2)
 
     def _take_exact_step(self):
         try:
@@ -260,9 +253,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._hooks.arm()
 
     def on_train_batch_end(self, batch, logs=None):
+        checks.check_thread(self._thread)
         if self._stage is Stage.OVER:
             self.model.stop_training = True
-            build_metrics(self.model, self._spared.pop())
+            batch = self._spared.pop()
+            self._logs.update({} if "loss" in self._logs else evaluated_once(self.model, batch))
+            return
         if self._stage is not Stage.READS:
             self._logs = logs or {}
             return
@@ -284,7 +280,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
             phase.show(self.model, self._measurement.is_affordable(self._epoch, len(phase.train)))
 
     def _end_of_reading(self):
-        self._convex_phase.end(self._batches, (self.params["steps"] or math.inf) if self.model.stop_training else 0)
+        unknown = math.inf if self.model.stop_training else 0
+        self._convex_phase.end(self._batches, self.params["steps"] or unknown)
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps

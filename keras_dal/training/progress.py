@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal.features.tracing import to_numpy
+from keras_dal.training.train_step import is_hooked
 
 
 class Progress(enum.IntEnum):
@@ -21,6 +22,7 @@ class Progressing:
     """What `Wrap` knows of its progress: saved and restored with the optimizer's variables."""
 
     built: bool
+    _model: Any = None  # a weak reference, once it has been switched
     _is_linear: Any
     _linear_indices: tuple[int, ...] | None = None  # host copy of `_is_linear`: a traced step cannot read a variable
 
@@ -53,5 +55,13 @@ class Progressing:
     def synchronize(self):
         """Reads the phase from the optimizer's variables, after they were restored from outside."""
         if self.built:
-            linear = np.flatnonzero(to_numpy(self._is_linear))
+            before, linear = self._linear_indices, np.flatnonzero(to_numpy(self._is_linear))
             self._linear_indices = tuple(linear.tolist()) or None
+            if self._linear_indices != before:
+                self._trace_anew()
+
+    def _trace_anew(self):
+        """Let the model that was switched make its train function anew: the old one is that of the other phase."""
+        model = self._model and self._model()
+        if model is not None and model.train_function is not None and not is_hooked(model.train_function):
+            model.train_function = None

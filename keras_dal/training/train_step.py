@@ -4,6 +4,7 @@ import contextlib
 import functools
 import threading
 
+import keras
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
@@ -67,11 +68,28 @@ class StepHooks:
         self._model.train_function = self._hooked(function, ended)
 
     def remove(self):
-        """Leaves the model as it was before `install`; the next `fit` traces its own train function."""
-        self._model.train_function = None
+        """Leaves the model as it was before `install`; the next `fit` traces its own train function.
+
+        Where that fit has no driver it ends before its first step: in a step JAX would lose the weights.
+        """
+        self._model.train_function = None if self._optimizer is None else self._undriven()
         if self._moments in _keras.tracked_metrics(self._model):
             _keras.tracked_metrics(self._model).remove(self._moments)
             self._model.test_function = None
+
+    def _undriven(self):
+        def undriven(*args):
+            try:
+                if any(each is self._optimizer for each in _keras.optimizers(self._model.optimizer)):
+                    self._optimizer.check_driven()
+            except RuntimeError:
+                _backend.reattach(self._model, *args)
+                raise
+            self._model.make_train_function(force=True)
+            return self._model.train_function(*args)
+
+        setattr(undriven, _MARK, True)
+        return undriven
 
     def arm(self):
         """Says that the next step belongs to the `fit` these hooks were installed in."""
@@ -115,6 +133,8 @@ class StepHooks:
                 stack.enter_context(self._measuring())
             if self._exploiting:
                 stack.enter_context(replaced(self._model, "call", _in_inference_mode(self._model)))
+            if self._exploiting and type(self._model).train_step is keras.Model.train_step:
+                # a step of the user's own may work on each gradient, and must find it
                 stack.enter_context(replaced(self.layer, "call", _on_constants(self.layer)))
                 stack.enter_context(_backend.without_gradients(self._frozen))
             yield

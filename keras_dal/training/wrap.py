@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import weakref
 from typing import Any
 
 import keras
@@ -18,7 +19,6 @@ from keras_dal.training.inner import Delegating, averaging_only, innermost
 from keras_dal.training.progress import Progressing
 from keras_dal.training.rates import PhaseRates
 from keras_dal.training.schedule import Deciding
-from keras_dal.training.train_step import is_hooked
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
@@ -133,6 +133,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
             )
         if not self.built:
             self.build(model.trainable_variables)
+        self._model = weakref.ref(model)
         indices = self._indices_of(structure.linear_parameters)
         self.adopt_average()
         self.freeze_gates(structure)
@@ -141,8 +142,6 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         self._is_linear.assign(np.isin(np.arange(len(_keras.optimized(self))), indices).astype("int32"))
         self.synchronize()
         self.settle_averages(also_linear=False)
-        if model.train_function is not None and not is_hooked(model.train_function):
-            model.make_train_function(force=True)  # the old one was traced while everything was trained
         return structure
 
     def restart(self) -> None:
@@ -208,11 +207,8 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         if self.averages_itself:
             self._average = WeightAverage(functools.partial(_keras.track, self), var_list)
 
-    @property
-    def variables(self):
-        return super().variables + self.inner_optimizer.variables
-
-    def apply(self, grads, trainable_variables=None):
+    def check_driven(self):
+        """Raise a RuntimeError where nobody has promised to call `switch`."""
         if not self._driven and self.phase == "exploit":
             raise RuntimeError(
                 "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
@@ -225,6 +221,13 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
                 "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and end with keras_dal."
                 f"finish. Received: explore={self.explore!r}"
             )
+
+    @property
+    def variables(self):
+        return super().variables + self.inner_optimizer.variables
+
+    def apply(self, grads, trainable_variables=None):
+        self.check_driven()
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             if not self.built:
@@ -247,6 +250,11 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
             self._average.update()
 
     def _apply_linear(self, grads, variables):
+        _backend.check_in_step(
+            1 - keras.ops.minimum(keras.ops.max(self._is_linear.value), 1),
+            "This step was traced after the switch, and would train the linear parameters only. Trace it anew after "
+            "restart(). Received: a step of the second phase",
+        )
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if self._is_linear_variable(v)]
         grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
         inner = self.inner_optimizer
@@ -292,6 +300,11 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
     @property
     def _model_variables_moving_average(self):  # SwapEMAWeights asks for it where a loss scale stands in between
         return _keras.moving_averages(innermost(self.inner_optimizer))
+
+    def set_weights(self, weights):
+        for variable, value in zip(self.variables, weights, strict=True):
+            variable.assign(value)
+        self.synchronize()
 
     def load_own_variables(self, store):
         super().load_own_variables(store)

@@ -364,7 +364,7 @@ def test_a_reading_epoch_that_another_callback_stops_solves_nothing():
 
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
-    with pytest.warns(UserWarning, match="stopped the epoch that reads.*2 of 6 batches"):
+    with pytest.warns(UserWarning, match="reads the data was stopped.*2 of 6 batches"):
         fit(model, 9, [monitor, Stop()])
     assert monitor.result is None
     assert model.optimizer.phase == "explore"

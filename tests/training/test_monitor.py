@@ -134,7 +134,7 @@ def test_other_callbacks_have_its_numbers(tmp_path):
 
 
 def assert_untouched(model):
-    assert model.train_function is None
+    assert model.train_function is None or model.train_function.__name__ == "undriven"  # which makes it anew
     assert not [metric for metric in model.metrics if metric.name == "keras_dal_moments"]
     changed = {"call", "compute_loss", "train_step"}
     assert not changed & set(vars(model))

@@ -52,7 +52,7 @@ def test_a_stream_of_unknown_length_that_is_stopped_is_not_solved_on_a_part_of_i
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
     data = tf.data.Dataset.from_tensor_slices(images()).batch(16).filter(lambda x, y: True)
-    with pytest.warns(UserWarning, match="stopped the epoch that reads.*2 of an unknown number of batches"):
+    with pytest.warns(UserWarning, match="reads the data was stopped.*2 of an unknown number of batches"):
         model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[monitor, Stop()])
     assert monitor.result is None
     assert model.optimizer.phase == "explore"

@@ -1,0 +1,231 @@
+"""Trainings before and after the two lines, and callbacks that read what the monitor logs."""
+
+import keras
+import numpy as np
+import pytest
+from fits import NUM_CLASSES, compiled, fit, images, moved, small_model, snapshot
+from keras import layers, ops
+
+import keras_dal
+
+ON_JAX, ON_TORCH = (keras.backend.backend() == each for each in ("jax", "torch"))
+
+
+def test_a_callback_that_compares_sees_a_number_from_the_first_epoch_on(tmp_path):
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "{epoch}.weights.h5",
+        monitor="alignment",
+        mode="max",
+        save_best_only=True,
+        save_weights_only=True,
+    )
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = fit(compiled(keras.optimizers.SGD(0.1)), 25, callbacks=[monitor, best])
+    assert np.isfinite([history["alignment"], history["kernel_change"]]).all()
+    assert best.best == max(history["alignment"])
+
+
+def test_two_loss_scales_are_refused():
+    inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    model = compiled(keras.optimizers.LossScaleOptimizer(keras_dal.Wrap(inner, explore=2)))
+    with pytest.raises(ValueError, match="heeds the outer of two only.*Received: 2 LossScaleOptimizers"):
+        fit(model, 3)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_monitor_that_stands_outside_of_a_list_is_called_in_one_thread_or_refused():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    if keras.backend.backend() == "tensorflow":
+        fit(model, 4, callbacks=monitor)
+        assert monitor.result is not None
+    else:
+        with pytest.raises(ValueError, match=r"pass callbacks=\[monitor\]"):
+            fit(model, 4, callbacks=monitor)
+
+
+@pytest.mark.parametrize("explore", [1, 5])
+def test_a_fit_that_forgets_the_monitor_ends_with_the_weights_it_began_with(explore):
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=explore))
+    fit(model, 2)
+    before = snapshot(model)
+    for train in (model.fit, model.train_on_batch):
+        with pytest.raises(RuntimeError, match="second phase" if explore == 1 else "Nothing would ever switch"):
+            train(x, y)
+        assert not moved(before, snapshot(model))
+    compiled(keras.optimizers.SGD(0.1), model)
+    model.fit(x, y, verbose=0)
+    assert moved(before, snapshot(model))
+
+
+def test_a_fit_without_the_monitor_trains_what_belongs_to_the_phase_it_is_in():
+    x, y = images()
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None)
+    model = compiled(wrap, small_model(dropout=0.0))
+
+    def trained():
+        before = snapshot(model)
+        model.fit(x, y, verbose=0)
+        trainable = {variable.path for variable in model.trainable_variables}
+        return {path for path in moved(before, snapshot(model)) if path in trainable}
+
+    everything = trained()
+    wrap.switch(model)
+    assert trained() == {"logits/kernel", "logits/bias"}
+    wrap.restart()
+    assert trained() == everything == {v.path for v in model.trainable_variables}
+
+
+class Clipping(keras.Model):
+    """A step that works on each gradient, on every backend."""
+
+    def train_step(self, *arguments):
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            x, y = arguments[0]
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply([tf.clip_by_norm(g, 1.0) for g in gradients], self.trainable_variables)
+            return self.compute_metrics(x, y, self(x), None)
+        if ON_TORCH:
+            x, y = arguments[0]
+            self.zero_grad()
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            loss.backward()
+            gradients = [v.value.grad.clip(-1.0, 1.0) for v in self.trainable_variables]
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return self.compute_metrics(x, y, self(x), None)
+        return super().train_step(*arguments)
+
+
+def test_a_step_that_works_on_each_gradient_goes_on_after_a_switch_that_descends():
+    plain = small_model()
+    model = compiled(
+        keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, finish="descend"), Clipping(plain.inputs, plain.outputs)
+    )
+    fit(model, 1)
+    before = snapshot(model)
+    assert len(fit(model, 3, initial_epoch=1)["loss"]) == 2
+    assert moved(before, snapshot(model)) == {"logits/kernel", "logits/bias"}
+
+
+class Noting(keras.Model):
+    """A metric that only the training step updates."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.noted = keras.metrics.Mean("noted")
+
+    def call(self, x, training=None):
+        outputs = super().call(x, training=training)
+        if training:
+            self.noted.update_state(ops.mean(ops.square(outputs)) + 1.0)
+        return outputs
+
+
+@pytest.mark.skipif(ON_JAX, reason="Keras carries no metric of a model's call through a step on JAX")
+def test_what_only_training_measures_is_not_a_number_in_the_epoch_that_only_reads():
+    plain = small_model()
+    history = fit(
+        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), Noting(plain.inputs, plain.outputs)), 4
+    )
+    assert min(history["noted"][:2]) >= 1.0
+    assert np.isnan(history["noted"][2])
+    assert np.isfinite(history["accuracy"]).all()
+
+
+def test_a_fit_of_a_model_that_is_solved_logs_what_others_do(tmp_path):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    first = fit(model, 4)
+    before = snapshot(model)
+    saved = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch:02d}-{loss:.3f}.weights.h5", save_weights_only=True)
+    history = fit(model, 4, callbacks=[keras_dal.AlignmentMonitor(verbose=False), saved], shuffle=False)
+    x, y = images()
+    loss, accuracy = model.evaluate(x[:16], y[:16], verbose=0)
+    assert [history["loss"], history["accuracy"]] == [[pytest.approx(loss, rel=1e-4)], [pytest.approx(accuracy)]]
+    assert set(history) == set(first)
+    assert not moved(before, snapshot(model))
+
+
+class WithMore(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, y, y_pred, sample_weight, training) + 1e-3 * ops.mean(ops.square(y_pred))
+
+
+@pytest.mark.parametrize("kind", ["compute_loss", "activity regularizer"])
+def test_what_is_not_solved_is_said_before_the_first_step(kind):
+    plain = small_model(activity_regularizer="l2" if kind != "compute_loss" else None)
+    model = WithMore(plain.inputs, plain.outputs) if kind == "compute_loss" else plain
+    with pytest.warns(UserWarning, match=f"solved for the compiled loss alone, without what the {kind}"):
+        fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=2), model), 3)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_the_rest_of_a_stream_is_not_taken_for_all_of_it():
+    def stream():
+        x, y = images()
+        for _ in range(2):
+            for start in range(0, 96, 16):
+                yield x[start : start + 16], y[start : start + 16]
+        yield x[:16], y[:16]
+
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    with pytest.warns(UserWarning, match="or the data ran out. Received: 1 of 6 batches"):
+        model.fit(stream(), steps_per_epoch=6, epochs=4, verbose=0, shuffle=False, callbacks=[monitor])
+    assert monitor.result is None
+    assert model.optimizer.phase == "explore"
+
+
+def test_weights_of_the_optimizer_are_those_of_both_parts():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=1))
+    fit(model, 1)
+    wrap = model.optimizer
+    kept = [np.array(ops.convert_to_numpy(variable)) for variable in wrap.variables]
+    fit(model, 2, initial_epoch=1)
+    assert wrap.phase == "exploit"
+    wrap.set_weights(kept)
+    assert wrap.phase == "explore"
+    for variable, value in zip(wrap.variables, kept, strict=True):
+        assert np.array_equal(ops.convert_to_numpy(variable), value)
+
+
+def test_labels_whose_number_of_classes_is_not_known_when_the_step_is_traced():
+    tf = pytest.importorskip("tensorflow")
+    x, y = images()
+    one_hot = keras.utils.to_categorical(y, NUM_CLASSES)
+
+    def unknown(x, y):
+        return x, tf.ensure_shape(tf.numpy_function(lambda part: part, [y], tf.float32), [None, None])
+
+    data = tf.data.Dataset.from_tensor_slices((x, one_hot.astype("float32"))).batch(16).map(unknown)
+    known = tf.data.Dataset.from_tensor_slices((x, one_hot.astype("float32"))).batch(16)
+    found = []
+    for each in (data, known):
+        model = small_model()
+        model.compile(keras.optimizers.SGD(0.1), keras.losses.CategoricalCrossentropy(from_logits=True))
+        found.append(
+            model.fit(each, epochs=1, verbose=0, shuffle=False, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+        )
+    assert found[0].history["alignment"] == pytest.approx(found[1].history["alignment"])
+
+
+@pytest.mark.skipif(ON_TORCH, reason="Keras has no sparse tensors on PyTorch")
+def test_sparse_inputs_are_trained_on():
+    tf = pytest.importorskip("tensorflow")
+    if ON_JAX:
+        pytest.skip("batches of tf.data would be dense on JAX")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), sparse=True)
+    model = keras.Model(inputs, layers.Dense(NUM_CLASSES)(layers.Dense(5, activation="relu")(inputs)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.random.default_rng(0).random((32, 6)).astype("float32") * (np.arange(6) % 2)
+    data = tf.data.Dataset.from_tensor_slices((x, np.arange(32) % 3)).batch(8)
+    data = data.map(lambda x, y: (tf.sparse.from_dense(x), y))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    assert np.isfinite(
+        model.fit(data, epochs=2, verbose=0, shuffle=False, callbacks=[monitor]).history["alignment"]
+    ).all()
