@@ -262,7 +262,8 @@ def test_whatever_fails_leaves_nothing_frozen_and_a_complete_history(monkeypatch
     assert {len(values) for values in history.values()} == {len(snapshots.taken) - 1}
     assert model.optimizer.phase == "explore"
     before = snapshots.taken[SWITCH + (part == "solve_head")]
-    assert not {path for path in moved(snapshot(plain), before) if "seed" not in path} or part == "Gathering"
+    if part == "solve_head":  # the other fails before the epoch of the switch, which then trains
+        assert not {path for path in moved(snapshot(plain), before) if "seed" not in path}
     assert {"conv/kernel", "norm/moving_mean"} <= moved(before, snapshots.taken[-1])
 
 

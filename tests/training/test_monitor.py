@@ -160,9 +160,12 @@ class Interruption(keras.callbacks.Callback):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 @pytest.mark.parametrize("explore", [1, 3])
 def test_an_exception_in_the_data_leaves_the_model_as_it_was(error, explore):
+    seen = []
+
     def failing():
         x, y = images()
         for _ in range(8):
+            seen.append(explore)
             yield x[:16], y[:16]
         raise error
 
@@ -170,7 +173,12 @@ def test_an_exception_in_the_data_leaves_the_model_as_it_was(error, explore):
         keras_dal.Wrap("sgd", explore=explore, finish="descend"), run_eagerly=keras.backend.backend() == "tensorflow"
     )
     with pytest.raises(BaseException):  # noqa: B017, PT011 - TensorFlow turns it into an error of its own
-        model.fit(failing(), epochs=4, steps_per_epoch=6, callbacks=[keras_dal.AlignmentMonitor()], verbose=0)
+        model.fit(
+            failing(), epochs=4, steps_per_epoch=6, shuffle=False, callbacks=[keras_dal.AlignmentMonitor()], verbose=0
+        )
+    assert len(seen) == 8
+    if keras.backend.backend() == "torch":  # which reads the data outside of the step
+        fit(model, 1)
     assert_untouched(model)
 
 
