@@ -1,6 +1,8 @@
 """What the private names of Keras do that the package relies on, with the installed Keras."""
 
+import ast
 import inspect
+import pathlib
 
 import keras
 import numpy as np
@@ -115,6 +117,28 @@ def test_an_optimizer_keeps_averages_and_variables_in_one_order_and_counts_steps
     assert optimizer.learning_rate == 0.25
 
 
+def test_what_an_optimizer_has_of_its_own_is_found_whatever_its_properties_say():
+    dense = layers.Dense(2)
+    dense.build((None, 3))
+    optimizer, tracked = keras.optimizers.SGD(0.25), keras.Variable(1.0)
+    optimizer.build(dense.trainable_variables)
+    assert [_keras.index_of(optimizer, v) for v in [dense.bias, dense.kernel, tracked]] == [1, 0, None]
+    _keras.track(optimizer, tracked)
+    assert any(v is tracked for v in optimizer.variables)
+    assert float(keras.ops.convert_to_numpy(_keras.rate_variable(optimizer))) == 0.25
+    assert _keras.step_count(optimizer) is optimizer.iterations
+    outer = keras.optimizers.LossScaleOptimizer(optimizer)
+    assert list(_keras.optimizers(outer)) == [outer, optimizer]
+    assert list(_keras.optimizers(None)) == []
+
+
+def test_a_tensor_carries_its_mask_and_a_variable_its_layout():
+    masked = layers.Masking()(np.array([[[1.0], [0.0]]], "float32"))
+    assert keras.ops.convert_to_numpy(_keras.mask_of(masked)).tolist() == [[True, False]]
+    assert _keras.mask_of(keras.ops.ones(2)) is None
+    assert _keras.layout_of(keras.Variable(1.0)) is None
+
+
 def test_a_tracked_metric_is_part_of_what_a_step_carries(net):
     metric = keras.metrics.Mean(name="own")
     _keras.tracked_metrics(net).append(metric)
@@ -161,3 +185,20 @@ def test_a_model_gets_back_what_fit_has_handed_to_a_train_function(net):
     for variables, values in zip(own, state, strict=True):
         for variable, value in zip(variables, values, strict=True):
             np.testing.assert_array_equal(variable.value, value)
+
+
+def test_private_names_of_other_packages_are_in_one_file():
+    folder = pathlib.Path(_keras.__file__).parent
+    trees = {path: ast.parse(path.read_text()) for path in folder.rglob("*.py") if path.name != "_keras.py"}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    own = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.id for _, node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    attributes = [(path, node) for path, node in nodes if isinstance(node, ast.Attribute)]
+    own |= {node.attr for _, node in attributes if isinstance(node.ctx, ast.Store)}
+    own |= {alias.name for _, node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    private = {
+        f"{path.relative_to(folder)}: {node.attr}"
+        for path, node in attributes
+        if node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own | {"_asdict"}
+    }
+    assert private == set()
