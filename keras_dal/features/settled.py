@@ -8,7 +8,7 @@ from keras import ops, tree
 
 from keras_dal import _backend, _keras
 from keras_dal.features.batches import are_arrays
-from keras_dal.features.tracing import inference, recorded, to_numpy
+from keras_dal.features.tracing import inference, recorded, spread, to_numpy
 
 _START = 0.05  # share of where they began, from which moving statistics may mislead
 _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarithms: what one batch explains is less
@@ -30,7 +30,7 @@ def warn_of_statistics(model, x, inputs, advice):
     young = [layer for layer in _keras.sublayers(model) if _is_normalization(layer) and layer.momentum**steps > _START]
     if not steps or not young:
         return
-    few = _some(x if are_arrays(x) else inputs)
+    few = spread(x if are_arrays(x) else inputs, _MOST)
     if len(tree.flatten(few)[0]) < _FEW:
         return
     for layer, (mean, squares) in zip(young, _moments(model, young, few), strict=True):
@@ -56,12 +56,6 @@ def _steps(model):
 def _is_normalization(layer):
     names = ("momentum", "axis", "epsilon", "moving_mean", "moving_variance")
     return layer.built and layer.trainable and all(hasattr(layer, name) for name in names)
-
-
-def _some(inputs):
-    """Return a few samples, from the first to the last."""
-    step = max(1, len(tree.flatten(inputs)[0]) // _MOST)
-    return tree.map_structure(lambda part: part[::step][:_MOST], inputs)
 
 
 def _moments(model, layers, x):

@@ -19,6 +19,9 @@ def to_numpy(tensor) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
+HALVES = ("float16", "bfloat16")  # dtypes of half precision
+
+
 def computed_dtype(dtype):
     """Return the dtype in which layers of a dtype compute: with some backends Keras multiplies float64 in float32."""
     return _product_dtype() if str(dtype) == "float64" else str(dtype)
@@ -146,6 +149,12 @@ def feature_function(model, layer):
     return _backend.compiled(evaluate, model)
 
 
+def spread(x, count):
+    """Return a few samples, from the first to the last."""
+    step = max(1, np.shape(tree.flatten(x)[0])[0] // count)
+    return tree.map_structure(lambda part: part[::step][:count], x)
+
+
 def sample_inputs(model, x):
     """Return a few inputs: some of the user's, from the first to the last, or random ones of the declared shape."""
     if x is not None:
@@ -153,8 +162,7 @@ def sample_inputs(model, x):
         if not all(np.shape(part)[:1] and np.shape(part)[0] for part in parts):
             raise ValueError(f"Pass at least one sample input. Received: x of shape {tree.map_structure(np.shape, x)}")
         _check_shapes(model, x)
-        step = max(1, np.shape(parts[0])[0] // _SAMPLES)
-        return tree.map_structure(lambda part: part[::step][:_SAMPLES], x)
+        return spread(x, _SAMPLES)
     inputs = input_specs(model)
     if inputs is None:
         raise ValueError(

@@ -12,6 +12,7 @@ from keras import tree
 from keras_dal.features.batches import are_arrays, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.settled import warn_of_statistics
+from keras_dal.features.tracing import HALVES
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import FEW_RIDGES, RIDGES, Task
 from keras_dal.finishing.result import Result, finished
@@ -238,7 +239,7 @@ def _check_shapes(name, training_x, x):
 
 def _warn_of_precision(structure):
     dtype = structure.output_layer.compute_dtype
-    if dtype in ("float16", "bfloat16"):
+    if dtype in HALVES:
         warnings.warn(
             f"The logits are computed in {dtype}, whose rounding can undo small margins: the result speaks of the head "
             "in float64. Give the last layer dtype='float32', as Keras advises for mixed precision. Received: layer "

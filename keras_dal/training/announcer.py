@@ -3,6 +3,7 @@
 import warnings
 
 from keras_dal import _backend
+from keras_dal.training.messages import described
 
 
 class Announcer:
@@ -29,7 +30,7 @@ class Announcer:
         except Exception as error:  # of whatever kind: a line of text is not worth a training
             warnings.warn(
                 "A message of the monitor could not be made, and training goes on without it. Received: "
-                f"{type(error).__name__}: {error}",
+                f"{described(error)}",
                 stacklevel=3,
             )
             return

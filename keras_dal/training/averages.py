@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_dal import _backend, _keras
-from keras_dal.features.tracing import to_numpy
+from keras_dal.features.tracing import HALVES, to_numpy
 from keras_dal.training.inner import innermost
 
 
@@ -84,7 +84,7 @@ class WeightAverage:
 
 def _precise(dtype):
     """Return a dtype in which small steps towards a mean are not lost."""
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
+    return "float32" if dtype in HALVES else dtype
 
 
 class Averaging:

@@ -14,6 +14,7 @@ from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering
+from keras_dal.training.messages import described
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
 _BLOCK = 4096  # samples whose metrics are computed at a time
@@ -145,7 +146,7 @@ class ConvexPhase:
         except Exception as error:  # a metric of the user's own may take what only a training step has
             warnings.warn(
                 "The metrics of the last epoch are missing: they could not be computed from labels and outputs alone. "
-                f"Received: {type(error).__name__}: {error}",
+                f"Received: {described(error)}",
                 stacklevel=2,
             )
         return logs

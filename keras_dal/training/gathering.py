@@ -12,6 +12,7 @@ from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.store import RowWriter
 from keras_dal.features.tracing import inference, tap, to_numpy
 from keras_dal.training.evaluated import evaluated
+from keras_dal.training.messages import described
 from keras_dal.training.statistics import BatchStatistics
 
 STATISTICS_STEPS = 100  # for batch statistics, at most
@@ -132,7 +133,7 @@ def evaluated_once(model, batch):
         found = _backend.in_replica(logs, model, batch)
         return {name: float(np.mean(to_numpy(value))) for name, value in found.items()}
     except Exception as error:  # of a compute_loss or a metric of the user's own: no reason to end a fit
-        warnings.warn(f"Loss and metrics are not known. Received: {type(error).__name__}: {error}", stacklevel=3)
+        warnings.warn(f"Loss and metrics are not known. Received: {described(error)}", stacklevel=3)
         return {}
     finally:
         model.reset_metrics()

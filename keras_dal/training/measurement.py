@@ -9,6 +9,7 @@ from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.tracing import input_specs
 from keras_dal.training.budget import Budget
 from keras_dal.training.kernel_change import KernelChange, first_samples
+from keras_dal.training.messages import described
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
 
 _UNKNOWN = {"alignment": np.nan, "alignment_rank": np.nan}
@@ -93,7 +94,7 @@ class Measurement:
             self._said = True
             warnings.warn(
                 "The alignment or the kernel change could not be measured, and training goes on. Received: "
-                f"{type(error).__name__}: {error}",
+                f"{described(error)}",
                 stacklevel=4,
             )
         return self.unknown()

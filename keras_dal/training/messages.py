@@ -19,6 +19,11 @@ class Switch(NamedTuple):
     report: Any
 
 
+def described(error):
+    """Return an error as the end of a message."""
+    return f"{type(error).__name__}: {error}"
+
+
 def only_measures():
     """Return that there are no two phases."""
     return "keras_dal: the optimizer is no Wrap: the alignment is measured, and nothing will be frozen or solved"
@@ -77,7 +82,7 @@ def goes_on(error):
     """Return what a warning says where the second phase failed."""
     return (
         "The second phase could not begin, and exploration goes on with the weights from before. Fix what the end "
-        f"of this message names and call keras_dal.finish after training. Received: {type(error).__name__}: {error}"
+        f"of this message names and call keras_dal.finish after training. Received: {described(error)}"
     )
 
 

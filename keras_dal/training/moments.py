@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_dal import _backend
+from keras_dal.features.tracing import to_numpy
 from keras_dal.training.kernel_change import NUM_PROBES
 
 _PROBE_BYTES = 2**28  # of the inputs that are kept, at most
@@ -131,16 +132,16 @@ class StepMoments(keras.metrics.Metric):
         Raises:
             BadLabels: labels that are out of range, no probabilities or not finite.
         """
-        if refused := int(np.asarray(ops.convert_to_numpy(self.refused))):
+        if refused := int(to_numpy(self.refused)):
             raise BadLabels(
                 f"The labels of {self.loss.name} must be what it takes: classes from 0 to C - 1, probabilities, or "
                 f"finite values. Received: {refused} samples with other labels"
             )
-        count = round(float(np.asarray(ops.convert_to_numpy(self.count))))
-        return np.asarray(ops.convert_to_numpy(self.sums), np.float64) if with_sums else None, count
+        count = round(float(to_numpy(self.count)))
+        return to_numpy(self.sums).astype(np.float64) if with_sums else None, count
 
     def samples(self):
         """Return the inputs kept, as the model takes them, or None."""
-        if self.probes is None or not np.asarray(ops.convert_to_numpy(self.probed)):
+        if self.probes is None or not to_numpy(self.probed):
             return None
-        return tree.map_structure(ops.convert_to_numpy, self.probes)
+        return tree.map_structure(to_numpy, self.probes)

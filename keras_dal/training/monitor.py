@@ -93,7 +93,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._structure = self._result = self._convex_phase = self._began = self._frozen = None
         self._before = self._waiting = None
         self._stage, self._spared, self._batches, self._thread = Stage.BEGINS, [], 0, threading.get_ident()
-        self._schedule = SwitchSchedule(None, 0, self.params["epochs"])
+        self._schedule = SwitchSchedule.never()
         self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = Certificates(model, self._rows, self._exploit)
@@ -118,7 +118,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _make_schedule(self):
         if self.phase == "exploit":
-            return SwitchSchedule(None, 0, self.params["epochs"])  # there is nothing left to switch
+            return SwitchSchedule.never()  # there is nothing left to switch
         average = self._wrap.average if self._wrap.solves else 0
         return SwitchSchedule(self._wrap.explore, average, self.params["epochs"])
 
@@ -227,7 +227,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         try:
             self._wrap.take_proven_step(self._step_size())  # now of constant features
         except Exception as error:  # as in `_tried`
-            warnings.warn(f"The proven step stays what it was. Received: {type(error).__name__}: {error}", stacklevel=2)
+            warnings.warn(f"The proven step stays what it was. Received: {messages.described(error)}", stacklevel=2)
 
     def _solve_next(self, model, epoch):
         self._convex_phase = ConvexPhase(model, self._wrap, self._structure, self._loss)

@@ -52,6 +52,11 @@ class SwitchSchedule:
         if explore == "auto" and self._latest > self.switch:
             self._look = max(1, round(LOOK * epochs))
 
+    @classmethod
+    def never(cls):
+        """Return the schedule of a fit that does not switch."""
+        return cls(None, 0, 1)
+
     def resume(self, epoch, decision):
         """Take over what an earlier fit has decided, where this one begins after that."""
         if self._look is not None and epoch >= self._look and decision:
