@@ -60,13 +60,15 @@ def has_accelerator():
 
 @contextlib.contextmanager
 def full_precision():
-    """Return a context in which products of float32 matrices are not rounded to fewer bits."""
-    precision = torch.get_float32_matmul_precision()
+    """Return a context in which products of float32 numbers are not rounded to fewer bits."""
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def is_chief(model):

@@ -16,10 +16,11 @@ from keras_dal.features.store import KeptRows
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
-from keras_dal.solvers.jacobian import Products, jacobian
+from keras_dal.solvers.jacobian import FactorizedJacobian, Products, jacobian
 from keras_dal.solvers.label_squares import centred_total, safe_mean
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
+_LSQR = "LSQR, which bounds the alignment from below up to an estimate of the rounding in the network"
 _ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
 _DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow
 _POWERS = 5  # steps of the power method that finds it well enough
@@ -42,6 +43,7 @@ def alignment(
     The factorization is in float64 on the host. Column means of the labels are removed where the head has a bias, and
     row means for softmax, because constants per sample change no softmax (Kawaguchi, Zhang and Deng, 2022). Smoothed
     labels give what hard ones do; labels that are mixed are measured as they are, and nothing is decided of them.
+    Constraints on the parameters, and which of them are trainable, count for nothing here.
 
     Args:
         model: a Keras model that `find_structure` understands.
@@ -51,7 +53,7 @@ def alignment(
         decide_separability: whether labels that are not aligned are tried for separability by a solver.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
-            most 300 iterations of LSQR on products of automatic differentiation.
+            most 300 iterations of LSQR on products of automatic differentiation, whose rounding is only estimated.
         batch_size: samples in one evaluation of arrays.
 
     Returns:
@@ -106,7 +108,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, spacing=None):
         centring[-c:, -c:] -= 1.0 / c
         moments = centring @ moments @ centring
     spacing = precision(_backend.statistics_dtype()) if spacing is None else spacing
-    projection = project_moments(moments, c, structure.use_bias, spacing)
+    projection = project_moments(moments, c, structure.use_bias, spacing, num_samples)
     lost = (projection.squares.centred == 0) & (projection.squares.whole > 0)
     if loss.quadratic and lost.any():  # constant or not: these sums do not tell
         unknown = np.where(lost, np.nan, projection.residual)
@@ -152,7 +154,8 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
     theta = projection.coefficients.ravel()
     per_sample, _ = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, projection.residual, projection.squares)
-    verdict = decide(head, loss, rows, theta, share, decide_separability)
+    least = decisive_share(loss, projection.least, projection.squares)
+    verdict = decide(head, loss, rows, theta, share, decide_separability, least=least, used=used.mean())
     return _report_projection(
         structure,
         projection,
@@ -171,11 +174,14 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     squares = centred_total(_seen(loss, matrix), weights, structure.use_bias)
     per_sample, per_class = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, per_class, squares)
+    least = share
+    if isinstance(columns, FactorizedJacobian):
+        least = decisive_share(loss, weights @ columns.seen(columns.left_of(matrix, counting=False)) ** 2, squares)
     spectrum = columns.with_constants()
     return _report(
         structure,
         len(features),
-        decide(head, loss, rows, theta, share, decide_separability, columns),
+        decide(head, loss, rows, theta, share, decide_separability, columns, least, used.mean()),
         **_shares(per_sample, per_class, squares),
         rank=spectrum.rank,
         tolerance=columns.tolerance,
@@ -205,17 +211,18 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
 
     right = mapped(centred)
     scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
-    size = _largest_singular_value(scaled, right)
-    direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
-    residual = right - scaled @ direction
-    rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, which is no more in Col J then
+    with _backend.full_precision():
+        size = _largest_singular_value(scaled, right)
+        direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
+        residual = right - scaled @ direction
+    rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, an estimate
     left = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
     squares = centred_total(targets[used], weights[used], bias)
     share = decisive_share(loss, left.sum(axis=0), squares)
     return _report(
         structure,
         int(np.sum(used)),
-        MIXED if mixed else by_residual(share, "undecided", "LSQR, which bounds the alignment from below"),
+        MIXED if mixed else by_residual(share, "undecided", _LSQR),
         **_shares(left.sum(axis=1), left.sum(axis=0), squares),
         num_parameters=operator.shape[1],
         lower_bound=True,

@@ -36,6 +36,13 @@ def _augments(layer):
     return name.startswith("Random") or name in ("RandAugment", "AugMix", "MixUp", "CutMix")
 
 
+def _clips_probabilities(structure):
+    """Whether Keras' loss sees probabilities: only its TensorFlow backend finds the logits of an output not cast."""
+    outputs = getattr(structure.model, "outputs", None) or ()
+    cast = any(output.dtype != keras.config.floatx() for output in outputs)
+    return structure.activation != "linear" and (cast or keras.config.backend() != "tensorflow")
+
+
 def of_training(structure, penalty):
     """Yield what this model does in training and the certificate does not speak about."""
     layers = list(_keras.sublayers(structure.model))
@@ -53,6 +60,17 @@ def of_training(structure, penalty):
         yield f"activity regularizers ({', '.join(regularized)}), which are not part of the objective"
     if _keras.loss_weight(structure.model) != 1:
         yield "the compiled loss_weights: loss and rate are those of the loss without them"
+    if _clips_probabilities(structure):
+        yield (
+            "Keras' clipping of probabilities at 1e-7, beyond which its loss is flat: all numbers are of the logits, "
+            "as with a linear last layer and from_logits=True"
+        )
+    bound = [v.path for v in structure.linear_parameters if v.constraint is not None]
+    if bound:
+        yield f"constraints on theta_S ({', '.join(bound)}): verdict, infimum and rate are of a head without them"
+    fixed = [v.path for v in structure.linear_parameters if not v.trainable]
+    if fixed:
+        yield f"parameters of theta_S that are not trained ({', '.join(fixed)}): all numbers are as if they were"
     if penalty is None:
         yield "the rate: a penalty or constraint on theta_S is not an L2 regularizer"
     optimizers = _keras.optimizers(getattr(structure.model, "optimizer", None))

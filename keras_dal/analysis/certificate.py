@@ -289,7 +289,7 @@ def certify_head(
         v = scale * v
     found = _enclosure(objective, v, theta)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
-    verdict, decided_by = verdict_of(found, share, witnessed, objective, scale)
+    verdict, decided_by = verdict_of(found, share, witnessed, objective, scale, v)
     beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
@@ -335,4 +335,9 @@ def _enclosure(objective, v, theta):
             return Enclosure(0.0, 0.0, candidate, margin)
         if best is None or value < best.upper:
             best = Enclosure(objective.floor, max(objective.floor, value), candidate, margin)
-    return enclose_infimum(jac, objective.loss, objective.targets, objective.weights) if jac.factorized else best
+    if not jac.factorized:
+        return best
+    found = enclose_infimum(jac, objective.loss, objective.targets, objective.weights)
+    if found.upper <= best.upper:
+        return found
+    return dataclasses.replace(best, lower=min(found.lower, best.upper), out_of_time=found.out_of_time)

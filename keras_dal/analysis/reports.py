@@ -1,10 +1,11 @@
-"""What `alignment` returns."""
+"""What `alignment` and `width_curve` return."""
 
 import dataclasses
 
 import numpy as np
 
-from keras_dal.tables import as_html, at_least
+from keras_dal.analysis.separability import ALIGNED
+from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +28,8 @@ class AlignmentReport:
         verdict: `"aligned"`, `"separable"`, `"not separable"`, `"not aligned"` (squared error, smoothed labels) or
             `"undecided"`.
         decided_by: how the verdict was reached.
-        lower_bound: whether an iterative method bounds the alignment from below only.
+        lower_bound: whether an iterative method bounds the alignment from below only; with a whole network up to
+            rounding, which is estimated.
     """
 
     residual_share: float
@@ -75,3 +77,63 @@ class AlignmentReport:
             f"{self.summary()}\n  n = {self.num_samples:,}, m = {self.num_features:,}, C = {self.num_outputs:,}, "
             f"P = {self.num_parameters:,}\n  decided by {self.decided_by}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthCurve:
+    """What a head would reach with so many gates beside it, on these features; `len(widths)` values each.
+
+    Attributes:
+        widths: numbers of gates, ascending; 0 is the head alone.
+        residual_share: share of the labels that is not in the column space, as in `AlignmentReport`, the mean over
+            draws of the gates. Each is what evaluated coefficients leave: not below the true one.
+        residual_share_spread: its standard deviation over the draws.
+        infimum: lower and upper bound of the infimum of the loss, for the gates of the first draw. Where nothing is
+            proved from below, the lower one is the least loss of any model: 0 for hard labels.
+        rank: numerical rank of J_S, for the gates of the first draw.
+        bytes: memory of the head's variables in float32.
+        settled: the first width from which nothing more is to be gained: the infimum of the first draw is proved to be
+            the least of any model or, for labels that are not hard, they are aligned for every draw, and the squared
+            error is not proved to be larger than rounding explains. None if none of the widths is so wide.
+        samples_fitted: how many samples, in a random order, the head of width 0 can have aligned: up to a share of
+            1e-8 of all labels.
+        num_samples: n, without samples of weight 0.
+        num_features: m.
+        num_outputs: C.
+        loss_name: which loss.
+        draws: number of draws of the gates.
+    """
+
+    widths: tuple[int, ...]
+    residual_share: tuple[float, ...]
+    residual_share_spread: tuple[float, ...]
+    infimum: tuple[tuple[float, float], ...]
+    rank: tuple[int, ...]
+    bytes: tuple[int, ...]
+    settled: int | None
+    samples_fitted: int
+    num_samples: int
+    num_features: int
+    num_outputs: int
+    loss_name: str
+    draws: int
+
+    def __str__(self):
+        return as_text(self._rows(), self._title())
+
+    def _repr_html_(self):
+        return as_html(self._rows(), self._title())
+
+    def _title(self):
+        return "gates", "residual share (+- over draws), infimum of the loss, rank, memory of the head"
+
+    def _rows(self):
+        values = (self.residual_share, self.residual_share_spread, self.infimum, self.rank, self.bytes)
+        for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
+            between = one_number(low, high, 4) or f"{at_least(low, 4)} to {at_most(high, 4)}"
+            yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
+        reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
+        yield "settled", reached
+        yield "data", f"{self.num_samples:,} samples, {self.num_features:,} features, {self.num_outputs:,} outputs"
+        yield "loss", self.loss_name
+        yield "fitted", f"{self.samples_fitted:,} samples, to a share of {ALIGNED:.0e}, by the head without gates"

@@ -49,7 +49,7 @@ def decisive_share(loss, residual, squares):
     return float(squares.share_per_class(residual).max() if loss.quadratic else squares.share(residual.sum()))
 
 
-def decide(head, loss, rows, theta, share, decide_separability, columns=None):
+def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, used=1.0):
     """Return the `Verdict` for a head.
 
     Args:
@@ -60,6 +60,8 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None):
         share: its residual share, as `decisive_share` returns it.
         decide_separability: whether a solver is run where least squares are no witness.
         columns: the `Jacobian`, where there is one already.
+        least: the share that all directions leave that float64 can tell from rounding; by default `share`.
+        used: share of all samples, for means over them, that `rows` are.
     """
     scale = common_scale(np.concatenate([loss.scales(targets) for _, targets, _ in rows if len(targets)]))
     if scale is None:
@@ -67,6 +69,8 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None):
     if np.isfinite(scale):
         exact = columns is None or columns.factorized
         reason = "least squares" if exact else f"{columns.method}, which bounds the alignment from below"
+        if exact and least is not None and least <= ALIGNED:
+            return by_residual(share, "undecided", "least squares, where what counts as rounding reaches the labels")
         return by_residual(share, "not aligned" if exact else "undecided", reason)
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
@@ -79,7 +83,7 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None):
         return Verdict(
             "undecided", f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
         )
-    return _separability(head, loss, rows, columns)
+    return _separability(head, loss, rows, columns, used)
 
 
 def _smallest_margin(head, loss, features, targets, theta):
@@ -87,7 +91,7 @@ def _smallest_margin(head, loss, features, targets, theta):
     return duality.smallest_margin(loss, head.logits(features, theta), errors, targets)
 
 
-def _separability(head, loss, rows, columns):
+def _separability(head, loss, rows, columns, used):
     size = 8 * sum(features.size for features, _, _ in rows)
     if size > _DECIDABLE:
         return Verdict(
@@ -104,7 +108,8 @@ def _separability(head, loss, rows, columns):
     if infimum.margin is not None and infimum.margin > 0:
         return Verdict("separable", f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
     if infimum.lower > 0:
-        return Verdict("not separable", f"a dual point: no head has a loss below {at_least(infimum.lower, 4, 'e')}")
+        least = at_least(used * infimum.lower, 4, "e")
+        return Verdict("not separable", f"a dual point: no head has a loss below {least}")
     return Verdict("undecided", _found_neither(infimum))
 
 
@@ -112,7 +117,7 @@ def _found_neither(enclosure):
     return NEITHER + f" within {duality.SECONDS:g} seconds" * enclosure.out_of_time
 
 
-def verdict_of(found, share, witnessed, objective, scale):
+def verdict_of(found, share, witnessed, objective, scale, v):
     """Return the verdict of a certificate and what decides it.
 
     Args:
@@ -121,6 +126,7 @@ def verdict_of(found, share, witnessed, objective, scale):
         witnessed: what v leaves, evaluated.
         objective: the `Objective`.
         scale: the factor of Y_l that is optimal, infinite if labels are hard, None if there is none.
+        v: the witness of least squares, times the scale where that is finite.
     """
     floor = objective.floor
     if scale is None:
@@ -129,6 +135,7 @@ def verdict_of(found, share, witnessed, objective, scale):
             return "not aligned", f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
         return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
+    proved = proved and not _is_above_rounding(found.lower, objective, v)  # nor does one large label hide all others
     if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
@@ -136,10 +143,20 @@ def verdict_of(found, share, witnessed, objective, scale):
         least = at_least(found.margin, 3, "e")
         return "separable", f"parameters with a smallest margin of at least {least}, rounding counted"
     if np.isfinite(scale) and objective.jacobian.factorized:
-        if found.margin is None and floor > 0 and found.upper <= floor + _ABOVE * np.mean(objective.weights):
-            return "undecided", "least squares: the loss comes to the least of any model by what counts as rounding"
-        return "not aligned", f"least squares leaves a residual share of {share:.2e}"
+        left = f"least squares leaves a residual share of {max(share, witnessed):.2e}"
+        if found.lower > floor + _ABOVE * np.mean(objective.weights) * (not objective.loss.quadratic):
+            return "not aligned", f"no parameters have a loss below {at_least(found.lower, 3)}, and {left}"
+        return "undecided", f"{left}, and nothing shows that directions that count as rounding do not reach the labels"
     if found.lower > floor:
         least = at_least(found.lower, 3)
         return "not separable", f"an exact dual point near one in float64 has at least the value {least}"
     return "undecided", _found_neither(found)
+
+
+def _is_above_rounding(lower, objective, v):
+    """Whether a squared error is above what features and labels that were rounded may leave of aligned ones."""
+    jac, targets = objective.jacobian, objective.targets
+    if not objective.loss.quadratic or lower == 0:
+        return False
+    size = jac.head.magnitudes(jac.features, np.abs(v)) + np.abs(targets)
+    return lower > objective.loss_of(targets + jac.precision * size)

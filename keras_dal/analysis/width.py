@@ -4,7 +4,6 @@ The column space only grows with the width, and training stops to gain once the 
 Deng, 2022). Gates beside the head are random and features stay as they are, so that both are known beforehand.
 """
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 from scipy import optimize
 
+from keras_dal.analysis.reports import WidthCurve
 from keras_dal.analysis.samples_fitted import samples_fitted
 from keras_dal.analysis.separability import ALIGNED, decisive_share
 from keras_dal.features.batches import first_inputs
@@ -27,72 +27,12 @@ from keras_dal.solvers.duality import enclose_infimum, largest_loss, smallest_ma
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.nested_columns import NestedColumns
-from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
 _SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
 _SHARE = 8  # of the samples, as columns, where the default widths end otherwise
 _COLUMNS = 4_096  # the same, whatever the number of samples: n p^2 products are made
 _ENCLOSED = 2**26  # samples times squared columns up to which a solver encloses the infimum from both sides
 _LARGEST_SCALE = 1e3  # of the least-squares logits, relative to their root mean square, that is tried
-
-
-@dataclasses.dataclass(frozen=True)
-class WidthCurve:
-    """What a head would reach with so many gates beside it, on these features; `len(widths)` values each.
-
-    Attributes:
-        widths: numbers of gates, ascending; 0 is the head alone.
-        residual_share: share of the labels that is not in the column space, as in `AlignmentReport`, the mean over
-            draws of the gates. Each is what evaluated coefficients leave: not below the true one.
-        residual_share_spread: its standard deviation over the draws.
-        infimum: lower and upper bound of the infimum of the loss, for the gates of the first draw. Where nothing is
-            proved from below, the lower one is the least loss of any model: 0 for hard labels.
-        rank: numerical rank of J_S, for the gates of the first draw.
-        bytes: memory of the head's variables in float32.
-        settled: the first width from which nothing more is to be gained: the infimum of the first draw is proved to be
-            the least of any model or, for labels that are not hard, they are aligned for every draw. None if none of
-            the widths is so wide.
-        samples_fitted: how many samples, in a random order, the head of width 0 can have aligned.
-        num_samples: n, without samples of weight 0.
-        num_features: m.
-        num_outputs: C.
-        loss_name: which loss.
-        draws: number of draws of the gates.
-    """
-
-    widths: tuple[int, ...]
-    residual_share: tuple[float, ...]
-    residual_share_spread: tuple[float, ...]
-    infimum: tuple[tuple[float, float], ...]
-    rank: tuple[int, ...]
-    bytes: tuple[int, ...]
-    settled: int | None
-    samples_fitted: int
-    num_samples: int
-    num_features: int
-    num_outputs: int
-    loss_name: str
-    draws: int
-
-    def __str__(self):
-        return as_text(self._rows(), self._title())
-
-    def _repr_html_(self):
-        return as_html(self._rows(), self._title())
-
-    def _title(self):
-        return "gates", "residual share (+- over draws), infimum of the loss, rank, memory of the head"
-
-    def _rows(self):
-        values = (self.residual_share, self.residual_share_spread, self.infimum, self.rank, self.bytes)
-        for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
-            between = one_number(low, high, 4) or f"{at_least(low, 4)} to {at_most(high, 4)}"
-            yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
-        reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
-        yield "settled", reached
-        yield "data", f"{self.num_samples:,} samples, {self.num_features:,} features, {self.num_outputs:,} outputs"
-        yield "loss", self.loss_name
-        yield "fitted", f"{self.samples_fitted:,} samples, by the head without gates"
 
 
 def width_curve(
@@ -116,6 +56,7 @@ def width_curve(
     p columns a draw takes `n p^2` products in float64 and `8 p (n + p)` bytes. Ranks follow the rule of `alignment`,
     for features in float32. Shares are what evaluated coefficients leave, exact to about 1e-9 where no direction lies
     near the tolerance; those that do are left out column by column, each with about an nth part of the labels.
+    Constraints on the parameters, and which of them are trainable, count for nothing here.
 
     Args:
         model: a Keras model that `find_structure` understands; of a `GatedBranch`, the head beside it is width 0.
@@ -154,8 +95,9 @@ def width_curve(
     infimum = _infimum(problem, widths, found[0], seed)
     gained = (
         width
-        for width, most, (_, upper) in zip(widths, decisive, infimum, strict=True)
-        if (most <= ALIGNED and problem.share_tells and not problem.hard) or upper <= problem.floor
+        for width, most, (lower, upper), point in zip(widths, decisive, infimum, found[0], strict=True)
+        if (most <= ALIGNED and problem.share_tells and not problem.hard and lower <= point.noise)
+        or upper <= problem.floor
     )
     return WidthCurve(
         widths=widths,
@@ -175,13 +117,17 @@ def width_curve(
 
 
 class _Point(NamedTuple):
-    """One width of one draw: rank, residual share and the one that decides, and bounds of the infimum from the fit."""
+    """One width of one draw: rank, residual share and the one that decides, and bounds of the infimum from the fit.
+
+    `noise` is the largest squared error of labels that are aligned and rounded.
+    """
 
     rank: int
     share: float
     decisive: float
     lower: float
     upper: float
+    noise: float
 
 
 class _Problem:
@@ -219,7 +165,7 @@ class _Problem:
 
     def mixture(self, width, seed):
         """Return the gates that a `GatedBranch` of this width would have after `adapt`."""
-        branch = GatedBranch(keras.layers.Dense(1, dtype="float32"), width, seed=seed)
+        branch = GatedBranch(keras.layers.Dense(self.targets.shape[1], dtype="float32"), width, seed=seed)
         branch.adapt(self.features)
         return branch.linear_head()[0].parts[0]
 
@@ -231,6 +177,12 @@ class _Problem:
         scale = 1.0 if self.loss.quadratic else self._best_scale(fit.logits)
         upper = largest_loss(self.loss, scale * fit.logits, scale * fit.errors, *values)
         return fit.least / self.targets.size if self.loss.quadratic else self.floor, upper
+
+    def noise_of(self, fit):
+        """Return the largest squared error of labels that are aligned, as this fit says, and rounded."""
+        if not self.loss.quadratic:
+            return np.inf
+        return float(np.mean(self.weights * self.loss.values(self.targets + fit.noise, self.targets)))
 
     def descended_bound(self, found):
         """Return the upper bound that a few steps towards the minimum prove."""
@@ -303,7 +255,7 @@ def _one_draw(problem, widths, seed, draw, verbose):
             points.append(points[-1])
             continue
         if width:
-            columns.append((gates[:, before:width, None] * inputs[:, None, :]).reshape(n, -1))
+            columns.append((gates[:, before:width, None] * inputs[:, None, :]).reshape(n, -1), products=True)
         before = width
         fit = columns.solve(problem.labels)
         lower, upper = problem.fit_bounds(fit) if draw == 0 else (problem.floor, np.inf)
@@ -314,7 +266,7 @@ def _one_draw(problem, widths, seed, draw, verbose):
         share, decisive = problem.shares(fit.residual)
         if points:  # which zero maps reach too
             share, decisive = min(share, points[-1].share), min(decisive, points[-1].decisive)
-        points.append(_Point(fit.rank, share, decisive, lower, upper))
+        points.append(_Point(fit.rank, share, decisive, lower, upper, problem.noise_of(fit)))
         if verbose:
             print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
     return points
@@ -341,7 +293,7 @@ def _enclosed(problem, mixture, width):
     m, outputs = problem.features.shape[1], problem.targets.shape[1]
     head = DenseHead(m, outputs, problem.use_bias)
     if width:
-        head = SumHead([mixture.first(width), head])
+        head = SumHead([mixture.first(width, outputs), head])
     columns = jacobian(
         head, problem.features, problem.weights, problem.loss.shift_invariant, precision=problem.precision
     )

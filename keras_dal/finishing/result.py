@@ -17,7 +17,7 @@ from keras_dal.finishing.history import Point
 from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
-from keras_dal.solvers.duality import smallest_margin
+from keras_dal.solvers.duality import largest_loss, smallest_margin
 from keras_dal.tables import as_html, at_least, at_most
 
 
@@ -146,17 +146,20 @@ class Result:
         """Yield what is proved about this point, a line each."""
         if self._data.proved and self.point is self.path[-1]:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
-            yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}"
+            of = "" if self._data.exact else ", on features rounded to float32"
+            yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
                 steps = f"{self.gradient_steps:,} steps to {at_most(self._data.wanted, 2)}"
                 own = sum(point.ridge == self.point.ridge for point in self.path[1:])
                 ours = f"{self._data.method} took {own:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
         if self._proved_margin > 0 and self._data.exact:
+            logits = Logits(self._data.head, self._data.features, self._theta, self._data.max_bytes)
+            largest = _largest_loss(self._data, self._theta, self.scale, logits)
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
                 f"{at_least(self._proved_margin, 2)}); with the head times {self.scale:.4g} the loss is "
-                f"{at_most(self.scaled_loss, 2, 'e')}"
+                f"{at_most(largest, 2, 'e')}"
             )
 
     def logits(self, features):
@@ -321,5 +324,18 @@ def is_written(result):
 
 def _least_margin(data, theta, rows, logits):
     """Return a lower bound of the smallest margin of some samples, rounding counted."""
-    errors = data.head.rounding(np.asarray(data.features[rows], np.float64), theta)
-    return smallest_margin(data.loss, logits, errors, data.targets[rows])
+    return smallest_margin(data.loss, logits, _errors(data, theta, rows), data.targets[rows])
+
+
+def _largest_loss(data, theta, scale, logits):
+    """Return an upper bound of the loss with the head times a scale, rounding counted."""
+    total = 0.0
+    for rows, block in logits:
+        errors = scale * _errors(data, theta, rows)
+        mean = largest_loss(data.loss, scale * block, errors, data.targets[rows], data.weights[rows])
+        total += len(block) * mean
+    return total / len(data.features)
+
+
+def _errors(data, theta, rows):
+    return data.head.rounding(np.asarray(data.features[rows], np.float64), theta)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.finishing.stopping import Ending
 from keras_dal.tables import at_most, percent
 
@@ -28,6 +29,8 @@ def rows_of(result):
     if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.TOLERANCE and np.isfinite(result.point.gap):
         yield "gap to the minimum", _gap(result)
     yield from _validation(result)
+    if not result._data.exact:
+        yield "not covered", ROUNDED
     if len(result.point.theta) > len(result.path[0].theta):
         yield "model", "a copy with a gated head, Result.model; the one that was given is as it was"
     count = f"{len(result.path)} point{'s' * (len(result.path) > 1)}"

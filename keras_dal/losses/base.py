@@ -98,6 +98,13 @@ class Loss(abc.ABC):
     def conjugate(self, slopes, targets):
         """Return `sup_f <slopes_i, f> - l(f, targets_i)` for every sample, shape `(n,)`, infinite where it is."""
 
+    def growth(self, targets):
+        """Return factors c_i such that no loss is below c_i times the norm of its logits, shape `(n,)`.
+
+        Zero where none is known; without constants per sample where these change nothing.
+        """
+        return np.zeros(len(targets))
+
     def are_hard(self, targets):
         """Return whether positive margins prove that the infimum is 0, because factors of the logits approach it."""
         return self.exclusive is not None and bool(np.isposinf(self.scales(targets)).all())

@@ -66,6 +66,10 @@ class SigmoidCrossEntropy(CrossEntropy):
             slope = np.where(largest > 0, 2.0 * np.arctanh(largest) / np.where(largest > 0, largest, 1.0), 2.0)
         return np.where(largest - size.min(axis=1) <= _EQUAL * (largest < 1), slope, np.nan)
 
+    def growth(self, targets):
+        """Of `log(1 + exp(f)) - q f >= min(q, 1 - q) |f|`."""
+        return 0.5 * (1.0 - np.abs(targets).max(axis=1)) / targets.shape[1]
+
     def conjugate(self, slopes, targets):
         p = 0.5 + 0.5 * targets + targets.shape[1] * slopes
         inside = ((p >= 0) & (p <= 1)).all(axis=1)

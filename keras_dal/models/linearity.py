@@ -2,7 +2,7 @@
 
 Homogeneity of degree one, `f = sum_k theta_k df/dtheta_k`, is necessary and not enough: a ReLU network is homogeneous
 in each of its kernels. Convexity needs linearity, so the check is that the model equals its head, as a linear function
-of constant features, at several random theta_S, at zero, and with all other parameters moved too.
+of constant features, as it is, at random theta_S of several sizes, at zero, and with all other parameters moved too.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from keras_dal.features.tracing import computed_dtype, to_numpy
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
 
 _ROOM = 64  # of the largest number of a dtype, for sums
+_SIZES = (1.0, 30.0, 1e3, 1.0)  # of logits that are tried: a limit shows in large ones only
 
 
 def tolerance(values):
@@ -66,7 +67,7 @@ def assign_all(variables, values):
 
 
 def probes(form, evaluate):
-    """Evaluate a model at random parameters, which are left in it.
+    """Evaluate a model as it is and at random parameters, which are left in it.
 
     Args:
         form: a `Structure` whose theta_S is to be tried.
@@ -74,7 +75,7 @@ def probes(form, evaluate):
 
     Yields:
         A `Probe` for each theta_S, with the features of the first evaluation, since theta_S must not change them, and
-        one with all other trainable parameters moved too.
+        one with all other trainable parameters moved too. Evaluations that overflow show nothing and are left out.
     """
     generator = np.random.default_rng(0)
     features, outputs = evaluate()
@@ -85,11 +86,17 @@ def probes(form, evaluate):
             "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
             f"pass other samples. Received: {wrong} among {features.size} inputs of layer {form.layer.name!r}"
         )
-    a, b = (_of_unit_logits(form, features, generator) for _ in range(2))
-    for theta in (np.zeros_like(a), a, b, a + b):
+    if np.isfinite(form.theta()).all() and np.isfinite(outputs).all():
+        yield _probe(form, features, outputs, bound * _cancelled(form, features))
+    thetas = [_of_logits(form, features, generator, size) for size in _SIZES]
+    for size, theta in zip((0.0, *_SIZES), (np.zeros_like(thetas[0]), *thetas), strict=True):
         form.assign(theta)
         again, outputs = evaluate()
-        yield _probe(form, features, outputs, bound, _change(features, again, bound, evaluate))
+        change = _change(features, again, bound, evaluate)
+        if size <= 1:
+            yield _probe(form, features, outputs, bound, change)
+        elif np.isfinite(outputs).all():
+            yield _probe(form, features, outputs, bound * _cancelled(form, features), change)
     _move(form.model, generator)
     features, outputs = evaluate()
     if np.isfinite(features).all():
@@ -129,8 +136,15 @@ def defect(variables, evaluate):
     return "linear up to a constant, not linear," if np.abs(zero).max() > bound else None
 
 
-def _of_unit_logits(form, features, generator):
-    """Return a random theta_S of which each variable makes logits of size one, where an activation shows what it does.
+def _cancelled(form, features):
+    """Return by how much the products that add up to the logits are larger than they: large ones may cancel."""
+    head, theta, values = form.head(), form.theta(), features.astype(np.float64)
+    largest = max(1.0, np.abs(head.logits(values, theta)).max())
+    return max(1.0, head.magnitudes(values, np.abs(theta)).max() / largest)
+
+
+def _of_logits(form, features, generator, wanted):
+    """Return a random theta_S of which each variable makes logits of a size; an activation shows what it does at one.
 
     Not all together: beside a bias the kernel of tiny features would not be seen, whatever is done with it.
     """
@@ -141,7 +155,7 @@ def _of_unit_logits(form, features, generator):
         part = slice(start, start := start + int(np.prod(variable.shape)))
         alone[part] = theta[part]
         size = np.sqrt(np.mean(head.logits(features.astype(np.float64), alone) ** 2))
-        theta[part] /= max(size, np.max(np.abs(theta[part])) / _largest(form, variable)) if size else 1.0
+        theta[part] /= max(size / wanted, np.max(np.abs(theta[part])) / _largest(form, variable)) if size else 1.0
     return theta
 
 

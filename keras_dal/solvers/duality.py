@@ -23,7 +23,7 @@ _ITERATIONS = 200
 SECONDS = 5.0  # after which the search ends with the bounds it has
 _SECTIONS, _GOLDEN = 40, 0.5 * (np.sqrt(5.0) - 1.0)  # of the interval for the share of a dual point
 _EPS = np.finfo(np.float64).eps
-_ROUNDED_UP, _SLACK = 1 + 1e-12, 1e-10  # relative, of sums of terms without signs
+_ROUNDED, _SLACK = 1e-12, 1e-10  # relative, of sums of terms by their sizes
 _LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
 _ALIKE = 1e3  # ratio of weights up to which one search decides
 _NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
@@ -106,13 +106,14 @@ def smallest_margin(loss, logits, errors, targets):
 def largest_loss(loss, logits, errors, targets, weights):
     """Return an upper bound of the mean loss for logits with errors up to `(n, C)`."""
     values = loss.values(logits, targets)
-    slopes = np.sum(np.abs(loss.gradient(logits, targets)) * errors, axis=1)
     curvature = loss.curvature(targets.shape[1])
     if curvature is None:  # of every logit apart, so that the slope is steepest at an end
         ends = [np.abs(loss.gradient(logits + sign * errors, targets)) for sign in (-1, 1)]
-        return float(np.mean(weights * (values + np.sum(np.maximum(*ends) * errors, axis=1)))) * _ROUNDED_UP
-    curved = curvature / 2 * np.sum(errors**2, axis=1)
-    return float(np.mean(weights * (values + slopes + curved))) * _ROUNDED_UP
+        more = np.sum(np.maximum(*ends) * errors, axis=1)
+    else:
+        slopes = np.sum(np.abs(loss.gradient(logits, targets)) * errors, axis=1)
+        more = slopes + curvature / 2 * np.sum(errors**2, axis=1)
+    return float(np.mean(weights * (values + more)) + _ROUNDED * np.mean(weights * (np.abs(values) + more)))
 
 
 def _least_squares(jacobian, loss, targets, weights):
@@ -125,8 +126,8 @@ def _least_squares(jacobian, loss, targets, weights):
     upper = largest_loss(loss, logits, errors, targets, weights)
     lower = 0.0
     if jacobian.is_complete():
-        residual = targets - jacobian.combine(jacobian.correlate(targets * weights[:, None]))
-        least, size = (np.sqrt(np.mean(weights * loss.values(each, 0.0 * each))) for each in (residual, targets))
+        both = jacobian.left_of(targets, counting=False), jacobian.centred(targets)
+        least, size = (np.sqrt(np.mean(weights * loss.values(each, 0.0 * each))) for each in both)
         lower = max(0.0, least - jacobian.basis_error * size) ** 2
     return Enclosure(min(lower, upper), upper, theta, None)
 
@@ -227,14 +228,24 @@ class _Search:
         slopes = self.jacobian.seen(self.loss.gradient(logits, self.targets))
         for _ in range(2):  # once more for what rounding left
             slopes = slopes - self.jacobian.combine(self.jacobian.correlate(slopes * self.weights[:, None]))
-        lengths = [np.sqrt(np.sum(self.scale * part**2)) for part in (slopes, logits)]
-        seen = 2 * self.jacobian.basis_error * np.prod(lengths)  # of the columns, by logits about as long as these
+        seen = 2 * self.jacobian.basis_error * self._norm(slopes) * self._norm_at_optimum(logits)  # of the columns
 
         def value(share):
             return -float(np.sum(self.scale[:, 0] * self.loss.conjugate(share * slopes, self.targets)))
 
         whole = value(1.0)
-        return max(self.floor, (whole if np.isfinite(whole) else value(_best_share(value))) - seen)
+        bound = whole if np.isfinite(whole) else value(_best_share(value))
+        return max(self.floor, bound - seen - _ROUNDED * (abs(bound) + np.sum(self.scale)))
+
+    def _norm(self, rows):
+        return np.sqrt(np.sum(self.scale * rows**2))
+
+    def _norm_at_optimum(self, logits):
+        """Return a bound of the norm of optimal logits; about it, that of those here, where labels give no bound."""
+        growth = np.min(self.loss.growth(self.targets) * np.sqrt(self.scale[:, 0]))
+        if growth > 0:
+            return np.sum(self.scale[:, 0] * self.loss.values(logits, self.targets)) / growth
+        return np.inf if self.out_of_time else self._norm(self.jacobian.seen(logits))
 
     def _entropy_bound(self, logits):
         """Return the entropy bound of an exact dual point near the probabilities here, 0 where none is known."""

@@ -159,13 +159,13 @@ def _by_output(jacobian, targets, shares, weights, negligible):
 def _shared(jacobian, index, signs, own, shares, weights):
     """Return an index into the shares and the block of it, for outputs that share their columns."""
     rows = index[0].ravel()
-    columns = jacobian.columns[rows, 0]
+    columns, magnitude = (matrix[rows, 0] for matrix in (jacobian.columns, jacobian.magnitude))
 
     def residues(prime):
         return residues_modulo(jacobian.matrix(jacobian.features[rows])[:, 0], prime)
 
     mass = (shares * weights[:, None])[index] * (signs != 0)
-    return index, Block(columns, np.abs(columns), signs, own, mass, residues, lambda: jacobian.exact_rank)
+    return index, Block(columns, magnitude, signs, own, mass, residues, lambda: jacobian.exact_rank)
 
 
 def _by_pair(jacobian, targets, shares, weights, negligible):
@@ -175,11 +175,10 @@ def _by_pair(jacobian, targets, shares, weights, negligible):
     if not len(i) or len(i) * jacobian.num_directions**2 > _PAIR_WORK:
         return
     signs = np.ones((len(i), 1)) if jacobian.centered else -targets[index][:, None]
-    columns = jacobian.rows(jacobian.columns, i, j)
-    magnitude = np.abs(columns)
+    columns, magnitude = (jacobian.rows(matrix, i, j) for matrix in (jacobian.columns, jacobian.magnitude))
     if jacobian.centered:
-        other = jacobian.rows(jacobian.columns, i, right)
-        columns, magnitude = columns - other, magnitude + np.abs(other)
+        columns = columns - jacobian.rows(jacobian.columns, i, right)
+        magnitude = magnitude + np.abs(jacobian.rows(jacobian.magnitude, i, right))
 
     def residues(prime):
         modular = residues_modulo(jacobian.matrix(jacobian.features), prime)

@@ -54,7 +54,7 @@ class FactorizedJacobian(Jacobian):
 
     def unweighted(self):
         """Return the same for samples of equal weight."""
-        return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self._precision)
+        return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self.precision)
 
     def in_unit(self, unit):
         """Return the same for sample weights divided by a unit, with no other factorization."""
@@ -105,15 +105,24 @@ class FactorizedJacobian(Jacobian):
         They are those of a theta in real numbers: where offsets are large, float64 may not hold one as good.
         """
         theta = self._scaled(coefficients)
-        logits, size = self.columns @ theta, np.abs(self.columns) @ np.abs(theta)
+        logits, size = self.columns @ theta, self.magnitude @ np.abs(theta)
         error = _EPS * (len(theta) + 4) * size
         return logits.reshape(len(self.roots), -1), error.reshape(len(self.roots), -1)
+
+    @property
+    def magnitude(self):
+        """What the error of each entry of the columns is relative to: products were rounded before they are centred."""
+        size = np.abs(self.columns)
+        return size if self.head.is_plain else size + np.abs(self._shift)
 
     @property
     def basis_error(self):
         """A bound, with room, of how far the orthonormal vectors are from the span of the columns."""
         smallest = self.values[len(self._right) - 1] / self.values[0]
-        return 10 * sum(self._left.shape) * _EPS / smallest
+        sizes = column_norms((self.magnitude * self.roots[:, :, None]).reshape(-1, self.columns.shape[2]))
+        varying = self.columns.any(axis=(0, 1))
+        rounded = max(1.0, np.max(sizes[varying] / self._scale[varying], initial=0.0))
+        return 10 * sum(self._left.shape) * _EPS * rounded / smallest
 
     @functools.cached_property
     def exact_rank(self):
@@ -140,14 +149,15 @@ class FactorizedJacobian(Jacobian):
         coefficients[self._counted * self.copies :] = 0.0
         return coefficients
 
-    def left_of(self, targets):
-        """Return what the columns that count do not reach; an offset, which a bias does, costs it no digits."""
-        centred, _ = self._centred(targets)
-        return centred - self.combine(self._counting(centred))
+    def left_of(self, targets, counting=True):
+        """Return what the columns that count, or all, do not reach; an offset, which a bias does, costs no digits."""
+        centred = self.centred(targets)
+        reached = self._counting(centred) if counting else self.correlate(centred * self.roots**2)
+        return centred - self.combine(reached)
 
-    def _centred(self, targets):
-        shift = safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias
-        return targets - shift, shift
+    def centred(self, targets):
+        """Return targets without their means, where a bias reaches these."""
+        return targets - safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias
 
     def solve(self, targets):
         theta = self.theta(self._counting(targets))

@@ -26,6 +26,7 @@ class Projection:
     Attributes:
         coefficients: shape `(k, C)`, k = m + 1 with a bias, the bias last.
         residual: squared norm of what is left of each column of the labels, `(C,)`.
+        least: the same with all directions that float64 can tell from rounding, `(C,)`; None from moments.
         squares: the `LabelSquares` that it is compared with.
         rank: number of singular values above `tolerance` times the largest.
         tolerance: relative.
@@ -42,6 +43,7 @@ class Projection:
     tolerance: float
     singular_values: np.ndarray
     sigma_max: float
+    least: np.ndarray | None = None
 
     @property
     def residual_share(self):
@@ -115,20 +117,20 @@ class StreamedQR:
             means[:-1] = _mean_along(ones, columns[:, :-1])
             centred[:, :-1] -= np.outer(ones, means[:-1])
             total = np.sum((labels - np.outer(ones, _mean_along(ones, labels))) ** 2, axis=0)
-        tolerance = rank_tolerance(self.num_rows, k, precision)
+        tolerance, finest = (rank_tolerance(self.num_rows, k, each) for each in (precision, _EPS))
         scale = column_norms(centred)
         scale[scale <= _EPS * self.num_rows * column_norms(columns)] = np.inf  # constant columns
         left, values, right = linalg.svd(centred / scale, full_matrices=False, check_finite=False)
-        rank = int(np.sum(values > tolerance * values[0]))
-        seen = left[:, :rank].T @ labels
-        residual = np.sum((labels - left[:, :rank] @ seen) ** 2, axis=0)
-        coefficients = (right[:rank].T / values[:rank]) @ seen / scale[:, None]
+        rank, most = (int(np.sum(values > each * values[0])) for each in (tolerance, finest))
+        seen = left[:, :most].T @ labels
+        residual, least = (np.sum((labels - left[:, :k] @ seen[:k]) ** 2, axis=0) for k in (rank, most))
+        coefficients = (right[:rank].T / values[:rank]) @ seen[:rank] / scale[:, None]
         if self.use_bias:
             coefficients[-1] += self.label_shift - (means[:-1] + self.shift) @ coefficients[:-1]
             columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
         sigma_max = largest_singular_value(columns, self.num_rows)
         squares = LabelSquares.settled(total, self._squares)
-        return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max)
+        return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least)
 
 
 def column_norms(matrix):
@@ -147,7 +149,7 @@ def rank_tolerance(num_rows, num_columns, precision):
     return precision * np.sqrt(shorter) + _EPS * longer
 
 
-def project_moments(moments, num_outputs, use_bias, precision):
+def project_moments(moments, num_outputs, use_bias, precision, num_samples):
     """Return the `Projection` of the labels from sums alone.
 
     A Gram matrix squares the condition number: only singular values above the square root of the rounding count.
@@ -157,6 +159,7 @@ def project_moments(moments, num_outputs, use_bias, precision):
         num_outputs: C.
         use_bias: whether the column of ones belongs to the head.
         precision: spacing at one of the numbers that were summed up.
+        num_samples: number of samples in the sums, however much they weigh.
     """
     moments = np.asarray(moments, np.float64)
     y = slice(len(moments) - num_outputs, None)
@@ -190,7 +193,7 @@ def project_moments(moments, num_outputs, use_bias, precision):
         rank=rank,
         tolerance=tolerance,
         singular_values=values,
-        sigma_max=float(root_of_largest_eigenvalue(raw, 1 + int(moments[one, one]), rounding)),
+        sigma_max=float(root_of_largest_eigenvalue(raw, num_samples, rounding)),
     )
 
 

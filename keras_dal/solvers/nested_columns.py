@@ -39,6 +39,7 @@ class Solution:
         errors: a bound of the rounding errors in them, `(n, C)`.
         residual: weighted sums of squares of what the evaluated coefficients leave of the targets, `(C,)`.
         least: a lower bound of their sum for all coefficients, 0 where directions were left out as rounding.
+        noise: by how much columns and targets that were rounded to the precision may differ, `(n, C)`.
     """
 
     rank: int
@@ -46,6 +47,7 @@ class Solution:
     errors: np.ndarray
     residual: np.ndarray
     least: float
+    noise: np.ndarray
 
 
 class Descended(NamedTuple):
@@ -72,23 +74,27 @@ class NestedColumns:
         self._constant, self._precision = constant, precision
         self._columns = np.empty((len(weights), most), order="F")  # pages that are never written cost nothing
         self._gram = np.empty((most, most), order="F")
+        self._shift = np.zeros(most)  # what was subtracted from products, which had been rounded before
         self.size = 0
         self._kept: Any = ()  # columns that count, in the order of their factor
         self._triangle: Any = None
 
-    def append(self, block):
-        """Add columns `(n, k)`."""
+    def append(self, block, products=False):
+        """Add columns `(n, k)`; entries that are `products` are rounded."""
         for start in range(0, block.shape[1], _CHUNK):  # whose copies would take as much as all columns
-            self._append(block[:, start : start + _CHUNK])
+            self._append(block[:, start : start + _CHUNK], products)
 
-    def _append(self, block):
+    def _append(self, block, products):
         start, stop = self.size, self.size + block.shape[1]
+        shift = np.zeros(block.shape[1])
         if self._constant:
-            shift = self._weights @ (block - block[0]) / np.sum(self._weights)  # of a constant exactly its own
-            block = block - (block[0] + shift)
-        block = block * self._roots
+            moved = self._weights @ (block - block[0]) / np.sum(self._weights)  # of a constant exactly its own
+            shift = block[0] + moved
+        block = (block - shift) * self._roots
+        norms = nonzero(column_norms(block))
+        self._shift[start:stop] = np.abs(shift) / norms * products
         new = self._columns[:, start:stop]
-        np.divide(block, nonzero(column_norms(block)), out=new)
+        np.divide(block, norms, out=new)
         self._gram[:stop, start:stop] = self._columns[:, :stop].T @ new
         self.size = stop
 
@@ -110,7 +116,8 @@ class NestedColumns:
             if np.sum(left**2) >= np.sum(residual**2):
                 break
             theta, residual = theta + step, left
-        errors, least = self._rounding(theta) + _EPS * np.abs(right), 0.0
+        size = self._magnitudes(theta)
+        errors, least = _EPS * ((self.size + 8) * size + np.abs(right)), 0.0
         if rank == np.count_nonzero(np.diagonal(gram)):
             correlation = (columns.T @ residual)[kept]  # what of the residual the columns still reach, by Pythagoras
             reached = np.sum(linalg.solve_triangular(triangle[0], correlation, trans=1, check_finite=False) ** 2)
@@ -122,6 +129,7 @@ class NestedColumns:
             errors=errors / self._roots + _EPS * np.abs(means),
             residual=np.sum(residual**2, axis=0),
             least=max(0.0, float(least)),
+            noise=self._precision * (size / self._roots + np.abs(targets)),
         )
 
     def descend(self, loss, targets, before=None):
@@ -160,7 +168,7 @@ class NestedColumns:
             options = {"maxiter": _STEPS}
             optimize.minimize(objective, ends.flat, jac=True, method="L-BFGS-B", callback=ends, options=options)
         theta, constant = parts(ends.flat)
-        errors = self._rounding(theta) / self._roots + _EPS * np.abs(constant)
+        errors = _EPS * ((self.size + 8) * self._magnitudes(theta) / self._roots + np.abs(constant))
         return Descended(self._logits(theta, constant), errors, theta, constant)
 
     def _logits(self, theta, constant):
@@ -172,13 +180,13 @@ class NestedColumns:
         tolerance = rank_tolerance(len(self._weights), self.size + self._constant, self._precision)
         return int(np.sum(squares > tolerance**2 * max(squares[-1], float(self._constant), _EPS)))
 
-    def _rounding(self, theta):
-        """Return a bound of the errors in `columns @ theta`, `(n, C)`, with those of the columns' entries."""
+    def _magnitudes(self, theta):
+        """Return `columns @ theta` with every product replaced by its magnitude, `(n, C)`."""
         total = np.zeros((len(self._weights), theta.shape[1]))
         for start in range(0, self.size, _CHUNK):
             some = slice(start, min(start + _CHUNK, self.size))
             total += np.abs(self._columns[:, some]) @ np.abs(theta[some])
-        return _EPS * (self.size + 8) * total
+        return total + self._roots * (self._shift[: self.size] @ np.abs(theta))
 
 
 class _UntilSeparated:

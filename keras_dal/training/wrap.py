@@ -251,7 +251,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
 
     def _apply_linear(self, grads, variables):
         _backend.check_in_step(
-            1 - keras.ops.minimum(keras.ops.max(self._is_linear.value), 1),
+            keras.ops.cast(keras.ops.equal(keras.ops.max(self._is_linear.value), 0), "int32"),
             "This step was traced after the switch, and would train the linear parameters only. Trace it anew after "
             "restart(). Received: a step of the second phase",
         )

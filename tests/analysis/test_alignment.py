@@ -1,5 +1,7 @@
 """Alignment against dense oracles: singular values of the Jacobian by automatic differentiation."""
 
+import contextlib
+
 import cases
 import keras
 import numpy as np
@@ -9,13 +11,29 @@ from hypothesis import strategies as st
 from keras import layers
 from scipy import linalg, optimize
 
+from keras_dal import _backend
 from keras_dal.analysis.alignment import alignment, alignment_from_moments
 from keras_dal.features.tracing import to_numpy
 from keras_dal.losses import resolve_loss
+from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.models.structure import find_structure
+from keras_dal.models.tangent import AutodiffOperator
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
 N = 31
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_samples_of_weight_zero_count_in_the_loss_that_is_proved(gated):
+    """By hand: equal features with labels 0 and 1 have no loss below log 2, and Keras divides two such by all four."""
+    x, y = np.array([[1.0], [1.0], [2.0], [3.0]]), np.array([[0.0], [1.0], [0.0], [1.0]])
+    dense = layers.Dense(1)
+    model = keras.Sequential([layers.Input((1,)), GatedBranch(dense, 1, seed=0) if gated else dense])
+    report = alignment(
+        model, x, y, np.array([1.0, 1.0, 0.0, 0.0]), loss=keras.losses.BinaryCrossentropy(from_logits=True)
+    )
+    assert report.verdict == "not separable"
+    assert float(report.decided_by.split()[-1]) == pytest.approx(np.log(2) / 2, rel=1e-3)
 
 
 def oracle(jacobian, targets, weights, softmax, use_bias, cut=None):
@@ -95,6 +113,40 @@ def test_keras_application_equals_dense_decomposition():
     assert report.residual_share == pytest.approx(np.sum(residual**2) / np.sum(centred**2), abs=1e-6)
     assert report.rank * 2 == rank * 3
     assert (report.num_features, report.num_parameters) == (2048, 3 * 2049)
+
+
+def test_products_with_a_whole_network_are_not_rounded_to_fewer_bits(monkeypatch):
+    case, inside = cases.CASES[0], []
+
+    @contextlib.contextmanager
+    def full_precision():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def checked(product):
+        def call(operator, vector):
+            assert inside
+            return product(operator, vector)
+
+        return call
+
+    monkeypatch.setattr(_backend, "full_precision", full_precision)
+    for name in ("_matvec", "_rmatvec"):
+        monkeypatch.setattr(AutodiffOperator, name, checked(getattr(AutodiffOperator, name)))
+    report = alignment(case.build(), case.inputs(N), case.labels(N), loss=case.loss, parameters="all")
+    assert "estimate of the rounding" in report.decided_by or report.verdict == "aligned"
+
+
+@pytest.mark.skipif(cases.BACKEND != "torch", reason="convolutions have a switch of their own in PyTorch")
+def test_convolutions_of_torch_are_not_rounded_to_fewer_bits_either():
+    import torch
+
+    before = torch.backends.cudnn.allow_tf32
+    with _backend.full_precision():
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_whole_network_is_bounded_from_below():
@@ -276,8 +328,18 @@ def test_moments_in_float32_do_not_invent_directions():
     generator = np.random.default_rng(0)
     z = generator.standard_normal((500, 3)) @ generator.standard_normal((3, 6))
     rows = np.column_stack([z, np.ones(500), generator.standard_normal((500, 2))]).astype("float32")
-    projection = project_moments((rows.T @ rows).astype(np.float64), 2, True, np.finfo(np.float32).eps)
+    projection = project_moments((rows.T @ rows).astype(np.float64), 2, True, np.finfo(np.float32).eps, 500)
     assert projection.rank == 4
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0**-20])
+def test_the_largest_singular_value_from_moments_is_a_bound_in_any_unit_of_the_weights(weight):
+    """By hand: beside a one, each of 2^20 squares of 2^-25 is lost in a sum in float32, and all of them are 2^-5."""
+    n, lost = 2**20, np.float32(2.0**-25)
+    assert np.float32(1.0) + lost == 1.0
+    sums = weight * np.array([[1.0, 0.0, 0.0], [0.0, n, 0.0], [0.0, 0.0, 1.0]])
+    projection = project_moments(sums, 1, False, np.finfo(np.float32).eps, n)
+    assert projection.sigma_max**2 >= weight * (1 + n * 2.0**-25)
 
 
 def moments_of(y, num_features, dtype):

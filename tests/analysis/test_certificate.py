@@ -1,6 +1,7 @@
 """Certificates against dense float64 algebra, real gradient descent and independent solvers."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -413,6 +414,41 @@ def test_what_the_objective_leaves_out_is_said():
     assert any("loss_weights" in sentence for sentence in said)
     model.compile("sgd", loss)
     assert not any("loss_weights" in sentence for sentence in certify(model, x, y).not_covered)
+
+
+def test_constraints_and_frozen_parameters_of_the_head_are_not_covered():
+    """By hand: without a bias, kernels that are not negative give label 0 at input 1 at best the loss log 2."""
+    x, y, loss = np.ones((1, 1)), np.zeros((1, 1)), keras.losses.BinaryCrossentropy(from_logits=True)
+
+    def said(**options):
+        dense = keras.layers.Dense(1, name="top", **options)
+        model = keras.Sequential([keras.Input((1,)), dense])
+        if dense.use_bias:
+            dense.bias.trainable = False
+        certificate = certify(model, x, y, loss=loss)
+        assert certificate.infimum == (0.0, 0.0)
+        return [each for each in certificate.not_covered if "top/" in each]
+
+    (bound,) = said(use_bias=False, kernel_constraint="non_neg")
+    assert re.match(r"constraints on theta_S .*kernel.: ", bound)
+    (fixed,) = said()
+    assert re.match(r"parameters of theta_S that are not trained .*bias.: ", fixed)
+    assert said(use_bias=False) == []
+
+
+@pytest.mark.parametrize("activation", ["linear", "sigmoid"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_probabilities_that_keras_clips_are_not_covered(activation, dtype):
+    dense = keras.layers.Dense(1, activation=activation, use_bias=False, dtype=dtype)
+    model = keras.Sequential([keras.Input((1,)), dense])
+    loss = keras.losses.BinaryCrossentropy(from_logits=activation == "linear")
+    model.compile("sgd", loss)
+    dense.kernel.assign([[-15.0]] if dtype == "float16" else [[-20.0]])
+    x, y = np.ones((1, 1)), np.ones((1, 1))
+    certificate, theirs = certify(model, x, y), model.evaluate(x, y, verbose=0)
+    is_said = any("clipping" in sentence for sentence in certificate.not_covered)
+    assert is_said or theirs == pytest.approx(certificate.loss, rel=1e-5)
+    assert is_said == (activation != "linear" and (keras.config.backend() != "tensorflow" or dtype == "float16"))
 
 
 def test_dropout_inside_recurrent_layers_is_not_covered():

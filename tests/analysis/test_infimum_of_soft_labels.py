@@ -10,6 +10,9 @@ from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.analysis.certificate import Certificate, certify_head
 from keras_dal.models.structure import find_structure
+from keras_dal.solvers import duality
+from keras_dal.solvers.duality import _Search
+from keras_dal.solvers.jacobian import KroneckerJacobian, jacobian
 
 N, C = 60, 3
 SMOOTHED = {
@@ -215,3 +218,42 @@ def test_the_certificate_says_the_loss_that_keras_computes():
         model = plain_model(5, loss)
         said = keras_dal.certify(model, inputs(5), one_hot())
         assert said.loss == pytest.approx(model.evaluate(inputs(5), one_hot(), verbose=0), rel=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["probabilities of yes", "probabilities of classes", "mixed classes"])
+def test_a_lower_bound_counts_how_far_the_basis_may_be_off_for_optimal_logits(name, monkeypatch):
+    """The labels are optimal for columns at an angle to those known, so that their entropy is the infimum."""
+    loss, angle, outputs = CASES[name][0], 1e-2, 1 if "yes" in name else C
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((N, 2)))[0]
+    known, true = basis[:, :1], np.cos(angle) * basis[:, :1] + np.sin(angle) * basis[:, 1:]
+    logits = 20 * true @ np.array([[1.0, -1.0, 0.0]])[:, :outputs]
+    if name == "mixed classes":
+        logits[:, 2] = -np.inf
+    q = special.expit(logits) if outputs == 1 else special.softmax(logits, axis=1)
+    targets = loss.targets(q, outputs)
+    monkeypatch.setattr(KroneckerJacobian, "basis_error", np.sin(angle))
+    columns = jacobian(heads.DenseHead(1, outputs, False), known, centered=loss.shift_invariant)
+    search = _Search(columns, loss, targets, np.ones(N))
+    search.out_of_time = True
+    assert search._conjugate_bound(np.zeros((N, outputs))) <= search.floor + 1e-12
+
+
+def test_losses_grow_with_their_logits_as_they_say():
+    generator = np.random.default_rng(0)
+    for loss, y in CASES.values():
+        targets = loss.targets(y, C)
+        for size in (1e-2, 1.0, 1e2, 1e4):
+            logits = size * generator.standard_normal((N, C))
+            free = logits - logits.mean(axis=1, keepdims=True) * loss.shift_invariant
+            norms = np.linalg.norm(free, axis=1)
+            assert (loss.values(logits, targets) >= loss.growth(targets) * norms * (1 - 1e-12)).all()
+    assert losses.SoftmaxCrossEntropy().growth(full()).min() > 0
+
+
+def test_a_search_that_ends_at_once_gives_bounds_all_the_same(monkeypatch):
+    monkeypatch.setattr(duality, "SECONDS", -1.0)
+    for name, (loss, y) in CASES.items():
+        x, head = inputs(5).astype(float), heads.DenseHead(5, C)
+        lower, upper = certified(loss, y, head, x).infimum
+        expected = least(loss, y, head, x, np.ones(N))
+        assert lower - 1e-9 <= expected <= upper + 1e-9, name

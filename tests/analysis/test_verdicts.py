@@ -1,6 +1,7 @@
 """No verdict may contradict the truth, in any units: compared with problems that are decided exactly."""
 
 import os
+from fractions import Fraction
 
 import cases
 import keras
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import certify, certify_head
+from keras_dal.analysis.width import width_curve
 from keras_dal.heads.norms import largest_singular_value
 from keras_dal.solvers import duality
 from keras_dal.solvers.exact_dual import rank_modulo, residues_modulo
-from keras_dal.solvers.jacobian import FactorizedJacobian
+from keras_dal.solvers.jacobian import FactorizedJacobian, jacobian
 from keras_dal.solvers.label_squares import safe_mean
+from keras_dal.solvers.nested_columns import NestedColumns
 
 EXAMPLES = int(os.environ.get("KERAS_DAL_EXAMPLES", "250"))
 SOFTMAX, SIGMOID = losses.SoftmaxCrossEntropy(), losses.SigmoidCrossEntropy()
@@ -227,3 +230,111 @@ def test_one_number_is_printed_where_both_bounds_read_the_same():
     low, high = (f"{each:.6g}" for each in certificate.infimum)
     assert certificate.infimum[0] < certificate.infimum[1]
     assert ("between" in str(certificate)) == (low != high)
+
+
+@pytest.mark.parametrize("smoothing", [None, 0.2])
+def test_labels_that_a_faint_direction_reaches_are_not_called_out_of_reach(smoothing):
+    """By hand: the kernel `(-2^22, 2^22)` gives the logits `(0, 1)`, and `(-2^23 - 1, 2^23)` gives `(-1, 1)`."""
+    x = np.array([[1, 1], [1, 1 + 2**-22]], "float32")
+    y, kernel, loss = np.array([[0.0], [1.0]]), [[-(2.0**22)], [2.0**22]], "mse"
+    if smoothing:
+        loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing)
+        kernel = np.multiply(np.log(9.0), [[-(2.0**23) - 1], [2.0**23]])  # labels 0.1 and 0.9 are sigmoid(+-log 9)
+    dense = keras.layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    model.compile("sgd", loss)
+    dense.kernel.assign(kernel)
+    certificate, report = certify(model, x, y), alignment(model, x, y)
+    for verdict in (certificate.verdict, report.verdict):
+        assert verdict in ("aligned", "undecided")
+    if not smoothing:
+        assert certificate.loss == 0.0
+        assert certificate.infimum[0] <= certificate.infimum[1] <= 1e-12
+    else:
+        assert certificate.infimum[0] <= -0.9 * np.log(0.9) - 0.1 * np.log(0.1) + 1e-9
+
+
+def test_labels_beside_a_large_offset_of_the_features_are_not_called_out_of_reach():
+    f = 1e12 + np.random.default_rng(0).random((50, 1))
+    y = 0.3 * (f - 1e12)
+    certificate = certify_head(heads.DenseHead(1, 1), f, y, losses.SquaredError(), np.zeros(2))
+    assert certificate.verdict in ("aligned", "undecided")
+    assert certificate.infimum[0] == 0.0
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_labels_out_of_reach_are_still_called_so(use_bias):
+    """By hand: the columns are equal, so that the least squares are those of the mean of each pair of samples."""
+    z = np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 2.0]])
+    y = np.array([[0.0], [1.0], [1.0]])
+    certificate = certify_head(heads.DenseHead(2, 1, use_bias), z, y, losses.SquaredError(), np.zeros(2 + use_bias))
+    assert certificate.verdict == "not aligned"
+    kernel = 0.5 if not use_bias else None  # sum z y / sum z z = 3 / 6
+    least = np.mean((np.array([0.0, 1.0, 1.0]) - kernel * z[:, 0]) ** 2) if kernel else 0.5 / 3
+    assert certificate.infimum == pytest.approx((least, least), rel=1e-9)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_large_label_does_not_make_a_regression_aligned(outputs):
+    """By hand: the indicator of a sample and a bias leave the deviations of the other labels from their mean."""
+    n, rest = 1000, np.random.default_rng(0).standard_normal((999, outputs))
+    x, y = np.zeros((n, 1), "float32"), np.vstack([np.full((1, outputs), 1e6), rest])
+    x[0] = 1.0
+    least = np.sum((rest - rest.mean(axis=0)) ** 2) / (n * outputs)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(outputs)])
+    model.compile("sgd", "mse")
+    certificate, curve = certify(model, x, y), width_curve(model, x, y, widths=[0], draws=1, verbose=0)
+    assert certificate.infimum == pytest.approx((least, least), rel=1e-5)
+    assert certificate.verdict == "not aligned"
+    assert curve.settled is None
+    assert "to a share of 1e-08" in str(curve)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_labels_that_are_rounded_are_aligned_still(offset):
+    """The labels are those of a linear map in float64, and then rounded to float32 like the features."""
+    generator = np.random.default_rng(0)
+    z = offset + generator.standard_normal((300, 20))
+    y = (z @ generator.standard_normal((20, 2))).astype("float32")
+    model = keras.Sequential([keras.Input((20,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    z = z.astype("float32")
+    certificate, curve = certify(model, z, y), width_curve(model, z, y, widths=[0], draws=1, verbose=0)
+    assert certificate.verdict == "aligned"
+    assert curve.settled == 0
+
+
+def products_of_moved_inputs():
+    """Return features, a mixture of gates, and the products of inputs and gates as fractions `(n, (m + 1) K)`."""
+    generator = np.random.default_rng(0)
+    kernel, bias = 1e-6 * generator.standard_normal((3, 4)), generator.standard_normal(4)
+    head = heads.MixtureHead(np.zeros(3), np.ones(3), kernel, bias, 1.0, 1)
+    z = 1e6 + generator.uniform(-1, 1, (30, 3))
+    inputs, gates = (np.vectorize(Fraction)(part) for part in (np.column_stack([z, np.ones(30)]), head.gates(z)))
+    return z, head, (inputs[:, :, None] * gates[:, None, :]).reshape(30, -1)
+
+
+def assert_within(logits, exact, errors):
+    """Assert that logits `(n, 1)` are within their errors of exact ones `(n,)`, up to one constant."""
+    differences = np.vectorize(Fraction)(logits[:, 0]) - exact
+    assert max(differences - errors[:, 0]) <= min(differences + errors[:, 0])
+
+
+def test_errors_of_logits_count_that_products_are_rounded_before_they_are_centred():
+    z, head, products = products_of_moved_inputs()
+    columns = jacobian(heads.SumHead([head, heads.DenseHead(3, 1)]), z)
+    coefficients = np.random.default_rng(1).standard_normal(columns.size)
+    logits, errors = columns.evaluate(coefficients)
+    entries = np.column_stack([products, np.vectorize(Fraction)(z)])
+    assert_within(logits, entries @ np.vectorize(Fraction)(columns.theta(coefficients)[:-1]), errors)
+
+
+def test_errors_of_nested_fits_count_that_products_are_rounded_before_they_are_centred():
+    z, head, products = products_of_moved_inputs()
+    columns, y = NestedColumns(16, np.ones(30), True, 2.0**-23), np.random.default_rng(1).standard_normal((30, 1))
+    columns.append(head.columns(z), products=True)
+    columns.solve(y)
+    found = columns.descend(losses.SquaredError(), y)
+    centred = (products - products.mean(axis=0)).astype(float)
+    theta = np.vectorize(Fraction)(found.theta[:, 0] / np.linalg.norm(centred, axis=0))
+    assert_within(found.logits, products @ theta, found.errors)

@@ -14,7 +14,7 @@ from keras_dal.analysis.reports import AlignmentReport
 from keras_dal.analysis.width import WidthCurve
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing import problem
-from keras_dal.finishing.result import _Data, _least_margin
+from keras_dal.finishing.result import _Data, _largest_loss, _least_margin
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import DenseHead
@@ -110,6 +110,21 @@ def test_margins_count_what_rounding_may_have_done():
         arranged = data._replace(features=features[:, order])
         logits = np.array([[56.0], [-88.0]])  # of a sum from left to right
         assert _least_margin(arranged, kernel[order], slice(None), logits) < 0
+
+
+def test_the_loss_that_is_proved_at_a_scale_counts_what_rounding_may_have_done():
+    x = np.array([[2.0**30, 129.0, 2.0**30, -200.0]])
+    features, targets = np.concatenate([x, 3 * x]), SigmoidCrossEntropy().targets(np.array([[1.0], [0.0]]), 1)
+    kernel = np.array([2.0**30, 1.0, -(2.0**30), 1.0])  # f(x) = -71: the losses at scale 2 are about 142 and 0
+    data = _Data(**dict.fromkeys(_Data._fields))._replace(
+        head=DenseHead(4, 1, use_bias=False),
+        loss=SigmoidCrossEntropy(),
+        features=features,
+        targets=targets,
+        weights=np.array([1.0, 1.0]),
+    )
+    logits = [(slice(0, 1), np.array([[56.0]])), (slice(1, 2), np.array([[-88.0]]))]  # of a sum from left to right
+    assert _largest_loss(data, kernel, 2.0, logits) >= 71.0
 
 
 def test_the_loss_at_a_scale_has_the_weights_in_it():

@@ -76,6 +76,21 @@ def test_features_that_float32_cannot_hold_are_not_decided_on():
     assert any("finer than float32" in sentence for sentence in certificate.not_covered)
 
 
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="other backends take inputs in float32 here")
+def test_numbers_of_features_that_float32_cannot_hold_say_so():
+    """In float32, all of these features are equal."""
+    x = 1e9 + np.random.default_rng(0).random((40, 1))
+    assert len(np.unique(x.astype("float32"))) == 1
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((1,), dtype="float64"), layers.Dense(2, dtype="float64")])
+    model.compile("sgd", CLASSES)
+    result = keras_dal.converge(model, x, (x[:, 0] > 1e9 + 0.5).astype(int), gated=False, ridge=0.01, verbose=0)
+    assert "features finer than float32: these were rounded to it" in str(result)
+    assert all("rounded to float32" in line for line in result.proof() if "above the minimum" in line)
+    exact = keras_dal.converge(classifier(), *data(), gated=False, ridge=0.01, verbose=0)
+    assert "rounded" not in str(exact) + "".join(exact.proof())
+
+
 def test_features_of_a_float64_model_that_float32_holds_are_decided_on():
     generator = np.random.default_rng(0)
     x, y = generator.integers(-3, 4, (40, 3)).astype("float64"), generator.integers(0, 3, 40)

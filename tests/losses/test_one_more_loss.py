@@ -3,6 +3,8 @@
 It is convex, has no bounded second derivative, is no classifier, and approaches its infimum for a count of zero.
 """
 
+from fractions import Fraction
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import keras_dal
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import REGISTERED, Loss, register, resolve_loss
 from keras_dal.losses.base import matrix
+from keras_dal.solvers.duality import largest_loss
 
 N, M, C = 120, 6, 2
 
@@ -167,3 +170,13 @@ def test_the_monitor_measures_it_and_certifies_it(model):
     assert history["phase"] == [0, 1]
     assert history["alignment"] == pytest.approx([expected] * 2, abs=1e-6)
     assert monitor.certificates["end"].infimum[1] == pytest.approx(least(x, y), abs=1e-6)
+
+
+def test_an_upper_bound_of_a_negative_loss_is_one():
+    """In fractions: the losses are exp(f) - 10 f, below zero for logits from one to three."""
+    logits = np.tile(np.arange(1.0, 4.0), (1000, 1))
+    exact = sum(Fraction(float(np.exp(f))) - 10 * Fraction(f) for f in (1.0, 2.0, 3.0)) / 3
+    bound = largest_loss(Poisson(), logits, np.zeros_like(logits), np.full_like(logits, 10.0), np.ones(1000))
+    assert exact < 0
+    assert bound > exact
+    assert bound == pytest.approx(float(exact), rel=1e-11)

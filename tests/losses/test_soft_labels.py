@@ -180,5 +180,17 @@ def test_labels_in_low_precision_are_smoothed_ones_still():
         q = (0.9 * ONE_HOT + 0.1 / C).astype(dtype)
         scale = common_scale(SoftmaxCrossEntropy().scales(SoftmaxCrossEntropy().targets(q, C)))
         assert scale == pytest.approx(np.log(0.925 / 0.025) / 0.9, rel=1e-5)
-    half = (0.9 * ONE_HOT + 0.1 / C).astype("float16")
-    np.testing.assert_allclose(SoftmaxCrossEntropy().targets(half, C).sum(axis=1), 1, rtol=1e-15)
+
+
+def test_rows_that_do_not_sum_to_one_are_refused_as_keras_does_not_divide_by_their_sums():
+    """The least loss of labels q with the sum s is that of s times q / s: of thirds in half precision 0.99976 log 3."""
+    thirds = np.full((1, 3), 1 / 3, "float16")
+    keras_loss = keras.losses.CategoricalCrossentropy(from_logits=True)(thirds.astype("float32"), np.zeros((1, 3)))
+    assert float(keras_loss) == pytest.approx(float(thirds.sum(dtype="float64")) * np.log(3), rel=1e-6)
+    with pytest.raises(ValueError, match="within 1e-05, so in float32 or finer. Received: .* with the sum 0.999756"):
+        SoftmaxCrossEntropy().targets(thirds, 3)
+    _, known = SoftmaxCrossEntropy().step_targets(ops.convert_to_tensor(thirds.astype("float32")), 3)
+    assert not ops.convert_to_numpy(known).any()
+    np.testing.assert_allclose(SoftmaxCrossEntropy().targets(np.full((1, 3), 1 / 3, "float32"), 3).sum(), 1, rtol=1e-15)
+    teacher = np.random.default_rng(0).standard_normal((5, 1000)).astype("float32")
+    SoftmaxCrossEntropy().targets(ops.convert_to_numpy(ops.softmax(teacher)), 1000)

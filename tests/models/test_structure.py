@@ -91,6 +91,49 @@ def test_refuses(name, make, pattern):
     assert_unchanged(model, before)
 
 
+@pytest.mark.parametrize(
+    ("bend", "dtype"),
+    [
+        (lambda logits: keras.ops.clip(logits, -8, 8), "float32"),
+        (lambda logits: keras.ops.clip(logits, -400, 400), "mixed_float16"),
+        (lambda logits: 200 * keras.ops.tanh(logits / 200), "mixed_bfloat16"),
+        (lambda logits: keras.ops.softmax(keras.ops.clip(logits, -8, 8)), "float32"),
+    ],
+    ids=["clipped", "clipped far out", "soft cap", "clipped before softmax"],
+)
+def test_refuses_what_bends_large_logits_only(bend, dtype):
+    keras.utils.set_random_seed(0)
+    with cases.policy(dtype):
+        inputs = layers.Input((5,))
+        model = keras.Model(inputs, bend(layers.Dense(3, name="top")(inputs)))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="what follows it is not linear, softmax or sigmoid"):
+        find_structure(model)
+    assert_unchanged(model, before)
+
+
+def test_refuses_what_bends_the_logits_that_the_model_has_now():
+    inputs = layers.Input((1,))
+    dense = layers.Dense(1, use_bias=False)
+    model = keras.Model(inputs, keras.ops.clip(dense(inputs), -1e6, 1e6))
+    find_structure(model, np.ones((2, 1), "float32"))
+    dense.kernel.assign([[-2e6]])
+    with pytest.raises(ValueError, match="what follows it is not linear"):
+        find_structure(model, np.ones((2, 1), "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_trained_weights_whose_products_cancel_are_no_reason_to_refuse(dtype):
+    generator = np.random.default_rng(0)
+    x = (1e3 + generator.random((16, 64))).astype("float32")
+    with cases.policy(dtype):
+        dense = layers.Dense(1)
+        model = keras.Sequential([layers.Input((64,)), dense])
+    kernel = generator.standard_normal((64, 1))
+    dense.set_weights([kernel, -1e3 * kernel.sum(axis=0)])
+    assert find_structure(model, x).activation == "linear"
+
+
 @pytest.mark.parametrize("gates", ["learned", "random"])
 def test_learned_gates_are_checked_as_they_will_be_frozen(gates):
     keras.utils.set_random_seed(0)
