@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import warnings
 from typing import Any, Literal
 
@@ -173,7 +174,8 @@ def _gather(structure, training_x, verbose, options, name, x, y=None, sample_wei
     if verbose:
         print(f"keras_dal: features of the {name}", flush=True)
         size = len(tree.flatten(x)[0]) if are_arrays(x) else None
-        bar = keras.utils.Progbar(size, unit_name="sample")
+        is_redrawn = sys.stdout.isatty() or "ipykernel" in sys.modules  # else a line at the end, without escape codes
+        bar = keras.utils.Progbar(size, unit_name="sample", verbose=1 if is_redrawn else 2)
     found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, **options)
     if bar and bar.target is None:
         bar.update(len(found), finalize=True)

@@ -723,3 +723,12 @@ def test_a_tie_is_right_neither_in_the_accuracy_nor_in_the_calibration():
     assert found.ece == pytest.approx(0.1)
     found = quality(np.zeros((50, 1)), SigmoidCrossEntropy().targets(np.zeros(50), 1), SigmoidCrossEntropy())
     assert (found.accuracy, found.ece) == (0.0, 0.5)
+
+
+def test_progress_in_a_log_is_a_line_without_escape_codes(model, digits, capsys):
+    x, y = digits[0]
+    converge(model, x, y, gated=False, ridge=1e-2, batch_size=500)
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\b" not in printed
+    assert f"{len(x)}/{len(x)} - " in printed
