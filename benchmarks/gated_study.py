@@ -116,7 +116,7 @@ def _first_units(head, units):
     if isinstance(head, heads.DenseHead):
         return head
     if head.mixture is head:
-        return head.first(units, head.num_outputs)
+        return head.first(units)
     gates = (head.mean, head.scale, head.gate_kernel[:, :units], head.gate_bias[:units], head.sharpness)
     return heads.GatedHead(*gates, head.output_kernel[:units], head.use_bias)
 

@@ -4,8 +4,8 @@ import importlib
 
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate, certify
-from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.width import WidthCurve, width_curve
+from keras_dal.analysis.reports import AlignmentReport, WidthCurve
+from keras_dal.analysis.width import width_curve
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.evaluation import Quality
 from keras_dal.finishing.history import Point

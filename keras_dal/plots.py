@@ -12,8 +12,7 @@ from matplotlib.figure import Figure  # without pyplot: no window, and the user'
 from matplotlib.ticker import MaxNLocator
 
 from keras_dal.analysis.certificate import Certificate
-from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.width import WidthCurve
+from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.finishing.result import Result
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

@@ -293,7 +293,7 @@ def _enclosed(problem, mixture, width):
     m, outputs = problem.features.shape[1], problem.targets.shape[1]
     head = DenseHead(m, outputs, problem.use_bias)
     if width:
-        head = SumHead([mixture.first(width, outputs), head])
+        head = SumHead([mixture.first(width), head])
     columns = jacobian(
         head, problem.features, problem.weights, problem.loss.shift_invariant, precision=problem.precision
     )

@@ -4,9 +4,8 @@ import ml_dtypes
 import numpy as np
 
 from keras_dal import _keras
-from keras_dal.features.tracing import computed_dtype
+from keras_dal.features.tracing import HALVES, computed_dtype
 
-_HALVES = ("float16", "bfloat16")
 _BLOCK = 4096  # samples that are looked at together
 
 
@@ -26,7 +25,7 @@ def spacing_of(structure, batches):
         batches: an iterable of features `(k, m)`, at least one.
     """
     used = {layer.compute_dtype for layer in _keras.sublayers(structure.model)}
-    halves = [dtype for dtype in _HALVES if dtype in used]
+    halves = [dtype for dtype in HALVES if dtype in used]
     spacing = precision(computed_dtype(structure.layer.compute_dtype))
     for features in batches:
         spacing = max(spacing, precision(features.dtype))

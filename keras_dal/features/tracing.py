@@ -12,14 +12,12 @@ from keras_dal import _backend, _keras
 
 _SAMPLES = 8  # rows a check evaluates: more would only repeat what random parameters already show
 _OPEN = 64  # size of a dimension that a model leaves open
+HALVES = ("float16", "bfloat16")  # dtypes of half precision
 
 
 def to_numpy(tensor) -> np.ndarray:
     """Return a tensor or a variable of any backend as a NumPy array."""
     return np.asarray(keras.ops.convert_to_numpy(tensor))
-
-
-HALVES = ("float16", "bfloat16")  # dtypes of half precision
 
 
 def computed_dtype(dtype):

@@ -27,10 +27,10 @@ class MixtureHead(Gates):
     def mixture(self):
         return self
 
-    def first(self, count, num_outputs):
-        """Return the mixture of the first gates, for any number of outputs."""
+    def first(self, count):
+        """Return the mixture of the first gates."""
         kernel, bias = self.gate_kernel[:, :count], self.gate_bias[:count]
-        return MixtureHead(self.mean, self.scale, kernel, bias, self.sharpness, num_outputs)
+        return MixtureHead(self.mean, self.scale, kernel, bias, self.sharpness, self.num_outputs)
 
     def products(self, on):
         return [MixturePart(self, on)]

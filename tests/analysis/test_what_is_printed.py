@@ -10,8 +10,7 @@ import pytest
 from keras import layers
 
 import keras_dal
-from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.width import WidthCurve
+from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing import problem
 from keras_dal.finishing.result import _Data, _largest_loss, _least_margin
