@@ -53,7 +53,7 @@ def not_whitened(data, limit):
 
 
 def nothing_held(data, limit):
-    with mock.patch("keras_dal.finishing.problem._HELD", 0):
+    with mock.patch("keras_dal.finishing.separating._HELD", 0):
         return finished()(data, limit)
 
 

@@ -6,7 +6,9 @@ import keras
 
 _module = importlib.import_module(f"keras_dal._backend.{keras.backend.backend()}")
 
+COMPILES_SHAPES = _module.COMPILES_SHAPES
 END_OF_DATA = _module.END_OF_DATA
+WORTH_AN_ACCELERATOR = _module.WORTH_AN_ACCELERATOR
 add_where_set = _module.add_where_set
 apply = _module.apply
 applies_whole = _module.applies_whole
@@ -18,6 +20,7 @@ has_accelerator = _module.has_accelerator
 in_replica = _module.in_replica
 is_chief = _module.is_chief
 jvp = _module.jvp
+logs_of = _module.logs_of
 over_replicas = _module.over_replicas
 product = _module.product
 reading = _module.reading

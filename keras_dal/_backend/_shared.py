@@ -27,6 +27,11 @@ def reattach(model, iterator):
     """Do nothing: the model has its variables in its steps, too."""
 
 
+def logs_of(returned):
+    """Return the logs in what a train function returns."""
+    return returned
+
+
 def stateless(function, variables):
     """Return `(values, x) -> function(x)` with the variables replaced by values."""
 

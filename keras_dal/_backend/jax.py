@@ -11,6 +11,8 @@ import numpy as np
 from keras_dal import _keras
 from keras_dal._backend import _shared
 
+COMPILES_SHAPES = True  # each operation, for each shape of its arguments: about 0.25 s on a GPU
+WORTH_AN_ACCELERATOR = 5e10  # operations of a product: a solver makes a hundred, and compiles for 15 s
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
 
@@ -58,8 +60,11 @@ def apply(optimizer, gradients, variables):
 
 def add_where_set(flag, variable, function):
     """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
-    before = variable.value
-    variable.assign(jax.lax.cond(flag.value > 0, lambda: before + function(), lambda: before))
+    before, is_set = variable.value, flag.value > 0
+    if has_accelerator():  # on which a branch waits until the host has seen the flag
+        variable.assign(jax.numpy.where(is_set, before + function(), before))
+    else:
+        variable.assign(jax.lax.cond(is_set, lambda: before + function(), lambda: before))
 
 
 def where_set(flag, function):
@@ -107,6 +112,11 @@ def reading(model, take, logs):
 def _own(batch):
     """Return a batch whose arrays the user's generator cannot write into while it waits."""
     return jax.tree.map(lambda part: part.copy() if isinstance(part, np.ndarray) else part, batch)
+
+
+def logs_of(returned):
+    """Return the logs in what a train function returns."""
+    return returned[0]
 
 
 def over_replicas(function, model):

@@ -8,6 +8,8 @@ from keras import tree
 
 from keras_dal._backend import _shared
 
+COMPILES_SHAPES = False
+WORTH_AN_ACCELERATOR = 1e8  # operations of a product, beside which launching it is little
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)  # how a train function says that the epoch is over
 
 
@@ -41,7 +43,7 @@ def where_set(flag, function):
 
 
 apply, add_where_set = _shared.apply, _shared.adding(where_set)
-reattach, test_step = _shared.reattach, _shared.test_step
+logs_of, reattach, test_step = _shared.logs_of, _shared.reattach, _shared.test_step
 
 
 def without_gradients(variables):

@@ -7,6 +7,8 @@ import torch
 
 from keras_dal._backend import _shared
 
+COMPILES_SHAPES = False
+WORTH_AN_ACCELERATOR = 1e8  # operations of a product, beside which launching it is little
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
 
@@ -37,7 +39,7 @@ def where_set(flag, function):
 
 
 apply, add_where_set = _shared.apply, _shared.adding(where_set)
-reattach, test_step = _shared.reattach, _shared.test_step
+logs_of, reattach, test_step = _shared.logs_of, _shared.reattach, _shared.test_step
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from keras_dal.features.cache import cached_features
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import HALVES
 from keras_dal.finishing.history import Path
-from keras_dal.finishing.problem import FEW_RIDGES, RIDGES, Task
+from keras_dal.finishing.problem import FEW_RIDGES, RIDGES
 from keras_dal.finishing.result import Result, finished
+from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import add_gated_head, num_gated_parameters
@@ -113,7 +114,7 @@ def converge(
     rules = [TimeLimit(time_limit)] if time_limit is not None else []
     rules += [Patience(patience)] if patience is not None else []
     path = Path(rules, bool(verbose))
-    tasks = [Task(structure, loss, train, still, validation, path, max_bytes)]
+    tasks = [SeparableTask(structure, loss, train, still, validation, path, max_bytes)]
     if gated is True and not structure.gated_layers and not _fits(tasks[0], max_bytes):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(tasks[0])}, {max_bytes=:,}")
     try:
@@ -136,7 +137,7 @@ def converge(
 def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
     """Walk the path, stage by stage; the last of `tasks` is the one whose head is solved for."""
     (task,) = tasks
-    plain, separable = not task.structure.gated_layers, task.is_separable and ridge is None
+    plain, separable = not task.structure.gated_layers, ridge is None and task.is_separable
     if task.is_done(tol):
         return
     if gated is True and plain:

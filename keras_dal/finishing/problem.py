@@ -1,33 +1,23 @@
-"""The convex problem of one head on cached features, and the three ways to solve it."""
+"""The convex problem of one head on cached features, and its minimum."""
 
 import functools
-import warnings
 
 import numpy as np
 
-from keras_dal.finishing.contradictions import Moves
+from keras_dal._backend import arrays
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
+from keras_dal.heads.array_backend import Accelerator
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
-from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT, Problem
-from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
+from keras_dal.solvers.objectives import Anchored, WholeLoss
 from keras_dal.solvers.whitening import Whitening
 
 RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gentle to nearly free
 FEW_RIDGES = RIDGES[1::3]  # where the end is known to be the least loss, and the path is there to stop on
 _STEPS = 25  # Newton steps for one weight
-_SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
-_PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
-_STALLED = 0.15  # decrease of the objective in one step, relative to it, at which the same is done
-_STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
 ANCHORS = 10_000  # of the training samples, where no anchors are given
-_DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
-_INTERPOLATED = 0.02  # the same where samples are moved by interpolation
-_HELD = 2_000  # anchors that are held while samples are moved, at most, and as many as are moved if none are given
-_ROUNDS = 12  # of interpolation: two to four are usual
-_GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which the loss is minimized before
 
 
 class Task:
@@ -69,26 +59,43 @@ class Task:
         self.wanted = self.gradient_steps = None
         self.left = np.zeros(len(train), bool)  # on their wrong side, as `interpolate` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
-        self.start = self.samples.logits(self.theta)
+        self.start = self._start_of(self.samples)
         if anchors is None:
             self.anchors = some_rows(len(train), ANCHORS)
             still = self.samples.restricted(self.anchors) if len(self.anchors) < len(train) else self.samples
         else:
             self.anchors = len(train) + np.arange(len(anchors))
-            still = CachedJacobian(self.head, anchors, max_bytes)
+            still = CachedJacobian(self.head, anchors, max_bytes, self.samples.on)
             self.jacobian = StackedJacobian([self.samples, still])
-            self.start = np.concatenate([self.start, still.logits(self.theta)])
+            self.start = self._where.concatenate([self.start, self._start_of(still)])
         self._still = still
-        self.seen = None if unseen else CachedJacobian(self.head, validation.features, max_bytes)
+        self.seen = None if unseen else CachedJacobian(self.head, validation.features, max_bytes, self.samples.on)
+
+    @functools.cached_property
+    def _where(self):
+        """The arrays of the solver: tensors where an accelerator computes and the loss can follow, else NumPy's."""
+        return arrays.TENSORS if isinstance(self.samples.on, Accelerator) and self.loss.tensors else arrays.NUMPY
+
+    @functools.cached_property
+    def _targets_there(self):
+        return self._where.single(self.targets)
+
+    def _start_of(self, jacobian):
+        """Return the logits before any change."""
+        return jacobian.logits(self._where.single(self.theta))
+
+    def _whole_loss(self):
+        return WholeLoss(self.loss, self._targets_there)
 
     @functools.cached_property
     def size(self):
         """Root mean square of the logits of a sample before any change."""
-        return float(np.sqrt(np.mean(np.sum(np.square(self.start[: len(self.train)], dtype=np.float64), axis=1))))
+        squares = self._where.row_square(self.start[: len(self.train)])
+        return float(np.sqrt(np.mean(self._where.numpy(squares))))
 
     def with_head(self, structure):
         """Return the same task for another head on the same features."""
-        return Task(structure, *self._arguments)
+        return type(self)(structure, *self._arguments)
 
     @functools.cached_property
     def whitening(self):
@@ -100,71 +107,8 @@ class Task:
         """Whether samples have right sides on which the loss goes to 0: labels that are hard, of classes."""
         return self.loss.are_hard(self.targets)
 
-    @property
-    def can_interpolate(self):
-        """Whether the head is a mixture beside another head."""
-        return self.head.mixture not in (None, self.head)
-
-    def interpolate(self):
-        """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
-
-        Returns:
-            Whether every sample is on its right side, but for those that are left, which `self.left` tells.
-        """
-        if np.min(self._margins(self.start)) > 0:
-            self.path.add(self.unchanged())
-            return True
-        finished = self._problem(WholeLoss(self.loss, self.targets), _GENTLE, part=1)
-        step, point, _ = self._minimize(finished, _NEARLY, unit=self.mean_weight)
-        solver = Interpolation(self.samples.part(0), self._still.part(0), self.max_bytes)
-        reason = f"{_ROUNDS} rounds left some"
-        logits = step.logits
-        try:
-            for moved, reached in self._rounds(solver, point.theta, logits):
-                self.path.add(moved)
-                point, logits = moved, reached
-        except (np.linalg.LinAlgError, MemoryError) as error:
-            reason = str(error).rstrip(".") or type(error).__name__
-        if np.any((self._margins(logits) <= 0) & ~self.left):
-            warnings.warn(
-                "Interpolation did not separate the samples, and Newton's method goes on, which can take long: "
-                f"time_limit ends it. Received: {reason}; {len(solver.chosen)} samples moved or held, training "
-                f"accuracy {point.accuracy}",
-                stacklevel=4,
-            )
-            return False
-        return True
-
-    def _rounds(self, solver, theta, logits):
-        """Yield the point after each round of interpolation, and the logits of all rows there.
-
-        Args:
-            solver: an `Interpolation`.
-            theta: where it begins, `(P,)`.
-            logits: of all rows there.
-        """
-        begins, size = (theta, logits), len(self.train)
-        start = logits[:size]
-        criterion, gaps = self._separation(start, _INTERPOLATED)
-        short = np.sum(self._margins(start) < criterion.delta)
-        most = min(_HELD, short) if self.jacobian is self.samples else _HELD
-        held = self._still.part(0).restricted(some_rows(len(self._still), most))
-        moves = Moves(solver, held, criterion, self._margins, start, gaps)
-        self.left = moves.left
-        for _ in range(_ROUNDS):
-            if moves.are_made(logits[:size]):
-                return
-            while (change := moves.change(logits[:size])) is None:
-                theta, logits = begins
-            theta = theta + np.pad(change, (0, len(theta) - len(change)))
-            logits = self.jacobian.logits(theta)
-            yield self._point(theta, logits, 0.0, np.inf, self._violation(criterion, logits)), logits
-
     def _margins(self, logits):
         return self.loss.margins(logits[: len(self.train)], self.targets)
-
-    def _violation(self, criterion, logits):
-        return float(self._even_weights @ criterion.values(logits[: len(self.train)])) / len(self.train)
 
     @property
     def mean_weight(self):
@@ -176,55 +120,6 @@ class Task:
         """Sample weights of mean one: which samples are separated, and how, is no question of their unit."""
         return self.train.weights / self.mean_weight
 
-    def separate(self):
-        """Walk to the first point where every sample that is not left is right; return whether there is one."""
-        self.path.end(Ending.SEPARATED)
-        if (self.can_interpolate and self.interpolate()) or self._follow_weights():
-            return True
-        self.path.end(Ending.EXHAUSTED)
-        return False
-
-    def _follow_weights(self):
-        objective, _ = self._separation(self.start, _DELTA)
-        phi, left = None, np.inf
-        for ridge in RIDGES:
-            step, point = self._follow(objective, ridge, phi)
-            if point.separated:
-                return True
-            phi, before = step.phi, left
-            left = self._violation(objective, step.logits)
-            if left > _STUCK * before and not self.structure.gated_layers:
-                break
-        return False
-
-    def _separation(self, logits, margin):
-        """Return the criterion for a share of the size of all differences of logits, and their mean square."""
-        exclusive = self.loss.exclusive
-        gaps = Separation(self.targets, 1.0, exclusive).gaps(logits[: len(self.train)])
-        square = float(np.mean(np.square(gaps, dtype=np.float64))) or 1.0
-        return Separation(self.targets, margin * square**0.5, exclusive), square
-
-    def _follow(self, objective, ridge, phi):
-        """Return the step and the point at which the next weight is tried.
-
-        The first weight is solved for; the others are followed by one step each, because what they change is little;
-        at the least weight, where a few samples may be left, what can be had is had.
-        """
-        first, last = ridge == RIDGES[0], ridge == RIDGES[-1]
-        problem = self._problem(objective, ridge, _PRECISE if last else INEXACT)
-        value, enough = np.inf, _PRECISE if last else _STALLED
-        step = point = None
-        for step, point in self._walk(problem, phi):
-            if point.separated:
-                break
-            if step.phi is phi:
-                continue  # where the larger weight ended
-            stalled = value - step.objective <= enough * step.objective
-            if not (first or last) or stalled or step.gap <= _SOLVED * step.objective:
-                break
-            value = step.objective
-        return step, point
-
     def minimize(self, ridges, tol):
         """Minimize the loss itself, for falling weights of the change, until it is at most tol above its floor.
 
@@ -234,7 +129,7 @@ class Task:
         """
         phi = problem = ending = None
         for ridge in ridges:
-            problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
+            problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
             step, _, ending = self._minimize(problem, tol, phi)
             self.path.end(ending)
             if ending == Ending.TOLERANCE:
@@ -246,7 +141,7 @@ class Task:
 
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
-        problem = self._problem(WholeLoss(self.loss, self.targets), ridge, weights=self.train.weights)
+        problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
         self.path.end(Ending.MAX_STEPS)
         for step, _ in self._walk(problem, None):
             if step.gap <= gap and prove(self, problem.ridge, problem.whitening, gap):
@@ -278,7 +173,7 @@ class Task:
         The second term is nearly the first where the anchors reach, holds still what they do not reach, and makes the
         problem strongly convex.
         """
-        hold = np.zeros(len(self.start))
+        hold = np.zeros(len(self.jacobian))
         hold[self.anchors] = ridge / len(self.anchors)
         weights = self._even_weights if weights is None else weights
         anchored = Anchored(objective, weights / len(self.train), self.start, hold)
@@ -305,7 +200,7 @@ class Task:
     def _walk(self, problem, phi):
         """Yield each step of a problem with its point on the path."""
         for _, step in zip(range(_STEPS), problem.steps(phi), strict=False):  # in this order no step is wasted
-            change = problem.whitening.theta(step.phi)
+            change = self._where.numpy(problem.whitening.theta(step.phi))
             theta = self.theta + np.pad(change, (len(self.theta) - len(change), 0))  # the last part's, or all
             point = self._point(theta, step.logits, problem.ridge, step.gap)
             if phi is None or step.phi is not phi:
@@ -313,13 +208,16 @@ class Task:
             yield step, point
 
     def _point(self, theta, all_logits, ridge, gap, violation=None):
-        logits = all_logits[: len(self.train)]
-        margins = self.loss.margins(logits, self.targets)
-        moved = all_logits[self.anchors] - self.start[self.anchors]
+        xp, logits = arrays.of(all_logits), all_logits[: len(self.train)]
+        targets = self.targets if xp is arrays.NUMPY else self._targets_there
+        values, margins = self.loss.values(logits, targets), self.loss.margins(logits, targets)
+        margins = None if margins is None else xp.numpy(margins)
+        start = self.start if xp is self._where else self._where.numpy(self.start)
+        moved = xp.numpy(xp.rows(all_logits, self.anchors) - xp.rows(start, self.anchors))
         return Point(
             seconds=self.path.elapsed(),
             ridge=ridge,
-            loss=float(np.mean(self.train.weights * self.loss.values(logits, self.targets))),
+            loss=float(np.mean(self.train.weights * xp.numpy(values))),
             accuracy=None if margins is None else float(np.mean(margins > 0)),
             margin=None if margins is None else float(np.min(margins)),
             moved=float(np.sqrt(np.mean(np.sum(moved**2, axis=1)))),

@@ -6,8 +6,8 @@ import numpy as np
 
 from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.history import Path
-from keras_dal.finishing.problem import Task
 from keras_dal.finishing.result import finished
+from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.stopping import Stopped
 
 CHANGE = 0.01  # weight of the change of the head
@@ -41,7 +41,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     task: Any = (
         BlockwiseTask(structure, loss, samples, path, max_bytes)
         if large
-        else Task(structure, loss, samples, None, None, path, max_bytes)
+        else SeparableTask(structure, loss, samples, None, None, path, max_bytes)
     )
     try:
         if structure.gated_layers and task.is_separable:

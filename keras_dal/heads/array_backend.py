@@ -13,13 +13,22 @@ _BLOCK = 1024  # rows of a Gram matrix that are made at a time
 _SYRK, _TRSM = linalg.get_blas_funcs(("syrk", "trsm"), dtype=np.float32)
 
 
-def fastest():
-    """Return the arithmetic of the accelerator that Keras uses, or else of the host."""
-    return Accelerator() if _backend.has_accelerator() else Host()
+def fastest(operations, shapes_vary=False):
+    """Return the arithmetic of the accelerator that Keras uses, if it gains more than beginning takes, or the host's.
+
+    Args:
+        operations: of one product over all samples.
+        shapes_vary: whether most products have shapes of their own, each of which a backend may compile.
+    """
+    if not _backend.has_accelerator() or (shapes_vary and _backend.COMPILES_SHAPES):
+        return Host()
+    return Accelerator() if operations >= _backend.WORTH_AN_ACCELERATOR else Host()
 
 
 class Host:
     """NumPy, whose matrix products write into memory that is used again: fresh pages cost as much as the product."""
+
+    block, entries = 1024, 2**25  # samples, and hidden values, that exist at a time
 
     def __init__(self):
         self._buffer = np.empty(0, np.float32)
@@ -130,6 +139,8 @@ def _finite(lower, diagonal):
 class Accelerator:
     """`keras.ops` on the backend's default device, in whole float32: TensorFloat-32 would lose small margins."""
 
+    block, entries = 2**16, 2**28
+
     def array(self, values) -> Any:
         return ops.convert_to_tensor(values, "float32")
 
@@ -152,7 +163,8 @@ class Accelerator:
 
     def transposed_matmul(self, left, right):
         """Return `left' right`."""
-        return self.matmul(ops.transpose(left), right)
+        with _backend.full_precision():
+            return ops.einsum("ij,ik->jk", left, right)  # without a transposed copy
 
     def squares(self, array):
         """Return the sum of the squares of every column, float64."""

@@ -6,26 +6,26 @@ import operator
 
 import numpy as np
 
+from keras_dal._backend import arrays
 from keras_dal.heads import array_backend
-
-_BLOCK = 1024  # samples whose hidden values exist at a time, at most
-_ENTRIES = 2**25  # hidden values that do
 
 
 class CachedJacobian:
     """J_S of a head on fixed features, with its gates computed once where memory allows.
 
-    Products are float32; sums over blocks of samples are float64.
+    What it is given in NumPy it returns in NumPy: float32 logits, and sums over blocks of samples in float64. Tensors
+    of the backend stay float32 tensors.
 
     Args:
         head: a `heads.Head` with P parameters and C outputs.
         features: array `(n, m)`, possibly memory-mapped.
         max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
-        on: an `array_backend`; the fastest there is by default.
+        on: an `array_backend`; the fastest for such a head by default.
     """
 
     def __init__(self, head, features, max_bytes=2**32, on=None):
-        self.on = on or array_backend.fastest()
+        operations = 4 * len(features) * head.num_parameters
+        self.on = on or array_backend.fastest(operations, head.mixture is not None)
         self.parts, self.features = head.products(self.on), features
         self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
         size = 4 * len(features) * sum(part.width for part in self.parts)
@@ -38,7 +38,7 @@ class CachedJacobian:
         """Return the same for some of the samples, given by their indices in ascending order."""
         other = copy.copy(self)
         other._prepared = self._prepared and [
-            [a if a is None else self.on.take(a, rows) for a in arrays] for arrays in self._prepared
+            [a if a is None else self.on.take(a, rows) for a in pair] for pair in self._prepared
         ]
         other.features = self.features[rows] if other._prepared else _Rows(self.features, rows)
         return other
@@ -56,64 +56,83 @@ class CachedJacobian:
 
     def logits(self, theta):
         """Return the logits `(n, C)`, float32, for a flat theta `(P,)`."""
-        weights = self._weights(theta)
+        weights, xp = self._weights(theta), arrays.of(theta)
+        if xp is not arrays.NUMPY:
+            return xp.concatenate([self._apply(block, weights) for _, block in self.blocks()])
         logits = np.empty((len(self), self.num_outputs), np.float32)
         for rows, block in self.blocks():
-            logits[rows] = self._apply(block, weights)
+            logits[rows] = self.on.numpy(self._apply(block, weights))
         return logits
 
     def of_block(self, block, theta):
-        """Return the logits of one of the `blocks`, float32."""
-        return self._apply(block, self._weights(theta))
+        """Return the logits of one of the `blocks`, float32 of NumPy."""
+        return self.on.numpy(self._apply(block, self._weights(theta)))
 
     def adjoint(self, cotangent):
-        """Return `J' vec(cotangent)`, float64 of shape `(P,)`, for a cotangent `(n, C)`."""
-        return self.pulled_back((cotangent[rows], block) for rows, block in self.blocks())
+        """Return `J' vec(cotangent)`, shape `(P,)`, for a cotangent `(n, C)`."""
+        return self.pulled_back(((cotangent[rows], block) for rows, block in self.blocks()), arrays.of(cotangent))
 
     def normal(self, theta, curve):
-        """Return `J' curve(J theta)`, float64 of shape `(P,)`, in one pass over the samples.
+        """Return `J' curve(J theta)`, shape `(P,)`, in one pass over the samples.
 
         Args:
             theta: flat, `(P,)`.
             curve: a function of the logits `(b, C)` of some samples and of their slice, as `Anchored.curvature`.
         """
-        weights = self._weights(theta)
-        return self.pulled_back((curve(self._apply(block, weights), rows), block) for rows, block in self.blocks())
+        weights, kept = self._weights(theta), arrays.of(theta)
+
+        def bent():
+            for rows, block in self.blocks():
+                logits = self._apply(block, weights)
+                yield curve(self.on.numpy(logits) if kept is arrays.NUMPY else logits, rows), block
+
+        return self.pulled_back(bent(), kept)
 
     def _weights(self, theta):
         """Return the matrix of each part, None for one that computes nothing, as a branch does at first."""
-        pairs = zip(self.parts, self.split(theta), strict=True)
-        return [part.factor(weight) if weight.any() else None for part, weight in pairs]
+        looks, pairs = arrays.of(theta) is arrays.NUMPY, zip(self.parts, self.split(theta), strict=True)
+        return [None if looks and not weight.any() else part.factor(weight) for part, weight in pairs]
 
     def _apply(self, block, weights):
         terms = zip(self.parts, block, weights, strict=True)
         products = [part.apply(u, gates, weight) for part, (u, gates), weight in terms if weight is not None]
         if not products:
-            return np.zeros((len(block[0][0]), self.num_outputs), np.float32)
-        return self.on.numpy(functools.reduce(operator.add, products))
+            return self.on.array(np.zeros((len(block[0][0]), self.num_outputs)))
+        return functools.reduce(operator.add, products)
 
-    def pulled_back(self, cotangents):
-        """Return the sum of `J' vec(cotangent)` over pairs of a cotangent and the one of the `blocks` it is of."""
-        totals = [np.zeros(part.working) for part in self.parts]
+    def pulled_back(self, cotangents, xp=arrays.NUMPY):
+        """Return the sum of `J' vec(cotangent)` over pairs of a cotangent and the one of the `blocks` it is of.
+
+        Args:
+            cotangents: the pairs.
+            xp: the `arrays` that the result is of.
+        """
+        totals = [xp.zeros(part.working) for part in self.parts]
         for cotangent, block in cotangents:
             cotangent = self.on.array(cotangent)
-            for part, (inputs, gates), total in zip(self.parts, block, totals, strict=True):
-                total += self.on.numpy(part.transposed(inputs, gates, cotangent))
-        return np.concatenate([part.flat(total) for part, total in zip(self.parts, totals, strict=True)])
+            for index, (part, (inputs, gates)) in enumerate(zip(self.parts, block, strict=True)):
+                product = part.transposed(inputs, gates, cotangent)
+                totals[index] += self.on.numpy(product) if xp is arrays.NUMPY else product
+        return xp.concatenate([part.flat(total) for part, total in zip(self.parts, totals, strict=True)])
 
     def split(self, theta):
         """Return a flat theta as one float32 matrix for each part."""
-        ends = np.cumsum([part.shape[0] * part.shape[1] for part in self.parts])[:-1]
-        pieces = np.split(np.asarray(theta, np.float32), ends)
-        return [piece.reshape(part.shape) for piece, part in zip(pieces, self.parts, strict=True)]
+        theta, start, pieces = arrays.of(theta).single(theta), 0, []
+        for part in self.parts:
+            stop = start + part.shape[0] * part.shape[1]
+            pieces.append(arrays.of(theta).reshape(theta[start:stop], part.shape))
+            start = stop
+        return pieces
 
     def blocks(self):
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""
-        step = max(1, min(_BLOCK, _ENTRIES // max(part.working[1] for part in self.parts)))
+        step = max(1, min(self.on.block, self.on.entries // max(part.working[1] for part in self.parts)))
         for start in range(0, len(self), step):
             rows = slice(start, min(start + step, len(self)))
-            if self._prepared:
-                yield rows, [[a if a is None else a[rows] for a in arrays] for arrays in self._prepared]
+            if self._prepared and len(self) <= step:
+                yield rows, self._prepared
+            elif self._prepared:
+                yield rows, [[a if a is None else a[rows] for a in pair] for pair in self._prepared]
             else:
                 yield rows, [part.prepare(self.features[rows]) for part in self.parts]
 
@@ -157,15 +176,16 @@ class StackedJacobian:
 
     def logits(self, theta):
         """Return the logits of all rows, float32."""
-        return np.concatenate([each.logits(theta) for each in self.jacobians])
+        return arrays.of(theta).concatenate([each.logits(theta) for each in self.jacobians])
 
     def adjoint(self, cotangent):
-        """Return `J' vec(cotangent)`, float64 of shape `(P,)`."""
-        pieces = np.split(cotangent, self._ends[:-1])
+        """Return `J' vec(cotangent)`, shape `(P,)`."""
+        rows = zip(self._ends - [len(each) for each in self.jacobians], self._ends, strict=True)
+        pieces = [cotangent[start:stop] for start, stop in rows]
         return sum(each.adjoint(piece) for each, piece in zip(self.jacobians, pieces, strict=True))
 
     def normal(self, theta, curve):
-        """Return `J' curve(J theta)`, float64 of shape `(P,)`, as `CachedJacobian.normal`."""
+        """Return `J' curve(J theta)`, shape `(P,)`, as `CachedJacobian.normal`."""
 
         def shifted(start):
             return lambda change, rows: curve(change, slice(start + rows.start, start + rows.stop))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_dal._backend import arrays
 from keras_dal.heads.gated import Gates
 from keras_dal.heads.norms import root_of_largest_eigenvalue
 from keras_dal.heads.part import WithGates
@@ -100,12 +101,12 @@ class MixturePart(WithGates):
         return self.on.array(self._exchanged(weight) if self._gates_first else weight)
 
     def flat(self, total):
-        return np.ravel(self._exchanged(total) if self._gates_first else total)
+        return super().flat(self._exchanged(total) if self._gates_first else total)
 
     def _exchanged(self, matrix):
         """Return `(b, a C)` for a matrix `(a, b C)`."""
-        rows = len(matrix)
-        return matrix.reshape(rows, -1, self.copies).swapaxes(0, 1).reshape(-1, rows * self.copies)
+        xp, rows = arrays.of(matrix), matrix.shape[0]
+        return xp.reshape(xp.swapaxes(xp.reshape(matrix, (rows, -1, self.copies)), 0, 1), (-1, rows * self.copies))
 
     def _ordered(self, inputs, gates):
         return (gates, inputs) if self._gates_first else (inputs, gates)

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend import arrays
+
 
 class Part:
     """One summand of a head, with the `shape` of its matrix of parameters and the one it is `working` with."""
@@ -29,7 +31,7 @@ class Part:
 
     def flat(self, total):
         """Return a sum of what `transposed` returned, in the order of theta."""
-        return np.ravel(total)
+        return arrays.of(total).reshape(total, (-1,))
 
 
 class WithGates(Part):

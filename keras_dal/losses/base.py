@@ -19,7 +19,7 @@ class Loss(abc.ABC):
     """A loss `l(logits, targets)` that is convex in the logits; adding one is one registered subclass in one file.
 
     Without sides, as here, samples have no margins and nothing is ever separated; see `SoftmaxCrossEntropy` for a loss
-    with them. NumPy throughout, but for `step_targets`.
+    with them. NumPy throughout, but for `step_targets` and for what takes `tensors`.
 
     Attributes:
         name: in reports.
@@ -29,6 +29,8 @@ class Loss(abc.ABC):
         shift_invariant: whether constants per sample, added to all its logits, change nothing.
         quadratic: whether least squares on the targets minimize it.
         exclusive: whether one class is right per sample, or each output has a right side; None where there are none.
+        tensors: whether `values`, `gradient`, `hessian` and `margins` take tensors of the backend, too: by the
+            functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,7 @@ class Loss(abc.ABC):
     shift_invariant: ClassVar[bool] = False
     quadratic: ClassVar[bool] = False
     exclusive: ClassVar[bool | None] = None
+    tensors: ClassVar[bool] = False
 
     @abc.abstractmethod
     def targets(self, y, num_outputs):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
+from keras_dal._backend import arrays
 from keras_dal.losses.base import entropy_of_rest, matrix, register
 from keras_dal.losses.cross_entropy import CrossEntropy
 
@@ -21,6 +22,7 @@ class SigmoidCrossEntropy(CrossEntropy):
     activation = "sigmoid"
     keras_losses = (keras.losses.BinaryCrossentropy,)
     exclusive = False
+    tensors = True
 
     def targets(self, y, num_outputs):
         y = matrix(y, num_outputs)
@@ -38,18 +40,21 @@ class SigmoidCrossEntropy(CrossEntropy):
         return (1.0 - self.label_smoothing) * (2.0 * q - 1.0), known
 
     def values(self, logits, targets):
-        size = np.abs(logits)
-        wrong = 0.5 * (1.0 - np.sign(logits) * targets)  # probability of the side that the logit is not on
-        return np.mean(np.log1p(np.exp(-size)) + size * wrong, axis=1, dtype=np.float64)
+        xp = arrays.of(logits)
+        size = xp.abs(logits)
+        wrong = 0.5 * (1.0 - xp.sign(logits) * targets)  # probability of the side that the logit is not on
+        return xp.row_total(xp.log1p(xp.exp(-size)) + size * wrong) / targets.shape[1]
 
     def gradient(self, logits, targets):
-        t, f = targets, logits
-        right, wrong = 0.5 * (1 + np.abs(t)), 0.5 * (1 - np.abs(t))  # so that small slopes of hard labels stay exact
-        side = np.where(t < 0, -1, 1).astype(f.dtype)
-        return side * (wrong * special.expit(side * f) - right * special.expit(-side * f)) / t.shape[1]
+        xp, t, f = arrays.of(logits), targets, logits
+        right, wrong = 0.5 * (1 + xp.abs(t)), 0.5 * (1 - xp.abs(t))  # so that small slopes of hard labels stay exact
+        toward = xp.where(t < 0, -f, f)  # the more probable side
+        slopes = wrong * xp.sigmoid(toward) - right * xp.sigmoid(-toward)
+        return xp.where(t < 0, -slopes, slopes) / t.shape[1]
 
     def hessian(self, logits, targets):
-        slopes = special.expit(logits) * special.expit(-logits) / logits.dtype.type(logits.shape[1])
+        xp = arrays.of(logits)
+        slopes = xp.sigmoid(logits) * xp.sigmoid(-logits) / logits.shape[1]
         return lambda change, block: slopes[block] * change
 
     def curvature(self, num_outputs):
@@ -77,7 +82,8 @@ class SigmoidCrossEntropy(CrossEntropy):
         return np.where(inside, -np.mean(special.entr(p) + special.entr(1.0 - p), axis=1), np.inf)
 
     def margins(self, logits, targets):
-        return np.min(np.where(targets == 0, np.inf, np.sign(targets) * logits), axis=1)
+        xp = arrays.of(logits)
+        return xp.min(xp.where(targets == 0, np.inf, xp.sign(targets) * logits))
 
     def at_margin(self, margin, num_outputs):
         return np.logaddexp(0.0, -margin)

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
+from keras_dal._backend import arrays
 from keras_dal.losses.base import entropy_of_rest, integers, matrix, register
 from keras_dal.losses.cross_entropy import CrossEntropy
 
@@ -21,6 +22,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
     keras_losses = (keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
     shift_invariant = True
     exclusive = True
+    tensors = True
 
     def targets(self, y, num_outputs):
         y = np.asarray(y)
@@ -51,23 +53,22 @@ class SoftmaxCrossEntropy(CrossEntropy):
         return q * (1.0 - self.label_smoothing) + self.label_smoothing / q.shape[1] if self.label_smoothing else q
 
     def values(self, logits, targets):
-        largest = np.argmax(logits, axis=1)[:, None]
-        below = logits - np.take_along_axis(logits, largest, axis=1)  # at most 0: float32 loses nothing small
-        others = np.exp(below)
-        np.put_along_axis(others, largest, 0.0, axis=1)  # the largest is 1, beside which small ones would be lost
-        total = np.sum(others, axis=1, dtype=np.float64)
-        return np.log1p(total) - np.sum(below * targets, axis=1, dtype=np.float64)
+        xp = arrays.of(logits)
+        largest = xp.argmax(logits)
+        below = logits - xp.take(logits, largest)  # at most 0: float32 loses nothing small
+        others = xp.put(xp.exp(below), largest, 0.0)  # the largest is 1, beside which small ones would be lost
+        return xp.log1p(xp.row_total(others)) - xp.row_total(below * targets)
 
     def gradient(self, logits, targets):
-        slopes = special.softmax(logits, axis=1) - targets
-        likely = np.argmax(targets, axis=1)[:, None]
-        np.put_along_axis(slopes, likely, 0.0, axis=1)  # p - 1 would lose what the others add up to
-        np.put_along_axis(slopes, likely, -np.sum(slopes, axis=1, keepdims=True), axis=1)
-        return slopes
+        xp = arrays.of(logits)
+        likely = xp.argmax(targets)
+        slopes = xp.put(xp.softmax(logits) - targets, likely, 0.0)  # p - 1 would lose what the others add up to
+        return xp.put(slopes, likely, -xp.row_sum(slopes))
 
     def hessian(self, logits, targets):
-        p = special.softmax(logits, axis=1)
-        return lambda change, block: p[block] * (change - np.einsum("ij,ij->i", p[block], change)[:, None])
+        xp = arrays.of(logits)
+        p = xp.softmax(logits)
+        return lambda change, block: p[block] * (change - xp.row_dot(p[block], change)[:, None])
 
     def curvature(self, num_outputs):
         return 0.5
@@ -96,8 +97,9 @@ class SoftmaxCrossEntropy(CrossEntropy):
         return np.where(inside, -np.sum(special.entr(np.maximum(p, 0.0)), axis=1), np.inf)
 
     def margins(self, logits, targets):
-        right = targets == np.max(targets, axis=1, keepdims=True)
-        return np.max(np.where(right, logits, -np.inf), axis=1) - np.max(np.where(right, -np.inf, logits), axis=1)
+        xp = arrays.of(logits)
+        right = targets == xp.max(targets)[:, None]
+        return xp.max(xp.where(right, logits, -np.inf)) - xp.max(xp.where(right, -np.inf, logits))
 
     def at_margin(self, margin, num_outputs):
         return np.logaddexp(0.0, np.log(num_outputs - 1.0) - margin)

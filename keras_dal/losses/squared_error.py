@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dal._backend import arrays
 from keras_dal.losses.base import Loss, matrix, register
 
 
@@ -15,6 +16,7 @@ class SquaredError(Loss):
     activation = "linear"
     keras_losses = (keras.losses.MeanSquaredError,)
     quadratic = True
+    tensors = True
 
     def targets(self, y, num_outputs):
         return matrix(y, num_outputs)
@@ -24,13 +26,13 @@ class SquaredError(Loss):
         return y, ops.all(ops.isfinite(y), axis=1)
 
     def values(self, logits, targets):
-        return np.mean((logits - targets) ** 2, axis=1, dtype=np.float64)
+        return arrays.of(logits).row_total((logits - targets) ** 2) / targets.shape[1]
 
     def gradient(self, logits, targets):
         return (logits - targets) * (2.0 / targets.shape[1])
 
     def hessian(self, logits, targets):
-        return lambda change, block: change * change.dtype.type(2.0 / targets.shape[1])
+        return lambda change, block: change * (2.0 / targets.shape[1])
 
     def curvature(self, num_outputs):
         return 2.0 / num_outputs

@@ -1,11 +1,17 @@
-"""Newton's method for a convex loss over a head on cached features, with exact line searches."""
+"""Newton's method for a convex loss over a head on cached features, with exact line searches.
+
+Where the objective's start is a tensor everything stays on its device, but for numbers that decide what comes next.
+"""
 
 import dataclasses
 import functools
 
 import numpy as np
 from scipy import optimize
-from scipy.sparse.linalg import LinearOperator, cg
+
+from keras_dal._backend import arrays
+from keras_dal.solvers.conjugate_gradients import conjugate_gradients
+from keras_dal.solvers.objectives import ALL
 
 INEXACT = 0.2  # residual of a Newton system, relative to the gradient
 _LENGTH = 1e-2  # relative precision of a step's length
@@ -17,8 +23,8 @@ class Step:
     """Where a Newton step ended.
 
     Attributes:
-        phi: whitened parameters, float64 `(P,)`.
-        logits: of all rows, float32 `(n, C)`.
+        phi: whitened parameters, `(P,)`, float64 or a tensor.
+        logits: of all rows, float32 `(n, C)`, of the same kind.
         objective: loss plus ridge.
         gap: upper bound of how far the objective is above its minimum; infinite without a ridge.
     """
@@ -44,9 +50,11 @@ class Problem:
     def __init__(self, jacobian, whitening, objective, ridge, inexact=INEXACT, watch=lambda: None):
         self.jacobian, self.whitening, self.objective = jacobian, whitening, objective
         self.start, self.ridge, self.inexact, self.watch = objective.start, ridge, inexact, watch
+        self._xp = arrays.of(self.start)
 
     def value(self, phi, logits):
-        return float(np.sum(self.objective.values(logits)) + self.ridge * (phi @ phi))
+        values = self._xp.numpy(self.objective.values(logits))
+        return float(np.sum(values, dtype=np.float64) + self.ridge * self._xp.dot(phi, phi))
 
     def steps(self, phi=None):
         """Yield a `Step` for the start, then one after each Newton step, without end.
@@ -54,20 +62,25 @@ class Problem:
         Args:
             phi: where to start, zero by default.
         """
-        phi = np.zeros(self.jacobian.num_parameters) if phi is None else phi
-        logits = self.start + self.jacobian.logits(self.whitening.theta(phi)) if phi.any() else self.start
+        logits = self.start if phi is None else self.start + self.jacobian.logits(self.whitening.theta(phi))
+        phi = self._xp.zeros(self.jacobian.num_parameters) if phi is None else phi
         while True:
-            active = np.flatnonzero(self.objective.active(logits))
-            if len(active) >= 0.9 * len(logits):
-                active = np.arange(len(logits))
-            seen = self.jacobian.restricted(active) if len(active) < len(logits) else self.jacobian
+            active = self._active(logits)
+            seen = self.jacobian if active is ALL else self.jacobian.restricted(active)
             gradient = self._pulled_back(seen, self.objective.gradient(logits)[active]) + 2 * self.ridge * phi
-            gap = float(gradient @ gradient) / (4 * self.ridge) if self.ridge else np.inf
+            gap = float(self._xp.dot(gradient, gradient)) / (4 * self.ridge) if self.ridge else np.inf
             yield Step(phi, logits, self.value(phi, logits), gap)
             direction = self._newton_direction(seen, self.objective.curvature(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
-            length = self._line_search(phi, direction, logits, change, gradient @ direction)
-            phi, logits = phi + length * direction, logits + np.float32(length) * change
+            length = self._line_search(phi, direction, logits, change, self._xp.dot(gradient, direction))
+            phi, logits = phi + length * direction, logits + change * length
+
+    def _active(self, logits):
+        """Return ascending indices of the rows that count, or ALL; tensors of each new shape would compile anew."""
+        if self._xp is not arrays.NUMPY:
+            return ALL
+        rows = np.flatnonzero(self.objective.active(logits))
+        return rows if len(rows) < 0.9 * len(logits) else ALL
 
     def _pulled_back(self, jacobian, cotangent):
         return self.whitening.transposed(jacobian.adjoint(cotangent))
@@ -78,27 +91,25 @@ class Problem:
             bent = seen.normal(self.whitening.theta(direction), curve)
             return self.whitening.transposed(bent) + 2 * self.ridge * direction
 
-        shape = (self.jacobian.num_parameters,) * 2
-        hessian = LinearOperator(shape, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
         limit = int(_CONJUGATE_GRADIENTS * np.log(self.inexact) / np.log(INEXACT))
-        return cg(hessian, -gradient, rtol=self.inexact, maxiter=limit)[0]
+        return conjugate_gradients(product, -gradient, self.inexact, limit)
 
     def _line_search(self, phi, direction, logits, change, start):
         """Return the minimizing step length: logits are linear in it, so no product with J is needed."""
 
         @functools.cache
         def slope(length):
+            length = float(length)
             if not length:
                 return start
-            cotangent = self.objective.gradient(logits + np.float32(length) * change)
-            bend = np.einsum("ij,ij->", cotangent, change, dtype=np.float64)
-            return bend + 2 * self.ridge * (phi + length * direction) @ direction
+            bend = self._xp.dot(self.objective.gradient(logits + change * length), change)
+            return bend + 2 * self.ridge * self._xp.dot(phi + length * direction, direction)
 
         if not start < 0:
             return 0.0
-        far = 1.0
+        start, far = float(start), 1.0
         if abs(slope(far)) <= INEXACT * -start:
             return far
         while slope(far) < 0 and far < 1e6:
             far *= 2
-        return optimize.root_scalar(slope, bracket=(0.0, far), rtol=_LENGTH).root if far < 1e6 else far
+        return float(optimize.root_scalar(slope, bracket=(0.0, far), rtol=_LENGTH).root) if far < 1e6 else far

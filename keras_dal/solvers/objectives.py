@@ -1,9 +1,14 @@
 """What the solver minimizes, as functions of logits: how far samples are from their right side, or a loss.
 
-Values are float64, because their sums decide; gradients and curvatures are float32, because they enter products.
+Arrays are NumPy's or tensors of the backend, but all of one kind. Values of NumPy are float64, because their sums
+decide; gradients and curvatures are float32, because they enter products.
 """
 
 import numpy as np
+
+from keras_dal._backend import arrays
+
+ALL = slice(None)  # rows
 
 
 class Separation:
@@ -18,23 +23,27 @@ class Separation:
     """
 
     def __init__(self, targets, delta, exclusive):
-        self.targets = np.asarray(targets, np.float32)
-        self.delta, self.exclusive = np.float32(delta), exclusive
-        self._labels = np.argmax(self.targets, axis=1)[:, None]
+        self.targets, self._xp = arrays.of(targets).single(targets), arrays.of(targets)
+        self.delta, self.exclusive = float(np.float32(delta)), exclusive
+        self._labels = self._xp.argmax(self.targets)
 
     def values(self, logits):
-        short = self._short(logits)
-        return np.einsum("ij,ij->i", short, short, dtype=np.float64)
+        return self._xp.row_square(self._short(logits))
 
     def gradient(self, logits):
-        return self._from_pairs(-2 * self._short(logits), slice(None))
+        return self._from_pairs(-2 * self._short(logits), ALL)
 
     def active(self, logits):
         return self._short(logits).any(axis=1)
 
     def curvature(self, logits, rows):
-        counted = (self._short(logits[rows], rows) > 0) * np.float32(2)
-        return lambda change, block: self._from_pairs(counted[block] * self.gaps(change, rows[block]), rows[block])
+        counted = 2.0 * self._xp.sign(self._short(logits[rows], rows))
+
+        def product(change, block):
+            some = block if rows is ALL else rows[block]
+            return self._from_pairs(counted[block] * self.gaps(change, some), some)
+
+        return product
 
     def nearest(self, logits):
         """Return the nearest logits `(n, C)` with every gap at least delta."""
@@ -52,26 +61,20 @@ class Separation:
         np.put_along_axis(nearest, self._labels, raised, axis=1)
         return nearest
 
-    def gaps(self, logits, rows=slice(None)):
+    def gaps(self, logits, rows=ALL):
         if not self.exclusive:
             return self.targets[rows] * logits
-        return np.take_along_axis(logits, self._labels[rows], axis=1) - logits
+        return self._xp.take(logits, self._labels[rows]) - logits
 
-    def _short(self, logits, rows=slice(None)):
-        short = self.delta - self.gaps(logits, rows)
-        np.maximum(short, 0, out=short)
-        if self.exclusive:
-            np.put_along_axis(short, self._labels[rows], 0, axis=1)
-        return short
+    def _short(self, logits, rows=ALL):
+        short = self._xp.maximum(self.delta - self.gaps(logits, rows), 0.0)
+        return self._xp.put(short, self._labels[rows], 0.0) if self.exclusive else short
 
     def _from_pairs(self, pairs, rows):
         """Return the transpose of `gaps` applied to one value per pair of sample and class, 0 for the right class."""
         if not self.exclusive:
             return self.targets[rows] * pairs
-        right = pairs.sum(axis=1, keepdims=True)
-        np.negative(pairs, out=pairs)
-        np.put_along_axis(pairs, self._labels[rows], right, axis=1)
-        return pairs
+        return self._xp.put(-pairs, self._labels[rows], self._xp.row_sum(pairs))
 
 
 class Anchored:
@@ -85,20 +88,17 @@ class Anchored:
     """
 
     def __init__(self, criterion, weights, start, hold=None):
-        self.criterion, self.start, self.size = criterion, start, len(weights)
-        self.weights = np.asarray(weights, np.float32)
-        self.hold = np.zeros(len(start), np.float32) if hold is None else np.asarray(hold, np.float32)
+        self.criterion, self.start, self.size, self._xp = criterion, start, len(weights), arrays.of(start)
+        self.weights = self._xp.single(weights)
+        self.hold = self._xp.single(np.zeros(len(start)) if hold is None else hold)
 
     def values(self, logits):
-        values = self.hold * np.sum(np.square(logits - self.start, dtype=np.float64), axis=1)
-        values[: self.size] += self.weights * self.criterion.values(logits[: self.size])
-        return values
+        held = self.hold * self._xp.row_square(logits - self.start)
+        return self._xp.add_to_first(held, self.weights * self.criterion.values(logits[: self.size]))
 
     def gradient(self, logits):
-        gradient = logits - self.start
-        gradient *= 2 * self.hold[:, None]
-        gradient[: self.size] += self.weights[:, None] * self.criterion.gradient(logits[: self.size])
-        return gradient
+        held = (logits - self.start) * (2 * self.hold[:, None])
+        return self._xp.add_to_first(held, self.weights[:, None] * self.criterion.gradient(logits[: self.size]))
 
     def active(self, logits):
         active = self.hold > 0
@@ -110,22 +110,22 @@ class Anchored:
 
         Args:
             logits: of all rows, `(n, C)`.
-            rows: indices `(k,)` in ascending order.
+            rows: ascending indices, or ALL.
 
         Returns:
             A function of changes `(b, C)` and of the slice of `rows` that they belong to.
         """
-        size = int(np.searchsorted(rows, self.size))
-        inner = self.criterion.curvature(logits[: self.size], rows[:size])
-        hold, weights = 2 * self.hold[rows, None], self.weights[rows[:size], None]
+        size = self.size if rows is ALL else int(np.searchsorted(rows, self.size))
+        first = ALL if rows is ALL else rows[:size]
+        inner = self.criterion.curvature(logits[: self.size], first)
+        hold, weights = 2 * self.hold[rows][:, None], self.weights[first][:, None]
 
         def product(change, block):
-            bent = hold[block] * change
-            first = slice(block.start, min(block.stop, size))
-            if first.start < first.stop:
-                count = first.stop - first.start
-                bent[:count] += weights[first] * inner(change[:count], first)
-            return bent
+            bent, last = hold[block] * change, min(block.stop, size)
+            if block.start >= last:
+                return bent
+            some = slice(block.start, last)
+            return self._xp.add_to_first(bent, weights[some] * inner(change[: last - block.start], some))
 
         return product
 
@@ -139,7 +139,7 @@ class WholeLoss:
     """
 
     def __init__(self, loss, targets):
-        self.loss, self.targets = loss, np.asarray(targets, np.float32)
+        self.loss, self.targets = loss, arrays.of(targets).single(targets)
 
     def values(self, logits):
         return self.loss.values(logits, self.targets)

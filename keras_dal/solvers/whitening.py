@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from keras_dal._backend import arrays
+
 _RIDGE = 1e-2  # relative: directions the anchors hardly see are not free
 _FULL = 4096  # gates or units up to which their moments are factorized whole, which takes the cube of their number
 _RANK = 256  # largest eigenvalues that are kept of more
@@ -43,15 +45,16 @@ class Whitening:
         self._gates: list[Any] = [each.factor(scale) for each, scale in zip(gates, gate_scales, strict=True)]
 
     def theta(self, phi):
-        """Return `T phi`, float32 of shape `(P,)`."""
+        """Return `T phi`, float32 of shape `(P,)`, a tensor for a tensor."""
         pairs = zip(self._inputs, self._gates, strict=True)
         return self._mapped(phi, [(inputs.transposed_left, gates.right) for inputs, gates in pairs])
 
     def transposed(self, gradient):
-        """Return `T' gradient`, float64 of shape `(P,)`."""
+        """Return `T' gradient`, float64 of shape `(P,)`, a tensor for a tensor."""
         pairs = zip(self._inputs, self._gates, strict=True)
         maps = [(inputs.left, gates.transposed_right) for inputs, gates in pairs]
-        return self._mapped(gradient, maps).astype(np.float64)
+        pulled_back = self._mapped(gradient, maps)
+        return pulled_back.astype(np.float64) if arrays.of(gradient) is arrays.NUMPY else pulled_back
 
     @property
     def root(self):
@@ -78,8 +81,11 @@ class Whitening:
 
     def _mapped(self, theta, maps):
         pieces = zip(self._split(theta), maps, strict=True)
-        products = (left(right(self._on.array(piece))) for piece, (left, right) in pieces)
-        return np.concatenate([self._on.numpy(product).ravel() for product in products])
+        products = [left(right(self._on.array(piece))) for piece, (left, right) in pieces]
+        xp = arrays.of(theta)
+        if xp is arrays.NUMPY:
+            products = [self._on.numpy(product) for product in products]
+        return xp.concatenate([xp.reshape(product, (-1,)) for product in products])
 
 
 def _moments(inputs, on):

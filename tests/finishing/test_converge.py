@@ -425,7 +425,7 @@ def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, di
 
 
 def test_a_mixture_of_too_few_gates_goes_on_by_newtons_method(model, digits, monkeypatch):
-    monkeypatch.setattr("keras_dal.finishing.problem._ROUNDS", 3)
+    monkeypatch.setattr("keras_dal.finishing.separating._ROUNDS", 3)
     x, y = digits[0]
     # how few are too few depends on the weights that a backend trained
     few = 50 if keras.backend.backend() == "tensorflow" else 10
@@ -468,6 +468,8 @@ def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):
     (x, y), validation, _, _ = digits
     on_host = converge(model, x, y, gated=True, verbose=0)
     monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)
+    monkeypatch.setattr("keras_dal._backend.COMPILES_SHAPES", False)
+    monkeypatch.setattr("keras_dal._backend.WORTH_AN_ACCELERATOR", 0)
     on_accelerator = converge(model, x, y, gated=True, verbose=0)
     assert on_accelerator.point.separated
     # after several Newton steps in float32 the sums' order shows, and so does the step at which the path ends

@@ -6,6 +6,7 @@ from scipy import optimize
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from keras_dal import heads, losses
+from keras_dal._backend import arrays
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.solvers.newton_cg import Problem
@@ -74,9 +75,7 @@ def mean_of(criterion, size=N):
 @pytest.mark.parametrize("on", [Host, Accelerator])
 @pytest.mark.parametrize("max_bytes", [0, 2**30], ids=["gates computed again", "gates kept"])
 def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, on, monkeypatch):
-    monkeypatch.setattr(
-        "keras_dal.heads.cached_jacobian._BLOCK", 16
-    )  # so that there are several blocks, the last one short
+    monkeypatch.setattr(on, "block", 16)  # so that there are several blocks, the last one short
     features = generator.normal(size=(N, M))
     jacobian, dense = CachedJacobian(head, features, max_bytes, on()), columns(head, features)
     theta, cotangent = generator.normal(size=head.num_parameters), generator.normal(size=(N, C))
@@ -166,21 +165,21 @@ def test_a_feature_that_never_moves_is_harmless(generator):
     assert np.isfinite(whitening.theta(np.ones((M + 1) * C))).all()
 
 
-def criteria():
+def criteria(xp=arrays.NUMPY):
     labels = np.random.default_rng(1).integers(0, C, N)
     signs = 2.0 * np.random.default_rng(2).integers(0, 2, (N, C)) - 1
     return {
-        "separation of classes": Separation(one_hot(labels), 0.5, exclusive=True),
-        "separation of outputs": Separation(signs, 0.5, exclusive=False),
+        "separation of classes": Separation(xp.single(one_hot(labels)), 0.5, exclusive=True),
+        "separation of outputs": Separation(xp.single(signs), 0.5, exclusive=False),
         "anchored": Anchored(
-            Separation(one_hot(labels[: N // 2]), 0.5, exclusive=True),
+            Separation(xp.single(one_hot(labels[: N // 2])), 0.5, exclusive=True),
             np.random.default_rng(3).uniform(0.5, 2, N // 2),
-            np.random.default_rng(4).normal(size=(N, C)),
+            xp.single(np.random.default_rng(4).normal(size=(N, C))),
             np.random.default_rng(5).integers(0, 2, N),
         ),
-        "squared error": WholeLoss(losses.SquaredError(), signs),
-        "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels)),
-        "sigmoid": WholeLoss(losses.SigmoidCrossEntropy(), signs),
+        "squared error": WholeLoss(losses.SquaredError(), xp.single(signs)),
+        "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(labels))),
+        "sigmoid": WholeLoss(losses.SigmoidCrossEntropy(), xp.single(signs)),
     }
 
 
@@ -242,6 +241,24 @@ def test_the_minimum_is_that_of_scipy(name, head, generator):
     found = solve(Problem(jacobian, whitening, Anchored(criterion, weights / N, start, hold / N), ridge))
     assert found.objective == pytest.approx(expected.fun, rel=1e-4)
     assert found.objective - expected.fun <= found.gap + 1e-6
+
+
+@pytest.mark.parametrize("name", criteria(arrays.TENSORS))
+def test_tensors_of_an_accelerator_find_the_same_minimum(name, head, generator, monkeypatch):
+    """In the same steps, and the arrays of both never meet."""
+    monkeypatch.setattr(Accelerator, "block", 16)
+    features, start = generator.normal(size=(N, M)), generator.normal(size=(N, C)).astype(np.float32)
+    weights, hold = generator.uniform(0.5, 2, N) / N, generator.uniform(0, 1, N) / N
+    found = []
+    for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
+        jacobian = CachedJacobian(head, features, on=on)
+        objective = Anchored(criteria(xp)[name], weights, xp.single(start), hold)
+        found.append(solve(Problem(jacobian, Whitening(jacobian), objective, 1e-2), steps=12))
+    ours, theirs = found
+    assert not isinstance(theirs.phi, np.ndarray)
+    assert not isinstance(theirs.logits, np.ndarray)
+    assert theirs.objective == pytest.approx(ours.objective, rel=1e-5)
+    np.testing.assert_allclose(arrays.TENSORS.numpy(theirs.logits), ours.logits, rtol=1e-2, atol=1e-2)
 
 
 def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(generator):

@@ -1,0 +1,140 @@
+"""How a head comes to put every sample on its right side: along a path of weights, or by interpolation."""
+
+import warnings
+
+import numpy as np
+
+from keras_dal._backend import arrays
+from keras_dal.finishing.contradictions import Moves
+from keras_dal.finishing.problem import RIDGES, Task, some_rows
+from keras_dal.finishing.stopping import Ending
+from keras_dal.solvers.min_norm_interpolation import Interpolation
+from keras_dal.solvers.newton_cg import INEXACT
+from keras_dal.solvers.objectives import Separation
+
+_SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
+_PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
+_STALLED = 0.15  # decrease of the objective in one step, relative to it, at which the same is done
+_STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
+_DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
+_INTERPOLATED = 0.02  # the same where samples are moved by interpolation
+_HELD = 2_000  # anchors that are held while samples are moved, at most, and as many as are moved if none are given
+_ROUNDS = 12  # of interpolation: two to four are usual
+_GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which the loss is minimized before
+
+
+class SeparableTask(Task):
+    """A `Task` whose samples, where they have right sides, can be put on them."""
+
+    def separate(self):
+        """Walk to the first point where every sample that is not left is right; return whether there is one."""
+        self.path.end(Ending.SEPARATED)
+        if (self.can_interpolate and self.interpolate()) or self._follow_weights():
+            return True
+        self.path.end(Ending.EXHAUSTED)
+        return False
+
+    def _follow_weights(self):
+        objective, _ = self._separation(self._where.numpy(self.start), _DELTA, self._targets_there)
+        phi, left = None, np.inf
+        for ridge in RIDGES:
+            step, point = self._follow(objective, ridge, phi)
+            if point.separated:
+                return True
+            phi, before = step.phi, left
+            left = self._violation(objective, step.logits)
+            if left > _STUCK * before and not self.structure.gated_layers:
+                break
+        return False
+
+    def _separation(self, logits, margin, targets):
+        """Return the criterion for a share of the size of all differences of logits, and their mean square."""
+        exclusive = self.loss.exclusive
+        gaps = Separation(self.targets, 1.0, exclusive).gaps(logits[: len(self.train)])
+        square = float(np.mean(np.square(gaps, dtype=np.float64))) or 1.0
+        return Separation(targets, margin * square**0.5, exclusive), square
+
+    def _follow(self, objective, ridge, phi):
+        """Return the step and the point at which the next weight is tried.
+
+        The first weight is solved for; the others are followed by one step each, because what they change is little;
+        at the least weight, where a few samples may be left, what can be had is had.
+        """
+        first, last = ridge == RIDGES[0], ridge == RIDGES[-1]
+        problem = self._problem(objective, ridge, _PRECISE if last else INEXACT)
+        value, enough = np.inf, _PRECISE if last else _STALLED
+        step = point = None
+        for step, point in self._walk(problem, phi):
+            if point.separated:
+                break
+            if step.phi is phi:
+                continue  # where the larger weight ended
+            stalled = value - step.objective <= enough * step.objective
+            if not (first or last) or stalled or step.gap <= _SOLVED * step.objective:
+                break
+            value = step.objective
+        return step, point
+
+    @property
+    def can_interpolate(self):
+        """Whether the head is a mixture beside another head."""
+        return self.head.mixture not in (None, self.head)
+
+    def interpolate(self):
+        """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
+
+        Returns:
+            Whether every sample is on its right side, but for those that are left, which `self.left` tells.
+        """
+        if np.min(self._margins(self._where.numpy(self.start))) > 0:
+            self.path.add(self.unchanged())
+            return True
+        finished = self._problem(self._whole_loss(), _GENTLE, part=1)
+        step, point, _ = self._minimize(finished, _NEARLY, unit=self.mean_weight)
+        logits = self._where.numpy(step.logits)
+        solver = Interpolation(self.samples.part(0), self._still.part(0), self.max_bytes)
+        reason = f"{_ROUNDS} rounds left some"
+        try:
+            for moved, reached in self._rounds(solver, point.theta, logits):
+                self.path.add(moved)
+                point, logits = moved, reached
+        except (np.linalg.LinAlgError, MemoryError) as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+        if np.any((self._margins(logits) <= 0) & ~self.left):
+            warnings.warn(
+                "Interpolation did not separate the samples, and Newton's method goes on, which can take long: "
+                f"time_limit ends it. Received: {reason}; {len(solver.chosen)} samples moved or held, training "
+                f"accuracy {point.accuracy}",
+                stacklevel=4,
+            )
+            return False
+        return True
+
+    def _rounds(self, solver, theta, logits):
+        """Yield the point after each round of interpolation, and the logits of all rows there.
+
+        Args:
+            solver: an `Interpolation`.
+            theta: where it begins, `(P,)`.
+            logits: of all rows there.
+        """
+        begins, size = (theta, logits), len(self.train)
+        start = logits[:size]
+        criterion, gaps = self._separation(start, _INTERPOLATED, self.targets)
+        short = np.sum(self._margins(start) < criterion.delta)
+        most = min(_HELD, short) if self.jacobian is self.samples else _HELD
+        held = self._still.part(0).restricted(some_rows(len(self._still), most))
+        moves = Moves(solver, held, criterion, self._margins, start, gaps)
+        self.left = moves.left
+        for _ in range(_ROUNDS):
+            if moves.are_made(logits[:size]):
+                return
+            while (change := moves.change(logits[:size])) is None:
+                theta, logits = begins
+            theta = theta + np.pad(change, (0, len(theta) - len(change)))
+            logits = self.jacobian.logits(theta)
+            yield self._point(theta, logits, 0.0, np.inf, self._violation(criterion, logits)), logits
+
+    def _violation(self, criterion, logits):
+        values = arrays.of(logits).numpy(criterion.values(logits[: len(self.train)]))
+        return float(self._even_weights @ values) / len(self.train)
