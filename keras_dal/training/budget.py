@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from keras_dal import _keras
+from keras_dal import _backend, _keras
 from keras_dal.training.kernel_change import NUM_PROBES
 
 SHARE = 0.01  # of training's arithmetic that each may cost
@@ -15,10 +15,11 @@ _CHEAP, _OFTEN = 2e10, 10  # operations of a fraction of a second; so many of th
 _FEW = 128  # samples of an epoch, where their number is not known yet
 _EIGENVALUES = 10  # multiplications for each entry of a matrix and each of its columns
 _FLOAT64 = 2  # times what float32 takes
+_ACCELERATED = 3000  # operations of convolutions on an accelerator, in the time of one of eigenvalues on its host
 
 
 class Budget:
-    """Says after how many epochs to measure again; from shapes alone, and so the same on every machine.
+    """Says after how many epochs to measure again; from shapes alone, and so the same in every run.
 
     Sums of products of features take the square of their number for each sample, and eigenvalues its cube.
 
@@ -31,6 +32,7 @@ class Budget:
 
     def __init__(self, model, num_features, num_outputs, epochs):
         self._epochs, products = epochs, _products(model, "weights")
+        self._host = _ACCELERATED if _backend.has_accelerator() else 1
         self._step = max(_SAMPLE, _FORWARD * products + _BACKWARD * _products(model, "trainable_weights"))
         self._sums = 2 * _FLOAT64 * (num_features + 1 + num_outputs) ** 2
         self._eigenvalues = _EIGENVALUES * (num_features + 1) ** 3
@@ -45,15 +47,16 @@ class Budget:
                 that compare take a number that is not one for the best for ever.
         """
         count = count or _FEW
-        return self._interval(self._sums * count + self._eigenvalues + _ALIGNMENT, count, first)
+        return self._interval(self._sums * count, self._eigenvalues + _ALIGNMENT, count, first)
 
     def kernel_change(self, count=None, first=False):
         """Return the same for the kernel change."""
-        return self._interval(self._probes + _KERNEL_CHANGE, count or _FEW, first)
+        return self._interval(self._probes, _KERNEL_CHANGE, count or _FEW, first)
 
-    def _interval(self, cost, count, first):
-        interval = cost / (SHARE * (self._step * count + _EPOCH))
-        if cost <= _CHEAP:
+    def _interval(self, there, here, count, first):
+        """Return the interval for operations where the model is trained, and for those on the host."""
+        interval = (there + self._host * here) / (SHARE * (self._step * count + _EPOCH * self._host))
+        if there + here <= _CHEAP:
             interval = 1 if first else min(interval, self._epochs / _OFTEN)
         return max(1, math.ceil(interval))
 

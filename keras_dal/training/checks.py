@@ -1,6 +1,5 @@
 """What the monitor refuses, all of it before or at the first step."""
 
-import threading
 import warnings
 
 import keras
@@ -34,15 +33,6 @@ def check_loss_scale(optimizer):
         raise ValueError(
             "Under a float16 policy compile adds a loss scale itself, and Keras heeds the outer of two only: wrap the "
             f"optimizer that is inside the loss scale. Received: {len(scales)} LossScaleOptimizers, one in the other"
-        )
-
-
-def check_thread(began):
-    """Raise a ValueError where Keras calls the monitor in threads of its own, which read the data while others do."""
-    if threading.get_ident() != began:
-        raise ValueError(
-            "Keras calls what is not in a list of callbacks from several threads: pass callbacks=[monitor]. "
-            "Received: callbacks=monitor"
         )
 
 

@@ -70,21 +70,25 @@ class ConvexPhase:
     def steps_of_statistics(self):
         return self._gathering.steps_of_statistics
 
-    def end(self, batches, expected):
+    @property
+    def batches(self):
+        """How many were read."""
+        return self._gathering.batches
+
+    def end(self, expected):
         """Solve for the head on what was read; a second call changes nothing.
 
         Args:
-            batches: how many were read.
-            expected: how many there are, infinity where that is not known and reading was stopped, else 0.
+            expected: how many batches there are, infinity where that is not known and reading was stopped, else 0.
 
         Raises:
             ValueError: nothing was read, or not all, or numbers are not finite.
         """
-        if batches < expected:
+        if self.batches < expected:
             of = "an unknown number of" if np.isinf(expected) else expected
             raise ValueError(
                 "The epoch that reads the data was stopped by another callback, or the data ran out. Received: "
-                f"{batches} of {of} batches"
+                f"{self.batches} of {of} batches"
             )
         if self.result is None:
             lost = [v.path for v in self.structure.model.trainable_variables if not np.isfinite(to_numpy(v)).all()]

@@ -81,6 +81,7 @@ def finish(
         if renews:
             for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
                 statistics.add((batch[0],))
+            statistics.settle()
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     except BaseException:

@@ -39,13 +39,15 @@ class Gathering:
         self._statistics = statistics if renew and statistics.are_there else None
         self._arrived, self._waiting, self._bytes = [], [], 0
         self._rows, self._labels, self._weights = RowWriter(None, _FEATURE_BYTES, keep=False), [], []
-        self.steps_of_statistics, self._discarded = 0, False
+        self.batches = self.steps_of_statistics = 0
+        self._discarded = False
 
     def train_function(self, model, logs):
         """Return what stands in for the model's train function: it only reads, and returns these logs."""
         return _backend.reading(model, self._arrive, logs)
 
     def _arrive(self, batch):
+        self.batches += 1
         if not self._discarded:
             self._arrived.append(batch)
 
@@ -66,6 +68,7 @@ class Gathering:
 
     def _settle(self):
         """Go on to features, with the statistics so far."""
+        self._statistics.settle()
         self.steps_of_statistics, self._statistics = len(self._waiting), None
         while self._waiting:
             self._keep(self._waiting.pop(0))

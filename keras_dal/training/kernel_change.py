@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import tree
 from scipy import linalg
 
-from keras_dal.features.tracing import inference, tap, to_numpy
+from keras_dal.features.tracing import to_numpy
 
 NUM_PROBES = 64  # samples: enough for the kernel's main directions, one small batch to evaluate
 
@@ -33,11 +32,15 @@ class KernelChange:
         return kernel_change(to_numpy(self._structure.feature_function(x)), self._initial_features)
 
     def _features_at_start(self, x):
-        model = self._structure.model
-        mapping = list(zip(model.variables, self._initial_weights, strict=True))
-        with tap(self._structure.layer) as calls, keras.StatelessScope(state_mapping=mapping):
-            inference(model, x)
-        return to_numpy(calls[-1])
+        variables = self._structure.model.variables
+        now = [to_numpy(variable).copy() for variable in variables]
+        try:
+            for variable, value in zip(variables, self._initial_weights, strict=True):
+                variable.assign(value)
+            return to_numpy(self._structure.feature_function(x)).copy()
+        finally:
+            for variable, value in zip(variables, now, strict=True):
+                variable.assign(value)
 
 
 def kernel_change(features_now, features_start):

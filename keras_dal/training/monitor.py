@@ -1,7 +1,6 @@
 """AlignmentMonitor: measures the alignment condition in `fit`, and drives the two phases of `Wrap`."""
 
 import math
-import threading
 import warnings
 from typing import Any
 
@@ -92,7 +91,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
         self._structure = self._result = self._convex_phase = self._began = self._frozen = None
         self._before = self._waiting = None
-        self._stage, self._spared, self._batches, self._thread = Stage.BEGINS, [], 0, threading.get_ident()
+        self._stage, self._spared = Stage.BEGINS, []
         self._schedule = SwitchSchedule.never()
         self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
@@ -114,7 +113,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)
         self._measurement = Measurement(model, self._structure, self._loss, self._rows, self.params["epochs"])
         driven = self._wrap if self._wrap is not None and self._wrap.explore is not None else None
-        self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven)
+        self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven, self._keep)
 
     def _make_schedule(self):
         if self.phase == "exploit":
@@ -172,9 +171,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._stage is Stage.OVER:  # another callback took back that training is to stop
             model.stop_training = True
             self._logs = {**self._logs, "phase": 1.0}
-            self._hooks.read_only(_backend.reading(model, self._spared.append, self._logs))
+            self._hooks.read_only(_backend.reading(model, self._spared.append, self._logs), self._look_at_last)
         elif self._stage is Stage.READS:
-            self._hooks.read_only(self._convex_phase.train_function(model, self._logs), self._end_phase)
+            reading = self._convex_phase.train_function(model, self._logs)
+            self._hooks.read_only(reading, self._take, self._end_phase)
         else:
             self._train()
 
@@ -252,20 +252,19 @@ class AlignmentMonitor(keras.callbacks.Callback):
         if self._structure is not None:
             self._hooks.arm()
 
-    def on_train_batch_end(self, batch, logs=None):
-        checks.check_thread(self._thread)
-        if self._stage is Stage.OVER:
-            self.model.stop_training = True
-            batch = self._spared.pop()
-            self._logs.update({} if "loss" in self._logs else evaluated_once(self.model, batch))
-            return
-        if self._stage is not Stage.READS:
-            self._logs = logs or {}
-            return
-        _ = self.model  # on JAX this makes its variables those of the last step, so not in every step
-        self._tried(self._convex_phase.take)
-        self._batches = batch + 1
-        if self.params["steps"] and batch + 1 >= self.params["steps"]:
+    def _keep(self, logs):
+        self._logs = logs
+
+    def _look_at_last(self):
+        """Let the logs be those of the solved model; for a fit that goes on in spite of it."""
+        self.model.stop_training = True
+        batch = self._spared.pop()
+        self._logs.update({} if "loss" in self._logs else evaluated_once(self.model, batch))
+
+    def _take(self):
+        if self._stage is Stage.READS:
+            self._tried(self._convex_phase.take)
+        if self._stage is Stage.READS and self._convex_phase.batches >= (self.params["steps"] or math.inf):
             self._end_phase()
 
     def on_test_begin(self, logs=None):
@@ -281,7 +280,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _end_of_reading(self):
         unknown = math.inf if self.model.stop_training else 0
-        self._convex_phase.end(self._batches, self.params["steps"] or unknown)
+        self._convex_phase.end(self.params["steps"] or unknown)
 
     def on_epoch_end(self, epoch, logs=None):
         self._begin_waiting()  # of an epoch without steps

@@ -25,10 +25,12 @@ class StepHooks:
         layer: the layer whose inputs are the features.
         moments: a `StepMoments` that is fed with every batch, or None.
         optimizer: the `Wrap` whose switch is promised, or None.
+        trained: called after every step that trains, with its logs. In `on_train_batch_end` of the monitor the same
+            would make Keras wait for the device after every step.
     """
 
-    def __init__(self, model, layer, moments, optimizer):
-        self._model = model
+    def __init__(self, model, layer, moments, optimizer, trained=lambda logs: None):
+        self._model, self._trained = model, trained
         self.layer = layer
         self._moments = moments
         self._optimizer = optimizer
@@ -56,16 +58,40 @@ class StepHooks:
             metrics.append(self._moments)  # part of the state that JAX carries
             model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
         model.make_train_function(force=True)
-        model.train_function = self._hooked(model.train_function)
+        function = model.train_function
 
-    def read_only(self, function, ended=lambda: None):
+        def training(*args):
+            with self._hooks():
+                returned = function(*args)
+            self._trained(_backend.logs_of(returned))
+            return returned
+
+        model.train_function = self._hooked(training)
+
+    def read_only(self, function, read, ended=lambda: None):
         """Lets a function that only reads the data stand in for the train function.
 
         Args:
             function: of the arguments of a train function.
+            read: is called after every step, when the model has its variables.
             ended: is called where it finds that the data are used up, before other callbacks know.
         """
-        self._model.train_function = self._hooked(function, ended)
+
+        def reading(*args):
+            try:
+                returned = function(*args)
+            except _backend.END_OF_DATA:
+                _backend.reattach(self._model, *args)
+                ended()
+                raise
+            except BaseException:
+                _backend.reattach(self._model, *args)
+                raise
+            _backend.reattach(self._model, *args)
+            read()
+            return returned
+
+        self._model.train_function = self._hooked(reading)
 
     def remove(self):
         """Leaves the model as it was before `install`; the next `fit` traces its own train function.
@@ -95,10 +121,9 @@ class StepHooks:
         """Says that the next step belongs to the `fit` these hooks were installed in."""
         self._armed = True
 
-    def _hooked(self, function, ended=None):
-        """Return a train function with the hooks; `ended` of one that only reads, whose state is that of the model."""
+    def _hooked(self, function):
+        """Return a train function that works in the fit which these hooks were installed in, and in no other."""
 
-        @functools.wraps(function)
         def hooked(*args):
             if not self._armed:  # left over from an interrupted fit, and found by one without this callback
                 self.remove()
@@ -106,16 +131,10 @@ class StepHooks:
                 return self._model.train_function(*args)
             self._armed = False
             try:
-                with self._hooks():
-                    return function(*args)
+                return function(*args)
             except _backend.END_OF_DATA:
-                if ended is not None:
-                    _backend.reattach(self._model, *args)
-                    ended()
                 raise
             except BaseException:
-                if ended is not None:
-                    _backend.reattach(self._model, *args)
                 self.remove()
                 raise
 

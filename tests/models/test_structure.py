@@ -331,3 +331,15 @@ def test_a_head_of_half_precision_without_bias_is_tried_within_its_range():
     dense = keras.layers.Dense(3, use_bias=False, dtype="float16")
     model = keras.Sequential([keras.Input((6,), dtype="float16"), dense])
     assert find_structure(model, x).num_outputs == 3
+
+
+class RoundedByBatchSize(layers.Layer):
+    """An accelerator has a kernel for each size of a batch, and each rounds in its own way."""
+
+    def call(self, x):
+        return x * (1 + 0.05 / keras.ops.cast(keras.ops.shape(x)[0], x.dtype))
+
+
+def test_samples_are_apart_though_batches_of_other_sizes_are_rounded_differently():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4), RoundedByBatchSize(), layers.Dense(3)])
+    assert find_structure(model).num_features == 4

@@ -1,9 +1,12 @@
 """The change of the feature kernel, as its definition says."""
 
+import keras
 import numpy as np
 import pytest
 
-from keras_dal.training.kernel_change import kernel_change
+from keras_dal.features.tracing import to_numpy
+from keras_dal.models.structure import find_structure
+from keras_dal.training.kernel_change import KernelChange, kernel_change
 
 
 @pytest.mark.parametrize("size", [1e-7, 1.0])
@@ -15,3 +18,16 @@ def test_kernel_change_equals_its_definition(size):
     assert kernel_change(now, start) == pytest.approx(expected, rel=1e-6)
     with pytest.raises(ValueError, match=r"Received: features of shapes \(20, 4\) and \(20, 3\)"):
         kernel_change(now, start[:, 1:])
+
+
+def test_the_start_is_looked_at_without_a_trace_in_the_model():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(2)])
+    x = np.random.default_rng(0).standard_normal((8, 3)).astype("float32")
+    structure = find_structure(model)
+    change, start = KernelChange(structure), structure.features(x)
+    model.set_weights([weight + 0.1 for weight in model.get_weights()])
+    moved = [to_numpy(variable).copy() for variable in model.variables]
+    assert change.measure(x) == pytest.approx(kernel_change(structure.features(x), start), rel=1e-5)
+    for variable, value in zip(model.variables, moved, strict=True):
+        np.testing.assert_array_equal(to_numpy(variable), value)

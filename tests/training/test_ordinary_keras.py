@@ -290,6 +290,19 @@ def test_a_measurement_that_takes_little_is_made_ten_times_a_fit_or_as_a_hundred
     assert budget.alignment(1000, first=True) == budget.kernel_change(1000, first=True) == 1
 
 
+def test_what_the_host_computes_counts_for_more_where_an_accelerator_trains(monkeypatch):
+    """A network of which a host measures every epoch, and a card ten times a fit."""
+    keras.utils.set_random_seed(0)
+    convolutions = [layers.Conv2D(64, 3, padding="same") for _ in range(4)]
+    stack = [keras.Input((16, 16, 3)), *convolutions, layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    model, intervals = keras.Sequential(stack), []
+    for is_there in (False, True):
+        monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda is_there=is_there: is_there)
+        budget = Budget(model, 64, 3, epochs=60)
+        intervals.append((budget.alignment(50_000), budget.kernel_change(50_000)))
+    assert intervals == [(1, 1), (6, 6)]
+
+
 def test_labels_in_a_dict_may_have_weights():
     x, y = rows()
     inputs = keras.Input((4,))
@@ -463,7 +476,9 @@ def test_statistics_leave_a_spectral_norm_where_it_is():
     x = layers.SpectralNormalization(layers.Dense(6))(inputs)
     model = keras.Model(inputs, layers.Dense(3)(layers.BatchNormalization()(x)))
     before = [keras.ops.convert_to_numpy(v).copy() for v in model.trainable_variables]
-    BatchStatistics(model).add((3 * rows()[0],))
+    statistics = BatchStatistics(model)
+    statistics.add((3 * rows()[0],))
+    statistics.settle()
     for variable, value in zip(model.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
 

@@ -33,15 +33,17 @@ def test_two_loss_scales_are_refused():
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_monitor_that_stands_outside_of_a_list_is_called_in_one_thread_or_refused():
+def test_a_monitor_that_stands_outside_of_a_list_is_a_list_of_one():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
     monitor = keras_dal.AlignmentMonitor(verbose=False)
-    if keras.backend.backend() == "tensorflow":
-        fit(model, 4, callbacks=monitor)
-        assert monitor.result is not None
-    else:
-        with pytest.raises(ValueError, match=r"pass callbacks=\[monitor\]"):
-            fit(model, 4, callbacks=monitor)
+    fit(model, 4, callbacks=monitor)
+    assert monitor.result is not None
+
+
+def test_keras_may_run_ahead_of_the_device():
+    """With a callback that has a say at the end of a batch, Keras waits for the device after each."""
+    own = {name for name in vars(keras_dal.AlignmentMonitor) if name.endswith("batch_end")}
+    assert not own
 
 
 @pytest.mark.parametrize("explore", [1, 5])
