@@ -1,0 +1,217 @@
+"""`converge` on an accelerator, on the host beside it, and PyTorch's L-BFGS on the same card.
+
+    KERAS_BACKEND=jax python benchmarks/gpu_heads.py 50000x64x10 50000x64x10,gated 50000x512x10 50000x512x10,gated
+    KERAS_BACKEND=jax python benchmarks/gpu_heads.py 1000000x2048x1000 --solver --limit 100 --skip again host
+    KERAS_BACKEND=jax python benchmarks/gpu_heads.py 300x16x4 300x16x4,gated --small     # writes nothing
+
+Features are made up, samples x features x classes, and labels those of a linear teacher with noise. Seconds are those
+to a training loss 1e-2 and 1e-4 above the least that any of the ways reached, 0 for a gated head, without the passes
+for the features. A first run compiles, and is told apart from a second one of the same shapes; both are on the
+accelerator also where the package would not take it. With `--solver` the solver runs alone, without the evaluation in
+float64 that `converge` ends with. `product` is the second derivative of the loss times a vector, two products with the
+features: its TFLOP/s beside the card's own square products in whole float32, and how long the features alone take to
+be read twice. Adds a line for each head to benchmarks/results/gpu_heads.jsonl.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX and torch share the card
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "examples")]
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from basics import head_model  # noqa: E402
+from card import bandwidth, described, peaks  # noqa: E402
+from machine import describe  # noqa: E402
+from torch_lbfgs import torch_lbfgs  # noqa: E402
+
+import keras_dal  # noqa: E402
+from keras_dal import _backend  # noqa: E402
+from keras_dal._backend import arrays  # noqa: E402
+from keras_dal.features.cache import CachedFeatures  # noqa: E402
+from keras_dal.finishing.history import Path as SolverPath  # noqa: E402
+from keras_dal.finishing.problem import Task  # noqa: E402
+from keras_dal.finishing.stopping import Stopped, TimeLimit  # noqa: E402
+from keras_dal.heads.array_backend import Accelerator  # noqa: E402
+from keras_dal.heads.cached_jacobian import CachedJacobian  # noqa: E402
+from keras_dal.losses import SoftmaxCrossEntropy  # noqa: E402
+
+RESULT = Path(__file__).parent / "results" / "gpu_heads.jsonl"
+TARGETS = (1e-2, 1e-4)
+WAYS = ("first", "again", "host", "pytorch")
+BLOCK = 2**16  # samples whose maps PyTorch has at a time
+COMPILING = [0.0, 0]  # seconds, programs
+
+
+def features(samples, width, classes):
+    """Return float32 features and labels that a linear teacher gives to most of them."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    teacher = jax.random.normal(keys[0], (width, classes))
+
+    @jax.jit
+    def block(index):
+        kept, noise = (jax.random.fold_in(key, index) for key in keys[1:])
+        z = jax.nn.relu(jax.random.normal(kept, (size, width)))
+        logits = z @ teacher + 0.5 * width**0.5 * jax.random.normal(noise, (size, classes))
+        return z, logits.argmax(axis=1)
+
+    size = min(samples, 50_000)
+    blocks = [tuple(map(np.asarray, block(index))) for index in range(samples // size)]
+    return np.concatenate([z for z, _ in blocks]), np.concatenate([y for _, y in blocks]).astype(np.int64)
+
+
+def untrained(z, classes, gated):
+    """Return a model of features with a head of zeros."""
+    return head_model({"z": z, "K": np.zeros((z.shape[1], classes), np.float32), "b": np.zeros(classes)}, gated)
+
+
+@contextlib.contextmanager
+def on(accelerator):
+    """While this is open, solvers run on the accelerator, whatever they have to do, or on the host."""
+    with (
+        mock.patch.object(_backend, "has_accelerator", return_value=accelerator),
+        mock.patch.object(_backend, "COMPILES_SHAPES", False),
+        mock.patch.object(_backend, "WORTH_AN_ACCELERATOR", 0),
+    ):
+        yield
+
+
+def solved(z, y, classes, limit):
+    """Return seconds and loss along the path of what `converge` runs for a plain head."""
+    everything, path = np.arange(len(z)), SolverPath([TimeLimit(limit)], verbose=False)
+    train = CachedFeatures(z, y, np.ones(len(z)), everything, True)
+    structure = keras_dal.find_structure(untrained(z, classes, False))
+    with contextlib.suppress(Stopped):
+        Task(structure, SoftmaxCrossEntropy(), train, None, None, path, 2**35).minimize([1e-8], 1e-4)
+    return [(point.seconds, point.loss) for point in path.points]
+
+
+def converged(z, y, classes, gated, limit, accelerated):
+    """Return seconds and loss along the path of `converge`."""
+    with on(accelerated):
+        result = keras_dal.converge(
+            untrained(z, classes, gated),
+            z,
+            y,
+            gated=gated,
+            ridge=None if gated else 1e-8,
+            time_limit=limit,
+            max_bytes=2**35,
+            batch_size=8192,
+            verbose=0,
+        )
+    print(result.stopped_by, len(result.path), flush=True)
+    return [(point.seconds, point.loss) for point in result.path] + [(result.seconds, result.scaled_loss)]
+
+
+def pytorch(z, y, classes, gated, limit, least):
+    """Return seconds and loss along the path of PyTorch's L-BFGS, its gradient summed over blocks of samples."""
+    structure = keras_dal.find_structure(untrained(z, classes, gated))
+    path, started = [], time.perf_counter()
+
+    def check(loss):
+        path.append((time.perf_counter() - started, loss))
+        if path[-1][0] > limit or loss < least + 0.5 * TARGETS[-1]:
+            raise StopIteration
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch_lbfgs(structure.head(), structure.theta(), z, y, check, device, BLOCK)
+    return path
+
+
+def product(z, y, classes, gated):
+    """Return what one product with the second derivative takes."""
+    structure = keras_dal.find_structure(untrained(z, classes, gated))
+    jacobian = CachedJacobian(structure.head(), z, 2**35, Accelerator())
+    loss, xp = SoftmaxCrossEntropy(), arrays.TENSORS
+    theta = xp.single(np.random.default_rng(0).standard_normal(jacobian.num_parameters) * 1e-3)
+    targets = xp.single(np.eye(classes, dtype=np.float32)[y])
+    curve = loss.hessian(jacobian.logits(theta), targets)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        jax.block_until_ready(jacobian.normal(theta, curve))
+        seconds.append(time.perf_counter() - started)
+    operations = 2 * sum(2.0 * len(z) * part.working[0] * part.working[1] for part in jacobian.parts)
+    read = sum(2 * 4.0 * a.size for pair in jacobian._prepared for a in pair if a is not None)
+    return {"seconds": float(np.median(seconds[1:])), "operations": operations, "bytes_of_inputs": read}
+
+
+def first(path, target):
+    """Return the seconds to a loss, or None."""
+    return next((seconds for seconds, loss in path if loss <= target), None)
+
+
+def measured(size, gated, options):
+    """Return the row of one head."""
+    samples, width, classes = size
+    z, y = features(*size)
+    paths, compiling = {}, {}
+    for way in WAYS:
+        if way in options.skip:
+            continue
+        before, started = list(COMPILING), time.perf_counter()
+        if way == "pytorch":
+            least = 0.0 if gated else min(loss for path in paths.values() for _, loss in path)
+            paths[way] = pytorch(z, y, classes, gated, options.limit, least)
+        else:
+            accelerated = way != "host"
+            if options.solver:
+                with on(accelerated):
+                    paths[way] = solved(z, y, classes, options.limit)
+            else:
+                paths[way] = converged(z, y, classes, gated, options.limit, accelerated)
+        compiling[way] = COMPILING[0] - before[0], COMPILING[1] - before[1]
+        taken = time.perf_counter() - started
+        print(f"{way}: {taken:.1f} s, {compiling[way]} compiling, path ends {paths[way][-3:]}", flush=True)
+    least = 0.0 if gated else min(loss for path in paths.values() for _, loss in path)
+    row = {"samples": samples, "features": width, "classes": classes, "gated": gated, "least": least}
+    for way, path in paths.items():
+        row[way] = {f"{target:g}": first(path, least + target) for target in TARGETS}
+        row[way] |= {"seconds": path[-1][0], "loss": min(loss for _, loss in path)}
+        row[way] |= {"compiling_seconds": compiling[way][0], "programs": compiling[way][1]}
+    return row | {"product": product(z, y, classes, gated)}
+
+
+def parsed():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("heads", nargs="+", help="samples x features x classes, with ',gated' for a gated head")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds for each solver")
+    parser.add_argument("--solver", action="store_true", help="of plain heads: the solver alone")
+    parser.add_argument("--skip", nargs="+", choices=WAYS, default=[])
+    parser.add_argument("--small", action="store_true", help="measure no peaks, and write nothing")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    return parser.parse_args()
+
+
+def count(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILING[0] += seconds
+        COMPILING[1] += 1
+
+
+def main():
+    options = parsed()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    machine = describe() | {"card": described()}
+    if not options.small:
+        machine |= {"peaks": peaks(), "bandwidth": bandwidth()}
+    for head in options.heads:
+        size, *gated = head.split(",")
+        row = measured(tuple(map(int, size.split("x"))), gated == ["gated"], options)
+        print(json.dumps(row), flush=True)
+        if not options.small:
+            with options.result.open("a") as file:
+                file.write(json.dumps(row | {"machine": machine}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
