@@ -36,7 +36,7 @@ def _augments(layer):
     return name.startswith("Random") or name in ("RandAugment", "AugMix", "MixUp", "CutMix")
 
 
-def _clips_probabilities(structure):
+def clips_probabilities(structure):
     """Whether Keras' loss sees probabilities: only its TensorFlow backend finds the logits of an output not cast."""
     outputs = getattr(structure.model, "outputs", None) or ()
     cast = any(output.dtype != keras.config.floatx() for output in outputs)
@@ -60,7 +60,7 @@ def of_training(structure, penalty):
         yield f"activity regularizers ({', '.join(regularized)}), which are not part of the objective"
     if _keras.loss_weight(structure.model) != 1:
         yield "the compiled loss_weights: loss and rate are those of the loss without them"
-    if _clips_probabilities(structure):
+    if clips_probabilities(structure):
         yield (
             "Keras' clipping of probabilities at 1e-7, beyond which its loss is flat: all numbers are of the logits, "
             "as with a linear last layer and from_logits=True"

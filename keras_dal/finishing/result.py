@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from keras_dal.analysis.assumptions import ROUNDED
+from keras_dal.analysis.assumptions import ROUNDED, clips_probabilities
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors, penalty_at
 from keras_dal.features.precision import blocks_of, spacing_of
@@ -147,6 +147,7 @@ class Result:
         if self._data.proved and self.point is self.path[-1]:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             of = "" if self._data.exact else ", on features rounded to float32"
+            of += ", of the logits: Keras clips probabilities at 1e-7" if clips_probabilities(self.structure) else ""
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
                 steps = f"{self.gradient_steps:,} steps to {at_most(self._data.wanted, 2)}"

@@ -22,6 +22,7 @@ from keras_dal.models.structure import find_structure
 from keras_dal.solvers.nested_columns import NestedColumns
 from keras_dal.tables import at_least, at_most, percent
 
+WIDE = pytest.mark.skipif(keras.config.backend() == "jax", reason="JAX has no float64 unless it is set to")
 CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SIDES = keras.losses.BinaryCrossentropy(from_logits=True)
 
@@ -231,3 +232,18 @@ def test_a_result_has_the_precision_of_the_head():
 
 def test_a_percentage_is_whole_only_where_all_are_right():
     assert [percent(share) for share in (1.0, 49_999 / 50_000, 0.4102, 0.0)] == ["100.00%", "99.99%", "41.02%", "0.00%"]
+
+
+@pytest.mark.parametrize("clips", [False, pytest.param(True, marks=WIDE)])
+def test_a_proof_says_where_keras_clips_probabilities(clips):
+    """TensorFlow finds the logits behind probabilities of the default dtype; the other backends do not."""
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 3)).astype("float32"), generator.integers(0, 3, 40)
+    dtype = "float64" if clips else "float32"
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(3, "softmax"), keras.layers.Activation("linear", dtype=dtype)]
+    )
+    model.compile(loss="sparse_categorical_crossentropy")
+    result = keras_dal.converge(model, x, y, gated=False, ridge=1e-2, verbose=0)
+    said = "Keras clips probabilities at 1e-7" in next(result.proof())
+    assert said == (clips or keras.backend.backend() != "tensorflow")
