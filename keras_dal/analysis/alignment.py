@@ -9,7 +9,7 @@ from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decide, decisive_share
+from keras_dal.analysis.separability import MIXED, Name, Verdict, by_residual, decide, decisive_share
 from keras_dal.features.batches import checked_weight, feature_batches, first_inputs, in_one_array
 from keras_dal.features.precision import precision, spacing_of
 from keras_dal.features.store import KeptRows
@@ -117,7 +117,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, spacing=None):
         structure,
         projection,
         num_samples,
-        Verdict("undecided", "nothing: sums alone are no witness"),
+        Verdict(Name.UNDECIDED, "nothing: sums alone are no witness"),
         num_features=len(moments) - c - 1,
         lower_bound=structure.layer is structure.output_layer and bool(structure.gated_layers),
     )
@@ -222,7 +222,7 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     return _report(
         structure,
         int(np.sum(used)),
-        MIXED if mixed else by_residual(share, "undecided", _LSQR),
+        MIXED if mixed else by_residual(share, Name.UNDECIDED, _LSQR),
         **_shares(left.sum(axis=1), left.sum(axis=0), squares),
         num_parameters=operator.shape[1],
         lower_bound=True,

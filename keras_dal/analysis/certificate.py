@@ -289,7 +289,7 @@ def certify_head(
         v = scale * v
     found = _enclosure(objective, v, theta)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
-    verdict, decided_by = verdict_of(found, share, witnessed, objective, scale, v)
+    verdict = verdict_of(found, share, witnessed, objective, scale, v)
     beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
@@ -306,8 +306,8 @@ def certify_head(
         method=jac.method,
         exact=jac.factorized,
         residual_share=float(squares.share(left[0].sum())),
-        verdict=verdict,
-        decided_by=decided_by,
+        verdict=verdict.name,
+        decided_by=verdict.decided_by,
         infimum=(found.lower, found.upper),
         margin=found.margin,
         witness_norm=float(np.linalg.norm(found.theta)),

@@ -6,6 +6,7 @@ smoothed labels, there are only aligned and not aligned; for labels that are mix
 """
 
 import dataclasses
+import enum
 
 import numpy as np
 
@@ -20,21 +21,31 @@ _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model t
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
+class Name(enum.StrEnum):
+    """What a verdict says; a string for whoever reads it."""
+
+    ALIGNED = "aligned"
+    SEPARABLE = "separable"
+    NOT_SEPARABLE = "not separable"
+    NOT_ALIGNED = "not aligned"
+    UNDECIDED = "undecided"
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`"aligned"`, `"separable"`, `"not separable"`, `"not aligned"` or `"undecided"`, and how that was decided."""
+    """A `Name`, and how it was decided."""
 
-    name: str
+    name: Name
     decided_by: str
 
 
-MIXED = Verdict("undecided", "nothing: no multiple of these labels is optimal, as of mixed ones")
+MIXED = Verdict(Name.UNDECIDED, "nothing: no multiple of these labels is optimal, as of mixed ones")
 
 
 def by_residual(share, otherwise, reason):
     """Return that labels are aligned, where their residual share is small enough, or another verdict."""
     if share <= ALIGNED:
-        return Verdict("aligned", f"a residual share of {share:.1e}, at most {ALIGNED:.0e}")
+        return Verdict(Name.ALIGNED, f"a residual share of {share:.1e}, at most {ALIGNED:.0e}")
     return Verdict(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
@@ -70,18 +81,20 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
         exact = columns is None or columns.factorized
         reason = "least squares" if exact else f"{columns.method}, which bounds the alignment from below"
         if exact and least is not None and least <= ALIGNED:
-            return by_residual(share, "undecided", "least squares, where what counts as rounding reaches the labels")
-        return by_residual(share, "not aligned" if exact else "undecided", reason)
+            return by_residual(share, Name.UNDECIDED, "least squares, where what counts as rounding reaches the labels")
+        return by_residual(share, Name.NOT_ALIGNED if exact else Name.UNDECIDED, reason)
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
         for features, targets, _ in rows
         if len(features)
     )
     if margin > 0:
-        return by_residual(share, "separable", f"least squares, with a smallest margin of {at_least(margin, 2, 'e')}")
+        return by_residual(
+            share, Name.SEPARABLE, f"least squares, with a smallest margin of {at_least(margin, 2, 'e')}"
+        )
     if not decide_separability:
         return Verdict(
-            "undecided", f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
+            Name.UNDECIDED, f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
         )
     return _separability(head, loss, rows, columns, used)
 
@@ -95,22 +108,22 @@ def _separability(head, loss, rows, columns, used):
     size = 8 * sum(features.size for features, _, _ in rows)
     if size > _DECIDABLE:
         return Verdict(
-            "undecided", f"least squares alone, because {size:,} bytes of features are too many for a solver"
+            Name.UNDECIDED, f"least squares alone, because {size:,} bytes of features are too many for a solver"
         )
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
     if columns is None:
         columns = jacobian(head, features, weights, centered=loss.shift_invariant)
     if not columns.factorized:
         return Verdict(
-            "undecided", f"least squares alone, because the head is too large to factorize ({columns.method})"
+            Name.UNDECIDED, f"least squares alone, because the head is too large to factorize ({columns.method})"
         )
     infimum = duality.enclose_infimum(columns, loss, targets, weights)
     if infimum.margin is not None and infimum.margin > 0:
-        return Verdict("separable", f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
+        return Verdict(Name.SEPARABLE, f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
     if infimum.lower > 0:
         least = at_least(used * infimum.lower, 4, "e")
-        return Verdict("not separable", f"a dual point: no head has a loss below {least}")
-    return Verdict("undecided", _found_neither(infimum))
+        return Verdict(Name.NOT_SEPARABLE, f"a dual point: no head has a loss below {least}")
+    return Verdict(Name.UNDECIDED, _found_neither(infimum))
 
 
 def _found_neither(enclosure):
@@ -118,7 +131,7 @@ def _found_neither(enclosure):
 
 
 def verdict_of(found, share, witnessed, objective, scale, v):
-    """Return the verdict of a certificate and what decides it.
+    """Return the `Verdict` of a certificate.
 
     Args:
         found: the `Enclosure` of the infimum.
@@ -132,25 +145,31 @@ def verdict_of(found, share, witnessed, objective, scale, v):
     if scale is None:
         if found.lower > floor + _ABOVE * np.mean(objective.weights):
             least = at_least(found.lower, 6)
-            return "not aligned", f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
-        return "undecided", f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
+            return Verdict(
+                Name.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
+            )
+        return Verdict(
+            Name.UNDECIDED, f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
+        )
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
     proved = proved and not _is_above_rounding(found.lower, objective, v)  # nor does one large label hide all others
     if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
-        return "aligned", f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
+        return Verdict(Name.ALIGNED, f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}")
     if found.margin is not None and found.margin > 0:
         least = at_least(found.margin, 3, "e")
-        return "separable", f"parameters with a smallest margin of at least {least}, rounding counted"
+        return Verdict(Name.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
     if np.isfinite(scale) and objective.jacobian.factorized:
         left = f"least squares leaves a residual share of {max(share, witnessed):.2e}"
         if found.lower > floor + _ABOVE * np.mean(objective.weights) * (not objective.loss.quadratic):
-            return "not aligned", f"no parameters have a loss below {at_least(found.lower, 3)}, and {left}"
-        return "undecided", f"{left}, and nothing shows that directions that count as rounding do not reach the labels"
+            return Verdict(Name.NOT_ALIGNED, f"no parameters have a loss below {at_least(found.lower, 3)}, and {left}")
+        return Verdict(
+            Name.UNDECIDED, f"{left}, and nothing shows that directions that count as rounding do not reach the labels"
+        )
     if found.lower > floor:
         least = at_least(found.lower, 3)
-        return "not separable", f"an exact dual point near one in float64 has at least the value {least}"
-    return "undecided", _found_neither(found)
+        return Verdict(Name.NOT_SEPARABLE, f"an exact dual point near one in float64 has at least the value {least}")
+    return Verdict(Name.UNDECIDED, _found_neither(found))
 
 
 def _is_above_rounding(lower, objective, v):

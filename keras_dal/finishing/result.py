@@ -11,6 +11,7 @@ import numpy as np
 from keras_dal.analysis.assumptions import ROUNDED, clips_probabilities
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors, penalty_at
+from keras_dal.analysis.separability import Name
 from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
@@ -103,7 +104,7 @@ class Result:
             return found
         reason = f"nothing: float32 features, to which those of the model were rounded, are {found.verdict}"
         return dataclasses.replace(
-            found, verdict="undecided", decided_by=reason, not_covered=(*found.not_covered, ROUNDED)
+            found, verdict=Name.UNDECIDED, decided_by=reason, not_covered=(*found.not_covered, ROUNDED)
         )
 
     def choose(self, point: Point | int) -> "Result":
