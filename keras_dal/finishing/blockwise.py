@@ -31,8 +31,7 @@ class BlockwiseTask:
     """
 
     method = "L-BFGS"
-    validation = seen_targets = wanted = gradient_steps = None
-    proved = False
+    validation = seen_targets = proof = None
 
     def __init__(self, structure, loss, train, path, max_bytes):
         self.structure, self.loss, self.train, self.path = structure, loss, train, path
@@ -60,7 +59,7 @@ class BlockwiseTask:
         last = _Evaluation(self, np.zeros(self.head.num_parameters), ridge)
         self.path.end(Ending.MAX_STEPS)
         self.path.add(self._point(last, last.gap))
-        if last.gap <= gap and prove(self, ridge, self._whitening, gap):
+        if self._is_proved(last, ridge, gap):
             return
 
         def evaluated(phi):
@@ -72,13 +71,17 @@ class BlockwiseTask:
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, ridge)
             self.path.add(self._point(step, step.gap))
-            if step.gap <= gap and prove(self, ridge, self._whitening, gap):
+            if self._is_proved(step, ridge, gap):
                 raise StopIteration
 
         options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
         ended = optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
-        if not self.proved and ended.nit < _STEPS:
+        if not self.proof and ended.nit < _STEPS:
             self.path.end(Ending.STALLED)
+
+    def _is_proved(self, step, ridge, gap):
+        self.proof = prove(self, ridge, self._whitening, gap) if step.gap <= gap else None
+        return self.proof is not None
 
     def _point(self, step, gap):
         return Point(

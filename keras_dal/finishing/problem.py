@@ -36,9 +36,7 @@ class Task:
 
     Attributes:
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
-        proved: whether the last point of the path is proved to be near the minimum.
-        wanted: the gap that was asked for and proved, None before.
-        gradient_steps: accelerated ones to that, at most; None where nothing is known.
+        proof: the `Proof` of the last point of the path, None where there is none.
     """
 
     method = "Newton's method"
@@ -55,8 +53,7 @@ class Task:
                 layer.adapt(train.features)
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
-        self.max_bytes, self.proved = max_bytes, False
-        self.wanted = self.gradient_steps = None
+        self.max_bytes, self.proof = max_bytes, None
         self.left = np.zeros(len(train), bool)  # on their wrong side, as `interpolate` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self.start = self._start_of(self.samples)
@@ -136,7 +133,10 @@ class Task:
                 return
             phi = step.phi
         provable = ending == Ending.GAP and self.jacobian is self.samples and self.head.is_plain
-        if provable and not prove(self, problem.ridge, problem.whitening, 1e-2 * tol):
+        if not provable:
+            return
+        self.proof = prove(self, problem.ridge, problem.whitening, 1e-2 * tol)
+        if self.proof is None:
             self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did
 
     def minimize_to(self, ridge, gap):
@@ -144,7 +144,8 @@ class Task:
         problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
         self.path.end(Ending.MAX_STEPS)
         for step, _ in self._walk(problem, None):
-            if step.gap <= gap and prove(self, problem.ridge, problem.whitening, gap):
+            self.proof = prove(self, problem.ridge, problem.whitening, gap) if step.gap <= gap else None
+            if self.proof:
                 return
 
     def _minimize(self, problem, tol, phi=None, unit=1.0):

@@ -1,9 +1,24 @@
 """What is proved of the point at which a minimization ends, for every way to get there."""
 
 import dataclasses
+from typing import NamedTuple
 
 from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
+
+
+class Proof(NamedTuple):
+    """What is known of the point that a minimization ended at.
+
+    Attributes:
+        wanted: the gap that was asked for, which the point is within.
+        holds: whether that is proved, and not only what the solver saw in float32.
+        gradient_steps: accelerated ones to that gap, at most; None where nothing is known.
+    """
+
+    wanted: float
+    holds: bool
+    gradient_steps: int | None
 
 
 def prove(task, ridge, whitening, gap):
@@ -12,13 +27,13 @@ def prove(task, ridge, whitening, gap):
     The gap is computed in float64; it is that of the solver, and proves nothing, where the head is not plain.
 
     Args:
-        task: a `Task` or `BlockwiseTask`; its `proved`, `wanted` and `gradient_steps` are set where the path ends.
+        task: a `Task` or `BlockwiseTask`.
         ridge: weight of the change.
         whitening: the `Whitening` in whose coordinates the change is measured.
         gap: the wanted one, positive.
 
     Returns:
-        Whether the point is within it.
+        A `Proof`, or None where the point is not within it.
     """
     point, head, loss, train = task.path.points[-1], task.head, task.loss, task.train
     theta = task.structure.rounded(point.theta)
@@ -28,11 +43,10 @@ def prove(task, ridge, whitening, gap):
         proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem)
     task.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
     if not proved <= gap:  # nor where it is not a number
-        return False
-    task.proved = head.is_plain
-    task.path.end(Ending.CERTIFIED if task.proved else Ending.GAP)
-    task.wanted, curvature = gap, loss.curvature(head.num_outputs)
+        return None
+    task.path.end(Ending.CERTIFIED if head.is_plain else Ending.GAP)
+    curvature, steps = loss.curvature(head.num_outputs), None
     if head.is_plain and curvature is not None:
         data = train.features, head.use_bias, curvature, train.weights
-        task.gradient_steps = gradient_steps(*data, *problem, decrease + proved, gap)
-    return True
+        steps = gradient_steps(*data, *problem, decrease + proved, gap)
+    return Proof(gap, head.is_plain, steps)

@@ -15,6 +15,7 @@ from keras_dal.analysis.separability import Name
 from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
+from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
@@ -143,15 +144,21 @@ class Result:
             )
         self.structure.assign(theta)
 
+    @property
+    def _is_proved(self):
+        """Whether the gap of this point is proved, which is one of the last."""
+        proof = self._data.proof
+        return proof is not None and proof.holds and self.point is self.path[-1]
+
     def proof(self):
         """Yield what is proved about this point, a line each."""
-        if self._data.proved and self.point is self.path[-1]:
+        if self._is_proved:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             of = "" if self._data.exact else ", on features rounded to float32"
             of += ", of the logits: Keras clips probabilities at 1e-7" if clips_probabilities(self.structure) else ""
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
-                steps = f"{self.gradient_steps:,} steps to {at_most(self._data.wanted, 2)}"
+                steps = f"{self.gradient_steps:,} steps to {at_most(self._data.proof.wanted, 2)}"
                 own = sum(point.ridge == self.point.ridge for point in self.path[1:])
                 ours = f"{self._data.method} took {own:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
@@ -205,9 +212,7 @@ class _Data(NamedTuple):
     scaled_to: float
     rows: np.ndarray
     method: str
-    wanted: float | None
-    gradient_steps: int | None
-    proved: bool
+    proof: Proof | None
     max_bytes: int
     factors: np.ndarray | None
     exact: bool
@@ -242,9 +247,7 @@ def finished(task, path, tol, scaled_to):
         scaled_to=scaled_to,
         rows=task.train.rows,
         method=task.method,
-        wanted=task.wanted,
-        gradient_steps=task.gradient_steps,
-        proved=task.proved,
+        proof=task.proof,
         max_bytes=task.max_bytes,
         factors=l2_factors(task.structure.linear_parameters),
         exact=task.train.are_exact(task.structure),
@@ -307,7 +310,7 @@ def _evaluated(data, point, path, kept):
         scaled_penalty=penalty_at(variables, data.factors, scale * theta),
         stopped_by=kept.stopped_by if as_kept else Ending.CHOSEN,
         seconds=kept.seconds + time.perf_counter() - started,
-        gradient_steps=data.gradient_steps if as_kept else None,
+        gradient_steps=data.proof.gradient_steps if as_kept and data.proof else None,
         _data=data,
         _theta=theta,
         _kept=kept,

@@ -39,7 +39,7 @@ def rows_of(result):
 
 
 def _gap(result):
-    proved = result._data.proved and result.point is result.path[-1]
+    proved = result._is_proved
     size = f"at most {at_most(result.point.gap, 2)}" if proved else f"about {result.point.gap:.2g}"
     return f"{size} (of the loss plus {result.point.ridge:g} times the change)"
 
