@@ -252,8 +252,10 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
+    if options.epochs is not None and options.epochs < 8:
+        parser.error("--epochs must be at least 8: epochs of every phase are timed")
     if options.small:
-        options.epochs = options.epochs or 4
+        options.epochs = options.epochs or 8
     elif options.data is None:
         parser.error("--data FILE.npz names the images; --small makes some up")
     options.peaks = None if options.small else peaks()

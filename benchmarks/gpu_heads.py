@@ -64,8 +64,9 @@ def features(samples, width, classes):
         return z, logits.argmax(axis=1)
 
     size = min(samples, 50_000)
-    blocks = [tuple(map(np.asarray, block(index))) for index in range(samples // size)]
-    return np.concatenate([z for z, _ in blocks]), np.concatenate([y for _, y in blocks]).astype(np.int64)
+    blocks = [tuple(map(np.asarray, block(index))) for index in range(-(-samples // size))]
+    z, y = np.concatenate([z for z, _ in blocks]), np.concatenate([y for _, y in blocks])
+    return z[:samples], y[:samples].astype(np.int64)
 
 
 def untrained(z, classes, gated):
@@ -189,7 +190,10 @@ def parsed():
     parser.add_argument("--skip", nargs="+", choices=WAYS, default=[])
     parser.add_argument("--small", action="store_true", help="measure no peaks, and write nothing")
     parser.add_argument("--result", type=Path, default=RESULT)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if set(WAYS[:3]) <= set(options.skip):
+        parser.error("one way of converge is needed, to say what the least loss is")
+    return options
 
 
 def count(event, seconds, **_):

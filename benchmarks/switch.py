@@ -64,6 +64,7 @@ def finished(training, model, means, epoch, window):
         statistics = BatchStatistics(model)
         for start in range(0, len(x), BATCH):
             statistics.add((x[start : start + BATCH],))
+        statistics.settle()
     keras_dal.finish(model, x, training.train.y, verbose=0)
     return training.accuracy(model, training.test)
 

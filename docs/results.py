@@ -116,7 +116,14 @@ def rows_section(path):
     )
 
 
-_PAGES = {"structures": "width.md", "suspects": "width.md", "switch": "two_lines.md", "two_lines": "two_lines.md"}
+_PAGES = {
+    "gpu": "gpu.md",
+    "gpu_heads": "gpu.md",
+    "structures": "width.md",
+    "suspects": "width.md",
+    "switch": "two_lines.md",
+    "two_lines": "two_lines.md",
+}
 _SHOWN = {"command": str, "machine": machine}
 
 

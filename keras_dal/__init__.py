@@ -25,7 +25,14 @@ __version__ = "0.1.0.dev0"
 def __getattr__(name):
     if name != "plots":  # matplotlib is an extra, so that it is imported when it is asked for
         raise AttributeError(f"module 'keras_dal' has no attribute {name!r}")
-    return importlib.import_module("keras_dal.plots")
+    try:
+        return importlib.import_module("keras_dal.plots")
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] != "matplotlib":
+            raise
+        raise ModuleNotFoundError(
+            f"keras_dal.plots needs matplotlib: pip install 'keras_dal[plots]'. Received: {error}", name=error.name
+        ) from error
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import sys
 from types import SimpleNamespace
 
 import matplotlib
@@ -228,3 +229,13 @@ def test_importing_it_leaves_the_users_backend_alone(monkeypatch):
     monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
     importlib.reload(plots)
     assert matplotlib.get_backend() == "svg"
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "keras_dal.plots")
+    monkeypatch.delattr(keras_dal, "plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'keras_dal\[plots\]'"):
+        _ = keras_dal.plots

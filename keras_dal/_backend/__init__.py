@@ -20,6 +20,7 @@ has_accelerator = _module.has_accelerator
 in_replica = _module.in_replica
 is_chief = _module.is_chief
 jvp = _module.jvp
+leaves_variables = _module.leaves_variables
 logs_of = _module.logs_of
 over_replicas = _module.over_replicas
 product = _module.product

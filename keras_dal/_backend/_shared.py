@@ -27,6 +27,11 @@ def reattach(model, iterator):
     """Do nothing: the model has its variables in its steps, too."""
 
 
+def leaves_variables(model):
+    """Return whether functions made by `over_replicas` leave the variables of a model as they are."""
+    return False
+
+
 def logs_of(returned):
     """Return the logs in what a train function returns."""
     return returned

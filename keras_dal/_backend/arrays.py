@@ -39,6 +39,14 @@ def _add_to_first_of_tensor(array, rows):
     return array + rows if count == array.shape[0] else ops.concatenate([array[:count] + rows, array[count:]], axis=0)
 
 
+def _dot_of_tensors(a, b):
+    """Return a dot product as a number of float64, whose factors float32 could not always square."""
+    sizes = [float(np.asarray(ops.convert_to_numpy(ops.max(ops.abs(part))))) for part in (a, b)]
+    if 0.0 in sizes:
+        return 0.0
+    return sizes[0] * sizes[1] * float(np.asarray(ops.convert_to_numpy(ops.sum((a / sizes[0]) * (b / sizes[1])))))
+
+
 NUMPY = SimpleNamespace(
     abs=np.abs,
     add_to_first=_add_to_first,
@@ -72,7 +80,7 @@ TENSORS = SimpleNamespace(
     add_to_first=_add_to_first_of_tensor,
     argmax=lambda a: ops.expand_dims(ops.argmax(a, axis=1), 1),
     concatenate=ops.concatenate,
-    dot=lambda a, b: float(np.asarray(ops.convert_to_numpy(ops.sum(a * b)))),
+    dot=_dot_of_tensors,
     exp=ops.exp,
     log1p=ops.log1p,
     max=lambda a: ops.max(a, axis=1),

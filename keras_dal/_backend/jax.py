@@ -13,6 +13,7 @@ from keras_dal._backend import _shared
 
 COMPILES_SHAPES = True  # each operation, for each shape of its arguments: about 0.25 s on a GPU
 WORTH_AN_ACCELERATOR = 5e10  # operations of a product: a solver makes a hundred, and compiles for 15 s
+_SELECTED = 2**22  # entries of a sum that an accelerator adds up in every step, whether they count or not
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
 
@@ -61,7 +62,7 @@ def apply(optimizer, gradients, variables):
 def add_where_set(flag, variable, function):
     """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
     before, is_set = variable.value, flag.value > 0
-    if has_accelerator():  # on which a branch waits until the host has seen the flag
+    if has_accelerator() and before.size <= _SELECTED:  # there a branch waits until the host has seen the flag
         variable.assign(jax.numpy.where(is_set, before + function(), before))
     else:
         variable.assign(jax.lax.cond(is_set, lambda: before + function(), lambda: before))
@@ -128,6 +129,11 @@ def over_replicas(function, model):
     """
     run = compiled(function, model)
     return lambda data: jax.tree.map(np.asarray, run(data))
+
+
+def leaves_variables(model):
+    """Return whether functions made by `over_replicas` leave the variables of a model as they are."""
+    return not model.run_eagerly
 
 
 def in_replica(function, model, *arguments):

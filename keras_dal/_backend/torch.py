@@ -39,7 +39,8 @@ def where_set(flag, function):
 
 
 apply, add_where_set = _shared.apply, _shared.adding(where_set)
-logs_of, reattach, test_step = _shared.logs_of, _shared.reattach, _shared.test_step
+leaves_variables, logs_of = _shared.leaves_variables, _shared.logs_of
+reattach, test_step = _shared.reattach, _shared.test_step
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from keras_dal.finishing.history import Point
 from keras_dal.finishing.problem import ANCHORS, some_rows
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
+from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.solvers.whitening import Whitening
@@ -38,7 +39,10 @@ class BlockwiseTask:
         self.max_bytes = max_bytes
         self.head, self.theta = structure.head(), structure.theta()
         self.targets = LazyTargets(loss, train.labels, structure.num_outputs)
-        self._samples = CachedJacobian(self.head, train.features, max_bytes=0)  # which would copy the features
+        entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
+        self._samples = CachedJacobian(
+            self.head, train.features, max_bytes=0, entries=entries
+        )  # without a copy of them
         self.anchors = some_rows(len(train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)

@@ -17,6 +17,7 @@ from keras_dal.solvers.whitening import Whitening
 RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gentle to nearly free
 FEW_RIDGES = RIDGES[1::3]  # where the end is known to be the least loss, and the path is there to stop on
 _STEPS = 25  # Newton steps for one weight
+_COPIES = 10  # of the logits, that a solver has at a time: targets, slopes, probabilities and changes among them
 ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
@@ -54,7 +55,7 @@ class Task:
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
         self.max_bytes, self.proof = max_bytes, None
-        self.left = np.zeros(len(train), bool)  # on their wrong side, as `interpolate` may find
+        self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self.start = self._start_of(self.samples)
         if anchors is None:
@@ -70,8 +71,10 @@ class Task:
 
     @functools.cached_property
     def _where(self):
-        """The arrays of the solver: tensors where an accelerator computes and the loss can follow, else NumPy's."""
-        return arrays.TENSORS if isinstance(self.samples.on, Accelerator) and self.loss.tensors else arrays.NUMPY
+        """The arrays of the solver: tensors where an accelerator computes, has room, and the loss can follow."""
+        fits = _COPIES * 4 * len(self.train) * self.structure.num_outputs <= self.max_bytes
+        follows = fits and vars(type(self.loss)).get("tensors", False)
+        return arrays.TENSORS if follows and isinstance(self.samples.on, Accelerator) else arrays.NUMPY
 
     @functools.cached_property
     def _targets_there(self):

@@ -1,4 +1,4 @@
-"""Where float32 matrix products are made: by NumPy, or by the Keras backend where it has an accelerator."""
+"""Where float32 matrix products are made: by NumPy, or by the Keras backend on an accelerator that is worth it."""
 
 import math
 from typing import Any

@@ -21,12 +21,14 @@ class CachedJacobian:
         features: array `(n, m)`, possibly memory-mapped.
         max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
         on: an `array_backend`; the fastest for such a head by default.
+        entries: hidden values, and features where they are not kept, that exist at a time; that of `on` by default.
     """
 
-    def __init__(self, head, features, max_bytes=2**32, on=None):
+    def __init__(self, head, features, max_bytes=2**32, on=None, entries=None):
         operations = 4 * len(features) * head.num_parameters
         self.on = on or array_backend.fastest(operations, head.mixture is not None)
         self.parts, self.features = head.products(self.on), features
+        self._entries = entries or self.on.entries
         self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
         size = 4 * len(features) * sum(part.width for part in self.parts)
         self._prepared = [part.prepare(features) for part in self.parts] if size <= max_bytes else None
@@ -126,7 +128,8 @@ class CachedJacobian:
 
     def blocks(self):
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""
-        step = max(1, min(self.on.block, self.on.entries // max(part.working[1] for part in self.parts)))
+        widest = max(max(part.working[1], 0 if self._prepared else part.width) for part in self.parts)
+        step = max(1, min(self.on.block, self._entries // widest))
         for start in range(0, len(self), step):
             rows = slice(start, min(start + step, len(self)))
             if self._prepared and len(self) <= step:

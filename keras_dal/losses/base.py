@@ -30,7 +30,8 @@ class Loss(abc.ABC):
         quadratic: whether least squares on the targets minimize it.
         exclusive: whether one class is right per sample, or each output has a right side; None where there are none.
         tensors: whether `values`, `gradient`, `hessian` and `margins` take tensors of the backend, too: by the
-            functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one.
+            functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one. A subclass of
+            a loss says so for itself.
     """
 
     name: ClassVar[str]

@@ -22,14 +22,17 @@ def conjugate_gradients(product, right, rtol, maxiter):
 
 
 def _of_tensors(product, right, rtol, maxiter, dot):
-    """Do the same without a copy to the host, but for two numbers a product (Hestenes and Stiefel, 1952)."""
+    """Do the same without a copy to the host, but for a few numbers a product (Hestenes and Stiefel, 1952)."""
     x, residual, direction, square = 0.0 * right, right, right, dot(right, right)
     enough = rtol**2 * square
     for _ in range(maxiter):
         if not square > enough or not np.isfinite(square):
             break
         image = product(direction)
-        length = square / dot(direction, image)
+        bend = dot(direction, image)
+        if not bend > 0:
+            break
+        length = square / bend
         x, residual = x + length * direction, residual - length * image
         before, square = square, dot(residual, residual)
         direction = residual + (square / before) * direction

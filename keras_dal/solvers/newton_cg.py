@@ -5,6 +5,7 @@ Where the objective's start is a tensor everything stays on its device, but for 
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -29,8 +30,8 @@ class Step:
         gap: upper bound of how far the objective is above its minimum; infinite without a ridge.
     """
 
-    phi: np.ndarray
-    logits: np.ndarray
+    phi: Any
+    logits: Any
     objective: float
     gap: float
 

@@ -19,7 +19,7 @@ _ACCELERATED = 3000  # operations of convolutions on an accelerator, in the time
 
 
 class Budget:
-    """Says after how many epochs to measure again; from shapes alone, and so the same in every run.
+    """Says after how many epochs to measure again; from shapes alone, and so the same in every run on a kind of device.
 
     Sums of products of features take the square of their number for each sample, and eigenvalues its cube.
 
@@ -56,7 +56,7 @@ class Budget:
     def _interval(self, there, here, count, first):
         """Return the interval for operations where the model is trained, and for those on the host."""
         interval = (there + self._host * here) / (SHARE * (self._step * count + _EPOCH * self._host))
-        if there + here <= _CHEAP:
+        if there / self._host + here <= _CHEAP:
             interval = 1 if first else min(interval, self._epochs / _OFTEN)
         return max(1, math.ceil(interval))
 

@@ -146,7 +146,7 @@ def ended_early(schedule, wrap):
     """Return that a fit was over before its switch."""
     mean = ", of the averaged weights, or after optimizer.drop_average() of those there are" * wrap.is_averaging
     return (
-        f"keras_dal: training ended before the switch, after {schedule.switch} epochs: nothing was frozen or solved. "
+        f"keras_dal: training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
         f"keras_dal.finish(model, x, y) solves the head now{mean}; a fit with initial_epoch goes on"
     )
 

@@ -89,7 +89,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._rows = self.data if self.data is None or isinstance(self.data, tuple) else (self.data,)
         self._wrap = find_wrap(model.optimizer)
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
-        self._structure = self._result = self._convex_phase = self._began = self._frozen = None
+        self._structure = self._convex_phase = self._began = self._frozen = None
+        if self._result is not None and self._result.model is not model:
+            self._result = None
         self._before = self._waiting = None
         self._stage, self._spared = Stage.BEGINS, []
         self._schedule = SwitchSchedule.never()
@@ -160,8 +162,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
             if self._began is None:
                 checks.check_alone(self._wrap, self)
                 self._began = epoch
-                if self._wrap.solves and self._wrap.is_solved:  # in an earlier fit
+                if self._wrap.solves and self._wrap.is_solved:  # in an earlier fit, whose result stays
                     self._stage, self._measured = Stage.OVER, tuple(self._measurement.unknown())
+                else:
+                    self._result = None
                 self._schedule = self._make_schedule()  # now that the phase is known
                 self._schedule.resume(epoch, self._wrap.decision)
                 self._announcer.say(model, messages.begins, self._wrap, self._schedule, epoch, self.params["epochs"])

@@ -20,7 +20,7 @@ class BatchStatistics:
     strategy it is the mean over replicas too (as torch's and SWA's `update_bn`, Izmailov et al., 2018).
 
     Args:
-        model: the model, whose other variables stay as they are.
+        model: the model, whose other variables stay as they are, after every batch.
         inputs_of: function from a batch to the inputs of the model; by default they come first in it.
     """
 
@@ -32,7 +32,7 @@ class BatchStatistics:
         kernels = [variable for layer in divided for variable in layer.trainable_variables]
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
         self._others += kernels
-        self._before: list = []
+        self._is_left_alone = _backend.leaves_variables(model)
         self._sums, self._count = [np.zeros(variable.shape) for variable in self._variables], 0
         # replicas are traced in threads, which take turns where statistics are synchronized
         self._seen = threading.local()
@@ -72,9 +72,8 @@ class BatchStatistics:
         return bool(self._variables)
 
     def add(self, batch):
-        """Show it one batch as `fit` gets it; `settle` gives the model the means."""
-        if not self._count:
-            self._before = [to_numpy(variable).copy() for variable in self._others]
+        """Show it one batch as `fit` gets it; `settle` gives the model the means, or has done so already."""
+        others = [] if self._is_left_alone else [to_numpy(variable).copy() for variable in self._others]
         with contextlib.ExitStack() as stack:
             for index, layer in enumerate(self._layers):
                 stack.enter_context(replaced(layer, "momentum", 0.0))
@@ -84,15 +83,16 @@ class BatchStatistics:
         for total, replicas in zip(self._sums, found, strict=True):
             seen = rows > 0  # a replica of a last batch may have no samples
             total += np.tensordot(rows[seen], np.asarray(replicas, np.float64)[seen], 1)
+        if not self._is_left_alone:  # now, because an interrupt may be next
+            self.settle()
+            for variable, value in zip(self._others, others, strict=True):
+                variable.assign(value)  # seeds of dropout among them
 
     def settle(self):
-        """Set the statistics to the means over the batches so far, and all else as it was before the first."""
-        if not self._count:
-            return
-        for variable, total in zip(self._variables, self._sums, strict=True):
-            variable.assign(total / self._count)
-        for variable, value in zip(self._others, self._before, strict=True):
-            variable.assign(value)  # seeds of dropout among them
+        """Set the statistics to the means over the batches so far."""
+        if self._count:
+            for variable, total in zip(self._variables, self._sums, strict=True):
+                variable.assign(total / self._count)
 
 
 def _mean(layer, values):

@@ -29,7 +29,7 @@ class StepHooks:
             would make Keras wait for the device after every step.
     """
 
-    def __init__(self, model, layer, moments, optimizer, trained=lambda logs: None):
+    def __init__(self, model, layer, moments, optimizer, trained):
         self._model, self._trained = model, trained
         self.layer = layer
         self._moments = moments
@@ -63,7 +63,7 @@ class StepHooks:
         def training(*args):
             with self._hooks():
                 returned = function(*args)
-            self._trained(_backend.logs_of(returned))
+            self._trained(_flat(_backend.logs_of(returned)))
             return returned
 
         model.train_function = self._hooked(training)
@@ -208,6 +208,12 @@ class _Seen(threading.local):
 def is_hooked(train_function):
     """Return whether a train function is one that `StepHooks` made."""
     return hasattr(train_function, _MARK)
+
+
+def _flat(logs):
+    """Return logs as callbacks get them: what stands in a dict within them beside the others."""
+    pairs = ((_flat(value) if isinstance(value, dict) else {name: value}) for name, value in logs.items())
+    return {name: value for found in pairs for name, value in found.items()}
 
 
 def _on_constants(layer):

@@ -343,3 +343,13 @@ class RoundedByBatchSize(layers.Layer):
 def test_samples_are_apart_though_batches_of_other_sizes_are_rounded_differently():
     model = keras.Sequential([keras.Input((6,)), layers.Dense(4), RoundedByBatchSize(), layers.Dense(3)])
     assert find_structure(model).num_features == 4
+
+
+@pytest.mark.skipif(cases.BACKEND != "tensorflow", reason="ragged tensors are TensorFlow's")
+def test_samples_of_ragged_inputs_are_apart():
+    import tensorflow as tf
+
+    x = tf.ragged.constant([[1.0, 2.0], [3.0], [4.0, 5.0, 6.0], [7.0], [8.0, 9.0], [1.0]])
+    inputs = keras.Input((None,), ragged=True)
+    means = layers.Lambda(lambda rows: tf.reduce_mean(rows, axis=1, keepdims=True), output_shape=(1,))(inputs)
+    assert find_structure(keras.Model(inputs, layers.Dense(3)(means)), x).num_features == 1

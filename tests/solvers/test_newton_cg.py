@@ -1,5 +1,7 @@
 """Products, coordinates, criteria and the solver against dense algebra, SciPy and scikit-learn, in float64."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -295,3 +297,18 @@ def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
     basis = np.stack([whitening.theta(unit) for unit in np.eye(M * C)], axis=1).reshape(M, C, M * C)[:, 0, ::C]
     theirs = Ridge(alpha=1e-2 * 200 * C, fit_intercept=False, tol=1e-12).fit(features @ basis, targets)
     np.testing.assert_allclose(found.logits, theirs.predict(features @ basis), atol=2e-3)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e18])
+def test_tensors_in_any_unit_take_the_steps_of_numpy(unit, generator):
+    """Squares of what float32 holds are no numbers of float32."""
+    features, labels = generator.normal(size=(N, M)), generator.integers(0, C, N)
+    objectives = []
+    for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
+        jacobian = CachedJacobian(heads.DenseHead(M, C), features, on=on)
+        loss = WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(labels)))
+        objective = Anchored(loss, np.full(N, unit / N), xp.single(np.zeros((N, C))))
+        steps = Problem(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
+        objectives.append(next(itertools.islice(steps, 6, None)).objective / unit)
+    assert objectives[1] == pytest.approx(objectives[0], rel=1e-5)
+    assert objectives[0] < 0.999 * np.log(C)

@@ -301,6 +301,9 @@ def test_what_the_host_computes_counts_for_more_where_an_accelerator_trains(monk
         budget = Budget(model, 64, 3, epochs=60)
         intervals.append((budget.alignment(50_000), budget.kernel_change(50_000)))
     assert intervals == [(1, 1), (6, 6)]
+    assert (
+        Budget(model, 512, 3, epochs=40).alignment(50_000) == 4
+    )  # the sums of a card are cheap, however many they are
 
 
 def test_labels_in_a_dict_may_have_weights():
