@@ -151,6 +151,9 @@ def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
         return
     task.path.begin()
     if gated == "auto" and _fits(task, max_bytes):
+        task.path.say(
+            "the own head does not separate the samples, and the path begins again with a gated one beside it"
+        )
         tasks.append(add_gates(task))
         tasks[-1].separate()
         return

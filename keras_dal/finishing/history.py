@@ -80,6 +80,11 @@ class Path:
         """Begin another stage, for which patience counts anew, or not at all."""
         self._first, self._patient = len(self.points), patient
 
+    def say(self, text):
+        """Tell what the next points are, between the rows of the table."""
+        if self.verbose:
+            print(f"keras_dal: {text}", flush=True)
+
     def elapsed(self):
         return time.perf_counter() - self._started
 
@@ -128,7 +133,7 @@ def _line(number, point):
     columns = [("step", f"{number:d}"), ("seconds", f"{point.seconds:.2f}"), ("loss", f"{point.loss:.4g}")]
     if classifies:
         columns += [("accuracy", f"{point.accuracy:.2%}"), ("margin", f"{point.margin:.3g}")]
-    columns += [("moved", f"{point.moved:.3g}"), ("gap", f"{point.gap:.2g}")]
+    columns += [("moved", f"{point.moved:.3g}"), ("gap", f"{point.gap:.2g}" if np.isfinite(point.gap) else "")]
     if point.validation is not None:
         columns.append(("validation", f"{point.validation:.2%}" if classifies else f"{point.validation:.4g}"))
     row = " ".join(f"{value:>10}" for _, value in columns)
