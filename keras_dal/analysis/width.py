@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from scipy import optimize
 
+from keras_dal._backend.threads import threads_for
 from keras_dal.analysis.reports import WidthCurve
 from keras_dal.analysis.samples_fitted import samples_fitted
 from keras_dal.analysis.separability import ALIGNED, decisive_share
@@ -20,6 +21,7 @@ from keras_dal.features.batches import first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.precision import blocks_of, spacing_of
 from keras_dal.heads import DenseHead, SumHead
+from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.models.structure import find_structure
@@ -89,10 +91,11 @@ def width_curve(
     data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes).weighted()
     problem = _problem(structure, loss, data, max_bytes, x)
     widths = _checked(widths, draws, problem)
-    found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
+    with threads_for(Host.block * (2 * structure.num_features + 2) ** 2):
+        found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
+        infimum = _infimum(problem, widths, found[0], seed)
     shares = np.array([[point.share for point in points] for points in found])
     decisive = np.max([[point.decisive for point in points] for points in found], axis=0)
-    infimum = _infimum(problem, widths, found[0], seed)
     gained = (
         width
         for width, most, (lower, upper), point in zip(widths, decisive, infimum, found[0], strict=True)

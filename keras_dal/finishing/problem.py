@@ -5,10 +5,11 @@ import functools
 import numpy as np
 
 from keras_dal._backend import arrays
+from keras_dal._backend.threads import threads_for
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
-from keras_dal.heads.array_backend import Accelerator
+from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.solvers.newton_cg import INEXACT, Problem
 from keras_dal.solvers.objectives import Anchored, WholeLoss
@@ -19,6 +20,17 @@ FEW_RIDGES = RIDGES[1::3]  # where the end is known to be the least loss, and th
 _STEPS = 25  # Newton steps for one weight
 _COPIES = 10  # of the logits, that a solver has at a time: targets, slopes, probabilities and changes among them
 ANCHORS = 10_000  # of the training samples, where no anchors are given
+
+
+def with_few_threads(method):
+    """Let a method of a `Task` have as many threads of BLAS as its products gain from."""
+
+    @functools.wraps(method)
+    def limited(self, *arguments):
+        with threads_for(2 * Host.block * self.head.num_parameters):
+            return method(self, *arguments)
+
+    return limited
 
 
 class Task:
@@ -120,6 +132,7 @@ class Task:
         """Sample weights of mean one: which samples are separated, and how, is no question of their unit."""
         return self.train.weights / self.mean_weight
 
+    @with_few_threads
     def minimize(self, ridges, tol):
         """Minimize the loss itself, for falling weights of the change, until it is at most tol above its floor.
 
@@ -142,6 +155,7 @@ class Task:
         if self.proof is None:
             self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did
 
+    @with_few_threads
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
         problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal.finishing.contradictions import Moves
-from keras_dal.finishing.problem import RIDGES, Task, some_rows
+from keras_dal.finishing.problem import RIDGES, Task, some_rows, with_few_threads
 from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT
@@ -34,6 +34,7 @@ class SeparableTask(Task):
         self.path.end(Ending.EXHAUSTED)
         return False
 
+    @with_few_threads
     def _follow_weights(self):
         objective, _ = self._separation(self._where.numpy(self.start), _DELTA, self._targets_there)
         phi, left = None, np.inf

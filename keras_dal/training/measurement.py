@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 from keras_dal import _backend
+from keras_dal._backend.threads import threads_for
 from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.tracing import input_specs
 from keras_dal.training.budget import Budget
@@ -131,7 +132,8 @@ class Measurement:
             return moved
         self.interval = self._budget.alignment(count)
         if self._is_due(epoch, count) and self._sums_up:
-            self.report = alignment_from_moments(sums, count, self._structure, self._loss)
+            with threads_for((self._structure.num_features + 1) ** 3):
+                self.report = alignment_from_moments(sums, count, self._structure, self._loss)
             self._last, self.measured_at = self._told(self.report), epoch
         return self._last | moved
 
