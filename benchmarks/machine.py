@@ -21,7 +21,7 @@ def describe():
     """Return processor, cores, memory, versions, commit and date as a dict."""
     import keras_dal  # not above: scripts bind cores and choose a backend before
 
-    packages = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn")
+    packages = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "threadpoolctl")
     return {
         "processor": processor(),
         "cores": os.cpu_count(),

@@ -15,6 +15,8 @@ from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
 NUM_FEATURES = 4
 BACKEND = keras.backend.backend()
+HAS_FLOAT64 = pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 unless it is set to")
+TENSORFLOW_TAKES_FLOAT64 = pytest.mark.skipif(BACKEND != "tensorflow", reason="other backends take inputs in float32")
 DTYPE = computed_dtype("float64")  # the finest in which layers compute here, for models that an oracle is compared with
 
 needs_tensorflow = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")  # with a reason

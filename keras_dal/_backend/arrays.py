@@ -11,6 +11,8 @@ import numpy as np
 from keras import ops
 from scipy import special
 
+_TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers for zero
+
 
 def of(array) -> Any:
     """Return the functions for arrays of this kind."""
@@ -41,10 +43,10 @@ def _add_to_first_of_tensor(array, rows):
 
 def _dot_of_tensors(a, b):
     """Return a dot product as a number of float64, whose factors float32 could not always square."""
-    sizes = [float(np.asarray(ops.convert_to_numpy(ops.max(ops.abs(part))))) for part in (a, b)]
-    if 0.0 in sizes:
-        return 0.0
-    return sizes[0] * sizes[1] * float(np.asarray(ops.convert_to_numpy(ops.sum((a / sizes[0]) * (b / sizes[1])))))
+    sizes = [ops.max(ops.abs(part)) for part in (a, b)]
+    scaled = ops.sum((a / sizes[0]) * (b / sizes[1]))
+    first, second, total = np.asarray(ops.convert_to_numpy(ops.stack([*sizes, scaled])), np.float64)
+    return float(first * second * total) if min(first, second) >= _TINY else 0.0
 
 
 NUMPY = SimpleNamespace(

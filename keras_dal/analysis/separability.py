@@ -30,6 +30,8 @@ class Name(enum.StrEnum):
     NOT_ALIGNED = "not aligned"
     UNDECIDED = "undecided"
 
+    __repr__ = str.__repr__
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:

@@ -27,7 +27,8 @@ def with_few_threads(method):
 
     @functools.wraps(method)
     def limited(self, *arguments):
-        with threads_for(2 * Host.block * self.head.num_parameters):
+        moments = (self.structure.num_features + 1) ** 2 // 4  # a quarter: they are made once, not in every step
+        with threads_for(2 * Host.block * max(self.head.num_parameters, moments)):
             return method(self, *arguments)
 
     return limited
@@ -69,6 +70,7 @@ class Task:
         self.max_bytes, self.proof = max_bytes, None
         self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
+        self._num_rows = len(train) + (0 if anchors is None else len(anchors))
         self.start = self._start_of(self.samples)
         if anchors is None:
             self.anchors = some_rows(len(train), ANCHORS)
@@ -84,7 +86,7 @@ class Task:
     @functools.cached_property
     def _where(self):
         """The arrays of the solver: tensors where an accelerator computes, has room, and the loss can follow."""
-        fits = _COPIES * 4 * len(self.train) * self.structure.num_outputs <= self.max_bytes
+        fits = _COPIES * 4 * self._num_rows * self.structure.num_outputs <= self.max_bytes
         follows = fits and vars(type(self.loss)).get("tensors", False)
         return arrays.TENSORS if follows and isinstance(self.samples.on, Accelerator) else arrays.NUMPY
 

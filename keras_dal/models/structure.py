@@ -260,7 +260,7 @@ def _check_samples_are_apart(form, x):
     """Raises if the features of a sample depend on the others in its batch.
 
     The two batches that some samples have in common are of one size: an accelerator has other kernels, which round
-    differently, for another.
+    differently, for another. Of two samples there are none in common, and one is looked at alone.
     """
     whole = form.features(x)
     bound = linearity.tolerance(whole) * np.abs(whole).max()

@@ -76,7 +76,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         return self._result
 
     def _is_as_solved(self):
-        return checksum(self.model, self._structure) == self._solved and is_written(self._result)
+        return checksum(self._result.model, self._result.structure) == self._solved and is_written(self._result)
 
     @property
     def phase(self) -> str:
@@ -88,10 +88,10 @@ class AlignmentMonitor(keras.callbacks.Callback):
         check_readable(self.data)
         self._rows = self.data if self.data is None or isinstance(self.data, tuple) else (self.data,)
         self._wrap = find_wrap(model.optimizer)
+        if self._wrap is None or (self._result is not None and self._result.model is not model):
+            self._result = None
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
         self._structure = self._convex_phase = self._began = self._frozen = None
-        if self._result is not None and self._result.model is not model:
-            self._result = None
         self._before = self._waiting = None
         self._stage, self._spared = Stage.BEGINS, []
         self._schedule = SwitchSchedule.never()
@@ -279,7 +279,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._tried(self._end_of_reading)
         if self._stage is Stage.READS:
             phase, self._stage = self._convex_phase, Stage.SOLVED
-            self._result, self._solved = phase.result, checksum(self.model, self._structure)
+            self._result, self._solved = phase.result, checksum(phase.result.model, phase.result.structure)
             phase.show(self.model, self._measurement.is_affordable(self._epoch, len(phase.train)))
 
     def _end_of_reading(self):

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import tracemalloc
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from keras_dal.models.structure import find_structure
 from keras_dal.solvers.nested_columns import NestedColumns
 from keras_dal.tables import at_least, at_most, percent
 
-WIDE = pytest.mark.skipif(keras.config.backend() == "jax", reason="JAX has no float64 unless it is set to")
 CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SIDES = keras.losses.BinaryCrossentropy(from_logits=True)
 
@@ -234,7 +234,7 @@ def test_a_percentage_is_whole_only_where_all_are_right():
     assert [percent(share) for share in (1.0, 49_999 / 50_000, 0.4102, 0.0)] == ["100.00%", "99.99%", "41.02%", "0.00%"]
 
 
-@pytest.mark.parametrize("clips", [False, pytest.param(True, marks=WIDE)])
+@pytest.mark.parametrize("clips", [False, pytest.param(True, marks=cases.HAS_FLOAT64)])
 def test_a_proof_says_where_keras_clips_probabilities(clips):
     """TensorFlow finds the logits behind probabilities of the default dtype; the other backends do not."""
     generator = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """What is said of a point that is chosen, or looked at after the model has moved on."""
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -9,8 +10,6 @@ import keras_dal
 from keras_dal.finishing.stopping import Ending
 
 CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-WIDE = pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="other backends take inputs in float32 here")
 
 
 def classifier(dtype="float32", **options):
@@ -66,7 +65,7 @@ def test_a_certificate_is_of_the_gates_and_penalties_of_its_solve():
     assert result.choose(result.point).certificate == expected
 
 
-@WIDE
+@cases.TENSORFLOW_TAKES_FLOAT64
 def test_features_that_float32_cannot_hold_are_not_decided_on():
     generator = np.random.default_rng(0)
     x = 1e9 + generator.standard_normal((40, 3))
@@ -80,7 +79,7 @@ def test_features_that_float32_cannot_hold_are_not_decided_on():
     assert any("finer than float32" in sentence for sentence in certificate.not_covered)
 
 
-@WIDE
+@cases.TENSORFLOW_TAKES_FLOAT64
 def test_numbers_of_features_that_float32_cannot_hold_say_so():
     """In float32, all of these features are equal."""
     x = 1e9 + np.random.default_rng(0).random((40, 1))
@@ -95,7 +94,7 @@ def test_numbers_of_features_that_float32_cannot_hold_say_so():
     assert "rounded" not in str(exact) + "".join(exact.proof())
 
 
-@pytest.mark.skipif(keras.config.backend() == "jax", reason="JAX has no float64 unless it is set to")
+@cases.HAS_FLOAT64
 def test_features_of_a_float64_model_that_float32_holds_are_decided_on():
     generator = np.random.default_rng(0)
     x, y = generator.integers(-3, 4, (40, 3)).astype("float64"), generator.integers(0, 3, 40)

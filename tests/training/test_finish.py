@@ -763,7 +763,10 @@ def test_averages_are_those_of_the_inner_optimizer_wherever_keras_swaps_them(fin
     np.testing.assert_array_equal(*found)
 
 
-def test_a_fit_after_the_last_keeps_the_result():
+def test_a_fit_after_the_last_keeps_the_result(monkeypatch):
+    def refuse(*arguments):
+        raise ValueError("refused")
+
     model, monitor = (
         compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)),
         keras_dal.AlignmentMonitor(verbose=0),
@@ -771,6 +774,11 @@ def test_a_fit_after_the_last_keeps_the_result():
     fit(model, 4, callbacks=[monitor])
     result = monitor.result
     fit(model, 4, callbacks=[monitor])
+    assert monitor.result is result
+    with monkeypatch.context() as patched:
+        patched.setattr("keras_dal.training.monitor.find_structure", refuse)
+        with pytest.raises(ValueError, match="refused"):
+            fit(model, 4, callbacks=[monitor])
     assert monitor.result is result
     model.optimizer.restart()
     fit(model, 1, callbacks=[monitor])
