@@ -2,6 +2,9 @@
 
 import keras
 
+COMPILES_SHAPES = False
+WORTH_AN_ACCELERATOR = 1e8  # operations of a product, beside which launching it is little
+
 
 def apply(optimizer, gradients, variables):
     """Let an optimizer take a step for some of the variables it was built with."""

@@ -8,8 +8,7 @@ from keras import tree
 
 from keras_dal._backend import _shared
 
-COMPILES_SHAPES = False
-WORTH_AN_ACCELERATOR = 1e8  # operations of a product, beside which launching it is little
+COMPILES_SHAPES, WORTH_AN_ACCELERATOR = _shared.COMPILES_SHAPES, _shared.WORTH_AN_ACCELERATOR
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)  # how a train function says that the epoch is over
 
 

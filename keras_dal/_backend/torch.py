@@ -7,8 +7,7 @@ import torch
 
 from keras_dal._backend import _shared
 
-COMPILES_SHAPES = False
-WORTH_AN_ACCELERATOR = 1e8  # operations of a product, beside which launching it is little
+COMPILES_SHAPES, WORTH_AN_ACCELERATOR = _shared.COMPILES_SHAPES, _shared.WORTH_AN_ACCELERATOR
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
 
 

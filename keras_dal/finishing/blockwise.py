@@ -40,9 +40,8 @@ class BlockwiseTask:
         self.head, self.theta = structure.head(), structure.theta()
         self.targets = LazyTargets(loss, train.labels, structure.num_outputs)
         entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
-        self._samples = CachedJacobian(
-            self.head, train.features, max_bytes=0, entries=entries
-        )  # without a copy of them
+        # no bytes, because it would copy the features
+        self._samples = CachedJacobian(self.head, train.features, max_bytes=0, entries=entries)
         self.anchors = some_rows(len(train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)

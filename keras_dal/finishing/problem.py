@@ -9,7 +9,7 @@ from keras_dal._backend.threads import threads_for
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
-from keras_dal.heads.array_backend import Accelerator, Host
+from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.solvers.newton_cg import INEXACT, Problem
 from keras_dal.solvers.objectives import Anchored, WholeLoss
@@ -88,7 +88,7 @@ class Task:
         """The arrays of the solver: tensors where an accelerator computes, has room, and the loss can follow."""
         fits = _COPIES * 4 * self._num_rows * self.structure.num_outputs <= self.max_bytes
         follows = fits and vars(type(self.loss)).get("tensors", False)
-        return arrays.TENSORS if follows and isinstance(self.samples.on, Accelerator) else arrays.NUMPY
+        return self.samples.on.xp if follows else arrays.NUMPY
 
     @functools.cached_property
     def _targets_there(self):

@@ -8,6 +8,7 @@ from keras import ops
 from scipy import linalg
 
 from keras_dal import _backend
+from keras_dal._backend import arrays
 
 _BLOCK = 1024  # rows of a Gram matrix that are made at a time
 _SYRK, _TRSM = linalg.get_blas_funcs(("syrk", "trsm"), dtype=np.float32)
@@ -25,29 +26,37 @@ def fastest(operations, shapes_vary=False):
     return Accelerator() if operations >= _backend.WORTH_AN_ACCELERATOR else Host()
 
 
-class Host:
-    """NumPy, whose matrix products write into memory that is used again: fresh pages cost as much as the product."""
+class _Library:
+    """What both do by the functions `xp` of their arrays, of `block` samples and `entries` hidden values at a time."""
 
-    block, entries = 1024, 2**25  # samples, and hidden values, that exist at a time
-
-    def __init__(self):
-        self._buffer = np.empty(0, np.float32)
+    xp: Any
+    block: int
+    entries: int
 
     def array(self, values) -> Any:
-        return np.asarray(values, np.float32)
+        return self.xp.single(values)
 
     def numpy(self, array):
-        return array
+        return self.xp.numpy(array)
 
     def take(self, array, rows):
-        return array[rows]
+        return self.xp.rows(array, rows)
 
     def reshape(self, array, shape):
-        return array.reshape(shape)
+        return self.xp.reshape(array, shape)
 
     def swapped(self, array, shape):
         """Return an array of this shape with its last two axes exchanged."""
-        return array.reshape(shape).swapaxes(-1, -2)
+        return self.xp.swapaxes(self.reshape(array, shape), -1, -2)
+
+
+class Host(_Library):
+    """NumPy, whose matrix products write into memory that is used again: fresh pages cost as much as the product."""
+
+    xp, block, entries = arrays.NUMPY, 1024, 2**25
+
+    def __init__(self):
+        self._buffer = np.empty(0, np.float32)
 
     def matmul(self, left, right):
         return left @ right
@@ -136,26 +145,10 @@ def _finite(lower, diagonal):
     return lower
 
 
-class Accelerator:
+class Accelerator(_Library):
     """`keras.ops` on the backend's default device, in whole float32: TensorFloat-32 would lose small margins."""
 
-    block, entries = 2**16, 2**28
-
-    def array(self, values) -> Any:
-        return ops.convert_to_tensor(values, "float32")
-
-    def numpy(self, array):
-        return np.asarray(ops.convert_to_numpy(array))
-
-    def take(self, array, rows):
-        return ops.take(array, rows, axis=0)
-
-    def reshape(self, array, shape):
-        return ops.reshape(array, shape)
-
-    def swapped(self, array, shape):
-        """Return an array of this shape with its last two axes exchanged."""
-        return ops.swapaxes(ops.reshape(array, shape), -1, -2)
+    xp, block, entries = arrays.TENSORS, 2**16, 2**28
 
     def matmul(self, left, right):
         with _backend.full_precision():

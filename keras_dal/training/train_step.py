@@ -63,7 +63,7 @@ class StepHooks:
         def training(*args):
             with self._hooks():
                 returned = function(*args)
-            self._trained(_flat(_backend.logs_of(returned)))
+            self._trained(_flat(_backend.logs_of(returned) or {}))
             return returned
 
         model.train_function = self._hooked(training)
@@ -79,15 +79,13 @@ class StepHooks:
 
         def reading(*args):
             try:
-                returned = function(*args)
+                try:
+                    returned = function(*args)
+                finally:
+                    _backend.reattach(self._model, *args)
             except _backend.END_OF_DATA:
-                _backend.reattach(self._model, *args)
                 ended()
                 raise
-            except BaseException:
-                _backend.reattach(self._model, *args)
-                raise
-            _backend.reattach(self._model, *args)
             read()
             return returned
 
