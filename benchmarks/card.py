@@ -5,6 +5,30 @@ import time
 import keras
 
 
+class Compiling:
+    """Counts the programs that JAX compiles, and the seconds it takes.
+
+    Attributes:
+        seconds: since it was made.
+        programs: the same.
+    """
+
+    def __init__(self):
+        import jax
+
+        self.seconds, self.programs = 0.0, 0
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+
+    def _count(self, event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds += seconds
+            self.programs += 1
+
+    def now(self):
+        """Return both, seconds first."""
+        return self.seconds, self.programs
+
+
 def described():
     """Return the name of the accelerator, or of the processor where there is none."""
     import jax

@@ -4,7 +4,8 @@
     KERAS_BACKEND=jax python benchmarks/gpu.py resnet9 --small       # made-up images, a minute on one core
 
 The file holds uint8 images x_train and x_test `(n, h, w, c)` and labels y_train and y_test. Each network is trained
-from one start by the optimizer alone and wrapped; a layer of the model shifts, mirrors and cuts the images. `resnet9`
+from one start by the optimizer alone and wrapped; a layer of the model shifts, mirrors and cuts the images. Only with
+one of `--ways` in a process of its own does neither compile what the other needs, too. `resnet9`
 is the recipe of Page (2018), who reached 94 % of CIFAR-10 in about a minute: few epochs, a triangle of rates; here
 with smoothed labels. Set JAX_COMPILATION_CACHE_DIR, or every training compiles its own step again. The share of the
 peak is that of the card's own matrix products of the same precision, measured in the same run; only operations of
@@ -26,7 +27,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "exa
 import keras  # noqa: E402
 import models  # noqa: E402
 import numpy as np  # noqa: E402
-from card import described, peaks  # noqa: E402
+from card import Compiling, described, peaks  # noqa: E402
 from keras import layers, ops  # noqa: E402
 from machine import describe  # noqa: E402
 
@@ -167,18 +168,21 @@ RECIPES = {
 class Epochs(keras.callbacks.Callback):
     """Keeps phase and seconds of every epoch; without a look at its steps, so that Keras can run ahead."""
 
-    def __init__(self):
+    def __init__(self, compiling):
         super().__init__()
-        self.rows = []
+        self.rows, self.compiling, self.began = [], compiling, None
 
     def on_epoch_begin(self, epoch, logs=None):
         optimizer = self.model.optimizer
         averages = isinstance(optimizer, keras_dal.Wrap) and optimizer.is_averaging
         self.phase, self.started = "average" if averages else "explore", time.perf_counter()
+        self.before = self.compiling.now()
+        self.began = self.began or self.started
 
     def on_epoch_end(self, epoch, logs=None):
         phase = "read" if logs.get("phase") else self.phase
-        self.rows.append({"phase": phase, "epoch": time.perf_counter() - self.started})
+        compiled = [now - then for now, then in zip(self.compiling.now(), self.before, strict=True)]
+        self.rows.append({"phase": phase, "epoch": time.perf_counter() - self.started, "compiling": compiled})
 
     def of(self, phase):
         return [row["epoch"] for row in self.rows if row["phase"] == phase]
@@ -199,7 +203,7 @@ def operations(model):
     return 3 * total
 
 
-def train(name, data, options, wrapped, seed):
+def train(name, data, options, wrapped, seed, compiling):
     """Return what one training took and reached."""
     x, y, xt, yt = data
     recipe = RECIPES[name]
@@ -209,18 +213,21 @@ def train(name, data, options, wrapped, seed):
     for layer in model._flatten_layers():  # one start for both, another one for each seed
         if isinstance(layer, (layers.Conv2D, layers.Dense)):
             layer.kernel.assign(layer.kernel_initializer(layer.kernel.shape))
-    epochs, monitor = Epochs(), keras_dal.AlignmentMonitor(verbose=0)
+    epochs, monitor = Epochs(compiling), keras_dal.AlignmentMonitor(verbose=0)
     callbacks = [monitor, epochs] if wrapped else [epochs]
-    started = time.perf_counter()
+    started, before = time.perf_counter(), compiling.now()
     one_hot = np.eye(int(y.max()) + 1, dtype="float32")[y]
     model.fit(x, one_hot, batch_size=recipe.batch, epochs=recipe.epochs, callbacks=callbacks, verbose=0)
     seconds = time.perf_counter() - started
+    compiled = [now - then for now, then in zip(compiling.now(), before, strict=True)]
     logits = model.predict(xt, batch_size=500, verbose=0)
     explored = later(epochs.of("explore"))
     speed = operations(model) * len(x) / explored / 1e12
     row = {
         "test_accuracy": float(np.mean(logits.argmax(axis=1) == yt)),
         "seconds": seconds,
+        "compiling_seconds": compiled[0],
+        "programs": compiled[1],
         "epochs": len(epochs.rows),
         "first_epoch_seconds": epochs.rows[0]["epoch"],
         "epoch_seconds": explored,
@@ -236,6 +243,9 @@ def train(name, data, options, wrapped, seed):
         "averaging_seconds": later(averaged),
         "first_averaging_seconds": averaged[0],
         "switch_seconds": last["epoch"],
+        "switch_compiling_seconds": last["compiling"][0],
+        "switch_programs": last["compiling"][1],
+        "before_first_epoch_seconds": epochs.began - started,
         "solver_seconds": result and result.seconds,
         "gap": result and float(result.point.gap),
         "ended_by": result and str(result.stopped_by),
@@ -249,6 +259,7 @@ def main():
     parser.add_argument("--data", type=Path, help="images in an .npz file")
     parser.add_argument("--small", action="store_true", help="try everything on tiny images, and write nothing")
     parser.add_argument("--epochs", type=int, help="the recipe's own by default")
+    parser.add_argument("--ways", nargs="+", choices=("base", "wrapped"), default=["base", "wrapped"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -259,12 +270,13 @@ def main():
     elif options.data is None:
         parser.error("--data FILE.npz names the images; --small makes some up")
     options.peaks = None if options.small else peaks()
+    compiling = Compiling()
     data, machine = images(options.data), describe() | {"card": described(), "peaks": options.peaks}
     for name in options.networks:
         for seed in options.seeds:
-            for wrapped in (False, True):
-                row = {"network": name, "seed": seed, "way": "wrapped" if wrapped else "base"}
-                row |= train(name, data, options, wrapped, seed)
+            for way in options.ways:
+                row = {"network": name, "seed": seed, "way": way, "alone_in_process": len(options.ways) == 1}
+                row |= train(name, data, options, way == "wrapped", seed, compiling)
                 print(json.dumps(row), flush=True)
                 if not options.small:
                     recipe = RECIPES[name]

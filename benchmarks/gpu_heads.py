@@ -29,7 +29,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from basics import head_model  # noqa: E402
-from card import bandwidth, described, peaks  # noqa: E402
+from card import Compiling, bandwidth, described, peaks  # noqa: E402
 from machine import describe  # noqa: E402
 from torch_lbfgs import torch_lbfgs  # noqa: E402
 
@@ -48,7 +48,6 @@ RESULT = Path(__file__).parent / "results" / "gpu_heads.jsonl"
 TARGETS = (1e-2, 1e-4)
 WAYS = ("first", "again", "host", "pytorch")
 BLOCK = 2**16  # samples whose maps PyTorch has at a time
-COMPILING = [0.0, 0]  # seconds, programs
 
 
 def features(samples, width, classes):
@@ -151,15 +150,15 @@ def first(path, target):
     return next((seconds for seconds, loss in path if loss <= target), None)
 
 
-def measured(size, gated, options):
+def measured(size, gated, options, compiling):
     """Return the row of one head."""
     samples, width, classes = size
     z, y = features(*size)
-    paths, compiling = {}, {}
+    paths, compiled = {}, {}
     for way in WAYS:
         if way in options.skip:
             continue
-        before, started = list(COMPILING), time.perf_counter()
+        before, started = compiling.now(), time.perf_counter()
         if way == "pytorch":
             least = 0.0 if gated else min(loss for path in paths.values() for _, loss in path)
             paths[way] = pytorch(z, y, classes, gated, options.limit, least)
@@ -170,15 +169,15 @@ def measured(size, gated, options):
                     paths[way] = solved(z, y, classes, options.limit)
             else:
                 paths[way] = converged(z, y, classes, gated, options.limit, accelerated)
-        compiling[way] = COMPILING[0] - before[0], COMPILING[1] - before[1]
+        compiled[way] = tuple(now - then for now, then in zip(compiling.now(), before, strict=True))
         taken = time.perf_counter() - started
-        print(f"{way}: {taken:.1f} s, {compiling[way]} compiling, path ends {paths[way][-3:]}", flush=True)
+        print(f"{way}: {taken:.1f} s, {compiled[way]} compiling, path ends {paths[way][-3:]}", flush=True)
     least = 0.0 if gated else min(loss for path in paths.values() for _, loss in path)
     row = {"samples": samples, "features": width, "classes": classes, "gated": gated, "least": least}
     for way, path in paths.items():
         row[way] = {f"{target:g}": first(path, least + target) for target in TARGETS}
         row[way] |= {"seconds": path[-1][0], "loss": min(loss for _, loss in path)}
-        row[way] |= {"compiling_seconds": compiling[way][0], "programs": compiling[way][1]}
+        row[way] |= {"compiling_seconds": compiled[way][0], "programs": compiled[way][1]}
     return row | {"product": product(z, y, classes, gated)}
 
 
@@ -196,21 +195,15 @@ def parsed():
     return options
 
 
-def count(event, seconds, **_):
-    if event == "/jax/core/compile/backend_compile_duration":
-        COMPILING[0] += seconds
-        COMPILING[1] += 1
-
-
 def main():
     options = parsed()
-    jax.monitoring.register_event_duration_secs_listener(count)
+    compiling = Compiling()
     machine = describe() | {"card": described()}
     if not options.small:
         machine |= {"peaks": peaks(), "bandwidth": bandwidth()}
     for head in options.heads:
         size, *gated = head.split(",")
-        row = measured(tuple(map(int, size.split("x"))), gated == ["gated"], options)
+        row = measured(tuple(map(int, size.split("x"))), gated == ["gated"], options, compiling)
         print(json.dumps(row), flush=True)
         if not options.small:
             with options.result.open("a") as file:

@@ -172,6 +172,49 @@ def compiled(function, model):
     return lambda x: call([variable.value for variable in variables], _arrays(x))
 
 
+def in_one(function, model):
+    """Return a function of a batch that is one program where every operation would be compiled by itself.
+
+    What cannot be traced, as layers that compute on the host, runs operation by operation; so does every function of a
+    model that runs eagerly.
+    """
+    changing = [*model.non_trainable_variables, *model.metrics_variables]
+    fixed, traced = model.trainable_variables, not model.run_eagerly
+
+    @jax.jit
+    def call(fixed_values, values, x):
+        state = zip([*fixed, *changing], [*fixed_values, *values], strict=True)
+        with keras.StatelessScope(state_mapping=list(state)) as scope:
+            returned = function(x)
+        return returned, [scope.get_current_value(variable) for variable in changing]
+
+    def run(x):
+        nonlocal traced
+        if traced:
+            try:
+                returned, values = call([v.value for v in fixed], [v.value for v in changing], _arrays(x))
+            except Exception:  # of whatever kind: where the fault is not the tracing, it is raised again below
+                traced = False
+            else:
+                for variable, value in zip(changing, values, strict=True):  # seeds of random layers among them
+                    variable.assign(value)
+                return returned
+        return function(x)
+
+    return run
+
+
+def described(function, model, x):
+    """Return what a function of a batch returns, or what has the same shapes and dtypes, without computing it."""
+    if model.run_eagerly:
+        return function(x)
+    values = [variable.value for variable in model.variables]
+    try:
+        return jax.eval_shape(_shared.stateless(function, model.variables), values, _arrays(x))
+    except Exception:  # as in `in_one`
+        return function(x)
+
+
 def jvp(function, variables):
     """Return `(x, tangents) -> J v` for a function of inputs that reads variables."""
     call = _shared.stateless(function, variables)

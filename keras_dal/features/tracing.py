@@ -10,7 +10,7 @@ from keras import ops, tree
 
 from keras_dal import _backend, _keras
 
-_SAMPLES = 8  # rows a check evaluates: more would only repeat what random parameters already show
+_SAMPLES = 16  # rows a check looks at: more would only repeat what random parameters already show
 _OPEN = 64  # size of a dimension that a model leaves open
 HALVES = ("float16", "bfloat16")  # dtypes of half precision
 
@@ -95,6 +95,17 @@ class _Call(NamedTuple):
     layer: Any
     inputs: Any
     outputs: Any
+    is_masked: bool
+
+    def described(self):
+        """Return the call with what its tensors look like in their place."""
+        inputs, outputs = (tree.map_structure(_described, part) for part in (self.inputs, self.outputs))
+        return self._replace(inputs=inputs, outputs=outputs)
+
+
+def _described(part):
+    is_tensor = hasattr(part, "shape") and hasattr(part, "dtype")
+    return keras.KerasTensor(part.shape, keras.backend.standardize_dtype(part.dtype)) if is_tensor else part
 
 
 @contextlib.contextmanager
@@ -105,7 +116,8 @@ def recorded(layers, record):
         @functools.wraps(call)
         def recording_call(*args, **kwargs):
             outputs = call(*args, **kwargs)
-            record(_Call(layer, args[0] if args else next(iter(kwargs.values()), None), outputs))
+            inputs = args[0] if args else next(iter(kwargs.values()), None)
+            record(_Call(layer, inputs, outputs, _keras.mask_of(inputs) is not None))
             return outputs
 
         return recording_call
@@ -126,6 +138,16 @@ def logits(model, layer, x):
 
 def evaluate(model, layer, x):
     """Return the features that `layer` sees and the outputs of `model` in inference mode, as NumPy arrays."""
+    return _as_arrays(_features_and_outputs(model, layer, x))
+
+
+def evaluation(model, layer):
+    """Return `evaluate` as a function of a batch, for many batches of one shape."""
+    run = _backend.in_one(lambda x: _features_and_outputs(model, layer, x), model)
+    return lambda x: _as_arrays(run(x))
+
+
+def _features_and_outputs(model, layer, x):
     with tap(layer) as features:
         outputs = inference(model, x)
     if len(features) != 1:
@@ -133,7 +155,12 @@ def evaluate(model, layer, x):
             "The last layer must be called once in an evaluation of the model; share its weights with no other part. "
             f"Received: layer {layer.name!r}, called {len(features)} times"
         )
-    return feature_array(features[0]), to_numpy(tree.flatten(outputs)[0])
+    return features[0], tree.flatten(outputs)[0]
+
+
+def _as_arrays(evaluated):
+    features, outputs = evaluated
+    return feature_array(features), to_numpy(outputs)
 
 
 def feature_function(model, layer):
@@ -214,11 +241,16 @@ def input_specs(model):
 
 
 def recorded_calls(model, x):
-    """Return the calls of all layers in the order in which they return, and the model's output."""
+    """Return the calls of all layers in the order in which they return, and the model's output: shapes, not values."""
     calls = []
     layers = [layer for layer in _keras.sublayers(model) if not isinstance(layer, keras.layers.InputLayer)]
-    with recorded(layers, calls.append):
-        outputs = tree.flatten(inference(model, x))
+
+    def called(x):
+        calls.clear()
+        with recorded(layers, lambda call: calls.append(call.described())):
+            return inference(model, x)
+
+    outputs = tree.flatten(_backend.described(called, model, x))
     if len(outputs) != 1:
         raise ValueError(
             "The model must have one output; make one model per output. "

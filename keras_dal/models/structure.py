@@ -14,7 +14,15 @@ from scipy import special
 
 from keras_dal import _keras
 from keras_dal.features import tracing
-from keras_dal.features.tracing import enlarged, evaluate, inference, recorded_calls, sample_inputs, to_numpy
+from keras_dal.features.tracing import (
+    enlarged,
+    evaluate,
+    evaluation,
+    inference,
+    recorded_calls,
+    sample_inputs,
+    to_numpy,
+)
 from keras_dal.heads import DenseHead, Head
 from keras_dal.models import linearity
 
@@ -137,13 +145,15 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     with linearity.restored(model.variables):  # seeds of random layers among them
         calls, outputs = recorded_calls(model, x)
         forms = _forms(model, calls, outputs)
-        if given is None and not any(to_numpy(c.inputs).any() for c in calls if c.layer is forms[0].layer):
-            x = enlarged(x)  # a model for raw pixel values may see nothing in smaller ones
-        form = forms[0] if isinstance(parameters, str) and parameters == "head" else _selected(forms, parameters, x)
+        named = not (isinstance(parameters, str) and parameters == "head")
+        form = _selected(forms, parameters, x) if named else forms[0]
         for layer in form.gated_layers:
             layer.freeze_gates()  # as they will be after the switch
-        _check_samples_are_apart(form, x)
-        activation = _checked_activation(form, calls, x)
+        evaluated, (x, others) = evaluation(model, form.layer), _overlapping(x)
+        if given is None and not evaluated(x)[0].any():
+            x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
+        _check_samples_are_apart(form, evaluated(x)[0], evaluated(others)[0], lambda: evaluated(x)[0])
+        activation = _checked_activation(form, calls, lambda: evaluated(x))
     return dataclasses.replace(form, activation=activation)
 
 
@@ -252,30 +262,31 @@ def named_variables(model, parameters):
     return list(found.values())
 
 
-def _rows(x, rows):
-    return tree.map_structure(lambda part: part[rows], x)
+def _overlapping(x):
+    """Return every other sample, from the first to the last, and as many first ones.
+
+    From three samples on the two batches are of one size: an accelerator has other kernels, which round differently,
+    for another.
+    """
+    count = np.shape(tree.flatten(x)[0])[0]
+    rows = (slice(0, None, 2), slice(0, -(-count // 2))) if count > 2 else (slice(0, None), slice(0, 1))
+    return tuple(tree.map_structure(lambda part, rows=rows: part[rows], x) for rows in rows)
 
 
-def _check_samples_are_apart(form, x):
+def _check_samples_are_apart(form, features, others, again):
     """Raises if the features of a sample depend on the others in its batch.
 
-    The two batches that some samples have in common are of one size: an accelerator has other kernels, which round
-    differently, for another. Of two samples there are none in common, and one is looked at alone.
+    Args:
+        form: a `Structure`.
+        features: of the first of the `_overlapping` batches.
+        others: of the second one.
+        again: a function without arguments that evaluates those of the first once more.
     """
-    whole = form.features(x)
-    bound = linearity.tolerance(whole) * np.abs(whole).max()
-    if len(whole) < 2:
+    bound = linearity.tolerance(features) * np.abs(features).max()
+    in_both = others[::2]
+    if np.abs(features[: len(in_both)] - in_both).max() <= bound:
         return
-    shift = len(whole) // 3
-    if shift:
-        size = len(whole) - shift
-        first, second = (form.features(_rows(x, slice(start, start + size))) for start in (0, shift))
-        changed = first[shift:] - second[: size - shift]
-    else:
-        changed = form.features(_rows(x, slice(1))) - whole[:1]
-    if np.abs(changed).max() <= bound:
-        return
-    if np.abs(form.features(x) - whole).max() <= bound:  # random features are refused by what follows
+    if np.abs(again() - features).max() <= bound:  # random features are refused by what follows
         raise ValueError(
             "The features of a sample must not depend on the other samples of its batch. Call BatchNormalization "
             "without training=True inside the model, so that it uses its moving statistics in inference mode. "
@@ -286,10 +297,10 @@ def _check_samples_are_apart(form, x):
 def _is_masked_average(call):
     """Whether a call averages some positions only, as random samples, which mask nothing, do not show."""
     average = isinstance(call.layer, keras.layers.GlobalAveragePooling1D)
-    return average and _keras.mask_of(call.inputs) is not None
+    return average and call.is_masked
 
 
-def _checked_activation(form, calls, x):
+def _checked_activation(form, calls, evaluated):
     """Return the activation for which the model equals `activation(head(features))` at random parameters."""
     layer = form.output_layer
     if not all(any(variable is own for own in form.model.variables) for variable in form.linear_parameters):
@@ -299,7 +310,7 @@ def _checked_activation(form, calls, x):
     fitting = dict(_ACTIVATIONS)
     if form.num_outputs == 1:
         del fitting["softmax"]  # constant, whatever the logits are
-    for probe in linearity.probes(form, lambda: evaluate(form.model, form.layer, x)):
+    for probe in linearity.probes(form, evaluated):
         if probe.reason:
             raise _refusal(layer, probe.reason)
         fitting = {name: function for name, function in fitting.items() if probe.confirms(function)}

@@ -65,7 +65,7 @@ class WeightAverage:
         self._count.assign(0.0)
         self._collecting.assign(0.0)
         for mean in self._means:  # what was not finite would stay so
-            mean.assign(np.zeros(mean.shape))
+            mean.assign(np.zeros(mean.shape, mean.dtype))
 
     def update(self):
         """Count the weights as they are now; part of the training step."""

@@ -1,5 +1,6 @@
 """The second phase of `fit`: averaged weights, one pass over the stream for features, and the solved head."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -144,7 +145,8 @@ class ConvexPhase:
         try:
             # not model.losses: what layers add of their outputs belongs to the graph of a step
             regularized = [v for v in model.trainable_variables if v.regularizer is not None]
-            logs["loss"] += sum(float(to_numpy(v.regularizer(v))) for v in regularized)
+            added = _backend.in_one(lambda _: [v.regularizer(v) for v in regularized], model)
+            logs["loss"] += sum(float(to_numpy(loss)) for loss in added(()))
             logs |= {**self._metrics(model, self.train), "loss": logs["loss"]}
             logs |= self._measured() if with_alignment else {}
         except Exception as error:  # a metric of the user's own may take what only a training step has
@@ -161,13 +163,14 @@ class ConvexPhase:
         found = {}
         shown = [metric for metric in model.metrics if metric.name in model.get_metrics_result()]
         before = [_values(metric) for metric in shown]
+        compute = functools.partial(_backend.in_replica, model.compute_metrics, model)
+        update = _backend.in_one(lambda batch: compute(None, *batch), model)
         for start in range(0, len(train), _BLOCK):
             rows = slice(start, start + _BLOCK)
             logits = self.result.logits(train.features[rows])
             outputs = activation(ops.convert_to_tensor(logits.astype("float32")))
             labels, weights = train.labels[rows], train.weights[rows].astype("float32")
-            arguments = (None, ops.convert_to_tensor(labels), outputs, ops.convert_to_tensor(weights))
-            found = _backend.in_replica(model.compute_metrics, model, *arguments)
+            found = update((ops.convert_to_tensor(labels), outputs, ops.convert_to_tensor(weights)))
         unmoved = [m.name for m, values in zip(shown, before, strict=True) if _are_equal(_values(m), values)]
         return {name: float(np.mean(to_numpy(value))) for name, value in found.items() if name not in unmoved}
 

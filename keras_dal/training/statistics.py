@@ -92,7 +92,7 @@ class BatchStatistics:
         """Set the statistics to the means over the batches so far."""
         if self._count:
             for variable, total in zip(self._variables, self._sums, strict=True):
-                variable.assign(total / self._count)
+                variable.assign((total / self._count).astype(variable.dtype))
 
 
 def _mean(layer, values):

@@ -205,6 +205,7 @@ def test_restores_on_an_exception():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([layers.Input((5,)), layers.Dense(4, activation="tanh"), layers.Dense(3)])
     model = keras.Sequential([layers.Input((5,)), Fragile(), *model.layers])
+    model.compile(run_eagerly=True)  # or JAX calls its layers only to trace them
     Fragile.calls = 0
     before, calls = snapshot(model), [vars(layer).get("call") for layer in model.layers]
     with pytest.raises(KeyboardInterrupt):
