@@ -142,9 +142,14 @@ def evaluate(model, layer, x):
 
 
 def evaluation(model, layer):
-    """Return `evaluate` as a function of a batch, for many batches of one shape."""
+    """Return `evaluate` as a function of a batch, for many batches of one shape, with float32 products in float32."""
     run = _backend.in_one(lambda x: _features_and_outputs(model, layer, x), model)
-    return lambda x: _as_arrays(run(x))
+
+    def evaluated(x):
+        with _backend.full_precision():
+            return _as_arrays(run(x))
+
+    return evaluated
 
 
 def _features_and_outputs(model, layer, x):
