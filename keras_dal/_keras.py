@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import keras
+from keras.src.backend.common.masking import get_keras_mask
 
 _STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
 _CARRIED = (  # what Keras sets when a layer is made, and an instance may have changed since
@@ -84,8 +85,8 @@ def layout_of(variable):
 
 
 def mask_of(tensor):
-    """Return the mask that a tensor carries, or None."""
-    return getattr(tensor, "_keras_mask", None)
+    """Return the mask that a tensor carries, or None; Keras keeps those of JAX's traced tensors beside them."""
+    return get_keras_mask(tensor)
 
 
 def tracked_metrics(model):

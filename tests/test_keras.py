@@ -136,6 +136,12 @@ def test_a_tensor_carries_its_mask_and_a_variable_its_layout():
     masked = layers.Masking()(np.array([[[1.0], [0.0]]], "float32"))
     assert keras.ops.convert_to_numpy(_keras.mask_of(masked)).tolist() == [[True, False]]
     assert _keras.mask_of(keras.ops.ones(2)) is None
+    if keras.backend.backend() == "jax":
+        import jax
+
+        traced = []
+        jax.eval_shape(lambda x: traced.append(_keras.mask_of(layers.Masking()(x))), np.ones((1, 2, 1), "float32"))
+        assert traced[0].shape == (1, 2)
     assert _keras.layout_of(keras.Variable(1.0)) is None
 
 

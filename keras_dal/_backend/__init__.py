@@ -12,6 +12,7 @@ WORTH_AN_ACCELERATOR = _module.WORTH_AN_ACCELERATOR
 add_where_set = _module.add_where_set
 apply = _module.apply
 applies_whole = _module.applies_whole
+as_computed = _module.as_computed
 build = _module.build
 check_in_step = _module.check_in_step
 compiled = _module.compiled

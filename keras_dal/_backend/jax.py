@@ -172,6 +172,11 @@ def compiled(function, model):
     return lambda x: call([variable.value for variable in variables], _arrays(x))
 
 
+def as_computed(tensor):
+    """Return a tensor that is one value for all who use it: XLA keeps more digits of half precision for some."""
+    return jax.lax.optimization_barrier(tensor) if isinstance(tensor, jax.Array) else tensor
+
+
 def in_one(function, model):
     """Return a function of a batch that is one program where every operation would be compiled by itself.
 

@@ -38,7 +38,7 @@ def where_set(flag, function):
 
 
 apply, add_where_set = _shared.apply, _shared.adding(where_set)
-described, in_one = _shared.described, _shared.in_one
+as_computed, described, in_one = _shared.as_computed, _shared.described, _shared.in_one
 leaves_variables, logs_of = _shared.leaves_variables, _shared.logs_of
 reattach, test_step = _shared.reattach, _shared.test_step
 

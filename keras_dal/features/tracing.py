@@ -74,8 +74,17 @@ def tap(layer):
     Yields:
         A list that grows by the features of each call, `(k, m)`: its inputs, averaged over positions if there are any.
     """
-    features = []
-    with recorded([layer], lambda call: features.append(pooled(layer, call.inputs))):
+    features, layer_call = [], layer.call
+
+    @functools.wraps(layer_call)
+    def call(*args, **kwargs):
+        name = None if args else next(iter(kwargs))
+        inputs = _backend.as_computed(kwargs.pop(name) if name else args[0])  # the features, for the layer too
+        outputs = layer_call(**{name: inputs}, **kwargs) if name else layer_call(inputs, *args[1:], **kwargs)
+        features.append(pooled(layer, inputs))
+        return outputs
+
+    with replaced(layer, "call", call):
         yield features
 
 

@@ -10,6 +10,7 @@ import dataclasses
 
 import ml_dtypes
 import numpy as np
+from keras import tree
 
 from keras_dal.features.tracing import computed_dtype, to_numpy
 
@@ -64,6 +65,38 @@ def assign_all(variables, values):
         except KeyboardInterrupt:
             assign_all(variables[index:], values[index:])
             raise
+
+
+def overlapping(x):
+    """Return every other sample, from the first to the last, and as many first ones.
+
+    From three samples on the two batches are of one size: an accelerator has other kernels, which round differently,
+    for another.
+    """
+    count = np.shape(tree.flatten(x)[0])[0]
+    rows = (slice(0, None, 2), slice(0, -(-count // 2))) if count > 2 else (slice(0, None), slice(0, 1))
+    return tuple(tree.map_structure(lambda part, rows=rows: part[rows], x) for rows in rows)
+
+
+def check_samples_are_apart(form, features, others, again):
+    """Raises if the features of a sample depend on the others in its batch.
+
+    Args:
+        form: a `Structure`.
+        features: of the first of the `overlapping` batches.
+        others: of the second one.
+        again: a function without arguments that evaluates those of the first once more.
+    """
+    bound = tolerance(features) * np.abs(features).max()
+    in_both = others[::2]
+    if np.abs(features[: len(in_both)] - in_both).max() <= bound:
+        return
+    if np.abs(again() - features).max() <= bound:  # random features are refused by what follows
+        raise ValueError(
+            "The features of a sample must not depend on the other samples of its batch. Call BatchNormalization "
+            "without training=True inside the model, so that it uses its moving statistics in inference mode. "
+            f"Received: inputs of layer {form.layer.name!r} that change when other samples follow them"
+        )
 
 
 def probes(form, evaluate):

@@ -1,5 +1,6 @@
 """The common model structure: which parameters the logits are linear in, and a numerical check that they are."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -149,12 +150,27 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
         form = _selected(forms, parameters, x) if named else forms[0]
         for layer in form.gated_layers:
             layer.freeze_gates()  # as they will be after the switch
-        evaluated, (x, others) = evaluation(model, form.layer), _overlapping(x)
-        if given is None and not evaluated(x)[0].any():
-            x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
-        _check_samples_are_apart(form, evaluated(x)[0], evaluated(others)[0], lambda: evaluated(x)[0])
-        activation = _checked_activation(form, calls, lambda: evaluated(x))
+        activation = _activation(form, calls, x, can_be_enlarged=given is None)
     return dataclasses.replace(form, activation=activation)
+
+
+def _activation(form, calls, x, can_be_enlarged):
+    """Return what `_checked` finds by one program or, where that refuses a model, operation by operation.
+
+    They may round differently: a refusal has to be of both.
+    """
+    with contextlib.suppress(ValueError), linearity.restored(form.model.variables):
+        return _checked(form, calls, x, can_be_enlarged, evaluation(form.model, form.layer))
+    return _checked(form, calls, x, can_be_enlarged, functools.partial(evaluate, form.model, form.layer))
+
+
+def _checked(form, calls, x, can_be_enlarged, evaluated):
+    """Return the activation of a structure that passes all checks; random parameters are left in the model."""
+    x, others = linearity.overlapping(x)
+    if can_be_enlarged and not evaluated(x)[0].any():
+        x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
+    linearity.check_samples_are_apart(form, evaluated(x)[0], evaluated(others)[0], lambda: evaluated(x)[0])
+    return _checked_activation(form, calls, lambda: evaluated(x))
 
 
 def _is_gated(layer, before):
@@ -260,38 +276,6 @@ def named_variables(model, parameters):
             )
         found.update({id(variable): variable for variable in variables})
     return list(found.values())
-
-
-def _overlapping(x):
-    """Return every other sample, from the first to the last, and as many first ones.
-
-    From three samples on the two batches are of one size: an accelerator has other kernels, which round differently,
-    for another.
-    """
-    count = np.shape(tree.flatten(x)[0])[0]
-    rows = (slice(0, None, 2), slice(0, -(-count // 2))) if count > 2 else (slice(0, None), slice(0, 1))
-    return tuple(tree.map_structure(lambda part, rows=rows: part[rows], x) for rows in rows)
-
-
-def _check_samples_are_apart(form, features, others, again):
-    """Raises if the features of a sample depend on the others in its batch.
-
-    Args:
-        form: a `Structure`.
-        features: of the first of the `_overlapping` batches.
-        others: of the second one.
-        again: a function without arguments that evaluates those of the first once more.
-    """
-    bound = linearity.tolerance(features) * np.abs(features).max()
-    in_both = others[::2]
-    if np.abs(features[: len(in_both)] - in_both).max() <= bound:
-        return
-    if np.abs(again() - features).max() <= bound:  # random features are refused by what follows
-        raise ValueError(
-            "The features of a sample must not depend on the other samples of its batch. Call BatchNormalization "
-            "without training=True inside the model, so that it uses its moving statistics in inference mode. "
-            f"Received: inputs of layer {form.layer.name!r} that change when other samples follow them"
-        )
 
 
 def _is_masked_average(call):
