@@ -47,6 +47,7 @@ from keras_dal.losses import SoftmaxCrossEntropy  # noqa: E402
 RESULT = Path(__file__).parent / "results" / "gpu_heads.jsonl"
 TARGETS = (1e-2, 1e-4)
 WAYS = ("first", "again", "host", "pytorch")
+ROOM = 2**36  # bytes, of what a solver keeps
 BLOCK = 2**16  # samples whose maps PyTorch has at a time
 
 
@@ -90,7 +91,7 @@ def solved(z, y, classes, limit):
     train = CachedFeatures(z, y, np.ones(len(z)), everything, True)
     structure = keras_dal.find_structure(untrained(z, classes, False))
     with contextlib.suppress(Stopped):
-        Task(structure, SoftmaxCrossEntropy(), train, None, None, path, 2**35).minimize([1e-8], 1e-4)
+        Task(structure, SoftmaxCrossEntropy(), train, None, None, path, ROOM).minimize([1e-8], 1e-4)
     return [(point.seconds, point.loss) for point in path.points]
 
 
@@ -104,7 +105,7 @@ def converged(z, y, classes, gated, limit, accelerated):
             gated=gated,
             ridge=None if gated else 1e-8,
             time_limit=limit,
-            max_bytes=2**35,
+            max_bytes=ROOM,
             batch_size=8192,
             verbose=0,
         )
@@ -130,7 +131,7 @@ def pytorch(z, y, classes, gated, limit, least):
 def product(z, y, classes, gated):
     """Return what one product with the second derivative takes."""
     structure = keras_dal.find_structure(untrained(z, classes, gated))
-    jacobian = CachedJacobian(structure.head(), z, 2**35, Accelerator())
+    jacobian = CachedJacobian(structure.head(), z, ROOM, Accelerator())
     loss, xp = SoftmaxCrossEntropy(), arrays.TENSORS
     theta = xp.single(np.random.default_rng(0).standard_normal(jacobian.num_parameters) * 1e-3)
     targets = xp.single(np.eye(classes, dtype=np.float32)[y])

@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 from scipy import special
 
 from keras_dal import _keras
