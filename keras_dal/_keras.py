@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 import keras
-from keras.src.backend.common.masking import get_keras_mask
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 _STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
 _CARRIED = (  # what Keras sets when a layer is made, and an instance may have changed since
@@ -87,6 +87,11 @@ def layout_of(variable):
 def mask_of(tensor):
     """Return the mask that a tensor carries, or None; Keras keeps those of JAX's traced tensors beside them."""
     return get_keras_mask(tensor)
+
+
+def set_mask(tensor, mask):
+    """Let a tensor carry a mask, or none."""
+    set_keras_mask(tensor, mask)
 
 
 def tracked_metrics(model):

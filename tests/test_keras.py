@@ -136,6 +136,8 @@ def test_a_tensor_carries_its_mask_and_a_variable_its_layout():
     masked = layers.Masking()(np.array([[[1.0], [0.0]]], "float32"))
     assert keras.ops.convert_to_numpy(_keras.mask_of(masked)).tolist() == [[True, False]]
     assert _keras.mask_of(keras.ops.ones(2)) is None
+    _keras.set_mask(other := keras.ops.ones((1, 2)), _keras.mask_of(masked))
+    assert _keras.mask_of(other) is _keras.mask_of(masked)
     if keras.backend.backend() == "jax":
         import jax
 

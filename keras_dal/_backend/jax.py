@@ -174,30 +174,42 @@ def compiled(function, model):
 
 def as_computed(tensor):
     """Return a tensor that is one value for all who use it: XLA keeps more digits of half precision for some."""
-    return jax.lax.optimization_barrier(tensor) if isinstance(tensor, jax.Array) else tensor
+    if not isinstance(tensor, jax.Array):
+        return tensor
+    kept = jax.lax.optimization_barrier(tensor)
+    _keras.set_mask(kept, _keras.mask_of(tensor))
+    return kept
 
 
-def in_one(function, model):
+def in_one(function, model, changing=()):
     """Return a function of a batch that is one program where every operation would be compiled by itself.
 
     What cannot be traced, as layers that compute on the host, runs operation by operation; so does every function of a
-    model that runs eagerly.
+    model that does so in `fit`.
+
+    Args:
+        function: of a batch; it may assign to variables.
+        model: the model whose variables it reads.
+        changing: variables that it assigns to, beside those of the model that are not trained.
     """
-    changing = [*model.non_trainable_variables, *model.metrics_variables]
-    fixed, traced = model.trainable_variables, not model.run_eagerly
+    fixed, changing = model.trainable_variables, [*model.non_trainable_variables, *changing]
+    traced = _is_traced(model)
 
     @jax.jit
     def call(fixed_values, values, x):
         state = zip([*fixed, *changing], [*fixed_values, *values], strict=True)
         with keras.StatelessScope(state_mapping=list(state)) as scope:
             returned = function(x)
+        if len(scope.state_mapping) > len(fixed) + len(changing):
+            raise NotImplementedError("A variable of another owner would stay what it is.")
         return returned, [scope.get_current_value(variable) for variable in changing]
 
     def run(x):
         nonlocal traced
         if traced:
             try:
-                returned, values = call([v.value for v in fixed], [v.value for v in changing], _arrays(x))
+                values = [v.value for v in fixed], [v.value for v in changing]
+                returned, values = jax.block_until_ready(call(*values, _arrays(x)))
             except Exception:  # of whatever kind: where the fault is not the tracing, it is raised again below
                 traced = False
             else:
@@ -209,15 +221,20 @@ def in_one(function, model):
     return run
 
 
-def described(function, model, x):
+def shapes_of(function, model, x):
     """Return what a function of a batch returns, or what has the same shapes and dtypes, without computing it."""
-    if model.run_eagerly:
+    if not _is_traced(model):
         return function(x)
     values = [variable.value for variable in model.variables]
     try:
         return jax.eval_shape(_shared.stateless(function, model.variables), values, _arrays(x))
     except Exception:  # as in `in_one`
         return function(x)
+
+
+def _is_traced(model):
+    """Return whether `fit` traces the steps of a model."""
+    return not model.run_eagerly and bool(getattr(model, "jit_compile", True))
 
 
 def jvp(function, variables):

@@ -42,7 +42,7 @@ def where_set(flag, function):
 
 
 apply, add_where_set = _shared.apply, _shared.adding(where_set)
-as_computed, described, in_one = _shared.as_computed, _shared.described, _shared.in_one
+as_computed, in_one, shapes_of = _shared.as_computed, _shared.in_one, _shared.shapes_of
 leaves_variables, logs_of = _shared.leaves_variables, _shared.logs_of
 reattach, test_step = _shared.reattach, _shared.test_step
 

@@ -38,7 +38,7 @@ def where_set(flag, function):
 
 
 apply, add_where_set = _shared.apply, _shared.adding(where_set)
-as_computed, described, in_one = _shared.as_computed, _shared.described, _shared.in_one
+as_computed, in_one, shapes_of = _shared.as_computed, _shared.in_one, _shared.shapes_of
 leaves_variables, logs_of = _shared.leaves_variables, _shared.logs_of
 reattach, test_step = _shared.reattach, _shared.test_step
 
@@ -64,14 +64,15 @@ def has_accelerator():
 @contextlib.contextmanager
 def full_precision():
     """Return a context in which products of float32 numbers are not rounded to fewer bits."""
-    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # the older names cannot be read beside these
+    before = [place.fp32_precision for place in places]
     try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        for place in places:
+            place.fp32_precision = "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def is_chief(model):

@@ -74,17 +74,8 @@ def tap(layer):
     Yields:
         A list that grows by the features of each call, `(k, m)`: its inputs, averaged over positions if there are any.
     """
-    features, layer_call = [], layer.call
-
-    @functools.wraps(layer_call)
-    def call(*args, **kwargs):
-        name = None if args else next(iter(kwargs))
-        inputs = _backend.as_computed(kwargs.pop(name) if name else args[0])  # the features, for the layer too
-        outputs = layer_call(**{name: inputs}, **kwargs) if name else layer_call(inputs, *args[1:], **kwargs)
-        features.append(pooled(layer, inputs))
-        return outputs
-
-    with replaced(layer, "call", call):
+    features = []
+    with recorded([layer], lambda call: features.append(pooled(layer, call.inputs))):
         yield features
 
 
@@ -106,15 +97,17 @@ class _Call(NamedTuple):
     outputs: Any
     is_masked: bool
 
-    def described(self):
+    def without_values(self):
         """Return the call with what its tensors look like in their place."""
-        inputs, outputs = (tree.map_structure(_described, part) for part in (self.inputs, self.outputs))
+        inputs, outputs = (tree.map_structure(_without_values, part) for part in (self.inputs, self.outputs))
         return self._replace(inputs=inputs, outputs=outputs)
 
 
-def _described(part):
-    is_tensor = hasattr(part, "shape") and hasattr(part, "dtype")
-    return keras.KerasTensor(part.shape, keras.backend.standardize_dtype(part.dtype)) if is_tensor else part
+def _without_values(part):
+    try:
+        return keras.KerasTensor(part.shape, keras.backend.standardize_dtype(part.dtype))
+    except (AttributeError, ValueError):  # no tensor, or one of a dtype that Keras has no name for
+        return part
 
 
 @contextlib.contextmanager
@@ -151,18 +144,13 @@ def evaluate(model, layer, x):
 
 
 def evaluation(model, layer):
-    """Return `evaluate` as a function of a batch, for many batches of one shape, with float32 products in float32."""
+    """Return `evaluate` as a function of a batch, for many batches of one shape."""
     run = _backend.in_one(lambda x: _features_and_outputs(model, layer, x), model)
-
-    def evaluated(x):
-        with _backend.full_precision():
-            return _as_arrays(run(x))
-
-    return evaluated
+    return lambda x: _as_arrays(run(x))
 
 
 def _features_and_outputs(model, layer, x):
-    with tap(layer) as features:
+    with tap(layer) as features, replaced(layer, "call", _of_one_value(layer.call)):
         outputs = inference(model, x)
     if len(features) != 1:
         raise ValueError(
@@ -170,6 +158,16 @@ def _features_and_outputs(model, layer, x):
             f"Received: layer {layer.name!r}, called {len(features)} times"
         )
     return features[0], tree.flatten(outputs)[0]
+
+
+def _of_one_value(call):
+    """Return a layer's `call` of inputs that are the same for all who see them."""
+
+    @functools.wraps(call)
+    def of_one_value(*args, **kwargs):
+        return call(*map(_backend.as_computed, args[:1]), *args[1:], **kwargs)
+
+    return of_one_value
 
 
 def _as_arrays(evaluated):
@@ -190,7 +188,7 @@ def feature_function(model, layer):
 
 def spread(x, count):
     """Return a few samples, from the first to the last."""
-    step = max(1, np.shape(tree.flatten(x)[0])[0] // count)
+    step = max(1, -(-np.shape(tree.flatten(x)[0])[0] // count))
     return tree.map_structure(lambda part: part[::step][:count], x)
 
 
@@ -255,16 +253,19 @@ def input_specs(model):
 
 
 def recorded_calls(model, x):
-    """Return the calls of all layers in the order in which they return, and the model's output: shapes, not values."""
+    """Return the calls of all layers in the order in which they return, and the model's output.
+
+    Shapes and dtypes are theirs; there may be no values.
+    """
     calls = []
     layers = [layer for layer in _keras.sublayers(model) if not isinstance(layer, keras.layers.InputLayer)]
 
     def called(x):
         calls.clear()
-        with recorded(layers, lambda call: calls.append(call.described())):
+        with recorded(layers, lambda call: calls.append(call.without_values())):
             return inference(model, x)
 
-    outputs = tree.flatten(_backend.described(called, model, x))
+    outputs = tree.flatten(_backend.shapes_of(called, model, x))
     if len(outputs) != 1:
         raise ValueError(
             "The model must have one output; make one model per output. "

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from scipy import special
 
-from keras_dal import _keras
+from keras_dal import _backend, _keras
 from keras_dal.features import tracing
 from keras_dal.features.tracing import (
     enlarged,
@@ -158,9 +158,11 @@ def _activation(form, calls, x, can_be_enlarged):
 
     They may round differently: a refusal has to be of both.
     """
-    with contextlib.suppress(ValueError), linearity.restored(form.model.variables):
-        return _checked(form, calls, x, can_be_enlarged, evaluation(form.model, form.layer))
-    return _checked(form, calls, x, can_be_enlarged, functools.partial(evaluate, form.model, form.layer))
+    with _backend.full_precision():
+        if _backend.COMPILES_SHAPES:
+            with contextlib.suppress(ValueError), linearity.restored(form.model.variables):
+                return _checked(form, calls, x, can_be_enlarged, evaluation(form.model, form.layer))
+        return _checked(form, calls, x, can_be_enlarged, functools.partial(evaluate, form.model, form.layer))
 
 
 def _checked(form, calls, x, can_be_enlarged, evaluated):
@@ -168,8 +170,10 @@ def _checked(form, calls, x, can_be_enlarged, evaluated):
     x, others = linearity.overlapping(x)
     if can_be_enlarged and not evaluated(x)[0].any():
         x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
-    linearity.check_samples_are_apart(form, evaluated(x)[0], evaluated(others)[0], lambda: evaluated(x)[0])
-    return _checked_activation(form, calls, lambda: evaluated(x))
+    features = evaluated(x)[0]
+    linearity.check_samples_are_apart(form, features, evaluated(others)[0], lambda: evaluated(x)[0])
+    shown = x if features.any() else others
+    return _checked_activation(form, calls, lambda: evaluated(shown))
 
 
 def _is_gated(layer, before):

@@ -145,8 +145,9 @@ class ConvexPhase:
         try:
             # not model.losses: what layers add of their outputs belongs to the graph of a step
             regularized = [v for v in model.trainable_variables if v.regularizer is not None]
-            added = _backend.in_one(lambda _: [v.regularizer(v) for v in regularized], model)
-            logs["loss"] += sum(float(to_numpy(loss)) for loss in added(()))
+            if regularized:
+                added = _backend.in_one(lambda _: [v.regularizer(v) for v in regularized], model)
+                logs["loss"] += sum(float(to_numpy(loss)) for loss in added(()))
             logs |= {**self._metrics(model, self.train), "loss": logs["loss"]}
             logs |= self._measured() if with_alignment else {}
         except Exception as error:  # a metric of the user's own may take what only a training step has
@@ -164,7 +165,7 @@ class ConvexPhase:
         shown = [metric for metric in model.metrics if metric.name in model.get_metrics_result()]
         before = [_values(metric) for metric in shown]
         compute = functools.partial(_backend.in_replica, model.compute_metrics, model)
-        update = _backend.in_one(lambda batch: compute(None, *batch), model)
+        update = _backend.in_one(lambda batch: compute(None, *batch), model, model.metrics_variables)
         for start in range(0, len(train), _BLOCK):
             rows = slice(start, start + _BLOCK)
             logits = self.result.logits(train.features[rows])

@@ -142,11 +142,11 @@ def test_products_with_a_whole_network_are_not_rounded_to_fewer_bits(monkeypatch
 def test_convolutions_of_torch_are_not_rounded_to_fewer_bits_either():
     import torch
 
-    before = torch.backends.cudnn.allow_tf32
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
     with _backend.full_precision():
-        assert not torch.backends.cudnn.allow_tf32
-        assert torch.get_float32_matmul_precision() == "highest"
-    assert torch.backends.cudnn.allow_tf32 == before
+        assert [place.fp32_precision for place in places] == ["ieee", "ieee"]
+    assert [place.fp32_precision for place in places] == before
 
 
 def test_whole_network_is_bounded_from_below():

@@ -297,11 +297,41 @@ def test_inputs_may_have_other_names_than_places():
     np.testing.assert_array_equal(find_structure(model, x).features(x), [[1.0] * 5 + [0.0] * 3] * 4)
 
 
-def test_samples_are_looked_at_from_the_first_to_the_last():
-    x = np.zeros((100, 5), "float32")
-    x[60:] = 1.0  # the first rows alone show nothing
+@pytest.mark.parametrize(("count", "shown"), [(100, slice(60, None)), (31, slice(16, None)), (3, slice(1, 2))])
+def test_samples_are_looked_at_from_the_first_to_the_last(count, shown):
+    x = np.zeros((count, 5), "float32")
+    x[shown] = 1.0  # the others alone show nothing
     model = keras.Sequential([layers.Input((5,)), layers.Dense(3, use_bias=False)])
     assert find_structure(model, x).num_features == 5
+
+
+def test_random_numbers_of_a_generator_that_is_not_the_models_are_seen():
+    seeds = keras.random.SeedGenerator(0)
+
+    class Noisy(layers.Layer):
+        def call(self, x):
+            return x + keras.random.normal(keras.ops.shape(x), seed=seeds)
+
+    model = keras.Sequential([layers.Input((5,)), Noisy(), layers.Dense(3)])
+    assert not any("seed" in variable.path for variable in model.variables)
+    with pytest.raises(ValueError, match="random in inference mode"):
+        find_structure(model)
+
+
+def test_metrics_that_a_model_makes_when_it_is_compiled_are_not_asked_for():
+    class Tracking(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+        @property
+        def metrics(self):
+            return [self.tracker]
+
+    assert find_structure(Tracking(), np.ones((4, 5), "float32")).num_features == 5
 
 
 def test_a_constraint_on_the_head_is_told():
