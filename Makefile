@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
+# two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/training/test_finish.py tests/training/test_cells.py \
 	tests/training/test_ordinary_keras.py tests/training/test_what_fit_meets.py tests/training/test_delegation.py tests/training/test_moments.py \
 	tests/training/test_trainings_around.py tests/training/test_wrap.py::test_stateless_apply tests/features/test_batches.py::test_every_kind_of_data \
@@ -14,14 +16,14 @@ quickstart: .venv/examples
 	$(QUIET) $(BIN)/python examples/quickstart.py
 
 test: .venv/test
-	$(QUIET) $(BIN)/python -m pytest
-	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest $(OTHER_BACKENDS)
-	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest $(OTHER_BACKENDS)
+	$(QUIET) $(PYTEST)
+	$(QUIET) KERAS_BACKEND=jax $(PYTEST) $(OTHER_BACKENDS)
+	$(QUIET) KERAS_BACKEND=torch $(PYTEST) $(OTHER_BACKENDS)
 
 # all tests on the other backends, about half an hour each; what is skipped says why
 test-backends: .venv/test
-	$(QUIET) KERAS_BACKEND=jax $(BIN)/python -m pytest -rs tests
-	$(QUIET) KERAS_BACKEND=torch $(BIN)/python -m pytest -rs tests
+	$(QUIET) KERAS_BACKEND=jax $(PYTEST) -rs tests
+	$(QUIET) KERAS_BACKEND=torch $(PYTEST) -rs tests
 
 lint: .venv/lint .venv/test
 	$(BIN)/ruff check .

@@ -151,6 +151,13 @@ def first(path, target):
     return next((seconds for seconds, loss in path if loss <= target), None)
 
 
+def least_of(paths, gated):
+    """Return the least loss that a way has reached by steps, minus infinity where none has taken one."""
+    return (
+        0.0 if gated else min((loss for path in paths.values() if len(path) > 1 for _, loss in path), default=-np.inf)
+    )
+
+
 def measured(size, gated, options, compiling):
     """Return the row of one head."""
     samples, width, classes = size
@@ -161,8 +168,7 @@ def measured(size, gated, options, compiling):
             continue
         before, started = compiling.now(), time.perf_counter()
         if way == "pytorch":
-            least = 0.0 if gated else min(loss for path in paths.values() for _, loss in path)
-            paths[way] = pytorch(z, y, classes, gated, options.limit, least)
+            paths[way] = pytorch(z, y, classes, gated, options.limit, least_of(paths, gated))
         else:
             accelerated = way != "host"
             if options.solver:
@@ -173,8 +179,9 @@ def measured(size, gated, options, compiling):
         compiled[way] = tuple(now - then for now, then in zip(compiling.now(), before, strict=True))
         taken = time.perf_counter() - started
         print(f"{way}: {taken:.1f} s, {compiled[way]} compiling, path ends {paths[way][-3:]}", flush=True)
-    least = 0.0 if gated else min(loss for path in paths.values() for _, loss in path)
-    row = {"samples": samples, "features": width, "classes": classes, "gated": gated, "least": least}
+    least = least_of(paths, gated)
+    row = {"samples": samples, "features": width, "classes": classes, "gated": gated}
+    row["least"] = least if np.isfinite(least) else None
     for way, path in paths.items():
         row[way] = {f"{target:g}": first(path, least + target) for target in TARGETS}
         row[way] |= {"seconds": path[-1][0], "loss": min(loss for _, loss in path)}

@@ -24,24 +24,25 @@ def rows_of(name):
 
 
 def pairs(rows):
-    """Yield a network with its epochs, and its rows by way, seed by seed."""
-    for name in dict.fromkeys((row["network"], row["of_epochs"]) for row in rows):
-        own = [row for row in rows if (row["network"], row["of_epochs"]) == name]
+    """Yield a network with its epochs, and its rows of both ways, seed by seed, of processes of their own."""
+    for name, epochs in dict.fromkeys((row["network"], row["of_epochs"]) for row in rows):
+        own = [row for row in rows if (row["network"], row["of_epochs"]) == (name, epochs) and row["alone_in_process"]]
         ways = [{row["seed"]: row for row in own if row["way"] == way} for way in ("base", "wrapped")]
-        yield name[0], [(ways[0][seed], ways[1][seed]) for seed in ways[0] if seed in ways[1]]
+        if found := [(ways[0][seed], ways[1][seed]) for seed in ways[0] if seed in ways[1]]:
+            yield f"{name}, {epochs} epochs", found
 
 
 def training_table(rows):
     yield (
-        "| network | dtype | epochs | alone | two lines, minus that | alone, s | two lines, s | over that "
-        "| programs, alone | two lines |"
+        "| network | dtype | of them with two lines | accuracy alone | two lines, minus that | alone, s | two lines, s "
+        "| over that | programs, alone | two lines |"
     )
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in pairs(rows):
         base, ours = found[0]
         accuracy, seconds = ([mean(found, which, key) for which in (0, 1)] for key in ("test_accuracy", "seconds"))
         yield (
-            f"| {name} | {base['policy']} | {ours['epochs']} of {base['epochs']} | {100 * accuracy[0]:.2f} % | "
+            f"| {name} | {base['policy']} | {ours['epochs']} | {100 * accuracy[0]:.2f} % | "
             f"{100 * (accuracy[1] - accuracy[0]):+.2f} | {seconds[0]:.1f} | {seconds[1]:.1f} | "
             f"{seconds[1] / seconds[0]:.2f} | {base['programs']} | {ours['programs']} |"
         )
@@ -66,7 +67,7 @@ def parts_table(rows):
             (1, "solver_seconds", 1),
         )
         values = " | ".join(f"{mean(found, which, key):.{digits}f}" for which, key, digits in columns)
-        yield f"| {name}, {found[0][0]['epochs']} epochs | {values} |"
+        yield f"| {name} | {values} |"
 
 
 def mean(found, which, key):
