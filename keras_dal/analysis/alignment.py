@@ -9,9 +9,10 @@ from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.separability import MIXED, Name, Verdict, by_residual, decide, decisive_share
+from keras_dal.analysis.separability import MIXED, Name, Verdict, announced, by_residual, decide, decisive_share
 from keras_dal.features.batches import checked_weight, feature_batches, first_inputs, in_one_array
 from keras_dal.features.precision import precision, spacing_of
+from keras_dal.features.progress import progress_bar, watched
 from keras_dal.features.store import KeptRows
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
@@ -36,6 +37,7 @@ def alignment(
     loss: Any = None,
     parameters: Any = "head",
     batch_size: int = 256,
+    verbose: int = 1,
 ) -> AlignmentReport:
     """Measure how much of the labels lies in the column space of the Jacobian of a model's linear parameters.
 
@@ -55,6 +57,7 @@ def alignment(
         parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
             most 300 iterations of LSQR on products of automatic differentiation, whose rounding is only estimated.
         batch_size: samples in one evaluation of arrays.
+        verbose: 0 for silence; else what is done, and a progress bar for the features.
 
     Returns:
         An `AlignmentReport`.
@@ -66,20 +69,26 @@ def alignment(
     structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
     loss = loss_of(model, structure.activation, loss)
     if whole:
+        if verbose:
+            print(f"keras_dal: at most {2 * _ITERATIONS} products with the Jacobian of the whole network", flush=True)
         return _measure_network(structure, loss, x, y, sample_weight, batch_size)
-    return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability)
+    return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability, verbose)
 
 
-def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256, decide_separability=True):
+def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256, decide_separability=True, verbose=0):
     """Measure the alignment of a `Structure` that is at hand, whose function for features is then compiled once.
 
     Args:
         structure: a `Structure`.
         loss: a `losses.Loss`.
-        x, y, sample_weight, batch_size, decide_separability: as for `alignment`.
+        x, y, sample_weight, batch_size, decide_separability, verbose: as for `alignment`.
     """
+    bar = progress_bar("samples", x) if verbose else None
     with KeptRows() as rows:
-        used = _gather(rows, structure, loss, feature_batches(structure, x, y, sample_weight, batch_size))
+        batches = feature_batches(structure, x, y, sample_weight, batch_size)
+        used = _gather(rows, structure, loss, watched(batches, bar))
+        if verbose:
+            print(announced(len(used), structure.head().num_parameters), flush=True)
         measure = _measure_plain if structure.head().is_plain else _measure_gated
         return measure(structure, loss, rows, used, decide_separability)
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
-from keras_dal.analysis.separability import decisive_share, verdict_of
+from keras_dal.analysis.separability import announced, decisive_share, verdict_of
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import precision, spacing_of
+from keras_dal.features.progress import progress_bar, watched
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
@@ -201,6 +202,7 @@ def certify(
     loss: Any = None,
     parameters: Any = "head",
     batch_size: int = 256,
+    verbose: int = 1,
 ) -> Certificate:
     """Certify what training theta_S alone can reach on these samples, and how fast.
 
@@ -215,6 +217,7 @@ def certify(
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         batch_size: samples in one evaluation of arrays.
+        verbose: 0 for silence; else what is done, and a progress bar for the features.
 
     Returns:
         A `Certificate`.
@@ -224,7 +227,8 @@ def certify(
     """
     structure = find_structure(model, first_inputs(x), parameters)
     resolved = loss_of(model, structure.activation, loss)
-    batches = list(feature_batches(structure, x, y, sample_weight, batch_size=batch_size))
+    bar = progress_bar("samples", x) if verbose else None
+    batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
     features, labels, weights = (
         None if parts[0] is None else np.concatenate([np.asarray(part) for part in parts])
         for parts in zip(*batches, strict=True)
@@ -232,6 +236,8 @@ def certify(
     if labels is None:
         raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     targets = resolved.targets(labels, structure.num_outputs)
+    if verbose:
+        print(announced(len(features), structure.head().num_parameters), flush=True)
     now = structure, structure.head(), l2_factors(structure.linear_parameters), features, targets, resolved
     return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, spacing_of(structure, [features]))
 

@@ -62,6 +62,14 @@ def decisive_share(loss, residual, squares):
     return float(squares.share_per_class(residual).max() if loss.quadratic else squares.share(residual.sum()))
 
 
+def announced(num_samples, num_parameters):
+    """Return in a line what is about to be decided, and how long a solver may take."""
+    return (
+        f"keras_dal: deciding what {num_parameters:,} parameters can do for {num_samples:,} samples; each solver has "
+        f"{duality.SECONDS:g} seconds"
+    )
+
+
 def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, used=1.0):
     """Return the `Verdict` for a head.
 

@@ -2,16 +2,15 @@
 
 import functools
 import os
-import sys
 import warnings
 from typing import Any, Literal
 
-import keras
 import numpy as np
 from keras import tree
 
 from keras_dal.features.batches import are_arrays, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.progress import complete, progress_bar
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import HALVES
 from keras_dal.finishing.history import Path
@@ -174,15 +173,10 @@ def _in_unit(task, ridges):
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):
     """Return the `CachedFeatures` of some data, with a progress bar."""
     _check_shapes(name, training_x, x)
-    bar = None
-    if verbose:
-        print(f"keras_dal: features of the {name}", flush=True)
-        size = len(tree.flatten(x)[0]) if are_arrays(x) else None
-        is_redrawn = sys.stdout.isatty() or "ipykernel" in sys.modules  # else a line at the end, without escape codes
-        bar = keras.utils.Progbar(size, unit_name="sample", verbose=1 if is_redrawn else 2)
+    bar = progress_bar(name, x) if verbose else None
     found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, **options)
-    if bar and bar.target is None:
-        bar.update(len(found), finalize=True)
+    if bar:
+        complete(bar, len(found))
     return found
 
 

@@ -20,7 +20,7 @@ class Certificates(dict[str, Certificate]):
         """Make the certificate of a moment, of the weights as they are now."""
         if self._data is None:
             raise KeyError("Certificates need data: AlignmentMonitor(data=(x, y)). Received: data=None")
-        self[moment] = certify(self._model, *self._data, parameters=self._parameters)
+        self[moment] = certify(self._model, *self._data, parameters=self._parameters, verbose=0)
 
     def at(self, moment):
         """Return the certificate of a moment, which is made where there is none yet."""
