@@ -19,6 +19,7 @@ BEGIN, END = "<!-- begin of what benchmarks/width_page.py writes -->", "<!-- end
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
 STYLES = {"cifar10": ("#0072B2", "o"), "cifar100": ("#D55E00", "s"), "fashion_mnist": ("#009E73", "^")}
 OUTSIDE = "kernel regime"  # in the name of what is no residual network
+LEAST = 12  # structures of a seed whose orders are compared
 FIRST_SEED = "The picture shows the first seed of each set."
 KERNEL = (
     "Change of the feature kernel since the start (see [glossary](glossary.md)), by epoch, one line for each network."
@@ -114,18 +115,19 @@ def correlation_table(structures):
     yield f"| data | structures | measured after a fifth of the epochs | {late} |"
     yield "|---|---:|---|" + "---:|" * len(LATE)
     for name, all_rows in structures.items():
-        inside = [row for row in all_rows if OUTSIDE not in row["structure"]]
+        compared = [row for row in all_rows if OUTSIDE not in row["structure"]]
+        seeds = [rows for _, rows in seeds_of(compared, "seed") if len(rows) >= LEAST]
         for early, value in EARLY.items():
             found = [
                 [
                     stats.spearmanr([value(row) for row in rows], [late(row) for row in rows])[0]
                     for late in LATE.values()
                 ]
-                for _, rows in seeds_of(inside, "seed")
+                for rows in seeds
                 if value(rows[0]) is not None
             ]
             if found:
-                numbers = sorted({len(rows) for _, rows in seeds_of(inside, "seed")})
+                numbers = sorted({len(rows) for rows in seeds})
                 cells = (f"{np.mean(each):.2f}{ranged(each)}" for each in zip(*found, strict=True))
                 yield f"| {NAMES[name]} | {' to '.join(map(str, numbers))} | {early} | " + " | ".join(cells) + " |"
 
@@ -218,7 +220,7 @@ def written(rows, suspects):
     machine, first = rows[-1]["machine"], rows[0]
     seeds = len({row["seed"] for each in structures.values() for row in each})
     yield (
-        f"{first['images']:,} images, {first['epochs']} epochs; structures: {seeds} seed{'s' * (seeds > 1)}; "
+        f"{first['images']:,} images, {first['epochs']} epochs; structures: up to {seeds} seed{'s' * (seeds > 1)}; "
         f"{machine['date']}, {machine['processor']}, keras {machine['packages']['keras']}."
     )
     for title, text, picture in (
