@@ -1,6 +1,7 @@
 """PyTorch."""
 
 import contextlib
+from typing import Any
 
 import keras
 import torch
@@ -64,7 +65,8 @@ def has_accelerator():
 @contextlib.contextmanager
 def full_precision():
     """Return a context in which products of float32 numbers are not rounded to fewer bits."""
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # the older names cannot be read beside these
+    cudnn: Any = torch.backends.cudnn  # whose attributes are made when it is imported
+    places = torch.backends.cuda.matmul, cudnn.conv  # the older names cannot be read beside these
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
