@@ -1,12 +1,12 @@
 """A bar follows a pass over data, and what takes seconds says so."""
 
+import cases
 import numpy as np
 import pytest
 
 import keras_dal
 from keras_dal.features.progress import progress_bar, watched
 from keras_dal.solvers import duality
-from tests import cases
 
 
 def test_a_bar_ends_at_the_number_of_samples_whether_it_was_known_or_not(capsys):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_dal.features import tracing
 from keras_dal.features.tracing import tap, to_numpy
+from keras_dal.models import structure
 from keras_dal.models.gated_layers import GatedDense
 from keras_dal.models.structure import find_structure
 
@@ -332,6 +334,33 @@ def test_metrics_that_a_model_makes_when_it_is_compiled_are_not_asked_for():
             return [self.tracker]
 
     assert find_structure(Tracking(), np.ones((4, 5), "float32")).num_features == 5
+
+
+ON_JAX = pytest.mark.skipif(cases.BACKEND != "jax", reason="other backends run operation by operation")
+
+
+@ON_JAX
+def test_a_program_that_rounds_otherwise_refuses_no_model(monkeypatch):
+    def disturbed(model, layer):
+        return lambda x: [part + 0.1 for part in tracing.evaluate(model, layer, x)]
+
+    monkeypatch.setattr(structure, "evaluation", disturbed)
+    model = cases.CASES[0].build()
+    before = snapshot(model)
+    assert find_structure(model).num_features == cases.NUM_FEATURES
+    assert_unchanged(model, before)
+
+
+@ON_JAX
+def test_features_are_one_value_for_whoever_sees_them_and_the_layer():
+    import jax
+
+    model = cases.CASES[0].build()
+    layer = find_structure(model).layer
+    program = str(jax.make_jaxpr(lambda x: tracing._features_and_outputs(model, layer, x))(cases.CASES[0].inputs(2)))
+    barrier = next(line for line in program.splitlines() if "optimization_barrier" in line)
+    name = barrier.strip().split(":")[0]
+    assert program.count(f" {name} ") + program.count(f"({name},") >= 2  # of the product, and of what is returned
 
 
 def test_a_constraint_on_the_head_is_told():
