@@ -28,6 +28,10 @@ class Compiling:
         """Return both, seconds first."""
         return self.seconds, self.programs
 
+    def since(self, before):
+        """Return what was added to what `now` had returned before."""
+        return tuple(now - then for now, then in zip(self.now(), before, strict=True))
+
 
 def described():
     """Return the name of the accelerator, or of the processor where there is none."""

@@ -181,8 +181,8 @@ class Epochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         phase = "read" if logs.get("phase") else self.phase
-        compiled = [now - then for now, then in zip(self.compiling.now(), self.before, strict=True)]
-        self.rows.append({"phase": phase, "epoch": time.perf_counter() - self.started, "compiling": compiled})
+        seconds, compiled = time.perf_counter() - self.started, self.compiling.since(self.before)
+        self.rows.append({"phase": phase, "epoch": seconds, "compiling": compiled})
 
     def of(self, phase):
         return [row["epoch"] for row in self.rows if row["phase"] == phase]
@@ -219,7 +219,7 @@ def train(name, data, options, wrapped, seed, compiling):
     one_hot = np.eye(int(y.max()) + 1, dtype="float32")[y]
     model.fit(x, one_hot, batch_size=recipe.batch, epochs=recipe.epochs, callbacks=callbacks, verbose=0)
     seconds = time.perf_counter() - started
-    compiled = [now - then for now, then in zip(compiling.now(), before, strict=True)]
+    compiled = compiling.since(before)
     logits = model.predict(xt, batch_size=500, verbose=0)
     explored = later(epochs.of("explore"))
     speed = operations(model) * len(x) / explored / 1e12

@@ -153,9 +153,9 @@ def first(path, target):
 
 def least_of(paths, gated):
     """Return the least loss that a way has reached by steps, minus infinity where none has taken one."""
-    return (
-        0.0 if gated else min((loss for path in paths.values() if len(path) > 1 for _, loss in path), default=-np.inf)
-    )
+    if gated:
+        return 0.0
+    return min((loss for path in paths.values() if len(path) > 1 for _, loss in path), default=-np.inf)
 
 
 def measured(size, gated, options, compiling):
@@ -176,7 +176,7 @@ def measured(size, gated, options, compiling):
                     paths[way] = solved(z, y, classes, options.limit)
             else:
                 paths[way] = converged(z, y, classes, gated, options.limit, accelerated)
-        compiled[way] = tuple(now - then for now, then in zip(compiling.now(), before, strict=True))
+        compiled[way] = compiling.since(before)
         taken = time.perf_counter() - started
         print(f"{way}: {taken:.1f} s, {compiled[way]} compiling, path ends {paths[way][-3:]}", flush=True)
     least = least_of(paths, gated)

@@ -201,7 +201,7 @@ def in_one(function, model, changing=()):
         with keras.StatelessScope(state_mapping=list(state)) as scope:
             returned = function(x)
         if len(scope.state_mapping) > len(fixed) + len(changing):
-            raise NotImplementedError("A variable of another owner would stay what it is.")
+            raise RuntimeError("A variable of another owner would stay what it is.")  # and is assigned to below
         return returned, [scope.get_current_value(variable) for variable in changing]
 
     def run(x):

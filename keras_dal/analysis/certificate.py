@@ -236,9 +236,10 @@ def certify(
     if labels is None:
         raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
     targets = resolved.targets(labels, structure.num_outputs)
+    head = structure.head()
     if verbose:
-        print(announced(len(labels), structure.head().num_parameters), flush=True)
-    now = structure, structure.head(), l2_factors(structure.linear_parameters), features, targets, resolved
+        print(announced(len(labels), head.num_parameters), flush=True)
+    now = structure, head, l2_factors(structure.linear_parameters), features, targets, resolved
     return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, spacing_of(structure, [features]))
 
 

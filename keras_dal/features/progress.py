@@ -31,10 +31,11 @@ def complete(bar, count):
 
 def watched(batches, bar):
     """Yield batches whose first part has a row for each sample, while a bar, if there is one, follows."""
+    if bar is None:
+        yield from batches
+        return
     count = 0
     for batch in batches:
-        if bar is not None:
-            bar.update(count := count + len(batch[0]))
+        bar.update(count := count + len(batch[0]))
         yield batch
-    if bar is not None:
-        complete(bar, count)
+    complete(bar, count)

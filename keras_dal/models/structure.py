@@ -168,9 +168,10 @@ def _activation(form, calls, x, can_be_enlarged):
 def _checked(form, calls, x, can_be_enlarged, evaluated):
     """Return the activation of a structure that passes all checks; random parameters are left in the model."""
     x, others = linearity.overlapping(x)
-    if can_be_enlarged and not evaluated(x)[0].any():
-        x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
     features = evaluated(x)[0]
+    if can_be_enlarged and not features.any():
+        x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
+        features = evaluated(x)[0]
     linearity.check_samples_are_apart(form, features, evaluated(others)[0], lambda: evaluated(x)[0])
     shown = x if features.any() else others
     return _checked_activation(form, calls, lambda: evaluated(shown))

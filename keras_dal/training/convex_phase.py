@@ -1,6 +1,5 @@
 """The second phase of `fit`: averaged weights, one pass over the stream for features, and the solved head."""
 
-import functools
 import warnings
 from typing import Any
 
@@ -164,8 +163,11 @@ class ConvexPhase:
         found = {}
         shown = [metric for metric in model.metrics if metric.name in model.get_metrics_result()]
         before = [_values(metric) for metric in shown]
-        compute = functools.partial(_backend.in_replica, model.compute_metrics, model)
-        update = _backend.in_one(lambda batch: compute(None, *batch), model, model.metrics_variables)
+
+        def compute(batch):
+            return _backend.in_replica(model.compute_metrics, model, None, *batch)
+
+        update = _backend.in_one(compute, model, model.metrics_variables)
         for start in range(0, len(train), _BLOCK):
             rows = slice(start, start + _BLOCK)
             logits = self.result.logits(train.features[rows])
