@@ -1,6 +1,6 @@
 """Run every recipe for three seeds, and write its table into docs/recipes.md.
 
-python benchmarks/recipes.py [long_tail shortcut new_class calibration suspect_labels]
+python benchmarks/recipes.py [long_tail shortcut new_class pretrained calibration suspect_labels]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from machine import describe
 
 ROOT = Path(__file__).parents[1]
 RESULT, PAGE = ROOT / "benchmarks" / "results" / "recipes.json", ROOT / "docs" / "recipes.md"
-RECIPES = ("long_tail", "shortcut", "new_class", "calibration", "suspect_labels")
+RECIPES = ("long_tail", "shortcut", "new_class", "pretrained", "calibration", "suspect_labels")
 SEEDS = (0, 1, 2)
 sys.path[:0] = [str(ROOT / "examples" / "recipes"), str(ROOT / "examples")]
 

@@ -49,7 +49,7 @@ def main(arguments=None):
 _EXAMPLES = """examples:
   keras-dal converge model.keras --data train.npz --output done.keras
   keras-dal converge model.keras --data train.npz --validation test.npz --patience 5 --output done.keras
-  keras-dal converge model.keras --data train.npz --gated never --ridge 1e-2 --output done.keras
+  keras-dal converge model.keras --data train.npz --no-gated --ridge 1e-2 --output done.keras
   keras-dal finish model.keras --data train.npz --output done.keras --quiet
   keras-dal certify model.keras --data train.npz --json > certificate.json
   keras-dal alignment model.keras --data train.npz
@@ -96,9 +96,9 @@ def _add_converge(commands):
     command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")
     command.add_argument(
         "--gated",
-        choices=("auto", "always", "never"),
+        action=argparse.BooleanOptionalAction,
         default="auto",
-        help="whether to add a gated head: auto adds one where the own head does not separate the samples (default)",
+        help="whether to add a gated head; by default one is added where the own head does not separate the samples",
     )
     command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change instead")
     command.add_argument("--patience", type=int, help="steps without a better validation accuracy")
@@ -156,7 +156,7 @@ def _converge(options, model, x, y, weight):
         tol=options.tol,
         validation_data=_read(options.validation)[:2] if options.validation else None,
         anchors=_read(options.anchors)[0] if options.anchors else None,
-        gated={"auto": "auto", "always": True, "never": False}[options.gated],
+        gated=options.gated,
         ridge=options.ridge,
         patience=options.patience,
         time_limit=options.time_limit,

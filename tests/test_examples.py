@@ -294,7 +294,7 @@ def test_no_two_scripts_share_a_name():
     assert len(set(names)) == len(names)  # each finds its neighbours by their bare names
 
 
-@pytest.mark.parametrize("name", ["long_tail", "shortcut", "new_class", "calibration", "suspect_labels"])
+@pytest.mark.parametrize("name", ["long_tail", "shortcut", "new_class", "pretrained", "calibration", "suspect_labels"])
 def test_a_recipe_compares_its_ways(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "recipes")
     rows = importlib.import_module(name).run(num_train=600, epochs=2)

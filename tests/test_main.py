@@ -42,7 +42,7 @@ def test_converge_saves_a_model_that_fits_every_label(files, capsys, scaled):
 
 
 def test_a_loss_that_is_not_reached_is_the_exit_status(files, capsys):
-    assert run(files, "converge", "--output", files / "done.keras", "--gated", "never") == 1
+    assert run(files, "converge", "--output", files / "done.keras", "--no-gated") == 1
     assert (files / "done.keras").exists()
 
 
@@ -119,7 +119,7 @@ def test_options_of_the_solver_are_passed_on(files, capsys):
     validation = ["--validation", files / "train.npz", "--patience", 1]
     assert run(files, "converge", "--output", files / "done.keras", "--ridge", 1e-6, *validation) == 1
     assert "ended by            patience" in capsys.readouterr().out
-    assert run(files, "converge", "--output", files / "done.keras", "--gated", "never", "--ridge", 1e-2) == 0
+    assert run(files, "converge", "--output", files / "done.keras", "--no-gated", "--ridge", 1e-2) == 0
     printed = capsys.readouterr().out
     assert "ended by            the certified gap" in printed
     assert "not reached" not in printed
