@@ -1,9 +1,26 @@
-"""What two of the backends do in the same way."""
+"""What two of the backends do in the same way; a third has a function of the same name."""
+
+import contextlib
 
 import keras
 
 COMPILES_SHAPES = False
 WORTH_AN_ACCELERATOR = 1e8  # operations of a product, beside which launching it is little
+END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
+
+
+def training_scope(model):
+    """Return the context in which variables for the model's training step are made."""
+    return contextlib.nullcontext()
+
+
+def build(model, *arguments):
+    """Build a model for the inputs that the arguments of a train function will bring; here `fit` has done so."""
+
+
+def applies_whole(optimizer):
+    """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
+    return False
 
 
 def apply(optimizer, gradients, variables):
@@ -26,8 +43,18 @@ def test_step(model, batch):
     model.test_step(batch)
 
 
-def reattach(model, iterator):
-    """Do nothing: the model has its variables in its steps, too."""
+def reattach(model, *arguments):
+    """Give the model the variables back that a train function was handed; here it has them in its steps, too."""
+
+
+def without_gradients(variables):
+    """Return a context in which no gradients are computed for these variables; a compiler drops unused ones itself."""
+    return contextlib.nullcontext()
+
+
+def in_replica(function, model, *arguments):
+    """Return what a function returns, run as the model's steps are."""
+    return function(*arguments)
 
 
 def leaves_variables(model):

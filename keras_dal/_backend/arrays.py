@@ -14,6 +14,11 @@ from scipy import special
 _TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers for zero
 
 
+def slices(size, step):
+    """Return slices of at most `step` that cover `range(size)`, in order."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
 def of(array) -> Any:
     """Return the functions for arrays of this kind."""
     return NUMPY if isinstance(array, np.ndarray) else TENSORS

@@ -14,12 +14,6 @@ from keras_dal._backend import _shared
 COMPILES_SHAPES = True  # each operation, for each shape of its arguments: about 0.25 s on a GPU
 WORTH_AN_ACCELERATOR = 5e10  # operations of a product: a solver makes a hundred, and compiles for 15 s
 _SELECTED = 2**22  # entries of a sum that an accelerator adds up in every step, whether they count or not
-END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
-
-
-def training_scope(model):
-    """Return the context in which variables for the model's training step are made."""
-    return contextlib.nullcontext()
 
 
 def statistics_dtype():
@@ -73,11 +67,6 @@ def where_set(flag, function):
     function()
 
 
-def without_gradients(variables):
-    """Return a context without gradients for these variables: the compiler drops unused ones itself."""
-    return contextlib.nullcontext()
-
-
 def has_accelerator():
     """Return whether arrays lie on something faster than the host."""
     return jax.default_backend() != "cpu"
@@ -102,7 +91,7 @@ def reading(model, take, logs):
 
     def function(state, iterator):
         take(_own(next(iterator)))
-        with contextlib.suppress(*END_OF_DATA):
+        with contextlib.suppress(*_shared.END_OF_DATA):
             for _ in range(model.steps_per_execution - 1):
                 take(_own(next(iterator)))
         return logs, state
@@ -136,11 +125,6 @@ def leaves_variables(model):
     return not model.run_eagerly
 
 
-def in_replica(function, model, *arguments):
-    """Return what a function returns, run as the model's steps are."""
-    return function(*arguments)
-
-
 def test_step(model, batch):
     """Run the model's own `test_step` for a batch; what it makes of the state is dropped."""
     state = model.trainable_variables, model.non_trainable_variables, model.metrics_variables
@@ -150,10 +134,6 @@ def test_step(model, batch):
 def reattach(model, state, iterator):
     """Give the model its variables back, whose values `fit` has handed to its train function."""
     _keras.reattach(model, state)
-
-
-def build(model, *arguments):
-    """Do nothing: `fit` has built the model."""
 
 
 def _arrays(x):

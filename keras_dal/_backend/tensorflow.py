@@ -8,7 +8,6 @@ from keras import tree
 
 from keras_dal._backend import _shared
 
-COMPILES_SHAPES, WORTH_AN_ACCELERATOR = _shared.COMPILES_SHAPES, _shared.WORTH_AN_ACCELERATOR
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)  # how a train function says that the epoch is over
 
 
@@ -27,11 +26,6 @@ def product(left, right):
     return tf.matmul(left, right)
 
 
-def applies_whole(optimizer):
-    """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
-    return False
-
-
 def where_set(flag, function):
     """Call a function, which assigns variables, in the steps in which a scalar tensor is not zero."""
 
@@ -41,15 +35,7 @@ def where_set(flag, function):
     tf.cond(flag > 0, call, lambda: None)
 
 
-apply, add_where_set = _shared.apply, _shared.adding(where_set)
-as_computed, in_one, shapes_of = _shared.as_computed, _shared.in_one, _shared.shapes_of
-leaves_variables, logs_of = _shared.leaves_variables, _shared.logs_of
-reattach, test_step = _shared.reattach, _shared.test_step
-
-
-def without_gradients(variables):
-    """Return a context in which no gradients are computed for these variables; a graph drops unused ones itself."""
-    return contextlib.nullcontext()
+add_where_set = _shared.adding(where_set)
 
 
 def has_accelerator():

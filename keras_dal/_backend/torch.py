@@ -8,14 +8,6 @@ import torch
 
 from keras_dal._backend import _shared
 
-COMPILES_SHAPES, WORTH_AN_ACCELERATOR = _shared.COMPILES_SHAPES, _shared.WORTH_AN_ACCELERATOR
-END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over
-
-
-def training_scope(model):
-    """Return the context in which variables for the model's training step are made."""
-    return contextlib.nullcontext()
-
 
 def statistics_dtype():
     """Return the widest float dtype in which sums can be kept inside a training step."""
@@ -27,21 +19,13 @@ def product(left, right):
     return torch.matmul(left, right)
 
 
-def applies_whole(optimizer):
-    """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
-    return False
-
-
 def where_set(flag, function):
     """Call a function, which assigns variables, in the steps in which a scalar tensor is not zero."""
     if bool(keras.ops.convert_to_tensor(flag)):
         function()
 
 
-apply, add_where_set = _shared.apply, _shared.adding(where_set)
-as_computed, in_one, shapes_of = _shared.as_computed, _shared.in_one, _shared.shapes_of
-leaves_variables, logs_of = _shared.leaves_variables, _shared.logs_of
-reattach, test_step = _shared.reattach, _shared.test_step
+add_where_set = _shared.adding(where_set)
 
 
 @contextlib.contextmanager
@@ -115,10 +99,6 @@ def over_replicas(function, model):
 def in_replica(function, model, *arguments):
     """Return what a function returns, run as the model's steps are."""
     return function(*arguments)
-
-
-def build(model, *arguments):
-    """Do nothing: `fit` has built the model."""
 
 
 def compiled(function, model):

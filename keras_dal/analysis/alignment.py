@@ -10,9 +10,10 @@ from scipy.sparse.linalg import lsqr
 from keras_dal import _backend
 from keras_dal.analysis.reports import AlignmentReport
 from keras_dal.analysis.separability import MIXED, Name, Verdict, announced, by_residual, decide, decisive_share
-from keras_dal.features.batches import checked_weight, feature_batches, first_inputs, in_one_array
-from keras_dal.features.precision import precision, spacing_of
+from keras_dal.features.batches import feature_batches, first_inputs, in_one_array
+from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress import progress_bar, watched
+from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.features.store import KeptRows
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
@@ -86,14 +87,14 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
     bar = progress_bar("samples", x) if verbose else None
     with KeptRows() as rows:
         batches = feature_batches(structure, x, y, sample_weight, batch_size)
-        used = _gather(rows, structure, loss, watched(batches, bar))
+        used = _gather(rows, structure, loss, x, watched(batches, bar))
         if verbose:
             print(announced(len(used), structure.head().num_parameters), flush=True)
         measure = _measure_plain if structure.head().is_plain else _measure_gated
         return measure(structure, loss, rows, used, decide_separability)
 
 
-def alignment_from_moments(moments, num_samples, structure, loss, spacing=None):
+def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
     """Measure the alignment of a plain head from sums that were gathered elsewhere.
 
     Args:
@@ -102,7 +103,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, spacing=None):
         num_samples: number of samples in the sums.
         structure: the `Structure` they come from.
         loss: the `losses.Loss` that made the targets Y.
-        spacing: at one, of the numbers that were summed up; by default those of the statistics of a training step.
+        eps: spacing at one of the numbers that were summed up; by default those of the statistics of a training step.
 
     Returns:
         An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound. Its shares are not numbers
@@ -116,8 +117,8 @@ def alignment_from_moments(moments, num_samples, structure, loss, spacing=None):
         centring = np.eye(len(moments))
         centring[-c:, -c:] -= 1.0 / c
         moments = centring @ moments @ centring
-    spacing = precision(_backend.statistics_dtype()) if spacing is None else spacing
-    projection = project_moments(moments, c, structure.use_bias, spacing, num_samples)
+    eps = eps_of(_backend.statistics_dtype()) if eps is None else eps
+    projection = project_moments(moments, c, structure.use_bias, eps, num_samples)
     lost = (projection.squares.centred == 0) & (projection.squares.whole > 0)
     if loss.quadratic and lost.any():  # constant or not: these sums do not tell
         unknown = np.where(lost, np.nan, projection.residual)
@@ -132,34 +133,24 @@ def alignment_from_moments(moments, num_samples, structure, loss, spacing=None):
     )
 
 
-def _gather(rows, structure, loss, batches):
+def _gather(rows, structure, loss, x, batches):
     """Keeps features, targets and weights of the samples that have a weight, and returns which samples those are."""
     used = []
     for features, y, weight in batches:
-        if y is None:
-            raise ValueError("The labels are missing. Pass y, or a dataset of (x, y). Received: y=None")
-        y = np.asarray(y)
-        if len(y) != len(features):
-            raise ValueError(
-                "Inputs and labels must have the same number of samples. "
-                f"Received: {len(features)} inputs with {len(y)} labels"
-            )
+        check_labels(y, x)
         kept = np.ones(len(features), bool) if weight is None else weight > 0
         weight = np.ones(len(features)) if weight is None else weight
         if kept.any():
             rows.append(features[kept], loss.targets(y[kept], structure.num_outputs), weight[kept])
         used.append(kept)
-    used = np.concatenate(used)
-    if not used.any():
-        raise ValueError("At least one sample must have a positive weight. Received: sample_weight of zeros only")
-    return used
+    return positive(np.concatenate(used))[0]
 
 
 def _measure_plain(structure, loss, rows, used, decide_separability):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
-        qr.update(features, _seen(loss, loss.label_matrix(targets)), weight)
-    projection = qr.project(_spacing(structure, rows))
+        qr.update(features, loss.seen(loss.label_matrix(targets)), weight)
+    projection = qr.project(_eps(structure, rows))
     theta = projection.coefficients.ravel()
     per_sample, _ = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, projection.residual, projection.squares)
@@ -177,10 +168,10 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
     features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
-    columns = jacobian(head, features, weights, loss.shift_invariant, precision=_spacing(structure, rows))
+    columns = jacobian(head, features, weights, loss.shift_invariant, eps=_eps(structure, rows))
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
-    squares = centred_total(_seen(loss, matrix), weights, structure.use_bias)
+    squares = centred_total(loss.seen(matrix), weights, structure.use_bias)
     per_sample, per_class = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, per_class, squares)
     least = share
@@ -204,19 +195,18 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
 def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     operator = tangent_operator(structure.model, x, "all", batch_size=batch_size)
     y, sample_weight = in_one_array("labels", y), in_one_array("sample weights", sample_weight)
-    targets = loss.targets([] if y is None else y, structure.num_outputs)
-    mixed, targets = common_scale(loss.scales(targets)) is None, _seen(loss, loss.label_matrix(targets))
+    check_labels(y, x)
+    targets = loss.targets(y, structure.num_outputs)
+    mixed, targets = common_scale(loss.scales(targets)) is None, loss.seen(loss.label_matrix(targets))
     weights = checked_weight(sample_weight, len(targets))
     weights = np.ones(len(targets)) if weights is None else weights
-    if not weights.any():
-        raise ValueError(f"Sample weights must not all be zero. Received: sample_weight={sample_weight}")
-    used, bias = weights > 0, _has_bias(operator, structure)
+    (used, _), bias = positive(weights), _has_bias(operator, structure)
     centred = targets - safe_mean(targets, weights) if bias else targets
     roots = np.sqrt(weights)[:, None]
 
     def mapped(rows):
         """Returns rows as the loss sees them; the map is its own transpose."""
-        return (roots * _seen(loss, rows.reshape(targets.shape))).ravel()
+        return (roots * loss.seen(rows.reshape(targets.shape))).ravel()
 
     right = mapped(centred)
     scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
@@ -268,13 +258,8 @@ def _report(structure, num_samples, verdict, **fields):
     )
 
 
-def _seen(loss, targets):
-    """Return rows as the loss sees them: constants per sample may change nothing."""
-    return targets - targets.mean(axis=1, keepdims=True) if loss.shift_invariant else targets
-
-
-def _spacing(structure, rows):
-    return spacing_of(structure, (features for features, _, _ in rows if len(features)))
+def _eps(structure, rows):
+    return eps_of_features(structure, (features for features, _, _ in rows if len(features)))
 
 
 def _has_bias(operator, structure):
@@ -288,7 +273,7 @@ def _residual_squares(head, loss, rows, used, theta):
     parts = []
     for features, targets, weight in rows:
         left = loss.label_matrix(targets) - head.logits(features.astype(np.float64), theta)
-        squares = weight[:, None] * _seen(loss, left) ** 2
+        squares = weight[:, None] * loss.seen(left) ** 2
         parts.append(squares.sum(axis=1))
         per_class += squares.sum(axis=0)
     per_sample[used] = np.concatenate(parts)

@@ -11,8 +11,9 @@ from keras_dal.analysis import assumptions
 from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
 from keras_dal.analysis.separability import announced, decisive_share, verdict_of
 from keras_dal.features.batches import feature_batches, first_inputs
-from keras_dal.features.precision import precision, spacing_of
+from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress import progress_bar, watched
+from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
@@ -229,31 +230,34 @@ def certify(
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
     batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
-    features, labels, weights = (
-        None if parts[0] is None else np.concatenate([np.asarray(part) for part in parts])
-        for parts in zip(*batches, strict=True)
-    )
-    if labels is None:
-        raise ValueError(f"A certificate needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    features, labels, weights = map(_joined, zip(*batches, strict=True))
+    check_labels(labels, x)
     targets = resolved.targets(labels, structure.num_outputs)
     head = structure.head()
     if verbose:
         print(announced(len(labels), head.num_parameters), flush=True)
     now = structure, head, l2_factors(structure.linear_parameters), features, targets, resolved
-    return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, spacing_of(structure, [features]))
+    return certify_structure(
+        *now, structure.theta(), weights, max_jacobian_bytes, eps_of_features(structure, [features])
+    )
 
 
-def certify_structure(structure, head, penalty, features, targets, loss, theta, weights, max_bytes, spacing):
+def _joined(parts) -> Any:
+    """Return the arrays of all batches as one, None where there are none."""
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def certify_structure(structure, head, penalty, features, targets, loss, theta, weights, max_bytes, eps):
     """Certify the head of a model on cached features, with its L2 penalty and with what the model does in training.
 
     Args:
         structure: a `Structure`.
         head: its head, with the gates that go with the features.
         penalty: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
-        features, targets, loss, theta, weights, max_bytes, spacing: as for `certify_head`.
+        features, targets, loss, theta, weights, max_bytes, eps: as for `certify_head`.
     """
     factors = 0.0 if penalty is None else penalty
-    certificate = certify_head(head, features, targets, loss, theta, weights, factors, max_bytes, spacing)
+    certificate = certify_head(head, features, targets, loss, theta, weights, factors, max_bytes, eps)
     open_points = (*certificate.not_covered, *assumptions.of_training(structure, penalty))
     beta = None if penalty is None else certificate.beta
     if certificate.beta is None:
@@ -263,7 +267,7 @@ def certify_structure(structure, head, penalty, features, targets, loss, theta, 
 
 
 def certify_head(
-    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=2**28, spacing=None
+    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=2**28, eps=None
 ):
     """Certify a head on cached features, in float64 throughout and without Keras.
 
@@ -276,18 +280,16 @@ def certify_head(
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`.
         max_bytes: largest Jacobian whose singular values are computed.
-        spacing: of floating-point numbers at one where the features were computed; by default that of their dtype.
+        eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
 
     Raises:
         ValueError: sample weights that are negative or all zero.
     """
-    weights = np.ones(len(features)) if weights is None else np.asarray(weights, np.float64)
-    kept = weights > 0
-    if np.any(weights < 0) or not kept.any():
-        raise ValueError(f"Sample weights must not be negative, nor all zero. Received: sample_weight={weights}")
-    spacing = precision(features.dtype) if spacing is None else spacing
-    features, targets, weights = features[kept].astype(np.float64), targets[kept], weights[kept] * kept.mean()
-    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, spacing)
+    given = checked_weight(weights, len(features))
+    kept, weights = positive(np.ones(len(features)) if given is None else given)
+    eps = eps_of(features.dtype) if eps is None else eps
+    features, targets = features[kept].astype(np.float64), targets[kept]
+    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, eps)
     objective, matrix = Objective(jac, loss, targets, weights, penalty), loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
     squares = centred_total(jac.seen(matrix), weights, head.use_bias)

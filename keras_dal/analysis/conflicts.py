@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_BLOCK = 4096  # samples looked at together
+from keras_dal.features.precision import blocks_of
 
 
 def num_conflicting(features, targets, loss):
@@ -25,8 +25,8 @@ def num_conflicting(features, targets, loss):
 
 
 def _blocks(features):
-    for start in range(0, len(features), _BLOCK):
-        yield np.ascontiguousarray(features[start : start + _BLOCK]) + 0.0  # -0.0 is 0.0
+    for block in blocks_of(features):
+        yield np.ascontiguousarray(block) + 0.0  # -0.0 is 0.0
 
 
 def _wrong(group, features, targets, loss):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_dal.features.tracing import to_numpy
+from keras_dal.heads.base import split
 from keras_dal.solvers import duality
 
 _SCALES = np.geomspace(1e-2, 1e3, 81)
@@ -118,10 +119,9 @@ def penalty_at(variables, factors, theta):
     """
     if factors is not None:
         return float(np.sum(factors * theta**2))
-    ends = np.cumsum([np.prod(variable.shape, dtype=int) for variable in variables])
-    parts = zip(variables, np.split(theta, ends[:-1]), strict=True)
-    arrays = [(v, part.reshape(v.shape).astype("float32")) for v, part in parts if v.regularizer]
-    return float(sum(to_numpy(v.regularizer(ops.convert_to_tensor(array))).item() for v, array in arrays))
+    parts = zip(variables, split(theta, [variable.shape for variable in variables]), strict=True)
+    tensors = [(v, ops.convert_to_tensor(part.astype("float32"))) for v, part in parts if v.regularizer]
+    return float(sum(to_numpy(v.regularizer(tensor)).item() for v, tensor in tensors))
 
 
 def _undominated(pairs):

@@ -6,7 +6,7 @@ from keras_dal.analysis.separability import ALIGNED, decisive_share
 from keras_dal.solvers.least_squares import StreamedQR
 
 
-def samples_fitted(features, labels, loss, use_bias, spacing, seed):
+def samples_fitted(features, labels, loss, use_bias, eps, seed):
     """Return the largest number of samples, the first of a random order, whose labels are in the column space.
 
     What is left of them counts as a share of all labels: it grows with the samples, so a bisection finds the number.
@@ -16,7 +16,7 @@ def samples_fitted(features, labels, loss, use_bias, spacing, seed):
         labels: Y_l as the loss sees them, `(n, C)`.
         loss: a `losses.Loss`.
         use_bias: whether the head has one.
-        spacing: of floating-point numbers at one where the features were computed.
+        eps: spacing of floating-point numbers at one where the features were computed.
         seed: of the order.
     """
     order = np.random.default_rng(seed).permutation(len(features))
@@ -25,7 +25,7 @@ def samples_fitted(features, labels, loss, use_bias, spacing, seed):
         rows = order[:count]
         qr = StreamedQR(features.shape[1], labels.shape[1], use_bias)
         qr.update(features[rows], labels[rows])
-        return qr.project(spacing)
+        return qr.project(eps)
 
     squares = projected(len(order)).squares
 

@@ -188,4 +188,4 @@ def _is_above_rounding(lower, objective, v):
     if not objective.loss.quadratic or lower == 0:
         return False
     size = jac.head.magnitudes(jac.features, np.abs(v)) + np.abs(targets)
-    return lower > objective.loss_of(targets + jac.precision * size)
+    return lower > objective.loss_of(targets + jac.eps * size)

@@ -19,7 +19,8 @@ from keras_dal.analysis.samples_fitted import samples_fitted
 from keras_dal.analysis.separability import ALIGNED, decisive_share
 from keras_dal.features.batches import first_inputs
 from keras_dal.features.cache import cached_features
-from keras_dal.features.precision import blocks_of, spacing_of
+from keras_dal.features.precision import blocks_of, eps_of_features
+from keras_dal.features.samples import check_count, check_labels
 from keras_dal.heads import DenseHead, SumHead
 from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
@@ -136,12 +137,11 @@ class _Point(NamedTuple):
 class _Problem:
     """Features, labels and loss, and what does not depend on the gates."""
 
-    def __init__(self, features, targets, weights, loss, use_bias, max_bytes, spacing):
+    def __init__(self, features, targets, weights, loss, use_bias, max_bytes, eps):
         self.features, self.targets, self.weights = np.asarray(features, np.float64), targets, weights
-        self.precision = spacing
+        self.eps = eps
         self.loss, self.use_bias, self.max_bytes = loss, use_bias, max_bytes
-        matrix = loss.label_matrix(targets)
-        self.labels = matrix - matrix.mean(axis=1, keepdims=True) * loss.shift_invariant
+        self.labels = loss.seen(loss.label_matrix(targets))
         self.squares = centred_total(self.labels, weights, use_bias)
         self.hard, self.share_tells = loss.are_hard(targets), common_scale(loss.scales(targets)) is not None
         self.floor = loss.floor(targets, weights)
@@ -164,7 +164,7 @@ class _Problem:
         return tuple(min(1.0, float(share)) for share in both)
 
     def samples_fitted(self, seed):
-        return samples_fitted(self.features, self.labels, self.loss, self.use_bias, self.precision, seed)
+        return samples_fitted(self.features, self.labels, self.loss, self.use_bias, self.eps, seed)
 
     def mixture(self, width, seed):
         """Return the gates that a `GatedBranch` of this width would have after `adapt`."""
@@ -206,17 +206,15 @@ class _Problem:
 
 def _problem(structure, loss, data, max_bytes, x):
     """Return the `_Problem` of cached features; raises a ValueError where there are no labels."""
-    if data.labels is None:
-        raise ValueError(f"The curve needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    check_labels(data.labels, x)
     targets = loss.targets(data.labels, structure.num_outputs)
-    spacing = spacing_of(structure, blocks_of(data.features))
-    return _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, spacing)
+    eps = eps_of_features(structure, blocks_of(data.features))
+    return _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, eps)
 
 
 def _checked(widths, draws, problem):
     """Return the widths as a tuple; raises a ValueError for bad ones."""
-    if not (isinstance(draws, (int, np.integer)) and draws > 0):
-        raise ValueError(f"draws must be a positive integer. Received: draws={draws!r}")
+    check_count("draws", draws)
     if widths is None:
         return _default_widths(problem)
     given = tuple(widths)
@@ -246,7 +244,7 @@ def _default_widths(problem):
 def _one_draw(problem, widths, seed, draw, verbose):
     """Return a `_Point` for each width, from one set of columns that grows."""
     n = len(problem.targets)
-    columns = NestedColumns(problem.num_columns(widths[-1]), problem.weights, problem.use_bias, problem.precision)
+    columns = NestedColumns(problem.num_columns(widths[-1]), problem.weights, problem.use_bias, problem.eps)
     columns.append(problem.features)
     if widths[-1]:
         mixture = problem.mixture(widths[-1], seed)
@@ -297,7 +295,5 @@ def _enclosed(problem, mixture, width):
     head = DenseHead(m, outputs, problem.use_bias)
     if width:
         head = SumHead([mixture.first(width), head])
-    columns = jacobian(
-        head, problem.features, problem.weights, problem.loss.shift_invariant, precision=problem.precision
-    )
+    columns = jacobian(head, problem.features, problem.weights, problem.loss.shift_invariant, eps=problem.eps)
     return enclose_infimum(columns, problem.loss, problem.targets, problem.weights)

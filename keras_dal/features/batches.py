@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_dal._backend import arrays
+from keras_dal.features.samples import check_count, checked_weight
 from keras_dal.features.tracing import feature_array, to_numpy
 
 
@@ -36,6 +38,11 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
                 f"Received: {np.sum(~np.isfinite(features))} such values in the inputs of layer "
                 f"{structure.layer.name!r}"
             )
+        if y_batch is not None and np.shape(y_batch)[:1] != (len(features),):
+            raise ValueError(
+                "Inputs and labels must have the same number of samples. "
+                f"Received: {len(features)} inputs with labels of shape {np.shape(y_batch)}"
+            )
         yield features, y_batch, checked_weight(weight, len(features))
     if empty:
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
@@ -61,11 +68,9 @@ def batches(x, y=None, sample_weight=None, batch_size=256):
             "Inputs, labels and weights must have the same number of samples. Received: shapes "
             f"{[np.shape(array) for array in tree.flatten(parts)]}"
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer. Received: batch_size={batch_size!r}")
+    check_count("batch_size", batch_size)
     y, sample_weight = (None if part is None else np.asarray(part) for part in (y, sample_weight))
-    for start in range(0, sizes.pop()[0], batch_size):
-        rows = slice(start, start + batch_size)
+    for rows in arrays.slices(sizes.pop()[0], batch_size):
         yield (
             tree.map_structure(lambda array: array[rows], x),  # noqa: B023 (used before rows changes)
             None if y is None else y[rows],
@@ -83,13 +88,13 @@ def in_one_array(name, part):
     Raises:
         ValueError: several arrays.
     """
-    arrays = tree.flatten(part)
-    if len(arrays) > 1 and any(np.ndim(array) for array in arrays):
+    found = tree.flatten(part)
+    if len(found) > 1 and any(np.ndim(array) for array in found):
         raise ValueError(
-            f"The {name} must be one array, as the model has one output. Received: {len(arrays)} arrays of shapes "
-            f"{[np.shape(array) for array in arrays]}"
+            f"The {name} must be one array, as the model has one output. Received: {len(found)} arrays of shapes "
+            f"{[np.shape(array) for array in found]}"
         )
-    return arrays[0] if len(arrays) == 1 and np.ndim(arrays[0]) else part
+    return found[0] if len(found) == 1 and np.ndim(found[0]) else part
 
 
 def _in_one(labels, weight):
@@ -115,19 +120,6 @@ def _iterate(x):
             f"x must be arrays, a tf.data.Dataset, a PyDataset or another iterable of batches. Received: x={x!r}"
         )
     return iter(x)
-
-
-def checked_weight(weight, size):
-    """Return weights as float64 `(size,)`, or None for None; raises a ValueError where they are no weights."""
-    if weight is None:
-        return None
-    weight = np.asarray(weight, np.float64).reshape(-1)
-    if len(weight) != size or not np.isfinite(weight).all() or (weight < 0).any():
-        raise ValueError(
-            "Sample weights must be finite and not negative, one per sample. "
-            f"Received: {len(weight)} weights for {size} samples, the smallest {weight.min(initial=np.inf)}"
-        )
-    return weight
 
 
 def _description(x):

@@ -12,13 +12,14 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _keras
-from keras_dal.features.batches import are_arrays, batches, checked_weight, feature_batches
-from keras_dal.features.precision import precision
+from keras_dal.features.batches import are_arrays, batches, feature_batches
+from keras_dal.features.precision import eps_of
+from keras_dal.features.samples import checked_weight, positive
 from keras_dal.features.store import RowWriter, kept_rows
 from keras_dal.features.tracing import computed_dtype
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
-_SPACING = precision("float32")
+_EPS = eps_of("float32")
 _COMPARED = 32  # rows that are computed again
 _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
@@ -42,18 +43,16 @@ class CachedFeatures:
 
     def weighted(self):
         """Return the samples of positive weight, with weights that keep the mean over all of them."""
-        kept = self.weights > 0
+        kept, weights = positive(self.weights)
         if kept.all():
             return self
-        if not kept.any():
-            raise ValueError(f"Sample weights must not all be zero. Received: sample_weight={self.weights}")
-        labels, weights = None if self.labels is None else self.labels[kept], self.weights[kept] * kept.mean()
+        labels = None if self.labels is None else self.labels[kept]
         return CachedFeatures(self.features[kept], labels, weights, self.rows[kept], self.exact)
 
     def are_exact(self, structure):
         """Return whether features are as the model computes them, which float64 that may have been cast is not."""
         dtype = computed_dtype(structure.layer.compute_dtype)
-        return precision(dtype) >= _SPACING if self.exact is None else self.exact
+        return eps_of(dtype) >= _EPS if self.exact is None else self.exact
 
 
 def cached_features(

@@ -4,17 +4,18 @@ import ml_dtypes
 import numpy as np
 
 from keras_dal import _keras
+from keras_dal._backend import arrays
 from keras_dal.features.tracing import HALVES, computed_dtype
 
 _BLOCK = 4096  # samples that are looked at together
 
 
-def precision(dtype):
+def eps_of(dtype):
     """Return the spacing of floating-point numbers at one, for a dtype."""
     return float(ml_dtypes.finfo(dtype).eps)
 
 
-def spacing_of(structure, batches):
+def eps_of_features(structure, batches):
     """Return the spacing at one of the coarsest numbers that features went through.
 
     That is of what they are kept in or of what the head takes; and of half precision, where a layer of the model
@@ -26,18 +27,18 @@ def spacing_of(structure, batches):
     """
     used = {layer.compute_dtype for layer in _keras.sublayers(structure.model)}
     halves = [dtype for dtype in HALVES if dtype in used]
-    spacing = precision(computed_dtype(structure.layer.compute_dtype))
+    eps = eps_of(computed_dtype(structure.layer.compute_dtype))
     for features in batches:
-        spacing = max(spacing, precision(features.dtype))
+        eps = max(eps, eps_of(features.dtype))
         halves = [dtype for dtype in halves if _are_of(features, dtype)]
         if not halves:
-            return spacing
-    return max([spacing, *map(precision, halves)])
+            return eps
+    return max([eps, *map(eps_of, halves)])
 
 
 def blocks_of(features):
-    """Yield features block by block, which may be larger than memory."""
-    yield from (features[start : start + _BLOCK] for start in range(0, len(features), _BLOCK))
+    """Return features block by block, which may be larger than memory."""
+    return (features[rows] for rows in arrays.slices(len(features), _BLOCK))
 
 
 def _are_of(features, dtype):

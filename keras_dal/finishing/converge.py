@@ -11,6 +11,7 @@ from keras import tree
 from keras_dal.features.batches import are_arrays, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress import complete, progress_bar
+from keras_dal.features.samples import check_labels
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import HALVES
 from keras_dal.finishing.history import Path
@@ -101,8 +102,7 @@ def converge(
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
     gather = functools.partial(_gather, structure, x, bool(verbose), options)
     everything = gather("training samples", x, y, sample_weight)
-    if everything.labels is None:
-        raise ValueError(f"The solver needs labels: pass y, or a dataset of (x, y). Received: x={type(x).__name__}")
+    check_labels(everything.labels, x)
     train = everything.weighted()
     still = None if anchors is None else gather("anchors", anchors).features
     validation = None

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
+from keras_dal._backend import arrays
+
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048  # samples whose logits are computed at a time
 
@@ -49,8 +51,7 @@ class Logits:
         return iter(self._kept or self._blocks())
 
     def _blocks(self):
-        for start in range(0, len(self._features), _BLOCK):
-            rows = slice(start, start + _BLOCK)
+        for rows in arrays.slices(len(self._features), _BLOCK):
             yield rows, self._head.logits(np.asarray(self._features[rows], np.float64), self._theta)
 
 

@@ -12,7 +12,7 @@ from keras_dal.analysis.assumptions import ROUNDED, clips_probabilities
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors, penalty_at
 from keras_dal.analysis.separability import Name
-from keras_dal.features.precision import blocks_of, spacing_of
+from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import Proof
@@ -98,8 +98,8 @@ class Result:
 
         The features and gates are those the head was solved on, whatever has become of them since.
         """
-        data, spacing = self._data, spacing_of(self.structure, blocks_of(self._data.features))
-        arguments = data.features, data.targets[:], data.loss, self._theta, data.weights, 2**28, spacing
+        data, eps = self._data, eps_of_features(self.structure, blocks_of(self._data.features))
+        arguments = data.features, data.targets[:], data.loss, self._theta, data.weights, 2**28, eps
         found = certify_structure(self.structure, data.head, data.factors, *arguments)
         if data.exact:
             return found

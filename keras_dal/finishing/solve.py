@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend import arrays
 from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.result import finished
@@ -61,8 +62,8 @@ def _gap_unit(task):
         return 1.0
     first, weights = task.targets[:1], task.train.weights / np.sum(task.train.weights)
     sums = np.zeros((3, first.shape[1]))
-    for start in range(0, len(weights), _BLOCK):
-        targets, share = task.targets[start : start + _BLOCK], weights[start : start + _BLOCK]
+    for rows in arrays.slices(len(weights), _BLOCK):
+        targets, share = task.targets[rows], weights[rows]
         sums += share @ (targets - first), share @ (targets - first) ** 2, share @ targets**2
     variance, size = float(np.mean(sums[1] - sums[0] ** 2)), float(np.mean(sums[2]))
     return min(1.0, variance) if variance > _ROUNDING * size else 1.0

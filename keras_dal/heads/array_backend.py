@@ -89,10 +89,9 @@ class Host(_Library):
     def gram(self, inputs, gates, jitter, shift):
         """Return `(gates gates') * (inputs inputs')`, 0 above its blocks; diagonal times `1 + jitter` plus shift."""
         result = np.zeros((len(gates), len(gates)), np.float32)
-        for start in range(0, len(gates), _BLOCK):
-            stop = min(start + _BLOCK, len(gates))
-            others = inputs[:stop], gates[:stop]
-            self._write_gram(result[start:stop, :stop], inputs[start:stop], gates[start:stop], *others)
+        for rows in arrays.slices(len(gates), _BLOCK):
+            others = inputs[: rows.stop], gates[: rows.stop]
+            self._write_gram(result[rows, : rows.stop], inputs[rows], gates[rows], *others)
         diagonal = np.einsum("ii->i", result)
         diagonal *= 1 + jitter
         diagonal += shift
@@ -101,8 +100,7 @@ class Host(_Library):
     def cross_gram(self, inputs, gates, other_inputs, other_gates):
         """Return `(gates other_gates') * (inputs other_inputs')`."""
         result = np.empty((len(gates), len(other_gates)), np.float32)
-        for start in range(0, len(gates), _BLOCK):
-            rows = slice(start, start + _BLOCK)
+        for rows in arrays.slices(len(gates), _BLOCK):
             self._write_gram(result[rows], inputs[rows], gates[rows], other_inputs, other_gates)
         return result
 

@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-_EPS = float(np.finfo(np.float64).eps)
+from keras_dal.heads.norms import EPS
+
+
+def split(theta, shapes):
+    """Return the views of a flat theta that have these shapes, one after another."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(theta, ends), shapes, strict=True)]
 
 
 class Head:
@@ -59,12 +65,11 @@ class Head:
     def rounding(self, features, theta):
         """Return a bound `(n, C)` of the errors float64 makes in `logits`, with gates and inputs taken as computed."""
         num_terms = 8 + sum(sum(shape) for shape in self.shapes)  # of the longest sum, at most
-        return _EPS * num_terms * self.magnitudes(features, np.abs(theta))
+        return EPS * num_terms * self.magnitudes(features, np.abs(theta))
 
     def split(self, theta):
         """Return the views of a flat theta that have this head's `shapes`."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        return [part.reshape(shape) for part, shape in zip(np.split(theta, ends[:-1]), self.shapes, strict=True)]
+        return split(theta, self.shapes)
 
     @staticmethod
     def join(arrays, dtype=np.float64):

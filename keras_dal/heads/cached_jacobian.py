@@ -130,8 +130,7 @@ class CachedJacobian:
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""
         widest = max(max(part.working[1], 0 if self._prepared else part.width) for part in self.parts)
         step = max(1, min(self.on.block, self._entries // widest))
-        for start in range(0, len(self), step):
-            rows = slice(start, min(start + step, len(self)))
+        for rows in arrays.slices(len(self), step):
             if self._prepared and len(self) <= step:
                 yield rows, self._prepared
             elif self._prepared:

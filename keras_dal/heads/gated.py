@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend import arrays
 from keras_dal.heads.base import Head
 from keras_dal.heads.dense import DensePart
 from keras_dal.heads.norms import SAFETY, root_of_largest_eigenvalue
@@ -36,10 +37,10 @@ class Gates(Head):
     def _moments(self, features, weights):
         """Return `G' D G` with `D_ii = w_i (|u_i|^2 + 1)`, of the order of the number of gates."""
         moments = 0.0
-        for start in range(0, len(features), _BLOCK):
-            block = features[start : start + _BLOCK]
+        for rows in arrays.slices(len(features), _BLOCK):
+            block = features[rows]
             gates = self.gates(block)
-            squares = weights[start : start + _BLOCK] * (1.0 + np.sum(self.standardize(block) ** 2, axis=1))
+            squares = weights[rows] * (1.0 + np.sum(self.standardize(block) ** 2, axis=1))
             moments = moments + gates.T @ (gates * squares[:, None])
         return moments
 

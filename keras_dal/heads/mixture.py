@@ -78,8 +78,7 @@ class MixtureHead(Gates):
     def _blocks(self, features):
         """Yield slices of the samples with their gates, and inputs and gates in the order of the sums."""
         step = max(1, _ENTRIES // self._width)
-        for start in range(0, len(features), step):
-            rows = slice(start, start + step)
+        for rows in arrays.slices(len(features), step):
             inputs, gates = self.standardize(features[rows]), self.gates(features[rows])
             yield rows, gates, *((gates, inputs) if self.gates_first else (inputs, gates))
 

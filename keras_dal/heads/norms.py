@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import linalg
 
-_EPS = float(np.finfo(np.float64).eps)
+EPS = float(np.finfo(np.float64).eps)  # spacing of floating-point numbers at one
 SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 
 
@@ -15,11 +15,11 @@ def largest_singular_value(matrix, num_rows=None):
     return float(largest * root_of_largest_eigenvalue(gram, num_rows or len(matrix)))
 
 
-def root_of_largest_eigenvalue(gram, num_terms=1, precision=_EPS):
+def root_of_largest_eigenvalue(gram, num_terms=1, eps=EPS):
     """Return an upper bound of the root, close to it, where every entry is a sum of `num_terms` rounded products."""
     last = len(gram) - 1
     largest = max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)
-    return np.sqrt(largest + precision * (num_terms + len(gram)) * np.trace(gram)) * SAFETY
+    return np.sqrt(largest + eps * (num_terms + len(gram)) * np.trace(gram)) * SAFETY
 
 
 def nonzero(scale):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_dal.heads.base import Head
+from keras_dal.heads.base import Head, split
 
 
 class SumHead(Head):
@@ -14,7 +14,6 @@ class SumHead(Head):
         self.num_outputs = self.parts[0].num_outputs
         self.use_bias = self.parts[-1].use_bias  # a mixture, which comes first, has none
         self.shapes = sum((part.shapes for part in self.parts), ())
-        self._ends = np.cumsum([part.num_parameters for part in self.parts])[:-1]
 
     def products(self, on):
         return [part for each in self.parts for part in each.products(on)]
@@ -24,15 +23,17 @@ class SumHead(Head):
         return None if any(each is None for each in columns) else np.hstack(columns)
 
     def logits(self, features, theta):
-        thetas = np.split(theta, self._ends)
-        return sum(part.logits(features, each) for part, each in zip(self.parts, thetas, strict=True))
+        return sum(part.logits(features, each) for part, each in self._with(theta))
 
     def spectral_norm_bound(self, features, weights, centered=False):
         return np.sqrt(sum(part.spectral_norm_bound(features, weights, centered) ** 2 for part in self.parts))
 
     def magnitudes(self, features, theta):
-        thetas = np.split(theta, self._ends)
-        return sum(part.magnitudes(features, each) for part, each in zip(self.parts, thetas, strict=True))
+        return sum(part.magnitudes(features, each) for part, each in self._with(theta))
 
     def adjoint(self, features, cotangent):
         return np.concatenate([part.adjoint(features, cotangent) for part in self.parts])
+
+    def _with(self, theta):
+        """Return each part with its own flat theta."""
+        return zip(self.parts, split(theta, [(part.num_parameters,) for part in self.parts]), strict=True)

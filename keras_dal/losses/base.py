@@ -113,6 +113,10 @@ class Loss(abc.ABC):
         """Return whether positive margins prove that the infimum is 0, because factors of the logits approach it."""
         return self.exclusive is not None and bool(np.isposinf(self.scales(targets)).all())
 
+    def seen(self, rows):
+        """Return rows `(n, C)` without constants per sample, where these change nothing."""
+        return rows - rows.mean(axis=1, keepdims=True) if self.shift_invariant else rows
+
     def margins(self, logits, targets) -> Any:
         """Return by how much every sample is on its right side, shape `(n,)`; None where there are no sides.
 

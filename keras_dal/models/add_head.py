@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.samples import check_count
 from keras_dal.features.tracing import evaluate, recorded_calls, sample_inputs, to_numpy
 from keras_dal.losses import resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
@@ -107,8 +108,8 @@ def num_gated_parameters(num_samples, num_features, num_outputs):
 def _check(x, num_samples, place, gates, oversample):
     if x is None and num_samples is None:
         raise ValueError("Pass the training inputs x, or num_samples. Received: x=None, num_samples=None")
-    if num_samples is not None and not (isinstance(num_samples, (int, np.integer)) and num_samples > 0):
-        raise ValueError(f"num_samples must be a positive integer. Received: num_samples={num_samples!r}")
+    if num_samples is not None:
+        check_count("num_samples", num_samples)
     if place not in _PLACES:
         raise ValueError(f"place must be one of {_PLACES}. Received: place={place!r}")
     if place == "beside" and gates != "random":

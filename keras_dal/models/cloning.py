@@ -8,7 +8,8 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _keras
-from keras_dal.features.tracing import inference, replaced, to_numpy
+from keras_dal.features.tracing import inference, recorded, replaced, to_numpy
+from keras_dal.features.variables import assign_all, values_of
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
 _COLLECTIONS = ("list", "tuple", "dict", "set", "TrackedList", "TrackedDict", "TrackedSet")
@@ -107,7 +108,7 @@ def _map(function, values):
 
 def _variable(variable):
     copy = keras.Variable(
-        to_numpy(variable).copy(),  # JAX would share the buffer, and donate it
+        *values_of([variable]),
         dtype=variable.dtype,
         trainable=variable.trainable,
         aggregation=variable.aggregation,
@@ -132,7 +133,7 @@ def assign_variables(old, new):
     for variable, copy in zip(old.variables, new.variables, strict=True):
         if variable.shape != copy.shape:
             raise ValueError(f"A copy must have the same shape. Received: {variable.path}, {copy.path}")
-        copy.assign(to_numpy(variable).copy())  # JAX would share the buffer, and donate it
+    assign_all(new.variables, values_of(old.variables))
 
 
 def _freeze_alike(old, new):
@@ -147,16 +148,10 @@ def _freeze_alike(old, new):
 
 def _inputs_of(layer, model, inputs):
     """Return what a layer of a model is called with, as NumPy arrays."""
-    seen = []
-
-    def call(values, *args, **kwargs):
-        seen.append(values)
-        return layer_call(values, *args, **kwargs)
-
-    layer_call = layer.call
-    with replaced(layer, "call", call):
+    calls = []
+    with recorded([layer], calls.append):
         inference(model, inputs)
-    return [to_numpy(values) for values in tree.flatten(seen)]
+    return [to_numpy(part) for call in calls for part in tree.flatten(call.inputs)]
 
 
 def _is_close(one, other):

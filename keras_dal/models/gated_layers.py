@@ -5,6 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_dal import heads
+from keras_dal._backend import arrays
+from keras_dal.features.samples import check_count
 
 _GATES = ("learned", "random")
 _BLOCK = 16_384  # samples that are looked at together
@@ -64,8 +66,8 @@ class _Gated(keras.layers.Layer):
 
     def _gates(self, kernel, bias):
         """Return what the heads in NumPy need to compute gates of this kernel and bias."""
-        arrays = {"mean": self.mean, "scale": self.scale, "gate_kernel": kernel, "gate_bias": bias}
-        return {name: _numpy(array) for name, array in arrays.items()} | {"sharpness": self.sharpness}
+        values = {"mean": self.mean, "scale": self.scale, "gate_kernel": kernel, "gate_bias": bias}
+        return {name: _numpy(value) for name, value in values.items()} | {"sharpness": self.sharpness}
 
     @property
     def gates_frozen(self):
@@ -117,7 +119,7 @@ class GatedDense(_Gated):
         seed=None,
         **kwargs,
     ):
-        _check_count("units", units)
+        check_count("units", units)
         if gates not in _GATES:
             raise ValueError(f"gates must be one of {_GATES}. Received: gates={gates!r}")
         super().__init__(units, sharpness, seed, **kwargs)
@@ -208,7 +210,7 @@ class GatedBranch(_Gated):
     _random = True
 
     def __init__(self, dense, num_gates, sharpness=10.0, seed=None, **kwargs):
-        _check_count("num_gates", num_gates)
+        check_count("num_gates", num_gates)
         if isinstance(dense, dict):
             dense = keras.saving.deserialize_keras_object(dense)
         super().__init__(num_gates, sharpness, seed, **{"dtype": dense.dtype_policy, **kwargs})
@@ -271,14 +273,9 @@ def is_held_while_exploring(variable):
 
 def _mean_and_deviation(features):
     """Return both in float64, block by block: features may be larger than memory."""
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(features), _BLOCK)]
+    blocks = list(arrays.slices(len(features), _BLOCK))
     mean = sum(features[rows].sum(axis=0, dtype=np.float64) for rows in blocks) / len(features)
     return mean, np.sqrt(sum(np.square(features[rows] - mean).sum(axis=0) for rows in blocks) / len(features))
-
-
-def _check_count(name, count):
-    if not (isinstance(count, (int, np.integer)) and count > 0):
-        raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
 
 
 def _numpy(variable):

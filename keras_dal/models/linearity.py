@@ -5,7 +5,6 @@ in each of its kernels. Convexity needs linearity, so the check is that the mode
 of constant features, as it is, at random theta_S of several sizes, at zero, and with all other parameters moved too.
 """
 
-import contextlib
 import dataclasses
 
 import ml_dtypes
@@ -13,6 +12,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal.features.tracing import computed_dtype, to_numpy
+from keras_dal.features.variables import assign_all
 
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
@@ -45,26 +45,6 @@ class Probe:
     def confirms(self, activation):
         expected = activation(self.logits)
         return expected.shape == self.outputs.shape and np.abs(expected - self.outputs).max() <= self.tolerance
-
-
-@contextlib.contextmanager
-def restored(variables):
-    """Lets variables change inside the context; afterwards they have the bits they had before, on an exception too."""
-    before = [to_numpy(variable).copy() for variable in variables]
-    try:
-        yield
-    finally:
-        assign_all(variables, before)
-
-
-def assign_all(variables, values):
-    """Assign values to variables: to all of them, even when it is interrupted."""
-    for index, (variable, value) in enumerate(zip(variables, values, strict=True)):
-        try:
-            variable.assign(value)
-        except KeyboardInterrupt:
-            assign_all(variables[index:], values[index:])
-            raise
 
 
 def overlapping(x):
@@ -156,8 +136,7 @@ def defect(variables, evaluate):
     a, b = ([s * generator.standard_normal(np.shape(v)) for s, v in zip(spread, values, strict=True)] for _ in range(2))
 
     def at(arrays):
-        for variable, value in zip(variables, arrays, strict=True):
-            variable.assign(value)
+        assign_all(variables, arrays)
         return evaluate()
 
     zero, first, second = at([0 * part for part in a]), at(a), at(b)
@@ -181,14 +160,13 @@ def _of_logits(form, features, generator, wanted):
 
     Not all together: beside a bias the kernel of tiny features would not be seen, whatever is done with it.
     """
-    head, start = form.head(), 0
-    theta = generator.standard_normal(head.num_parameters)
-    for variable in form.linear_parameters:
-        alone = np.zeros_like(theta)
-        part = slice(start, start := start + int(np.prod(variable.shape)))
-        alone[part] = theta[part]
+    head = form.head()
+    theta, alone = generator.standard_normal(head.num_parameters), np.zeros(head.num_parameters)
+    for variable, part, place in zip(form.linear_parameters, form.split(theta), form.split(alone), strict=True):
+        place[...] = part
         size = np.sqrt(np.mean(head.logits(features.astype(np.float64), alone) ** 2))
-        theta[part] /= max(size / wanted, np.max(np.abs(theta[part])) / _largest(form, variable)) if size else 1.0
+        part /= max(size / wanted, np.max(np.abs(part)) / _largest(form, variable)) if size else 1.0
+        place[...] = 0.0
     return theta
 
 

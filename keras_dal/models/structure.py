@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import math
 import re
 from typing import Any
 
@@ -23,7 +22,9 @@ from keras_dal.features.tracing import (
     sample_inputs,
     to_numpy,
 )
+from keras_dal.features.variables import assign_all, restored
 from keras_dal.heads import DenseHead, Head
+from keras_dal.heads.base import split
 from keras_dal.models import linearity
 
 _ACTIVATIONS = {
@@ -88,18 +89,17 @@ class Structure:
 
     def assign(self, theta):
         """Writes a flat theta_S, of shape `(head().num_parameters,)`, into the model."""
-        linearity.assign_all(self.linear_parameters, self._split(theta))
+        assign_all(self.linear_parameters, self.split(theta))
 
     def rounded(self, theta):
         """Return a flat theta_S as the model's variables would hold it, float64."""
-        parts = zip(self._split(theta), self.linear_parameters, strict=True)
+        parts = zip(self.split(theta), self.linear_parameters, strict=True)
         with np.errstate(over="ignore"):  # infinite then, which whoever writes it refuses
             return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
 
-    def _split(self, theta):
-        ends = np.cumsum([math.prod(variable.shape) for variable in self.linear_parameters])[:-1]
-        parts = zip(np.split(np.asarray(theta), ends), self.linear_parameters, strict=True)
-        return [part.reshape(variable.shape) for part, variable in parts]
+    def split(self, theta):
+        """Return the views of a flat theta_S that have the shapes of `linear_parameters`."""
+        return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
 
     @functools.cached_property
     def feature_function(self):
@@ -142,7 +142,7 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     given, x = x, sample_inputs(model, x)
     if not all(layer.built for layer in (model, *_keras.sublayers(model))):
         inference(model, x)
-    with linearity.restored(model.variables):  # seeds of random layers among them
+    with restored(model.variables):  # seeds of random layers among them
         calls, outputs = recorded_calls(model, x)
         forms = _forms(model, calls, outputs)
         named = not (isinstance(parameters, str) and parameters == "head")
@@ -160,7 +160,7 @@ def _activation(form, calls, x, can_be_enlarged):
     """
     with _backend.full_precision():
         if _backend.COMPILES_SHAPES:
-            with contextlib.suppress(ValueError), linearity.restored(form.model.variables):
+            with contextlib.suppress(ValueError), restored(form.model.variables):
                 return _checked(form, calls, x, can_be_enlarged, evaluation(form.model, form.layer))
         return _checked(form, calls, x, can_be_enlarged, functools.partial(evaluate, form.model, form.layer))
 

@@ -18,6 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 from keras_dal import _backend
 from keras_dal.features import tracing
 from keras_dal.features.batches import batches, feature_batches
+from keras_dal.heads.base import split
 from keras_dal.models.structure import find_structure, named_variables
 
 _VECTORS = 4  # of each length that a Krylov method such as LSQR keeps
@@ -131,10 +132,10 @@ class AutodiffOperator(_Operator):
         return math.ceil(_num_samples(self._x) / self._batch_size)
 
     def _tangents(self, theta):
-        ends = np.cumsum([math.prod(variable.shape) for variable in self.variables])[:-1]
+        parts = split(np.ravel(theta), [variable.shape for variable in self.variables])
         return [
-            keras.ops.convert_to_tensor(part.reshape(variable.shape), dtype=variable.dtype)
-            for part, variable in zip(np.split(np.ravel(theta), ends), self.variables, strict=True)
+            keras.ops.convert_to_tensor(part, dtype=variable.dtype)
+            for part, variable in zip(parts, self.variables, strict=True)
         ]
 
     def _matvec(self, x):

@@ -16,13 +16,13 @@ import time
 import numpy as np
 from scipy import optimize, special
 
+from keras_dal.heads.norms import EPS
 from keras_dal.solvers.exact_dual import nearby_dual
 
 _GAP = 1e-7  # of the two bounds, for weights of about one, at which the search ends
 _ITERATIONS = 200
 SECONDS = 5.0  # after which the search ends with the bounds it has
 _SECTIONS, _GOLDEN = 40, 0.5 * (np.sqrt(5.0) - 1.0)  # of the interval for the share of a dual point
-_EPS = np.finfo(np.float64).eps
 _ROUNDED, _SLACK = 1e-12, 1e-10  # relative, of sums of terms by their sizes
 _LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
 _ALIKE = 1e3  # ratio of weights up to which one search decides
@@ -100,7 +100,7 @@ def _best_share(value):
 
 def smallest_margin(loss, logits, errors, targets):
     """Return a lower bound of the smallest margin for logits with errors up to `errors`, `(n, C)`."""
-    return float(np.min(loss.margins(logits, targets) - (2 + _EPS) * errors.max(axis=1)))
+    return float(np.min(loss.margins(logits, targets) - (2 + EPS) * errors.max(axis=1)))
 
 
 def largest_loss(loss, logits, errors, targets, weights):

@@ -18,7 +18,8 @@ import numpy as np
 from scipy import linalg
 from scipy.sparse import csgraph
 
-_EPS = np.finfo(np.float64).eps
+from keras_dal.heads.norms import EPS
+
 _PRIMES = (2147483629, 2147483587)
 _MODULAR_WORK = 5e8  # multiplications modulo a prime, a few seconds, spent once; a tenth of it on a block
 _PAIR_WORK = 3e9  # multiplications of a factorization, a few seconds
@@ -66,7 +67,7 @@ class Block:
         for refinement in range(_REFINEMENTS):
             dual = self.signs * mass - self.own * mass.sum(axis=1, keepdims=True)
             residual, size = metric.pulled_back(dual)
-            share = np.linalg.norm(np.abs(residual) + 1.1 * terms * _EPS * size, axis=0).max() / metric.smallest
+            share = np.linalg.norm(np.abs(residual) + 1.1 * terms * EPS * size, axis=0).max() / metric.smallest
             worst = np.max(share * least / np.min(np.where(paired, mass, np.inf), axis=1))
             if refinement == _REFINEMENTS - 1 or (refinement and worst < 1e-9):
                 return (mass * unit, worst) if worst <= _LARGEST_SHARE else None
@@ -90,8 +91,8 @@ class _Metric:
         self.weighted = columns * self.scale * least[:, None]
         triangle = linalg.qr(self.weighted, mode="r", check_finite=False)[0][: min(columns.shape)]
         _, values, self.right = linalg.svd(triangle, full_matrices=False, check_finite=False)
-        rounding = 10 * sum(columns.shape) * _EPS * values[0]
-        rounding += 4 * _EPS * np.linalg.norm(magnitude * self.scale * least[:, None])
+        rounding = 10 * sum(columns.shape) * EPS * values[0]
+        rounding += 4 * EPS * np.linalg.norm(magnitude * self.scale * least[:, None])
         self.rank = int(np.sum(values > 4 * rounding))
         self.values, self.right = values[: self.rank], self.right[: self.rank]
         self.smallest = self.values[-1] - rounding

@@ -6,13 +6,11 @@ import functools
 import numpy as np
 from scipy import linalg
 
-from keras_dal.heads.norms import largest_singular_value, nonzero
+from keras_dal.heads.norms import EPS, largest_singular_value, nonzero
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
 from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.least_squares import column_norms, rank_tolerance
-
-_EPS = float(np.finfo(np.float64).eps)
 
 
 class FactorizedJacobian(Jacobian):
@@ -29,8 +27,8 @@ class FactorizedJacobian(Jacobian):
 
     copies: int
 
-    def __init__(self, head, features, weights, centered, precision):
-        super().__init__(head, features, weights, centered, precision)
+    def __init__(self, head, features, weights, centered, eps):
+        super().__init__(head, features, weights, centered, eps)
         matrix = self.matrix(features)
         self.sigma_max = largest_singular_value(self._weighted(matrix))
         width = matrix.shape[2]
@@ -44,7 +42,7 @@ class FactorizedJacobian(Jacobian):
         left, self.values, right = linalg.svd(
             weighted / self._scale, full_matrices=False, lapack_driver="gesdd", check_finite=False
         )
-        self.tolerance, finest = (rank_tolerance(len(weighted), width, each) for each in (precision, _EPS))
+        self.tolerance, finest = (rank_tolerance(len(weighted), width, each) for each in (eps, EPS))
         kept = int(np.sum(self.values > finest * self.values[0]))
         self._counted = int(np.sum(self.values > self.tolerance * self.values[0]))
         self._left, self._right = left[:, :kept], right[:kept]
@@ -54,7 +52,7 @@ class FactorizedJacobian(Jacobian):
 
     def unweighted(self):
         """Return the same for samples of equal weight."""
-        return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self.precision)
+        return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self.eps)
 
     def in_unit(self, unit):
         """Return the same for sample weights divided by a unit, with no other factorization."""
@@ -106,7 +104,7 @@ class FactorizedJacobian(Jacobian):
         """
         theta = self._scaled(coefficients)
         logits, size = self.columns @ theta, self.magnitude @ np.abs(theta)
-        error = _EPS * (len(theta) + 4) * size
+        error = EPS * (len(theta) + 4) * size
         return logits.reshape(len(self.roots), -1), error.reshape(len(self.roots), -1)
 
     @property
@@ -122,7 +120,7 @@ class FactorizedJacobian(Jacobian):
         sizes = column_norms((self.magnitude * self.roots[:, :, None]).reshape(-1, self.columns.shape[2]))
         varying = self.columns.any(axis=(0, 1))
         rounded = max(1.0, np.max(sizes[varying] / self._scale[varying], initial=0.0))
-        return 10 * sum(self._left.shape) * _EPS * rounded / smallest
+        return 10 * sum(self._left.shape) * EPS * rounded / smallest
 
     @functools.cached_property
     def exact_rank(self):

@@ -5,9 +5,11 @@ import math
 import numpy as np
 from scipy import linalg
 
+from keras_dal._backend import arrays
+from keras_dal.heads.norms import EPS
+
 _BLOCK = 4096  # samples whose logits exist at a time in float64
 _SAFETY = 1 + 1e-6  # for rounding in the sums below that have no signs, generously
-_EPS = float(np.finfo(np.float64).eps)
 _AFFORDABLE = 2e10  # multiplications to say how many gradient steps there would be
 
 
@@ -35,8 +37,7 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
     hold[anchors] = 2 * ridge / len(anchors)
     gradient, error, decrease = np.zeros(head.num_parameters), np.zeros(head.num_parameters), 0.0
     longest = min(len(features), _BLOCK) + len(features) // _BLOCK + 8  # of the sums
-    for begin in range(0, len(features), _BLOCK):
-        rows = slice(begin, begin + _BLOCK)
+    for rows in arrays.slices(len(features), _BLOCK):
         block = np.asarray(features[rows], np.float64)
         logits, before, share = head.logits(block, theta), head.logits(block, start), weights[rows] / len(features)
         slopes, off = loss.gradient(logits, targets[rows]), head.rounding(block, theta)
@@ -44,28 +45,28 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
         gradient += head.adjoint(block, cotangent)
         missed = share[:, None] * _slopes_error(loss, logits, targets[rows], slopes, off)
         missed += hold[rows, None] * (off + head.rounding(block, start))
-        error += head.adjoint(np.abs(block), missed + _EPS * longest * np.abs(cotangent))
+        error += head.adjoint(np.abs(block), missed + EPS * longest * np.abs(cotangent))
         decrease += share @ (loss.values(before, targets[rows]) - loss.values(logits, targets[rows]))
         decrease -= hold[rows] @ np.sum((logits - before) ** 2, axis=1) / 2
     phi, phi_error = whitening.exact_inverse(theta - start)
     pulled_back = whitening.exact_transposed(gradient) + 2 * ridge * phi
     root = np.abs(whitening.root)
-    error += _EPS * (len(root) + 4) * np.abs(gradient)
-    error = (root @ error.reshape(len(root), -1)).ravel() + 2 * ridge * (phi_error + _EPS * np.abs(phi))
+    error += EPS * (len(root) + 4) * np.abs(gradient)
+    error = (root @ error.reshape(len(root), -1)).ravel() + 2 * ridge * (phi_error + EPS * np.abs(phi))
     gap = _SAFETY * float(np.linalg.norm(pulled_back) + np.linalg.norm(error)) ** 2 / (4 * ridge)
     return gap, float(decrease - ridge * (phi @ phi))
 
 
 def _slopes_error(loss, logits, targets, slopes, off):
     """Return a bound of the errors in a loss's gradient for logits with errors up to `off`, `(k, C)`."""
-    off = off + 4 * _EPS * np.max(np.abs(logits), axis=1, keepdims=True)  # differences of logits are exponents
+    off = off + 4 * EPS * np.max(np.abs(logits), axis=1, keepdims=True)  # differences of logits are exponents
     curvature = loss.curvature(logits.shape[1])
     if curvature is None:  # of every logit apart
         moved = loss.gradient(logits + off, targets) - loss.gradient(logits - off, targets)
     else:
         moved = curvature * np.linalg.norm(off, axis=1, keepdims=True)
     size = np.abs(slopes) if loss.quadratic or loss.are_hard(targets) else np.abs(slopes) + np.abs(targets)
-    return np.abs(moved) + 8 * _EPS * size
+    return np.abs(moved) + 8 * EPS * size
 
 
 def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, whitening, excess, gap):
@@ -106,8 +107,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
 def _moments(features, use_bias, rows, factors):
     """Return the sum over some rows of the outer products of the inputs, each times its factor, `(m + 1, m + 1)`."""
     total = 0.0
-    for begin in range(0, len(rows), _BLOCK):
-        some = slice(begin, begin + _BLOCK)
+    for some in arrays.slices(len(rows), _BLOCK):
         block = np.asarray(features[rows[some]], np.float64)
         columns = np.column_stack([block, np.ones(len(block))]) if use_bias else block
         total = total + columns.T @ (factors[some, None] * columns)

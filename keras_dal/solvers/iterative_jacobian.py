@@ -26,8 +26,8 @@ class IterativeJacobian(Jacobian):
 
     factorized = False
 
-    def __init__(self, head, features, weights, centered, precision):
-        super().__init__(head, features, weights, centered, precision)
+    def __init__(self, head, features, weights, centered, eps):
+        super().__init__(head, features, weights, centered, eps)
         self.sigma_max = head.spectral_norm_bound(features, weights, centered)
         self._products = CachedJacobian(head, features.astype(np.float32))
         self._interpolation = self._factorized()

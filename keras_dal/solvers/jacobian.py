@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_dal.heads.norms import EPS
 from keras_dal.solvers.factorized_jacobian import DenseJacobian, FactorizedJacobian, KroneckerJacobian
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products, Spectrum
@@ -17,10 +18,8 @@ __all__ = [
     "jacobian",
 ]
 
-_EPS = float(np.finfo(np.float64).eps)
 
-
-def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, precision=_EPS):
+def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, eps=EPS):
     """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
 
     Args:
@@ -29,7 +28,7 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, prec
         weights: positive sample weights `(n,)`; ones by default.
         centered: whether constants per row are removed (softmax).
         max_bytes: largest matrix whose singular values are computed; beyond it the result is iterative.
-        precision: spacing at one of the numbers that the features were computed in.
+        eps: spacing at one of the numbers that the features were computed in.
 
     Returns:
         A `Jacobian`.
@@ -40,4 +39,4 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, prec
         kind = IterativeJacobian
     else:
         kind = KroneckerJacobian if shared else DenseJacobian
-    return kind(head, features, np.ones(len(features)) if weights is None else weights, centered, precision)
+    return kind(head, features, np.ones(len(features)) if weights is None else weights, centered, eps)

@@ -42,7 +42,7 @@ class Jacobian:
         tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None where
             none was computed.
         sigma_max: largest singular value, or an upper bound of it.
-        precision: spacing at one of the numbers that the features were computed in.
+        eps: spacing at one of the numbers that the features were computed in.
         method: how rank and sigma_max were obtained.
     """
 
@@ -52,8 +52,8 @@ class Jacobian:
     sigma_max: float
     method: str
 
-    def __init__(self, head, features, weights, centered, precision):
-        self.head, self.features, self.centered, self.precision = head, features, centered, precision
+    def __init__(self, head, features, weights, centered, eps):
+        self.head, self.features, self.centered, self.eps = head, features, centered, eps
         self.roots = np.sqrt(weights)[:, None]
         self.shape = (len(features) * head.num_outputs, head.num_parameters)
         self.full_rank = len(features) * (head.num_outputs - centered)

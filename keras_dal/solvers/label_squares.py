@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 
-_ROUNDING = 4 * float(np.finfo(np.float64).eps)  # of labels, relative to their size: a spread below it is none
+from keras_dal.heads.norms import EPS
+
+_ROUNDING = 4 * EPS  # of labels, relative to their size: a spread below it is none
 
 
 def safe_mean(columns, weights=None):

@@ -11,10 +11,9 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
-from keras_dal.heads.norms import largest_singular_value, nonzero, root_of_largest_eigenvalue
+from keras_dal.heads.norms import EPS, largest_singular_value, nonzero, root_of_largest_eigenvalue
 from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
-_EPS = float(np.finfo(np.float64).eps)
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
 
@@ -105,7 +104,7 @@ class StreamedQR:
         self._filled = min(rows.shape)
         self._rows[: self._filled] = np.triu(rows[: self._filled])
 
-    def project(self, precision):
+    def project(self, eps):
         """Return the `Projection` of the labels, for features of this floating-point spacing at one."""
         self._factorize()
         triangle, k = self._rows[: self._filled], self.num_columns
@@ -117,9 +116,9 @@ class StreamedQR:
             means[:-1] = _mean_along(ones, columns[:, :-1])
             centred[:, :-1] -= np.outer(ones, means[:-1])
             total = np.sum((labels - np.outer(ones, _mean_along(ones, labels))) ** 2, axis=0)
-        tolerance, finest = (rank_tolerance(self.num_rows, k, each) for each in (precision, _EPS))
+        tolerance, finest = (rank_tolerance(self.num_rows, k, each) for each in (eps, EPS))
         scale = column_norms(centred)
-        scale[scale <= _EPS * self.num_rows * column_norms(columns)] = np.inf  # constant columns
+        scale[scale <= EPS * self.num_rows * column_norms(columns)] = np.inf  # constant columns
         left, values, right = linalg.svd(centred / scale, full_matrices=False, check_finite=False)
         rank, most = (int(np.sum(values > each * values[0])) for each in (tolerance, finest))
         seen = left[:, :most].T @ labels
@@ -139,17 +138,17 @@ def column_norms(matrix):
     return largest * np.sqrt(np.sum((matrix / nonzero(largest)) ** 2, axis=0))
 
 
-def rank_tolerance(num_rows, num_columns, precision):
+def rank_tolerance(num_rows, num_columns, eps):
     """Return the size, relative to the largest, up to which a singular value may be rounding.
 
     Rounding the entries of a matrix with columns of norm one moves its singular values by at most
-    `precision / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds.
+    `eps / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds.
     """
     shorter, longer = sorted((num_rows, num_columns))
-    return precision * np.sqrt(shorter) + _EPS * longer
+    return eps * np.sqrt(shorter) + EPS * longer
 
 
-def project_moments(moments, num_outputs, use_bias, precision, num_samples):
+def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     """Return the `Projection` of the labels from sums alone.
 
     A Gram matrix squares the condition number: only singular values above the square root of the rounding count.
@@ -158,13 +157,13 @@ def project_moments(moments, num_outputs, use_bias, precision, num_samples):
         moments: `[Z, 1, Y]' W [Z, 1, Y]`, float64 of shape `(m + 1 + C, m + 1 + C)`.
         num_outputs: C.
         use_bias: whether the column of ones belongs to the head.
-        precision: spacing at one of the numbers that were summed up.
+        eps: spacing at one of the numbers that were summed up.
         num_samples: number of samples in the sums, however much they weigh.
     """
     moments = np.asarray(moments, np.float64)
     y = slice(len(moments) - num_outputs, None)
     one = len(moments) - num_outputs - 1
-    k, rounding = one + use_bias, max(precision, _EPS)
+    k, rounding = one + use_bias, max(eps, EPS)
     raw, labels = moments[:k, :k], np.diag(moments[y, y])
     means = moments[one] / moments[one, one] * use_bias
     means[one] = 0.0
@@ -189,7 +188,7 @@ def project_moments(moments, num_outputs, use_bias, precision, num_samples):
     return Projection(
         coefficients=coefficients,
         residual=np.clip(total - np.sum(seen**2, axis=0), 0.0, total),
-        squares=LabelSquares.settled(total, labels, k * precision),
+        squares=LabelSquares.settled(total, labels, k * eps),
         rank=rank,
         tolerance=tolerance,
         singular_values=values,

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_dal._backend import arrays
 from keras_dal.solvers.whitening import Whitening
 
 _JITTER, _LARGEST = 1e-6, 1e-3  # of the diagonal: what float32 needs to factorize, and what it gets at most
@@ -101,8 +102,7 @@ class Interpolation:
         alphas = self._solve(np.concatenate([still, moves]))
         (part,), total = self._mixture.parts, 0.0
         for panel, alpha in zip(self._panels, alphas, strict=True):
-            for start in range(0, len(panel.gates), _BLOCK):
-                rows = slice(start, start + _BLOCK)
+            for rows in arrays.slices(len(panel.gates), _BLOCK):
                 pulled_back = part.transposed(panel.inputs[rows], panel.gates[rows], alpha[rows])
                 total = total + self._on.numpy(pulled_back).astype(np.float64)
         multipliers = np.concatenate([self._on.numpy(alpha) for alpha in alphas])[self._held :]

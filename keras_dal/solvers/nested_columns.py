@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import linalg, optimize
 
-from keras_dal.heads.norms import nonzero
+from keras_dal._backend import arrays
+from keras_dal.heads.norms import EPS, nonzero
 from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.least_squares import column_norms, rank_tolerance
 
-_EPS = float(np.finfo(np.float64).eps)
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
 _ROOM = 2.0  # for the rounding of the factor
@@ -66,12 +66,12 @@ class NestedColumns:
         most: number of columns there may be.
         weights: positive sample weights `(n,)`.
         constant: whether a column of ones belongs to them; the others are then centred, and it is not kept.
-        precision: spacing at one of the numbers that the columns are computed from, that of float32 or more.
+        eps: spacing at one of the numbers that the columns are computed from, that of float32 or more.
     """
 
-    def __init__(self, most, weights, constant, precision):
+    def __init__(self, most, weights, constant, eps):
         self._weights, self._roots = weights, np.sqrt(weights)[:, None]
-        self._constant, self._precision = constant, precision
+        self._constant, self._eps = constant, eps
         self._columns = np.empty((len(weights), most), order="F")  # pages that are never written cost nothing
         self._gram = np.empty((most, most), order="F")
         self._shift = np.zeros(most)  # what was subtracted from products, which had been rounded before
@@ -81,8 +81,8 @@ class NestedColumns:
 
     def append(self, block, products=False):
         """Add columns `(n, k)`; entries that are `products` are rounded."""
-        for start in range(0, block.shape[1], _CHUNK):  # whose copies would take as much as all columns
-            self._append(block[:, start : start + _CHUNK], products)
+        for some in arrays.slices(block.shape[1], _CHUNK):  # a copy of all would take as much as all columns
+            self._append(block[:, some], products)
 
     def _append(self, block, products):
         start, stop = self.size, self.size + block.shape[1]
@@ -117,7 +117,7 @@ class NestedColumns:
                 break
             theta, residual = theta + step, left
         size = self._magnitudes(theta)
-        errors, least = _EPS * ((self.size + 8) * size + np.abs(right)), 0.0
+        errors, least = EPS * ((self.size + 8) * size + np.abs(right)), 0.0
         if rank == np.count_nonzero(np.diagonal(gram)):
             correlation = (columns.T @ residual)[kept]  # what of the residual the columns still reach, by Pythagoras
             reached = np.sum(linalg.solve_triangular(triangle[0], correlation, trans=1, check_finite=False) ** 2)
@@ -126,10 +126,10 @@ class NestedColumns:
         return Solution(
             rank=rank + self._constant,
             logits=self._logits(theta, means),
-            errors=errors / self._roots + _EPS * np.abs(means),
+            errors=errors / self._roots + EPS * np.abs(means),
             residual=np.sum(residual**2, axis=0),
             least=max(0.0, float(least)),
-            noise=self._precision * (size / self._roots + np.abs(targets)),
+            noise=self._eps * (size / self._roots + np.abs(targets)),
         )
 
     def descend(self, loss, targets, before=None):
@@ -168,7 +168,7 @@ class NestedColumns:
             options = {"maxiter": _STEPS}
             optimize.minimize(objective, ends.flat, jac=True, method="L-BFGS-B", callback=ends, options=options)
         theta, constant = parts(ends.flat)
-        errors = _EPS * ((self.size + 8) * self._magnitudes(theta) / self._roots + np.abs(constant))
+        errors = EPS * ((self.size + 8) * self._magnitudes(theta) / self._roots + np.abs(constant))
         return Descended(self._logits(theta, constant), errors, theta, constant)
 
     def _logits(self, theta, constant):
@@ -177,14 +177,13 @@ class NestedColumns:
     def _count(self, gram):
         """Return how many singular values count, without that of the constant, which is 1."""
         squares = linalg.eigvalsh(gram, lower=False, check_finite=False)
-        tolerance = rank_tolerance(len(self._weights), self.size + self._constant, self._precision)
-        return int(np.sum(squares > tolerance**2 * max(squares[-1], float(self._constant), _EPS)))
+        tolerance = rank_tolerance(len(self._weights), self.size + self._constant, self._eps)
+        return int(np.sum(squares > tolerance**2 * max(squares[-1], float(self._constant), EPS)))
 
     def _magnitudes(self, theta):
         """Return `columns @ theta` with every product replaced by its magnitude, `(n, C)`."""
         total = np.zeros((len(self._weights), theta.shape[1]))
-        for start in range(0, self.size, _CHUNK):
-            some = slice(start, min(start + _CHUNK, self.size))
+        for some in arrays.slices(self.size, _CHUNK):
             total += np.abs(self._columns[:, some]) @ np.abs(theta[some])
         return total + self._roots * (self._shift[: self.size] @ np.abs(theta))
 

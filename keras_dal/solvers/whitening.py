@@ -6,6 +6,7 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend import arrays
+from keras_dal.heads.norms import EPS
 
 _RIDGE = 1e-2  # relative: directions the anchors hardly see are not free
 _FULL = 4096  # gates or units up to which their moments are factorized whole, which takes the cube of their number
@@ -13,7 +14,7 @@ _RANK = 256  # largest eigenvalues that are kept of more
 _SPARE, _ITERATIONS = 24, 2  # additional vectors, and iterations, to compute them
 _ENTRIES = 2**28  # entries of the matrix they are computed from
 _TINY = 1e-30  # squares in float32 below this have lost digits
-_EPS, _SAFETY = float(np.finfo(np.float64).eps), 1.1
+_SAFETY = 1.1
 
 
 class Whitening:
@@ -72,7 +73,7 @@ class Whitening:
         pieces = theta.reshape(len(root), -1)
         inverse = _inverse(root.copy()).T
         phi = inverse @ pieces
-        left = np.abs(pieces - root.T @ phi) + 2 * _EPS * len(root) * (np.abs(root.T) @ np.abs(phi))
+        left = np.abs(pieces - root.T @ phi) + 2 * EPS * len(root) * (np.abs(root.T) @ np.abs(phi))
         return phi.ravel(), (_SAFETY * np.abs(inverse) @ left).ravel()
 
     def rows(self, inputs, gates):

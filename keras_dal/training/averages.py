@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import HALVES, to_numpy
+from keras_dal.features.variables import assign_all, values_of
 from keras_dal.training.inner import innermost
 
 
@@ -79,7 +80,7 @@ class WeightAverage:
 
     def values(self):
         """Return the means as NumPy arrays, in the order of the variables."""
-        return [to_numpy(mean).copy() for mean in self._means]
+        return values_of(self._means)
 
 
 def _precise(dtype):
@@ -160,13 +161,12 @@ class Averaging:
         if self.finish != "solve":
             return False
         if self._inner_has_averages:
-            values = [to_numpy(average).copy() for average in self.inner_averages()]
+            values = values_of(self.inner_averages())
         elif self.averaged_steps:
             values = self._average.values()
         else:
             return False
-        for variable, value in zip(_keras.optimized(self), values, strict=True):
-            variable.assign(value)
+        assign_all(_keras.optimized(self), values)
         return True
 
     def close_average(self):

@@ -8,9 +8,12 @@ import numpy as np
 from keras import ops
 
 from keras_dal import _backend, _keras
+from keras_dal._backend import arrays
 from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.features.tracing import to_numpy
+from keras_dal.features.variables import values_of
 from keras_dal.finishing.solve import solve_head
+from keras_dal.heads.norms import EPS
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering
@@ -123,12 +126,11 @@ class ConvexPhase:
         if structure.layer is not structure.output_layer:
             return {}
         targets, sums = self.targets(train), 0.0
-        for start in range(0, len(train), _BLOCK):
-            rows = slice(start, start + _BLOCK)
+        for rows in arrays.slices(len(train), _BLOCK):
             features = np.asarray(train.features[rows], np.float64)
             columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
             sums = sums + columns.T @ (columns * train.weights[rows, None])
-        report = alignment_from_moments(sums, len(train), structure, loss, np.finfo(np.float64).eps)
+        report = alignment_from_moments(sums, len(train), structure, loss, EPS)
         return {"alignment": report.alignment, "alignment_rank": report.rank}
 
     def undo(self):
@@ -162,24 +164,21 @@ class ConvexPhase:
         model.reset_metrics()
         found = {}
         shown = [metric for metric in model.metrics if metric.name in model.get_metrics_result()]
-        before = [_values(metric) for metric in shown]
+        before = [values_of(metric.variables) for metric in shown]
 
         def compute(batch):
             return _backend.in_replica(model.compute_metrics, model, None, *batch)
 
         update = _backend.in_one(compute, model, model.metrics_variables)
-        for start in range(0, len(train), _BLOCK):
-            rows = slice(start, start + _BLOCK)
+        for rows in arrays.slices(len(train), _BLOCK):
             logits = self.result.logits(train.features[rows])
             outputs = activation(ops.convert_to_tensor(logits.astype("float32")))
             labels, weights = train.labels[rows], train.weights[rows].astype("float32")
             found = update((ops.convert_to_tensor(labels), outputs, ops.convert_to_tensor(weights)))
-        unmoved = [m.name for m, values in zip(shown, before, strict=True) if _are_equal(_values(m), values)]
+        unmoved = [
+            m.name for m, values in zip(shown, before, strict=True) if _are_equal(values_of(m.variables), values)
+        ]
         return {name: float(np.mean(to_numpy(value))) for name, value in found.items() if name not in unmoved}
-
-
-def _values(metric):
-    return [to_numpy(variable).copy() for variable in metric.variables]
 
 
 def _are_equal(values, others):

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_dal.features.batches import are_arrays, batches, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.samples import check_labels
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
@@ -83,6 +84,7 @@ def finish(
                 statistics.add((batch[0],))
             statistics.settle()
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
+        check_labels(train.labels, x)
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     except BaseException:
         before.restore()
@@ -105,8 +107,8 @@ def _of_average(wrap):
 
 def _check_readable(x, y, twice):
     """Raise a ValueError where the data have no labels, or can be read once and are needed twice."""
-    if are_arrays(x) and y is None:
-        raise ValueError("The solver needs labels: pass y. Received: y=None")
+    if are_arrays(x):
+        check_labels(y, x)
     if twice:
         raise ValueError(
             "The data are read twice, for batch statistics and for features: pass arrays or a dataset, not what can be "

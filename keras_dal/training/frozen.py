@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 
 from keras_dal.features.tracing import to_numpy
+from keras_dal.features.variables import assign_all, values_of
 
 
 class FrozenState:
@@ -18,7 +19,8 @@ class FrozenState:
     """
 
     def __init__(self, model):
-        self._state = [(v, to_numpy(v).copy()) for v in model.non_trainable_variables if _is_real(v)]
+        real = [variable for variable in model.non_trainable_variables if _is_real(variable)]
+        self._state = list(zip(real, values_of(real), strict=True))
 
     def check(self):
         """Warn, once, of variables that are no longer what they were."""
@@ -48,11 +50,10 @@ class Snapshot:
         self._explores = wrap is not None and wrap.phase == "explore"
         if self._explores:
             variables += wrap.inner_averages()
-        self._wrap, self._values = wrap, [(variable, to_numpy(variable).copy()) for variable in variables]
+        self._wrap, self._variables, self._values = wrap, variables, values_of(variables)
 
     def restore(self):
-        for variable, value in self._values:
-            variable.assign(value)
+        assign_all(self._variables, self._values)
         if self._explores:
             self._wrap.explore_again()
 

@@ -7,8 +7,8 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend
-from keras_dal.features.batches import checked_weight
 from keras_dal.features.cache import CachedFeatures
+from keras_dal.features.samples import checked_weight
 from keras_dal.features.store import RowWriter
 from keras_dal.features.tracing import inference, tap, to_numpy
 from keras_dal.training.evaluated import evaluated

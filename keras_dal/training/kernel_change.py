@@ -7,6 +7,7 @@ from keras import tree
 from scipy import linalg
 
 from keras_dal.features.tracing import to_numpy
+from keras_dal.features.variables import assign_all, restored, values_of
 
 NUM_PROBES = 64  # samples: enough for the kernel's main directions, one small batch to evaluate
 
@@ -22,7 +23,7 @@ class KernelChange:
 
     def __init__(self, structure):
         self._structure = structure
-        self._initial_weights: Any = [to_numpy(variable).copy() for variable in structure.model.variables]
+        self._initial_weights: Any = values_of(structure.model.variables)
         self._initial_features: Any = None
 
     def measure(self, x):
@@ -33,14 +34,9 @@ class KernelChange:
 
     def _features_at_start(self, x):
         variables = self._structure.model.variables
-        now = [to_numpy(variable).copy() for variable in variables]
-        try:
-            for variable, value in zip(variables, self._initial_weights, strict=True):
-                variable.assign(value)
+        with restored(variables):
+            assign_all(variables, self._initial_weights)
             return to_numpy(self._structure.feature_function(x)).copy()
-        finally:
-            for variable, value in zip(variables, now, strict=True):
-                variable.assign(value)
 
 
 def kernel_change(features_now, features_start):

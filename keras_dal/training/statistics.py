@@ -1,7 +1,6 @@
 """Batch statistics as means over batches, not as the exponential averages that training leaves behind."""
 
 import contextlib
-import functools
 import threading
 
 import keras
@@ -9,7 +8,8 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
-from keras_dal.features.tracing import replaced, to_numpy
+from keras_dal.features.tracing import recorded, replaced
+from keras_dal.features.variables import assign_all, values_of
 
 
 class BatchStatistics:
@@ -45,26 +45,17 @@ class BatchStatistics:
             self._forget()  # what calls of the model that was
             model(x, training=True)
             rows = keras.ops.cast(keras.ops.shape(tree.flatten(x)[0])[0], "float32")
-            found = [_mean(layer, values) for layer, values in zip(self._layers, self._seen.of_layers, strict=True)]
+            found = [_mean(layer, self._seen.of_layers[id(layer)]) for layer in self._layers]
             return rows * keras.ops.ones((1,)), [keras.ops.expand_dims(v, 0) for values in found for v in values]
 
         return statistics
 
     def _forget(self):
-        self._seen.of_layers = [[] for _ in self._layers]
+        self._seen.of_layers = {id(layer): [] for layer in self._layers}
 
-    def _noting(self, index, layer):
-        """Return the layer's `call`, which notes its moving variables: a layer may be called more than once."""
-        layer_call = layer.call
-
-        @functools.wraps(layer_call)
-        def call(*args, **kwargs):
-            outputs = layer_call(*args, **kwargs)
-            now = [variable.value + 0.0 for variable in _moving(layer)]  # the next call assigns to it
-            self._seen.of_layers[index].append(now)
-            return outputs
-
-        return call
+    def _note(self, call):
+        """Keep the moving variables of a layer that was called: the next call of it assigns to them."""
+        self._seen.of_layers[id(call.layer)].append([variable.value + 0.0 for variable in _moving(call.layer)])
 
     @property
     def are_there(self):
@@ -73,11 +64,11 @@ class BatchStatistics:
 
     def add(self, batch):
         """Show it one batch as `fit` gets it; `settle` gives the model the means, or has done so already."""
-        others = [] if self._is_left_alone else [to_numpy(variable).copy() for variable in self._others]
+        others = [] if self._is_left_alone else values_of(self._others)
         with contextlib.ExitStack() as stack:
-            for index, layer in enumerate(self._layers):
+            for layer in self._layers:
                 stack.enter_context(replaced(layer, "momentum", 0.0))
-                stack.enter_context(replaced(layer, "call", self._noting(index, layer)))
+            stack.enter_context(recorded(self._layers, self._note))
             rows, found = self._step(batch)
         self._count += np.sum(rows)  # a last batch of a few samples counts for a few
         for total, replicas in zip(self._sums, found, strict=True):
@@ -85,8 +76,7 @@ class BatchStatistics:
             total += np.tensordot(rows[seen], np.asarray(replicas, np.float64)[seen], 1)
         if not self._is_left_alone:  # now, because an interrupt may be next
             self.settle()
-            for variable, value in zip(self._others, others, strict=True):
-                variable.assign(value)  # seeds of dropout among them
+            assign_all(self._others, others)  # seeds of dropout among them
 
     def settle(self):
         """Set the statistics to the means over the batches so far."""

@@ -8,7 +8,7 @@ import keras
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
-from keras_dal.features.tracing import pooled, replaced
+from keras_dal.features.tracing import pooled, recorded, replaced
 from keras_dal.training.moments import StepMoments
 
 _MARK = "_keras_dal_hooked"  # of the train functions made here
@@ -159,16 +159,13 @@ class StepHooks:
     @contextlib.contextmanager
     def _measuring(self):
         seen = _Seen()
-        layer_call, model_call, compute_loss = self.layer.call, self._model.call, self._model.compute_loss
+        compute_loss = self._model.compute_loss
 
-        def call(inputs, *args, **kwargs):
-            seen.features = pooled(self.layer, inputs)
-            return layer_call(inputs, *args, **kwargs)
-
-        def noted_call(*args, **kwargs):
-            outputs = model_call(*args, **kwargs)
-            seen.calls.append((tree.flatten(outputs)[0], seen.features))
-            return outputs
+        def note(call):
+            if call.layer is self.layer:
+                seen.features = pooled(self.layer, call.inputs)
+            else:
+                seen.calls.append((tree.flatten(call.outputs)[0], seen.features))
 
         def measured_loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
             loss = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
@@ -179,8 +176,7 @@ class StepHooks:
             return loss
 
         with (
-            replaced(self.layer, "call", functools.wraps(layer_call)(call)),
-            replaced(self._model, "call", functools.wraps(model_call)(noted_call)),
+            recorded([self.layer, self._model], note),
             replaced(self._model, "compute_loss", functools.wraps(compute_loss)(measured_loss)),
         ):
             yield

@@ -357,7 +357,7 @@ def test_moments_that_have_lost_the_variation_of_labels_say_nothing():
     y = 2000 + 0.5 * np.random.default_rng(1).standard_normal(200)
     sums, structure, _ = moments_of(y, 6, "float32")
     loss = resolve_loss(keras.losses.MeanSquaredError())
-    report = alignment_from_moments(sums, 200, structure, loss, spacing=2.0**-23)
+    report = alignment_from_moments(sums, 200, structure, loss, eps=2.0**-23)
     assert np.isnan(report.alignment)
     assert np.isnan(report.residual_share_per_class).all()
 
@@ -366,7 +366,7 @@ def test_the_spacing_of_moments_comes_with_them():
     y = 2000 + 0.5 * np.random.default_rng(1).standard_normal(200)
     sums, structure, share = moments_of(y, 6, "float64")
     loss = resolve_loss(keras.losses.MeanSquaredError())
-    report = alignment_from_moments(sums, 200, structure, loss, spacing=2.0**-52)
+    report = alignment_from_moments(sums, 200, structure, loss, eps=2.0**-52)
     assert report.residual_share == pytest.approx(share, rel=1e-6)
 
 
@@ -395,7 +395,7 @@ class TestBadInput:
         [
             ({"y": np.full(N, 3)}, r"Integer labels must lie in 0..2"),
             ({"y": np.zeros(4, int)}, r"same number of samples.*\(31, 5\), \(4,\)"),
-            ({"y": None}, "labels are missing"),
+            ({"y": None}, "Labels are needed"),
             ({"x": np.zeros((0, 5)), "y": np.zeros(0)}, "at least one sample"),
             ({"x": np.zeros((N, 6))}, r"inputs of shape \(None, 5\)"),
             ({"x": iter([])}, "no samples"),

@@ -505,7 +505,7 @@ def test_a_penalty_without_curvature_bound_leaves_no_rate():
 
 def test_bad_input_gets_one_clear_sentence():
     (x, y), model = data(), classifier()
-    with pytest.raises(ValueError, match="needs labels.*Received"):
+    with pytest.raises(ValueError, match="Labels are needed.*Received"):
         certify(model, x, loss="sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="Received"):
         certify(model, x, y)  # neither compiled nor given a loss

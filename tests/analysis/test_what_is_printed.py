@@ -180,7 +180,7 @@ def test_one_number_stands_for_two_bounds_only_where_it_is_both():
 
 def test_offsets_of_targets_leave_the_least_residual_a_lower_bound():
     x, y = np.array([[1.0], [-1.0], [0.0]]), 1e12 + np.array([[0.0], [0.0], [2.0**-13]])
-    columns = NestedColumns(1, np.ones(3), constant=True, precision=2.0**-23)
+    columns = NestedColumns(1, np.ones(3), constant=True, eps=2.0**-23)
     columns.append(x)
     assert columns.solve(y).least <= (2 / 3) * 2.0**-26 * (1 + 1e-9)
 

@@ -322,7 +322,7 @@ def test_bad_options_are_refused(options, message):
 
 def test_heads_after_gated_units_and_missing_labels_are_refused():
     model, x, y = problem("softmax")
-    with pytest.raises(ValueError, match=r"needs labels.*Received"):
+    with pytest.raises(ValueError, match=r"Labels are needed.*Received"):
         width_curve(model, x)
     before = keras_dal.add_gated_head(model, x, place="before", seed=0, verbose=False)
     with pytest.raises(ValueError, match=r"after gated units.*GatedDense"):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_dal.features import precision as precision_module
 from keras_dal.features import tracing
 from keras_dal.features.batches import batches, feature_batches, first_inputs
-from keras_dal.features.precision import precision
+from keras_dal.features.precision import eps_of
 from keras_dal.features.store import KeptRows
 from keras_dal.models.structure import find_structure
 
@@ -138,7 +138,7 @@ def test_kept_rows_come_back(max_bytes):
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float64", 52), ("float32", 23), ("float16", 10), ("bfloat16", 7)])
 def test_precision(dtype, bits):
-    assert precision(np.dtype(getattr(precision_module.ml_dtypes, dtype, dtype))) == 2.0**-bits
+    assert eps_of(np.dtype(getattr(precision_module.ml_dtypes, dtype, dtype))) == 2.0**-bits
 
 
 def test_the_features_of_a_structure_are_compiled_once(structure, monkeypatch):

@@ -608,7 +608,7 @@ def test_progress_is_shown(model, digits, capsys):
         ({"validation_data": (np.zeros((3, 64)), None)}, "validation_data must be .*Received: no labels"),
         ({"y": np.array(list("abcde"))}, "Labels must be numbers. Received: y of dtype <U1"),
         ({"validation_data": (1, 2, 3)}, r"validation_data must be \(x, y\). Received: 3 parts"),
-        ({"y": None}, "needs labels.*Received"),
+        ({"y": None}, "Labels are needed.*Received"),
         ({"y": np.full(5, 10)}, r"must lie in 0..9.*Received"),
         ({"loss": "hinge"}, "supported losses.*Received"),
     ],

@@ -1,0 +1,43 @@
+"""Labels, weights and numbers of samples, checked."""
+
+import numpy as np
+
+
+def checked_weight(weight, size):
+    """Return weights as float64 `(size,)`, or None for None; raises a ValueError where they are no weights."""
+    if weight is None:
+        return None
+    weight = np.asarray(weight, np.float64).reshape(-1)
+    if len(weight) != size or not np.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError(
+            "Sample weights must be finite and not negative, one per sample. "
+            f"Received: {len(weight)} weights for {size} samples, the smallest {weight.min(initial=np.inf)}"
+        )
+    return weight
+
+
+def positive(weights):
+    """Return which of the weights `(n,)` are positive, and those, scaled so that sums over n keep their mean.
+
+    Raises:
+        ValueError: none is.
+    """
+    kept = weights > 0
+    if not kept.any():
+        raise ValueError("At least one sample must have a positive weight. Received: sample_weight of zeros only")
+    return kept, weights[kept] * kept.mean()
+
+
+def check_labels(labels, x):
+    """Raise a ValueError where data x came without labels."""
+    if labels is None:
+        raise ValueError(
+            "Labels are needed: pass y, or a dataset of (x, y). "
+            f"Received: data of type {type(x).__name__} without labels"
+        )
+
+
+def check_count(name, count):
+    """Raise a ValueError for what is no positive integer."""
+    if not (isinstance(count, (int, np.integer)) and count > 0):
+        raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
