@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 from basics import accuracy, head_model
 from machine import describe
+from page import hardware
 
 from keras_dal.finishing.converge import converge
 
@@ -56,11 +57,10 @@ def solve(data, z, y):
 
 def table(results):
     """Return the Markdown page of the results."""
-    machine = results["machine"]
     lines = [
         "# Samples that contradict nearly equal ones",
         "",
-        f"Measured here, by `{results['command']}`; {machine['processor']}, {machine['cores']} cores. "
+        f"Measured here, by `{results['command']}`; {hardware(results['machine'])}. "
         f"{results['samples']:,} training images. Accuracies in percent, {100 * results['test']:.2f} on test images "
         "before. Twins are copies of samples with other labels, whose features differ by the relative distance. On the "
         f"right what happens where all are to be moved, within {LIMIT:g} s.",

@@ -17,6 +17,7 @@ import numpy as np
 from basics import accuracy, head_model
 from converge_peers import SOFTMAX, Clock, chosen, minimize
 from machine import describe
+from page import hardware
 
 from keras_dal import converge, find_structure
 
@@ -117,15 +118,16 @@ def measure(path, limit, methods):
 
 def table(results):
     """Return the Markdown page of the results."""
-    networks, machine = results["networks"], results["machine"]
+    networks = results["networks"]
     before, train_before = (np.array([network[key] for network in networks]) for key in ("test", "train"))
     lines = [
         f"# Test accuracy after finishing a head: {results['name']}",
         "",
         f"Measured here, by `{results['command']}`: features of {networks[0]['samples']:,} training images "
-        f"([prepared copies](results.md)) from {len(networks)} networks of different seeds; {machine['processor']}, "
-        f"{machine['cores']} cores. Accuracies in percent, before: {100 * train_before.mean():.2f} on the training "
-        f"images, {100 * before.mean():.2f} on the test images. The change is the mean over networks and their range.",
+        f"([prepared copies](results.md)) from {len(networks)} networks of different seeds; "
+        f"{hardware(results['machine'])}. Accuracies in percent, before: {100 * train_before.mean():.2f} on the "
+        f"training images, {100 * before.mean():.2f} on the test images. The change is the mean over networks and "
+        "their range.",
         "",
         "| method | train | training loss | test | change |",
         "|---|---:|---:|---:|---:|",

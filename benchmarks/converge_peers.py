@@ -23,6 +23,7 @@ import keras
 import numpy as np
 from basics import accuracy, head_model
 from machine import GIB, PeakMemory, describe
+from page import hardware
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 from torch_lbfgs import torch_lbfgs
@@ -210,13 +211,13 @@ def times(row):
 
 def table(results):
     """Return the Markdown page of the results."""
-    machine, start = results["machine"], results["start"]
+    start = results["start"]
     repeated = any(row.get("runs", 1) > 1 for row in results["rows"].values())
     medians = f"What takes less than a second is the median of {RUNS} runs. " if repeated else ""
     lines = [
         f"# Solving a head: {results['name']}, {results['samples']:,} samples",
         "",
-        f"Measured here, by `{results['command']}`, in one run; {machine['processor']}, {machine['cores']} cores. "
+        f"Measured here, by `{results['command']}`, in one run; {hardware(results['machine'])}. "
         "Seconds to a training loss above the least one, with everything after the features; `converge` reaches it at "
         f"`Result.scale` where it separates. {medians}The least loss is {start['least']:.4g} for the "
         f"plain head, 0 for the gated. A dash: not within {results['limit']:g} s. Test accuracy at the end; it was "

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from gated_study import resnet
 from machine import describe
+from page import hardware
 
 from keras_dal.models.add_head import add_gated_head
 from keras_dal.models.structure import find_structure
@@ -79,8 +80,8 @@ def table(results):
         "# What a gated head costs",
         "",
         f"Measured here, by `{results['command']}`: a ResNet-8 with 64 features and 10 classes, batches of "
-        f"{BATCH}, medians of {results['repeats']} alternating steps; {results['machine']['processor']}, "
-        f"{results['machine']['cores']} cores. The fixed parameters are those of the gates.",
+        f"{BATCH}, medians of {results['repeats']} alternating steps; "
+        f"{hardware(results['machine'])}. The fixed parameters are those of the gates.",
         "",
         "| samples | gates | parameters, plain | trainable, gated | all, gated | step of the whole model, ms | ratio "
         "| step of the head, ms | ratio |",

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from basics import accuracy, augmented
 from keras import layers
 from machine import describe
+from page import hardware
 
 from keras_dal import add_gated_head, converge, find_structure, heads
 from keras_dal.features.batches import feature_batches
@@ -176,13 +177,13 @@ def _images(arguments):
 
 def table(results):
     """Return the Markdown page of the results."""
-    setting, machine = results["setting"], results["machine"]
+    setting = results["setting"]
     lines = [
         "# Which gated head: a study on real features",
         "",
         f"Measured here, by `{results['command']}`, on {setting['samples']:,} CIFAR-10 images "
         f"([prepared copies](results.md)), a ResNet-8 trained for {setting['epochs']} epochs, seed {setting['seed']}; "
-        f"{machine['processor']}, {machine['cores']} cores.",
+        f"{hardware(results['machine'])}.",
         f"Rank and condition number are those of J_S on the first {RANK_SAMPLES} images, with gates or units in "
         "proportion. Accuracy is in percent, on all 10,000 test images: of the trained model, and of its head after "
         f"`converge`, as mean and standard deviation over {setting['gate_seeds']} draws of gates or noise. Moved is "

@@ -3,24 +3,19 @@
 python benchmarks/gpu_page.py
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
+from page import machine_line, rows_of, spliced
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "gpu.md"
-BEGIN, END = "<!-- begin of what benchmarks/gpu_page.py writes -->", "<!-- end of it -->"
 WAYS = {
     "first": "`converge` on the card, first time",
     "again": "`converge` on the card, again",
     "host": "`converge` on the host",
     "pytorch": "PyTorch's L-BFGS on the card",
 }
-
-
-def rows_of(name):
-    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
 
 
 def pairs(rows):
@@ -131,16 +126,11 @@ def product_table(rows):
         )
 
 
-def machine_line(machine):
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
-    return f"{machine['card']}, {machine['processor']}, {machine['cores']} cores; {packages}; {machine['date']}."
-
-
-def page():
+def written(rows, heads):
     """Yield the lines between the marks."""
-    all_rows, heads = rows_of("gpu.jsonl"), rows_of("gpu_heads.jsonl")
-    trained, waiting = ([row for row in all_rows if ("keras_waits" in row) == waits] for waits in (False, True))
-    yield machine_line(trained[0]["machine"])
+    trained, waiting = ([row for row in rows if ("keras_waits" in row) == waits] for waits in (False, True))
+    machine = trained[0]["machine"]
+    yield f"{machine['card']}, {machine_line(machine | {'commit': None})}."
     for title, table in (
         ("Trainings", training_table(trained)),
         ("What they took, in seconds", parts_table(trained)),
@@ -152,10 +142,15 @@ def page():
         yield from ("", f"### {title}", "", *table)
 
 
+def pages():
+    """Return the text of the page by its path."""
+    lines = written(rows_of(RESULTS / "gpu.jsonl"), rows_of(RESULTS / "gpu_heads.jsonl"))
+    return {PAGE: spliced(PAGE, "benchmarks/gpu_page.py", lines)}
+
+
 def main():
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text("\n".join([before + BEGIN, "", *page(), "", END]) + after)
+    for path, text in pages().items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

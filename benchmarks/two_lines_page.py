@@ -3,12 +3,12 @@
 python benchmarks/two_lines_page.py
 """
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from page import hardware, packages, rows_of
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "two_lines.jsonl"
@@ -220,69 +220,78 @@ def picture(found):
     figure.savefig(PICTURE, dpi=130)
 
 
+def runs():
+    """Return the rows of runs that were bound to a core."""
+    return [row for row in rows_of(RESULT) if row["core"] is not None]
+
+
+def written(found, switches, machine):
+    """Return the lines of the page."""
+    return [
+        "# The two lines, measured",
+        "",
+        "A ResNet-8 with the same optimizer alone and with the two lines, from the same start, with the same",
+        "order of images. Keras layers in the model shift and mirror the images, so that the pass for features",
+        "sees them as they are. Accuracy is that of the whole test set, differences in points; time is that of",
+        "the whole `fit`, on the clock and of the processor: compilation, validation, monitor, the pass for",
+        "statistics and features and the solver included. A run has one core, and the other core trains",
+        "another row of this table meanwhile, so that both see the same machine; the clock is left out where",
+        "other programs ran too, and the processor's time is then about what it says. Of SVHN there are 200",
+        "images for the test, so that one of them is half a",
+        "point, and of CIFAR-100 2,000. The page is written by",
+        "`python benchmarks/two_lines_page.py` from [the rows](../benchmarks/results/two_lines.jsonl) of",
+        "`python benchmarks/two_lines.py SET --data-dir DIR --images N --recipe NAME --ways ...",
+        "--seeds 0 1 2 --core 0`,",
+        f"{machine['date']}: {hardware(machine)}, {packages(machine, 'keras', 'tensorflow')}.",
+        "",
+        "![test accuracy against time](images/accuracy_seconds.png)",
+        "",
+        "Batches of 128. Validation is on the first 1,000 test images, or on all there are. The recipes:",
+        "",
+        *(f"- *{name}*: {text}." for name, text in RECIPES.items()),
+        "",
+        *main_table(of_default(found)),
+        "",
+        "## What each part costs, and what is proved",
+        "",
+        "The gap is that to the minimum of `loss + 0.01 x change of the head`, in float64 (see the guide).",
+        "After the switch come tracing, the pass for batch statistics and features, the solver and validation.",
+        "The alignment is the share of the labels in the column space of the head at the switch, where noted.",
+        "",
+        *price_table(of_default(found)),
+        "",
+        "## Beside what people do today",
+        "",
+        *(f"- {WAYS[way]}: {text}." for way, text in DETAILS.items()),
+        "",
+        *ways_table(found),
+        "",
+        "## When to switch, and over how many epochs to average",
+        "",
+        "One training alone each, whose weights were kept. Each choice renews the batch statistics, solves the",
+        "head, and is compared with the end of that training, in points:",
+        "`python benchmarks/switch.py cifar10 --images 5000 --data-dir DIR --seeds 0` and",
+        "`python benchmarks/switch.py cifar100 --images 10000 --data-dir DIR --seeds 0`,",
+        "[the rows](../benchmarks/results/switch.jsonl) (the default's 43 epochs are not among them).",
+        *switch_tables(switches),
+        "",
+        "Whole trainings with `explore=` other than the default, as in the first table:",
+        "",
+        *main_table({setting: ways for setting, ways in found.items() if setting[-1] is not None}),
+        "",
+    ]
+
+
+def pages():
+    """Return the text of the page by its path."""
+    rows = runs()
+    return {PAGE: "\n".join(written(settings(rows), rows_of(SWITCH), rows[-1]["machine"]))}
+
+
 def main():
-    rows = [row for line in RESULT.read_text().splitlines() if (row := json.loads(line))["core"] is not None]
-    switches = [json.loads(line) for line in SWITCH.read_text().splitlines()]
-    found, machine = settings(rows), rows[-1]["machine"]
-    packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("keras", "tensorflow"))
-    PAGE.write_text(
-        "\n".join(
-            [
-                "# The two lines, measured",
-                "",
-                "A ResNet-8 with the same optimizer alone and with the two lines, from the same start, with the same",
-                "order of images. Keras layers in the model shift and mirror the images, so that the pass for features",
-                "sees them as they are. Accuracy is that of the whole test set, differences in points; time is that of",
-                "the whole `fit`, on the clock and of the processor: compilation, validation, monitor, the pass for",
-                "statistics and features and the solver included. A run has one core, and the other core trains",
-                "another row of this table meanwhile, so that both see the same machine; the clock is left out where",
-                "other programs ran too, and the processor's time is then about what it says. Of SVHN there are 200",
-                "images for the test, so that one of them is half a",
-                "point, and of CIFAR-100 2,000. The page is written by",
-                "`python benchmarks/two_lines_page.py` from [the rows](../benchmarks/results/two_lines.jsonl) of",
-                "`python benchmarks/two_lines.py SET --data-dir DIR --images N --recipe NAME --ways ...",
-                "--seeds 0 1 2 --core 0`,",
-                f"{machine['date']}: {machine['processor']}, {machine['cores']} cores, {packages}.",
-                "",
-                "![test accuracy against time](images/accuracy_seconds.png)",
-                "",
-                "Batches of 128. Validation is on the first 1,000 test images, or on all there are. The recipes:",
-                "",
-                *(f"- *{name}*: {text}." for name, text in RECIPES.items()),
-                "",
-                *main_table(of_default(found)),
-                "",
-                "## What each part costs, and what is proved",
-                "",
-                "The gap is that to the minimum of `loss + 0.01 x change of the head`, in float64 (see the guide).",
-                "After the switch come tracing, the pass for batch statistics and features, the solver and validation.",
-                "The alignment is the share of the labels in the column space of the head at the switch, where noted.",
-                "",
-                *price_table(of_default(found)),
-                "",
-                "## Beside what people do today",
-                "",
-                *(f"- {WAYS[way]}: {text}." for way, text in DETAILS.items()),
-                "",
-                *ways_table(found),
-                "",
-                "## When to switch, and over how many epochs to average",
-                "",
-                "One training alone each, whose weights were kept. Each choice renews the batch statistics, solves the",
-                "head, and is compared with the end of that training, in points:",
-                "`python benchmarks/switch.py cifar10 --images 5000 --data-dir DIR --seeds 0` and",
-                "`python benchmarks/switch.py cifar100 --images 10000 --data-dir DIR --seeds 0`,",
-                "[the rows](../benchmarks/results/switch.jsonl) (the default's 43 epochs are not among them).",
-                *switch_tables(switches),
-                "",
-                "Whole trainings with `explore=` other than the default, as in the first table:",
-                "",
-                *main_table({setting: ways for setting, ways in found.items() if setting[-1] is not None}),
-                "",
-            ]
-        )
-    )
-    picture(found)
+    for path, text in pages().items():
+        path.write_text(text)
+    picture(settings(runs()))
 
 
 if __name__ == "__main__":

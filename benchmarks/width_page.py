@@ -3,19 +3,18 @@
 python benchmarks/width_page.py
 """
 
-import json
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from page import packages, rows_of, spliced
 from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "structures.jsonl"
 SUSPECTS = RESULT.with_name("suspects.jsonl")
 PAGE, IMAGES = ROOT / "docs" / "width.md", ROOT / "docs" / "images"
-BEGIN, END = "<!-- begin of what benchmarks/width_page.py writes -->", "<!-- end of it -->"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
 STYLES = {"cifar10": ("#0072B2", "o"), "cifar100": ("#D55E00", "s"), "fashion_mnist": ("#009E73", "^")}
 OUTSIDE = "kernel regime"  # in the name of what is no residual network
@@ -212,16 +211,13 @@ def draw_kernels(structures, path):
 
 
 def written(rows, suspects):
-    """Yield the lines of the results; draw their pictures."""
+    """Yield the lines of the results."""
     heads, structures, steps = (grouped(rows, kind) for kind in ("head", "structure", "steps"))
-    draw_heads(heads, IMAGES / "width_heads.png")
-    draw_structures(structures, IMAGES / "structures.png")
-    draw_kernels(structures, IMAGES / "kernel_change.png")
     machine, first = rows[-1]["machine"], rows[0]
     seeds = len({row["seed"] for each in structures.values() for row in each})
     yield (
         f"{first['images']:,} images, {first['epochs']} epochs; structures: up to {seeds} seed{'s' * (seeds > 1)}; "
-        f"{machine['date']}, {machine['processor']}, keras {machine['packages']['keras']}."
+        f"{machine['date']}, {machine['processor']}, {packages(machine, 'keras')}."
     )
     for title, text, picture in (
         ("Do wider heads reach what was predicted?", [*head_table(heads), "", FIRST_SEED], "width_heads"),
@@ -236,12 +232,23 @@ def written(rows, suspects):
             yield from ("", f"![{title.lower()}](images/{picture}.png)")
 
 
+def pictures(rows):
+    """Draw the pictures of the results."""
+    heads, structures = (grouped(rows, kind) for kind in ("head", "structure"))
+    draw_heads(heads, IMAGES / "width_heads.png")
+    draw_structures(structures, IMAGES / "structures.png")
+    draw_kernels(structures, IMAGES / "kernel_change.png")
+
+
+def pages():
+    """Return the text of the page by its path."""
+    return {PAGE: spliced(PAGE, "benchmarks/width_page.py", written(rows_of(RESULT), rows_of(SUSPECTS)))}
+
+
 def main():
-    rows, suspects = ([json.loads(line) for line in path.read_text().splitlines()] for path in (RESULT, SUSPECTS))
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text("\n".join([before + BEGIN, "", *written(rows, suspects), "", END]) + after)
+    for path, text in pages().items():
+        path.write_text(text)
+    pictures(rows_of(RESULT))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path.append(str(DOCS.parent / "examples"))
+sys.path += [str(DOCS.parent / "examples"), str(DOCS.parent / "benchmarks")]
 
+from page import machine_line, rows_of  # noqa: E402
 from record import summarize  # noqa: E402
 
 HEADER = """# Results
@@ -28,20 +29,12 @@ JPEG; of CIFAR-100 10,000 for training and 2,000 for the test; of SVHN 883 and 2
 """
 
 
-def machine(described):
-    """Return one line on what something ran on."""
-    packages = ", ".join(f"{name} {version}" for name, version in described["packages"].items() if version)
-    devices = f", {described['devices']}" if "devices" in described else ""
-    commit = f", commit {described['commit']}" if described.get("commit") else ""
-    return f"{described['processor']}, {described['cores']} cores{devices}; {packages}{commit}; {described['date']}"
-
-
 def run_section(path):
     """Return the section of one run of an example."""
     run = json.loads(path.read_text())
     curves = run["curves"].values()
     switch = next((history["phase"].index(1.0) for history in curves if 1.0 in history.get("phase", [])), None)
-    lines = [f"## {run['title']}", "", f"    {run['command']}", "", machine(run["machine"]) + ".", ""]
+    lines = [f"## {run['title']}", "", f"    {run['command']}", "", machine_line(run["machine"]) + ".", ""]
     lines += ["```", summarize(run["rows"]), "```", ""]
     lines += [f"The switch came after epoch {switch}."] if switch is not None else []
     lines += [
@@ -96,9 +89,9 @@ def _asked(command):
 def rows_section(path):
     """Return the section of a benchmark that adds a line for each run: where it is shown, and what the runs ran on."""
     page = _PAGES[path.stem]
-    runs, machines = [json.loads(line)["machine"] for line in path.read_text().splitlines()], {}
+    runs, machines = [row["machine"] for row in rows_of(path)], {}
     for run in runs:
-        machines.setdefault(machine(run | {"date": "", "commit": None}), []).append(run["date"])
+        machines.setdefault(machine_line(run | {"date": "", "commit": None}), []).append(run["date"])
     counted = (f"{len(dates)} rows on {line}" if len(machines) > 1 else line for line, dates in machines.items())
     ends = (" to ".join(sorted({min(dates), max(dates)})) for dates in machines.values())
     script = f"benchmarks/{path.stem}.py"
@@ -124,7 +117,7 @@ _PAGES = {
     "switch": "two_lines.md",
     "two_lines": "two_lines.md",
 }
-_SHOWN = {"command": str, "machine": machine}
+_SHOWN = {"command": str, "machine": machine_line}
 
 
 def _found(result, name):

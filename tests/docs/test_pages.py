@@ -193,10 +193,16 @@ def test_tables_are_those_of_the_committed_figures(name, monkeypatch):
         assert (ROOT / "docs" / f"{stem}.md").read_text() == table(results), f"write docs/{stem}.md anew"
 
 
-def test_pages_of_results_are_those_of_the_committed_figures(monkeypatch):
-    monkeypatch.setattr("sys.path", list(sys.path))
-    for page, text in runpy.run_path(str(ROOT / "docs" / "results.py"))["pages"]().items():
-        assert page.read_text() == text, "run python docs/results.py"
+@pytest.mark.parametrize(
+    "script",
+    ["docs/results.py", "benchmarks/gpu_page.py", "benchmarks/two_lines_page.py", "benchmarks/width_page.py"],
+)
+def test_pages_are_those_of_the_committed_figures(script, monkeypatch):
+    monkeypatch.setattr("sys.path", [str((ROOT / script).parent), *sys.path])
+    written = runpy.run_path(str(ROOT / script))["pages"]()
+    assert written
+    for page, text in written.items():
+        assert page.read_text() == text, f"run python {script}"
 
 
 def test_tables_of_the_recipes_are_those_of_the_committed_figures(monkeypatch):
