@@ -78,3 +78,10 @@ class Snapshots(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.taken.append(snapshot(self.model))
+
+
+class StopsReading(keras.callbacks.Callback):
+    """Stops training at the second batch of the epoch that reads the data."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = (logs or {}).get("phase") == 1 and batch == 1

@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from fits import NUM_CLASSES, Snapshots, compiled, features_of, fit, images, moved, small_model, snapshot
+from fits import NUM_CLASSES, Snapshots, StopsReading, compiled, features_of, fit, images, moved, small_model, snapshot
 from scipy import optimize
 
 import keras_dal
@@ -359,14 +359,10 @@ def test_what_is_solved_is_not_solved_again(capsys, tmp_path):
 
 
 def test_a_reading_epoch_that_another_callback_stops_solves_nothing():
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.model.stop_training = (logs or {}).get("phase") == 1 and batch == 1
-
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
     with pytest.warns(UserWarning, match="reads the data was stopped.*2 of 6 batches"):
-        fit(model, 9, [monitor, Stop()])
+        fit(model, 9, [monitor, StopsReading()])
     assert monitor.result is None
     assert model.optimizer.phase == "explore"
 

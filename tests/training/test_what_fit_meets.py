@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from fits import NUM_CLASSES, compiled, fit, images, moved, small_model, snapshot
+from fits import NUM_CLASSES, StopsReading, compiled, fit, images, moved, small_model, snapshot
 from keras import layers
 
 import keras_dal
@@ -44,16 +44,11 @@ def test_a_mixture_that_computes_something_stays_in_the_model_while_it_explores(
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_a_stream_of_unknown_length_that_is_stopped_is_not_solved_on_a_part_of_it():
     tf = pytest.importorskip("tensorflow")
-
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            self.model.stop_training = (logs or {}).get("phase") == 1 and batch == 1
-
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
     data = tf.data.Dataset.from_tensor_slices(images()).batch(16).filter(lambda x, y: True)
     with pytest.warns(UserWarning, match="reads the data was stopped.*2 of an unknown number of batches"):
-        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[monitor, Stop()])
+        model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[monitor, StopsReading()])
     assert monitor.result is None
     assert model.optimizer.phase == "explore"
 
