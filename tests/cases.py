@@ -1,4 +1,4 @@
-"""A catalogue of small models of every kind: those with a linear head, and those that must be refused."""
+"""A catalogue of small models of every kind: those with a linear head, and those that must be refused; and of heads."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from keras_dal import heads
 from keras_dal.features.tracing import computed_dtype
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
@@ -285,6 +286,54 @@ REFUSED = [
     ("low-rank adapter", _low_rank, "'adapted'"),
     ("unknown input shape", lambda: keras.Sequential([layers.Dense(3)]), "pass a few sample inputs"),
 ]
+
+
+def _gates(generator, m, count):
+    return {
+        "mean": generator.normal(size=m),
+        "scale": generator.uniform(0.5, 2.0, m),
+        "gate_kernel": generator.normal(size=(m, count)) / np.sqrt(m),
+        "gate_bias": generator.normal(size=count),
+        "sharpness": 3.0,
+    }
+
+
+def _gated(generator, m, count, outputs, use_bias=True):
+    gates, output_kernel = _gates(generator, m, count), generator.normal(size=(count, outputs))
+    return heads.GatedHead(**gates, output_kernel=output_kernel, use_bias=use_bias)
+
+
+def _mixture(generator, m, count, outputs):
+    return heads.MixtureHead(**_gates(generator, m, count), num_outputs=outputs)
+
+
+def _mixture_of_few_gates(generator, m, count, outputs):
+    return _mixture(generator, m, m // 2, outputs)  # with fewer gates than features sums are made in the other order
+
+
+def _beside_dense(make):
+    return lambda generator, m, count, outputs: heads.SumHead(
+        [make(generator, m, count, outputs), heads.DenseHead(m, outputs)]
+    )
+
+
+_gated_without_bias = functools.partial(_gated, use_bias=False)
+HEADS = {  # functions of a generator, and of the numbers of features, of gates or gated units, and of outputs
+    "dense": lambda generator, m, count, outputs: heads.DenseHead(m, outputs),
+    "dense without bias": lambda generator, m, count, outputs: heads.DenseHead(m, outputs, use_bias=False),
+    "gated": _gated,
+    "gated without bias": _gated_without_bias,
+    "gated beside": _beside_dense(_gated_without_bias),
+    "mixture": _mixture,
+    "mixture of few gates": _mixture_of_few_gates,
+    "branch": _beside_dense(_mixture),
+    "branch of few gates": _beside_dense(_mixture_of_few_gates),
+}
+
+
+def head_jacobian(head, features):
+    """Return J_S, `(n, C, P)`, from its definition: the logits of unit vectors, which is no product of ours."""
+    return np.stack([head.logits(features, unit) for unit in np.eye(head.num_parameters)], axis=-1)
 
 
 def logits_from_outputs(outputs, activation):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -28,35 +29,13 @@ LOSSES = {
 }
 
 
-def gated_head(rng, m, units, outputs, use_bias):
-    return heads.GatedHead(
-        mean=rng.normal(size=m),
-        scale=rng.uniform(0.5, 2.0, size=m),
-        gate_kernel=rng.normal(size=(m, units)) / np.sqrt(m),
-        gate_bias=rng.normal(size=units),
-        sharpness=3.0,
-        output_kernel=rng.normal(size=(units, outputs)),
-        use_bias=use_bias,
-    )
-
-
-def mixture_head(rng, m, units, outputs, use_bias):
-    like = gated_head(rng, m, max(1, units // outputs), outputs, use_bias)
-    return heads.MixtureHead(like.mean, like.scale, like.gate_kernel, like.gate_bias, like.sharpness, outputs)
-
-
 def make_head(kind, rng, m, units, outputs):
-    if kind == "plain":
-        return heads.DenseHead(m, outputs)
-    if kind == "plain without bias":
-        return heads.DenseHead(m, outputs, use_bias=False)
-    if kind == "before":
-        return gated_head(rng, m, units, outputs, use_bias=True)
-    gated = (mixture_head if kind == "mixture" else gated_head)(rng, m, units, outputs, use_bias=False)
-    return heads.SumHead([gated, heads.DenseHead(m, outputs)])
+    """Return a head with as many gated units, or with gates of about as many parameters."""
+    count = max(1, units // outputs) if kind == "branch" else units
+    return cases.HEADS[kind](rng, m, count, outputs)
 
 
-HEADS = ("plain", "plain without bias", "before", "beside", "mixture")
+KINDS = ("dense", "dense without bias", "gated", "gated beside", "branch")
 
 
 def dense_jacobian(head, z):
@@ -91,7 +70,7 @@ def make_problem(seed, rows=None):
     if seed % 3 == 0:
         z[:, m // 2 :] = z[:, : m - m // 2] @ rng.normal(size=(m - m // 2, m - m // 2))
     units = max(outputs, int(rng.uniform(0.5, 1.6) * n * outputs / (m + 1)))
-    head = make_head("mixture" if seed % 8 == 7 else HEADS[seed % 4], rng, m, units, outputs)
+    head = make_head("branch" if seed % 8 == 7 else KINDS[seed % 4], rng, m, units, outputs)
     name = tuple(LOSSES)[seed % 5 % 3]
     y = rng.integers(0, outputs, n) if name == "softmax" else rng.integers(0, 2, (n, outputs))
     return head, z, LOSSES[name].targets(y, outputs), LOSSES[name]
@@ -151,7 +130,7 @@ def loss_and_gradient(name, f, targets):
 
 @pytest.mark.parametrize("penalty", [0.0, 1e-3])
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("kind", ["plain", "beside", "mixture"])
+@pytest.mark.parametrize("kind", ["dense", "gated beside", "branch"])
 def test_gradient_descent_stays_below_the_bound_at_every_step(kind, name, penalty):
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -206,7 +185,7 @@ def test_infimum_of_an_unaligned_head_equals_that_of_an_independent_solver(name)
         rng = np.random.default_rng(seed)
         n, m, outputs = 100, 6, 4
         z, y = rng.normal(size=(n, m)), rng.integers(0, outputs, n)
-        loss, head = LOSSES[name], make_head("before" if seed == 3 else "plain", rng, m, 4, outputs)
+        loss, head = LOSSES[name], make_head("gated" if seed == 3 else "dense", rng, m, 4, outputs)
         targets = loss.targets(y if name == "softmax" else np.eye(outputs)[y], outputs)
         certificate = certified(head, z, targets, loss)
         matrix = dense_jacobian(head, z).reshape(n * outputs, -1)
@@ -268,7 +247,7 @@ def test_loss_at_scale_bounds_the_loss_of_the_scaled_witness():
 
 
 @pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_spectral_norm_bound_holds_and_is_not_far_off(kind, centered):
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -282,7 +261,7 @@ def test_spectral_norm_bound_holds_and_is_not_far_off(kind, centered):
 
 @pytest.mark.parametrize(
     ("kind", "method", "factorized"),
-    [("beside", "LSQR", DenseJacobian), ("mixture", "Cholesky", KroneckerJacobian)],
+    [("gated beside", "LSQR", DenseJacobian), ("branch", "Cholesky", KroneckerJacobian)],
 )
 def test_iterative_certificate_is_weaker_and_says_so(kind, method, factorized):
     rng = np.random.default_rng(0)
@@ -305,12 +284,12 @@ def test_samples_that_are_nearly_equal_are_left_to_lsqr():
     rng = np.random.default_rng(0)
     z, y = np.maximum(rng.normal(size=(100, 16)), 0), rng.integers(0, 3, 100)
     z[1], y[1] = z[0] * (1 + 1e-4), (y[0] + 1) % 3
-    certificate = certified(make_head("mixture", rng, 16, 90, 3), z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
+    certificate = certified(make_head("branch", rng, 16, 90, 3), z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
     assert certificate.verdict == "aligned"
     assert "then LSQR" in certificate.method
 
 
-@pytest.mark.parametrize("kind", ["beside", "mixture"])
+@pytest.mark.parametrize("kind", ["gated beside", "branch"])
 def test_iterative_certificate_of_an_unaligned_head_claims_nothing(kind):
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(80, 3)), rng.integers(0, 3, 80)

@@ -1,6 +1,8 @@
 """Soft labels: alignment by least squares, infimum by SciPy, and what is claimed of them, and what is not."""
 
+import cases
 import keras
+import labels
 import numpy as np
 import pytest
 from scipy import optimize, special, stats
@@ -15,24 +17,12 @@ from keras_dal.solvers.duality import _Search
 from keras_dal.solvers.jacobian import KroneckerJacobian, jacobian
 
 N, C = 60, 3
+ONE_HOT, MIXED, FULL = labels.one_hot(N, C), labels.mixed(N, C), labels.full(N, C)
 SMOOTHED = {
     "classes": keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
     "yes or no": keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.1),
 }
 PLAIN = {name: type(loss)(from_logits=True) for name, loss in SMOOTHED.items()}
-
-
-def one_hot():
-    return np.eye(C)[np.random.default_rng(1).integers(0, C, N)]
-
-
-def mixed():
-    share = np.random.default_rng(2).uniform(0.1, 0.9, (N, 1))
-    return share * one_hot() + (1 - share) * np.roll(one_hot(), 1, axis=1)
-
-
-def full():
-    return np.random.default_rng(3).dirichlet(np.ones(C), N)
 
 
 def inputs(width):
@@ -49,7 +39,7 @@ def plain_model(width, loss):
 @pytest.mark.parametrize("width", [5, 80], ids=["narrow", "wide"])
 @pytest.mark.parametrize("name", SMOOTHED)
 def test_smoothed_labels_are_as_aligned_as_hard_ones(name, width):
-    x, y = inputs(width), one_hot()
+    x, y = inputs(width), ONE_HOT
     hard = keras_dal.alignment(plain_model(width, PLAIN[name]), x, y)
     by_loss = keras_dal.alignment(plain_model(width, SMOOTHED[name]), x, y)
     q = (0.9 * y + 0.1 / (C if name == "classes" else 2)).astype("float32")
@@ -64,7 +54,7 @@ def test_smoothed_labels_are_as_aligned_as_hard_ones(name, width):
 
 @pytest.mark.parametrize("width", [5, 80], ids=["narrow", "wide"])
 def test_mixed_labels_are_measured_as_they_are_and_nothing_is_decided(width):
-    x, q, model = inputs(width), mixed(), plain_model(width, PLAIN["classes"])
+    x, q, model = inputs(width), MIXED, plain_model(width, PLAIN["classes"])
     report = keras_dal.alignment(model, x, q)
     columns, seen = np.column_stack([x.astype(float), np.ones(N)]), q - 1 / C
     residual = seen - columns @ np.linalg.lstsq(columns, seen, rcond=None)[0]
@@ -81,12 +71,12 @@ def test_mixed_labels_are_measured_as_they_are_and_nothing_is_decided(width):
 
 
 CASES = {
-    "smoothed classes": (losses.SoftmaxCrossEntropy(0.1), one_hot()),
-    "mixed classes": (losses.SoftmaxCrossEntropy(), mixed()),
-    "mixed and smoothed classes": (losses.SoftmaxCrossEntropy(0.1), mixed()),
-    "probabilities of classes": (losses.SoftmaxCrossEntropy(), full()),
-    "smoothed yes or no": (losses.SigmoidCrossEntropy(0.1), one_hot()),
-    "probabilities of yes": (losses.SigmoidCrossEntropy(), full()),
+    "smoothed classes": (losses.SoftmaxCrossEntropy(0.1), ONE_HOT),
+    "mixed classes": (losses.SoftmaxCrossEntropy(), MIXED),
+    "mixed and smoothed classes": (losses.SoftmaxCrossEntropy(0.1), MIXED),
+    "probabilities of classes": (losses.SoftmaxCrossEntropy(), FULL),
+    "smoothed yes or no": (losses.SigmoidCrossEntropy(0.1), ONE_HOT),
+    "probabilities of yes": (losses.SigmoidCrossEntropy(), FULL),
 }
 
 
@@ -101,14 +91,9 @@ def entropies(loss, y):
     return np.mean(stats.entropy(np.stack([q, 1 - q]), axis=0), axis=1)
 
 
-def dense_jacobian(head, x):
-    """J_S from its definition, the logits of unit vectors, `(n, C, P)`."""
-    return np.stack([head.logits(x, unit) for unit in np.eye(head.num_parameters)], axis=-1)
-
-
 def least(loss, y, head, x, weights):
     """SciPy's minimum over a head, from the definitions."""
-    columns, q = dense_jacobian(head, x), probabilities(loss, y)
+    columns, q = cases.head_jacobian(head, x), probabilities(loss, y)
 
     def objective(theta):
         f = columns @ theta
@@ -166,17 +151,10 @@ def test_separable_samples_with_smoothed_labels_are_not_called_separable(name):
     assert smoothed.infimum[0] > smoothed.floor + 1e-3
 
 
-def gates(count):
-    generator = np.random.default_rng(0)
-    kernel, bias = generator.normal(size=(5, count)), generator.normal(size=count)
-    return {"mean": np.zeros(5), "scale": np.ones(5), "gate_kernel": kernel, "gate_bias": bias, "sharpness": 2.0}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_the_infimum_over_gated_units_is_that_of_scipy(name):
     (loss, y), x = CASES[name], inputs(5).astype(float)
-    output_kernel = np.random.default_rng(6).normal(size=(8, C))
-    head = heads.GatedHead(**gates(8), output_kernel=output_kernel, use_bias=True)
+    head = cases.HEADS["gated"](np.random.default_rng(0), 5, 8, C)
     certificate = certified(loss, y, head, x)
     lower, upper = certificate.infimum
     expected = least(loss, y, head, x, np.ones(N))
@@ -188,7 +166,7 @@ def test_the_infimum_over_gated_units_is_that_of_scipy(name):
 
 def test_an_iterative_certificate_of_mixed_labels_has_the_entropy_below():
     loss, y = CASES["mixed classes"]
-    head = heads.MixtureHead(**gates(40), num_outputs=C)
+    head = cases.HEADS["mixture"](np.random.default_rng(0), 5, 40, C)
     x, theta = inputs(5).astype(float), np.zeros(head.num_parameters)
     certificate = certify_head(head, x, loss.targets(y, C), loss, theta, max_bytes=1)
     assert not certificate.exact
@@ -216,8 +194,8 @@ def test_gradient_descent_stays_below_the_bound_and_above_the_entropy(name):
 def test_the_certificate_says_the_loss_that_keras_computes():
     for name, loss in SMOOTHED.items():
         model = plain_model(5, loss)
-        said = keras_dal.certify(model, inputs(5), one_hot())
-        assert said.loss == pytest.approx(model.evaluate(inputs(5), one_hot(), verbose=0), rel=1e-6), name
+        said = keras_dal.certify(model, inputs(5), ONE_HOT)
+        assert said.loss == pytest.approx(model.evaluate(inputs(5), ONE_HOT, verbose=0), rel=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["probabilities of yes", "probabilities of classes", "mixed classes"])
@@ -247,7 +225,7 @@ def test_losses_grow_with_their_logits_as_they_say():
             free = logits - logits.mean(axis=1, keepdims=True) * loss.shift_invariant
             norms = np.linalg.norm(free, axis=1)
             assert (loss.values(logits, targets) >= loss.growth(targets) * norms * (1 - 1e-12)).all()
-    assert losses.SoftmaxCrossEntropy().growth(full()).min() > 0
+    assert losses.SoftmaxCrossEntropy().growth(FULL).min() > 0
 
 
 def test_a_search_that_ends_at_once_gives_bounds_all_the_same(monkeypatch):

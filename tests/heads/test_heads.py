@@ -15,38 +15,8 @@ from keras_dal.heads import DenseHead, GatedHead, MixtureHead, SumHead
 M, C, H = 4, 3, 5
 
 
-def gates(generator, count=H):
-    return {
-        "mean": generator.standard_normal(M),
-        "scale": generator.uniform(0.5, 2.0, M),
-        "gate_kernel": generator.standard_normal((M, count)),
-        "gate_bias": generator.standard_normal(count),
-        "sharpness": 3.0,
-    }
-
-
-def gated_head(generator, use_bias):
-    return GatedHead(
-        **gates(generator),
-        output_kernel=generator.standard_normal((H, C)),
-        use_bias=use_bias,
-    )
-
-
-def mixture_head(generator, count=H):
-    return MixtureHead(**gates(generator, count), num_outputs=C)
-
-
-HEADS = {
-    "dense": lambda generator: DenseHead(M, C),
-    "dense, no bias": lambda generator: DenseHead(M, C, use_bias=False),
-    "gated": lambda generator: gated_head(generator, True),
-    "gated, no bias": lambda generator: gated_head(generator, False),
-    "sum": lambda generator: SumHead([gated_head(generator, False), DenseHead(M, C)]),
-    "mixture": mixture_head,
-    "mixture, few gates": lambda generator: mixture_head(generator, 2),
-    "branch": lambda generator: SumHead([mixture_head(generator), DenseHead(M, C)]),
-}
+def make(kind, generator):
+    return cases.HEADS[kind](generator, M, H, C)
 
 
 def by_hand(head, z, theta):
@@ -76,10 +46,10 @@ def by_hand(head, z, theta):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(sorted(HEADS)), st.integers(0, 2**31))
-def test_logits_adjoint_and_sizes(name, seed):
+@given(st.sampled_from(sorted(cases.HEADS)), st.integers(0, 2**31))
+def test_logits_adjoint_and_sizes(kind, seed):
     generator = np.random.default_rng(seed)
-    head = HEADS[name](generator)
+    head = make(kind, generator)
     z, theta = generator.standard_normal((6, M)), generator.standard_normal(head.num_parameters)
     logits = head.logits(z, theta)
     np.testing.assert_allclose(logits, [by_hand(head, row, theta) for row in z], rtol=1e-9, atol=1e-9)
@@ -90,7 +60,7 @@ def test_logits_adjoint_and_sizes(name, seed):
 
 
 def test_a_mixture_of_many_samples_is_computed_in_blocks(monkeypatch):
-    head, generator = mixture_head(np.random.default_rng(0)), np.random.default_rng(1)
+    head, generator = make("mixture", np.random.default_rng(0)), np.random.default_rng(1)
     z, theta, cotangent = (generator.standard_normal(shape) for shape in ((7, M), head.num_parameters, (7, C)))
     whole = head.logits(z, theta), head.adjoint(z, cotangent)
     monkeypatch.setattr("keras_dal.heads.mixture._ENTRIES", 2 * M * C + 1)
@@ -98,30 +68,30 @@ def test_a_mixture_of_many_samples_is_computed_in_blocks(monkeypatch):
     np.testing.assert_allclose(head.adjoint(z, cotangent), whole[1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_columns_are_the_factor_that_all_outputs_share(name):
-    head = HEADS[name](np.random.default_rng(0))
+@pytest.mark.parametrize("kind", cases.HEADS)
+def test_columns_are_the_factor_that_all_outputs_share(kind):
+    head = make(kind, np.random.default_rng(0))
     z = np.random.default_rng(1).standard_normal((6, M))
-    jacobian = np.stack([head.logits(z, unit) for unit in np.eye(head.num_parameters)], axis=-1).reshape(6 * C, -1)
+    jacobian = cases.head_jacobian(head, z).reshape(6 * C, -1)
     columns = head.columns(z)
     assert (columns is None) == any(isinstance(part, GatedHead) for part in getattr(head, "parts", [head]))
     if columns is not None:
         np.testing.assert_allclose(np.kron(columns, np.eye(C)), jacobian, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_split_and_join_are_inverse(name):
-    head = HEADS[name](np.random.default_rng(0))
+@pytest.mark.parametrize("kind", cases.HEADS)
+def test_split_and_join_are_inverse(kind):
+    head = make(kind, np.random.default_rng(0))
     theta = np.arange(head.num_parameters, dtype=np.float64)
     parts = head.split(theta)
     assert tuple(part.shape for part in parts) == head.shapes
     np.testing.assert_array_equal(head.join(parts), theta)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_float32_features_stay_float32(name):
+@pytest.mark.parametrize("kind", cases.HEADS)
+def test_float32_features_stay_float32(kind):
     generator = np.random.default_rng(0)
-    head = HEADS[name](generator)
+    head = make(kind, generator)
     z = generator.standard_normal((6, M)).astype("float32")
     theta = generator.standard_normal(head.num_parameters)
     logits = head.logits(z, theta)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ def test_rank_is_the_least_of_labels_parameters_and_directions(n, m, units, outp
     dense.build((None, units))
     dense.kernel.assign(rng.normal(size=(units, outputs)))
     head, _ = layer.linear_head(dense)
-    jacobian = np.stack([head.logits(x.astype("float64"), unit) for unit in np.eye(head.num_parameters)], axis=-1)
+    jacobian = cases.head_jacobian(head, x.astype("float64"))
     rank = np.linalg.matrix_rank(jacobian.reshape(n * outputs, -1))
     assert rank == min(n * outputs, units * (m + 1), n * units)
 
@@ -207,8 +208,7 @@ def test_rank_of_a_branch_is_that_of_one_output_times_outputs(n, m, gates, outpu
     x = features(n, m)
     branch = GatedBranch(layers.Dense(outputs, use_bias=False), gates, sharpness=3.0, seed=0)
     branch.adapt(x)
-    mixture = branch.linear_head()[0].parts[0]
-    jacobian = np.stack([mixture.logits(x.astype("float64"), unit) for unit in np.eye(mixture.num_parameters)], axis=-1)
+    jacobian = cases.head_jacobian(branch.linear_head()[0].parts[0], x.astype("float64"))
     assert np.linalg.matrix_rank(jacobian.reshape(n * outputs, -1)) == outputs * min(n, gates * (m + 1))
 
 

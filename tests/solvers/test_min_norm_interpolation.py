@@ -1,10 +1,10 @@
 """The least change of a mixture that moves samples, against dense least squares in float64."""
 
+import cases
 import numpy as np
 import pytest
 from scipy import optimize
 
-from keras_dal import heads
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.solvers.min_norm_interpolation import Interpolation
@@ -21,8 +21,7 @@ def generator():
 
 @pytest.fixture
 def head(generator):
-    gates = generator.normal(size=(M, K)), generator.normal(size=K)
-    return heads.MixtureHead(generator.normal(size=M), generator.uniform(0.5, 2, M), *gates, 3.0, C)
+    return cases.HEADS["mixture"](generator, M, K, C)
 
 
 def coordinates(whitening, size):
@@ -42,7 +41,7 @@ def test_change_is_the_whitened_least_squares_solution(head, generator, joins, m
         solver.extend(np.sort(rows))
     assert sorted(solver.chosen) == sorted(drawn)
     moves = generator.normal(size=(len(drawn), C))
-    jacobian = np.stack([head.logits(features, unit) for unit in np.eye(head.num_parameters)], axis=-1)
+    jacobian = cases.head_jacobian(head, features)
     basis = coordinates(Whitening(mixture), head.num_parameters)
     chosen = jacobian[solver.chosen].reshape(-1, head.num_parameters) @ basis
     phi = np.linalg.lstsq(chosen, moves.ravel(), rcond=None)[0]
@@ -65,10 +64,7 @@ def test_anchors_are_held_as_far_as_the_moves_allow(head, generator, on, monkeyp
     solver.extend(np.arange(6, 9))
     moves, size = generator.normal(size=(9, C)), head.num_parameters
     basis = coordinates(Whitening(anchors, mixture), size)
-    moved, held = (
-        np.stack([head.logits(each, unit) for unit in np.eye(size)], axis=-1).reshape(-1, size) @ basis
-        for each in (features[:9], still[:25])
-    )
+    moved, held = (cases.head_jacobian(head, each).reshape(-1, size) @ basis for each in (features[:9], still[:25]))
     hessian = held.T @ held / 25 + np.eye(size)
     system = np.block([[hessian, moved.T], [moved, np.zeros((len(moved),) * 2)]])
     expected = basis @ np.linalg.solve(system, np.concatenate([np.zeros(size), moves.ravel()]))[:size]

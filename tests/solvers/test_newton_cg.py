@@ -2,8 +2,10 @@
 
 import itertools
 
+import cases
 import numpy as np
 import pytest
+from labels import one_hot
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -23,50 +25,13 @@ def generator():
     return np.random.default_rng(0)
 
 
-def gates(generator, count=H):
-    return {
-        "mean": generator.normal(size=M),
-        "scale": generator.uniform(0.5, 2, M),
-        "gate_kernel": generator.normal(size=(M, count)),
-        "gate_bias": generator.normal(size=count),
-        "sharpness": 3.0,
-    }
+def make(kind, generator):
+    return cases.HEADS[kind](generator, M, H, C)
 
 
-def gated(generator, use_bias):
-    return heads.GatedHead(
-        **gates(generator),
-        output_kernel=generator.normal(size=(H, C)),
-        use_bias=use_bias,
-    )
-
-
-def mixture(generator, count=H):
-    return heads.MixtureHead(**gates(generator, count), num_outputs=C)
-
-
-KINDS = {
-    "dense": lambda generator: heads.DenseHead(M, C),
-    "dense without bias": lambda generator: heads.DenseHead(M, C, use_bias=False),
-    "gated": lambda generator: gated(generator, use_bias=True),
-    "gated beside": lambda generator: heads.SumHead([gated(generator, use_bias=False), heads.DenseHead(M, C)]),
-    "branch": lambda generator: heads.SumHead([mixture(generator), heads.DenseHead(M, C)]),
-    "branch of few gates": lambda generator: heads.SumHead([mixture(generator, 3), heads.DenseHead(M, C)]),
-}
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["dense", "dense without bias", "gated", "gated beside", "branch", "branch of few gates"])
 def head(request, generator):
-    return KINDS[request.param](generator)
-
-
-def columns(head, features):
-    """The Jacobian `(n, C, P)` from its definition: the logits of unit vectors, which is no product of ours."""
-    return np.stack([head.logits(features, unit) for unit in np.eye(head.num_parameters)], axis=-1)
-
-
-def one_hot(labels):
-    return np.eye(C)[labels]
+    return make(request.param, generator)
 
 
 def mean_of(criterion, size=N):
@@ -79,7 +44,7 @@ def mean_of(criterion, size=N):
 def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, on, monkeypatch):
     monkeypatch.setattr(on, "block", 16)  # so that there are several blocks, the last one short
     features = generator.normal(size=(N, M))
-    jacobian, dense = CachedJacobian(head, features, max_bytes, on()), columns(head, features)
+    jacobian, dense = CachedJacobian(head, features, max_bytes, on()), cases.head_jacobian(head, features)
     theta, cotangent = generator.normal(size=head.num_parameters), generator.normal(size=(N, C))
     np.testing.assert_allclose(jacobian.logits(theta), dense @ theta, rtol=1e-4, atol=1e-4)
     pulled = np.einsum("ncp,nc->p", dense, cotangent)
@@ -109,7 +74,7 @@ def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator)
     head, anchors = heads.DenseHead(M, C), generator.normal(size=(500, M)) @ generator.normal(size=(M, M)) + 2.0
     jacobian = CachedJacobian(head, anchors)
     whitening, phi = Whitening(jacobian), generator.normal(size=head.num_parameters)
-    change = columns(head, anchors) @ whitening.theta(phi).astype(np.float64)
+    change = cases.head_jacobian(head, anchors) @ whitening.theta(phi).astype(np.float64)
     assert np.mean(np.sum(change**2, axis=1)) == pytest.approx(
         phi @ phi, rel=0.1
     )  # the regularization is 1e-2 of each input
@@ -119,9 +84,9 @@ def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator)
 @pytest.mark.parametrize("kind", ["gated beside", "branch"])
 def test_whitening_conditions_the_jacobian_of_gates(generator, kind, units, monkeypatch):
     monkeypatch.setattr("keras_dal.solvers.whitening._FULL", units)
-    head, anchors = KINDS[kind](generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
+    head, anchors = make(kind, generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
     jacobian = CachedJacobian(head, anchors)
-    whitening, dense = Whitening(jacobian), columns(head, anchors)
+    whitening, dense = Whitening(jacobian), cases.head_jacobian(head, anchors)
     basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
 
     def condition(matrix):
@@ -134,7 +99,7 @@ def test_whitening_conditions_the_jacobian_of_gates(generator, kind, units, monk
 def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch):
     """With one output the random signs have no effect, and all eigenvalues kept must whiten the moments."""
     monkeypatch.setattr("keras_dal.solvers.whitening._FULL", 0)
-    head, features = gated(generator, use_bias=False), generator.normal(size=(500, M))
+    head, features = make("gated without bias", generator), generator.normal(size=(500, M))
     head.output_kernel, head.num_outputs = head.output_kernel[:, :1], 1
     whitening = Whitening(CachedJacobian(head, features))
     gates = head.gates(features) * head.output_kernel[:, 0]
@@ -168,19 +133,19 @@ def test_a_feature_that_never_moves_is_harmless(generator):
 
 
 def criteria(xp=arrays.NUMPY):
-    labels = np.random.default_rng(1).integers(0, C, N)
+    classes = one_hot(N, C)
     signs = 2.0 * np.random.default_rng(2).integers(0, 2, (N, C)) - 1
     return {
-        "separation of classes": Separation(xp.single(one_hot(labels)), 0.5, exclusive=True),
+        "separation of classes": Separation(xp.single(classes), 0.5, exclusive=True),
         "separation of outputs": Separation(xp.single(signs), 0.5, exclusive=False),
         "anchored": Anchored(
-            Separation(xp.single(one_hot(labels[: N // 2])), 0.5, exclusive=True),
+            Separation(xp.single(classes[: N // 2]), 0.5, exclusive=True),
             np.random.default_rng(3).uniform(0.5, 2, N // 2),
             xp.single(np.random.default_rng(4).normal(size=(N, C))),
             np.random.default_rng(5).integers(0, 2, N),
         ),
         "squared error": WholeLoss(losses.SquaredError(), xp.single(signs)),
-        "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(labels))),
+        "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(classes)),
         "sigmoid": WholeLoss(losses.SigmoidCrossEntropy(), xp.single(signs)),
     }
 
@@ -204,14 +169,13 @@ def test_gradient_and_curvature_are_derivatives(name, generator):
 
 def test_separation_is_what_it_says(generator):
     logits, labels = generator.normal(size=(N, C)), generator.integers(0, C, N)
-    values = Separation(one_hot(labels), 0.5, exclusive=True).values(logits.astype(np.float32))
+    criterion = Separation(np.eye(C)[labels], 0.5, exclusive=True)
     wanted = [
         sum(max(0.0, 0.5 - (f[label] - f[j])) ** 2 for j in range(C) if j != label)
         for f, label in zip(logits, labels, strict=True)
     ]
-    np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
-    active = Separation(one_hot(labels), 0.5, exclusive=True).active(logits)
-    assert (active == (np.array(wanted) > 0)).all()
+    np.testing.assert_allclose(criterion.values(logits.astype(np.float32)), wanted, rtol=1e-4, atol=1e-5)
+    assert (criterion.active(logits) == (np.array(wanted) > 0)).all()
 
 
 def solve(problem, steps=60):
@@ -228,7 +192,7 @@ def test_the_minimum_is_that_of_scipy(name, head, generator):
     weights, hold, ridge = generator.uniform(0.5, 2, N), generator.uniform(0, 1, N), 1e-2
     jacobian = CachedJacobian(head, features)
     whitening, start = Whitening(jacobian), generator.normal(size=(N, C)).astype(np.float32)
-    dense = columns(head, features)
+    dense = cases.head_jacobian(head, features)
     basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
 
     def objective(phi):
@@ -264,9 +228,9 @@ def test_tensors_of_an_accelerator_find_the_same_minimum(name, head, generator, 
 
 
 def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(generator):
-    head, features, labels = KINDS["branch"](generator), generator.normal(size=(N, M)), generator.integers(0, C, N)
+    head, features = make("branch", generator), generator.normal(size=(N, M))
     jacobian = CachedJacobian(head, features)
-    criterion = Separation(one_hot(labels), 1.0, exclusive=True)
+    criterion = Separation(one_hot(N, C), 1.0, exclusive=True)
     problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
     steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
     least = min(step.objective for step in steps)
@@ -278,7 +242,7 @@ def test_logistic_regression_is_that_of_scikit_learn(generator):
     features, labels = generator.normal(size=(300, M)), generator.integers(0, C, 300)
     labels[features[:, 0] > 0] = 0
     jacobian = CachedJacobian(heads.DenseHead(M, C), features)
-    criterion = WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(labels))
+    criterion = WholeLoss(losses.SoftmaxCrossEntropy(), np.eye(C)[labels])
     problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
     steps = [step for step, _ in zip(problem.steps(), range(25), strict=False)]
     theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(features, labels)
@@ -302,11 +266,10 @@ def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
 @pytest.mark.parametrize("unit", [1e-12, 1e18])
 def test_tensors_in_any_unit_take_the_steps_of_numpy(unit, generator):
     """Squares of what float32 holds are no numbers of float32."""
-    features, labels = generator.normal(size=(N, M)), generator.integers(0, C, N)
-    objectives = []
+    features, objectives = generator.normal(size=(N, M)), []
     for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
         jacobian = CachedJacobian(heads.DenseHead(M, C), features, on=on)
-        loss = WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(labels)))
+        loss = WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(N, C)))
         objective = Anchored(loss, np.full(N, unit / N), xp.single(np.zeros((N, C))))
         steps = Problem(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
         objectives.append(next(itertools.islice(steps, 6, None)).objective / unit)
