@@ -98,7 +98,7 @@ def _add_converge(commands):
         "--gated",
         action=argparse.BooleanOptionalAction,
         default="auto",
-        help="whether to add a gated head; by default one is added where the own head does not separate the samples",
+        help="whether to add a gated head; by default where the own head is not found to separate the samples",
     )
     command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change instead")
     command.add_argument("--patience", type=int, help="steps without a better validation accuracy")

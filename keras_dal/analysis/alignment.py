@@ -15,16 +15,18 @@ from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress import progress_bar, watched
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.features.store import KeptRows
+from keras_dal.heads.norms import EPS
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import tangent_operator
-from keras_dal.solvers.jacobian import FactorizedJacobian, Products, jacobian
+from keras_dal.solvers.jacobian import Products, jacobian
 from keras_dal.solvers.label_squares import centred_total, safe_mean
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
 _LSQR = "LSQR, which bounds the alignment from below up to an estimate of the rounding in the network"
 _ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
 _DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow
+_SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)  # sum of squares that float32 does not lose
 _POWERS = 5  # steps of the power method that finds it well enough
 
 
@@ -107,7 +109,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
 
     Returns:
         An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound. Its shares are not numbers
-        for the squared error of labels whose variation is lost beside their offset.
+        where what varies is lost beside an offset: of labels, under the squared error, or of features, in float32.
     """
     c = structure.num_outputs
     moments = np.asarray(moments, np.float64)
@@ -119,10 +121,9 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         moments = centring @ moments @ centring
     eps = eps_of(_backend.statistics_dtype()) if eps is None else eps
     projection = project_moments(moments, c, structure.use_bias, eps, num_samples)
-    lost = (projection.squares.centred == 0) & (projection.squares.whole > 0)
-    if loss.quadratic and lost.any():  # constant or not: these sums do not tell
-        unknown = np.where(lost, np.nan, projection.residual)
-        projection = dataclasses.replace(projection, residual=unknown)
+    unknown = _unknown(projection, loss, eps)
+    if unknown.any():
+        projection = dataclasses.replace(projection, residual=np.where(unknown, np.nan, projection.residual))
     return _report_projection(
         structure,
         projection,
@@ -133,13 +134,21 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
     )
 
 
+def _unknown(projection, loss, eps):
+    """Return for which outputs sums do not tell what is left, `(C,)`: constant or not, too small to square or zero."""
+    squares = projection.squares
+    if eps <= EPS:
+        return loss.quadratic * ((squares.centred == 0) & (squares.whole > 0))
+    lost = (squares.centred == 0) | (squares.whole < _SMALLEST)
+    return np.full(len(lost), not projection.complete) | (loss.quadratic * lost)
+
+
 def _gather(rows, structure, loss, x, batches):
     """Keeps features, targets and weights of the samples that have a weight, and returns which samples those are."""
     used = []
     for features, y, weight in batches:
         check_labels(y, x)
-        kept = np.ones(len(features), bool) if weight is None else weight > 0
-        weight = np.ones(len(features)) if weight is None else weight
+        kept = weight > 0
         if kept.any():
             rows.append(features[kept], loss.targets(y[kept], structure.num_outputs), weight[kept])
         used.append(kept)
@@ -155,7 +164,8 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
     per_sample, _ = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, projection.residual, projection.squares)
     least = decisive_share(loss, projection.least, projection.squares)
-    verdict = decide(head, loss, rows, theta, share, decide_separability, least=least, used=used.mean())
+    complete, used = projection.complete, used.mean()
+    verdict = decide(head, loss, rows, theta, share, decide_separability, least=least, complete=complete, used=used)
     return _report_projection(
         structure,
         projection,
@@ -175,13 +185,13 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     per_sample, per_class = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, per_class, squares)
     least = share
-    if isinstance(columns, FactorizedJacobian):
+    if columns.factorized:
         least = decisive_share(loss, weights @ columns.seen(columns.left_of(matrix, counting=False)) ** 2, squares)
     spectrum = columns.with_constants()
     return _report(
         structure,
         len(features),
-        decide(head, loss, rows, theta, share, decide_separability, columns, least, used.mean()),
+        decide(head, loss, rows, theta, share, decide_separability, columns, least, used=used.mean()),
         **_shares(per_sample, per_class, squares),
         rank=spectrum.rank,
         tolerance=columns.tolerance,
@@ -199,7 +209,6 @@ def _measure_network(structure, loss, x, y, sample_weight, batch_size):
     targets = loss.targets(y, structure.num_outputs)
     mixed, targets = common_scale(loss.scales(targets)) is None, loss.seen(loss.label_matrix(targets))
     weights = checked_weight(sample_weight, len(targets))
-    weights = np.ones(len(targets)) if weights is None else weights
     (used, _), bias = positive(weights), _has_bias(operator, structure)
     centred = targets - safe_mean(targets, weights) if bias else targets
     roots = np.sqrt(weights)[:, None]

@@ -92,8 +92,9 @@ class Certificate:
 
     @property
     def step(self):
-        """The gradient descent step the bound is about, `1 / beta`."""
-        return 1.0 / self._smoothness()
+        """The gradient descent step the bound is about, `1 / beta`; infinite where no step changes the loss."""
+        beta = self._smoothness()
+        return 1.0 / beta if beta else math.inf
 
     @property
     def _at_most_now(self):
@@ -114,7 +115,7 @@ class Certificate:
             raise ValueError(f"The number of steps must not be negative. Received: t={t!r}")
         if t == 0:
             return self._at_most_now
-        return min(self._at_most_now, *(value + beta * far / (2 * t) for value, far in self.comparisons))
+        return min([self._at_most_now, *(value + beta * far / (2 * t) for value, far in self.comparisons)])
 
     def steps_for(self, objective: float) -> int | None:
         """Return the least number of steps after which the bound is at most `objective`; None if it never is.
@@ -176,7 +177,7 @@ class Certificate:
         yield "alignment", f"{share} (residual share {left})"
         yield "smallest margin", None if self.margin is None else f"at least {at_least(self.margin, 4)} at the witness"
         yield "norm of the witness", f"{self.witness_norm:.4g}"
-        if self.beta is not None:
+        if self.beta:
             yield "smoothness beta, step", f"{at_most(self.beta, 4)}, {at_least(self.step, 4)}"
             bounds = (f"{at_most(self.bound(t), 4)} after {t:,}" for t in (100, 10_000, 1_000_000))
             yield "objective at most", ", ".join(bounds) + " steps of gradient descent"
@@ -285,8 +286,7 @@ def certify_head(
     Raises:
         ValueError: sample weights that are negative or all zero.
     """
-    given = checked_weight(weights, len(features))
-    kept, weights = positive(np.ones(len(features)) if given is None else given)
+    kept, weights = positive(checked_weight(weights, len(features)))
     eps = eps_of(features.dtype) if eps is None else eps
     features, targets = features[kept].astype(np.float64), targets[kept]
     jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, eps)

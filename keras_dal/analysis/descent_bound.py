@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_dal.features.tracing import to_numpy
 from keras_dal.heads.base import split
-from keras_dal.solvers import duality
+from keras_dal.solvers import rounded
 
 _SCALES = np.geomspace(1e-2, 1e3, 81)
 
@@ -55,10 +55,10 @@ class Objective:
 
     def smallest_margin(self, logits, errors):
         """Return a lower bound of the smallest margin; None where margins prove nothing, as for soft labels."""
-        return duality.smallest_margin(self.loss, logits, errors, self.targets) if self.hard else None
+        return rounded.smallest_margin(self.loss, logits, errors, self.targets) if self.hard else None
 
     def largest_loss(self, logits, errors):
-        return duality.largest_loss(self.loss, logits, errors, self.targets, self.weights)
+        return rounded.largest_loss(self.loss, logits, errors, self.targets, self.weights)
 
     def smoothness(self):
         """Return the `smoothness` of the whole, None where there is no bound."""

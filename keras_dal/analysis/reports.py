@@ -59,7 +59,9 @@ class AlignmentReport:
         return f"alignment {self._shown()}, {rank}, {self.verdict}"
 
     def _shown(self):
-        return f"at least {at_least(self.alignment, 6, 'f')}" if self.lower_bound else f"{self.alignment:.6f}"
+        if self.lower_bound or self.residual_share > ALIGNED:  # one is printed for what is aligned alone
+            return "at least " * self.lower_bound + at_least(self.alignment, 6, "f")
+        return f"{self.alignment:.6f}"
 
     def _repr_html_(self):
         return as_html(
@@ -102,6 +104,7 @@ class WidthCurve:
         num_outputs: C.
         loss_name: which loss.
         draws: number of draws of the gates.
+        not_covered: what the curve does not speak about.
     """
 
     widths: tuple[int, ...]
@@ -117,6 +120,7 @@ class WidthCurve:
     num_outputs: int
     loss_name: str
     draws: int
+    not_covered: tuple[str, ...] = ()
 
     def __str__(self):
         return as_text(self._rows(), self._title())
@@ -131,9 +135,16 @@ class WidthCurve:
         values = (self.residual_share, self.residual_share_spread, self.infimum, self.rank, self.bytes)
         for width, share, spread, (low, high), rank, size in zip(self.widths, *values, strict=True):
             between = one_number(low, high, 4) or f"{at_least(low, 4)} to {at_most(high, 4)}"
-            yield f"{width:,}", f"{share:.6f} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
+            yield f"{width:,}", f"{_share(share)} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
         reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
         yield "settled", reached
         yield "data", f"{self.num_samples:,} samples, {self.num_features:,} features, {self.num_outputs:,} outputs"
         yield "loss", self.loss_name
         yield "fitted", f"{self.samples_fitted:,} samples, to a share of {ALIGNED:.0e}, by the head without gates"
+        for sentence in self.not_covered:
+            yield "not covered", sentence
+
+
+def _share(share):
+    """Return a share with six decimals, zero only where it is none."""
+    return f"{share:.6f}" if share == 0 or share >= 1e-6 else f"{share:.0e}"

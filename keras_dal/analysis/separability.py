@@ -13,6 +13,7 @@ import numpy as np
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
+from keras_dal.solvers.rounded import smallest_margin
 from keras_dal.tables import at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
@@ -70,7 +71,7 @@ def announced(num_samples, num_parameters):
     )
 
 
-def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, used=1.0):
+def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, complete=False, used=1.0):
     """Return the `Verdict` for a head.
 
     Args:
@@ -82,17 +83,14 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
         decide_separability: whether a solver is run where least squares are no witness.
         columns: the `Jacobian`, where there is one already.
         least: the share that all directions leave that float64 can tell from rounding; by default `share`.
+        complete: whether it is known that there are no other directions.
         used: share of all samples, for means over them, that `rows` are.
     """
     scale = common_scale(np.concatenate([loss.scales(targets) for _, targets, _ in rows if len(targets)]))
     if scale is None:
         return MIXED
     if np.isfinite(scale):
-        exact = columns is None or columns.factorized
-        reason = "least squares" if exact else f"{columns.method}, which bounds the alignment from below"
-        if exact and least is not None and least <= ALIGNED:
-            return by_residual(share, Name.UNDECIDED, "least squares, where what counts as rounding reaches the labels")
-        return by_residual(share, Name.NOT_ALIGNED if exact else Name.UNDECIDED, reason)
+        return _by_least_squares(head, loss, rows, share, columns, least, complete)
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
         for features, targets, _ in rows
@@ -109,18 +107,45 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
     return _separability(head, loss, rows, columns, used)
 
 
+def _by_least_squares(head, loss, rows, share, columns, least, complete):
+    """Return the verdict where the infimum is attained: labels that no direction at all reaches are not aligned."""
+    if columns is not None and not columns.factorized:
+        return by_residual(share, Name.UNDECIDED, f"{columns.method}, which bounds the alignment from below")
+    hidden = least is not None and least <= ALIGNED
+    if not hidden and not complete and share > ALIGNED:
+        hidden = not _is_complete(head, loss, rows, columns)
+    if hidden:
+        return by_residual(share, Name.UNDECIDED, "least squares, where what counts as rounding may reach the labels")
+    return by_residual(share, Name.NOT_ALIGNED, "least squares")
+
+
+def _is_complete(head, loss, rows, columns):
+    """Whether the directions that float64 can tell from rounding are all there are, which takes a factorization."""
+    if columns is None and _num_bytes(rows) <= _DECIDABLE:
+        features, _, weights = _joined(rows)
+        columns = jacobian(head, features, weights, centered=loss.shift_invariant)
+    return columns is not None and columns.is_complete()
+
+
+def _num_bytes(rows):
+    return 8 * sum(features.size for features, _, _ in rows)
+
+
+def _joined(rows):
+    return (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
+
+
 def _smallest_margin(head, loss, features, targets, theta):
     errors = head.rounding(features, theta)
-    return duality.smallest_margin(loss, head.logits(features, theta), errors, targets)
+    return smallest_margin(loss, head.logits(features, theta), errors, targets)
 
 
 def _separability(head, loss, rows, columns, used):
-    size = 8 * sum(features.size for features, _, _ in rows)
-    if size > _DECIDABLE:
+    if (size := _num_bytes(rows)) > _DECIDABLE:
         return Verdict(
             Name.UNDECIDED, f"least squares alone, because {size:,} bytes of features are too many for a solver"
         )
-    features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
+    features, targets, weights = _joined(rows)
     if columns is None:
         columns = jacobian(head, features, weights, centered=loss.shift_invariant)
     if not columns.factorized:

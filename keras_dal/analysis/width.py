@@ -14,6 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from keras_dal._backend.threads import threads_for
+from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.analysis.reports import WidthCurve
 from keras_dal.analysis.samples_fitted import samples_fitted
 from keras_dal.analysis.separability import ALIGNED, decisive_share
@@ -26,10 +27,11 @@ from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.models.structure import find_structure
-from keras_dal.solvers.duality import enclose_infimum, largest_loss, smallest_margin
+from keras_dal.solvers.duality import enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.nested_columns import NestedColumns
+from keras_dal.solvers.rounded import largest_loss, smallest_margin
 
 _SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
 _SHARE = 8  # of the samples, as columns, where the default widths end otherwise
@@ -117,6 +119,7 @@ def width_curve(
         num_outputs=structure.num_outputs,
         loss_name=loss.name,
         draws=draws,
+        not_covered=() if data.are_exact(structure) else (ROUNDED,),
     )
 
 

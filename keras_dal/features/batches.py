@@ -17,11 +17,11 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
         x: inputs as Keras takes them: arrays, or a `tf.data.Dataset`, `PyDataset`, `DataLoader` or other iterable of
             batches `x`, `(x, y)` or `(x, y, sample_weight)`, which then come from there.
         y: labels of shape `(n, ...)`, or None.
-        sample_weight: weights of shape `(n,)`, not negative, or None.
+        sample_weight: weights of shape `(n,)`, not negative; ones by default, and for batches that bring none.
         batch_size: number of samples to evaluate at once, where x are arrays.
 
     Yields:
-        Tuples of features `(k, m)`, labels or None, and float64 weights `(k,)` or None, as NumPy arrays.
+        Tuples of features `(k, m)`, labels or None, and float64 weights `(k,)`, as NumPy arrays.
 
     Raises:
         ValueError: no data, arrays of different lengths, features that are not finite, or weights that are negative.

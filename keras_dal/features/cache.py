@@ -93,7 +93,7 @@ def cached_features(
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
             rest = [part[1:] for part in batches(x, y, sample_weight, batch_size)]
-            weights = [checked_weight(weight, 0 if weight is None else len(weight)) for _, weight in rest]
+            weights = [None if weight is None else checked_weight(weight, len(weight)) for _, weight in rest]
             return _joined(features, [label for label, _ in rest], weights)
     writer = RowWriter(directory, max_bytes, keep=path is not None)
     labels, weights, exact = [], [], True

@@ -4,9 +4,9 @@ import numpy as np
 
 
 def checked_weight(weight, size):
-    """Return weights as float64 `(size,)`, or None for None; raises a ValueError where they are no weights."""
+    """Return weights as float64 `(size,)`, ones for None; raises a ValueError where they are no weights."""
     if weight is None:
-        return None
+        return np.ones(size)
     weight = np.asarray(weight, np.float64).reshape(-1)
     if len(weight) != size or not np.isfinite(weight).all() or (weight < 0).any():
         raise ValueError(

@@ -47,9 +47,9 @@ def converge(
 
     Classifiers: the head is changed until every training sample is on its right side, and predictions elsewhere change
     little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
-    falling `ridge` up to the first point where all are right. Where it cannot separate the samples a gated branch is
-    added, whose own part is finished gently, and the samples that are still wrong are moved by interpolation, while
-    anchors are held. Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
+    falling `ridge` up to the first point where all are right. Where it is not found to separate the samples a gated
+    branch is added, whose own part is finished gently, and the samples that are still wrong are moved by interpolation,
+    while anchors are held. Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
     that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Samples whose labels
     contradict those of nearly equal ones are left wrong, with a warning, where moving them would cost more than all
     others (`Result.left`). Where a gated branch is not wanted the loss itself is minimized.
@@ -70,8 +70,8 @@ def converge(
         validation_data: `(x, y)`, or a dataset of such batches; accuracy and calibration on it are reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
             the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
-        gated: `"auto"` adds a gated head where a classifier's own head does not separate the samples, True adds it in
-            any case, False never.
+        gated: `"auto"` adds a gated head where a classifier's own head is not found to separate the samples, True adds
+            it in any case, False never.
         ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative; the minimum is reached
             where the certified gap is at most a hundredth of `tol`.
         patience: points without a better validation accuracy after which the best one is taken, on the path of a
@@ -94,7 +94,7 @@ def converge(
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)
-    structure.check_unconstrained()
+    structure.check_solvable()
     loss = loss_of(model, structure.activation, loss)
     _warn_of_precision(structure)
     if inputs is not None:
@@ -151,15 +151,15 @@ def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
     task.path.begin()
     if gated == "auto" and _fits(task, max_bytes):
         task.path.say(
-            "the own head does not separate the samples, and the path begins again with a gated one beside it"
+            "the own head was not found to separate the samples: the path begins again with a gated one beside it"
         )
         tasks.append(add_gates(task))
         tasks[-1].separate()
         return
     if gated == "auto":
         warnings.warn(
-            "The own head does not separate the samples, and a gated one is too large: its own loss is minimized. "
-            f"Raise max_bytes, or pass fewer samples. Received: {_size(task)}, {max_bytes=:,}",
+            "The own head was not found to separate the samples, and a gated one is too large: its own loss is "
+            f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(task)}, {max_bytes=:,}",
             stacklevel=3,
         )
     task.minimize(_in_unit(task, FEW_RIDGES), tol)

@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from keras_dal.finishing.stopping import Ending, Stopped
+from keras_dal.tables import percent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,9 +133,9 @@ def _line(number, point):
     classifies = point.accuracy is not None
     columns = [("step", f"{number:d}"), ("seconds", f"{point.seconds:.2f}"), ("loss", f"{point.loss:.4g}")]
     if classifies:
-        columns += [("accuracy", f"{point.accuracy:.2%}"), ("margin", f"{point.margin:.3g}")]
+        columns += [("accuracy", percent(point.accuracy)), ("margin", f"{point.margin:.3g}")]
     columns += [("moved", f"{point.moved:.3g}"), ("gap", f"{point.gap:.2g}" if np.isfinite(point.gap) else "")]
     if point.validation is not None:
-        columns.append(("validation", f"{point.validation:.2%}" if classifies else f"{point.validation:.4g}"))
+        columns.append(("validation", percent(point.validation) if classifies else f"{point.validation:.4g}"))
     row = " ".join(f"{value:>10}" for _, value in columns)
     return row if number > 1 else " ".join(f"{name:>10}" for name, _ in columns) + "\n" + row

@@ -19,7 +19,7 @@ from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
-from keras_dal.solvers.duality import largest_loss, smallest_margin
+from keras_dal.solvers.rounded import largest_loss, smallest_margin
 from keras_dal.tables import as_html, at_least, at_most
 
 
@@ -167,7 +167,7 @@ class Result:
             largest = _largest_loss(self._data, self._theta, self.scale, logits)
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
-                f"{at_least(self._proved_margin, 2)}); with the head times {self.scale:.4g} the loss is "
+                f"{at_least(self._proved_margin, 2)}); with the head times {at_most(self.scale, 4)} the loss is "
                 f"{at_most(largest, 2, 'e')}"
             )
 
@@ -255,7 +255,9 @@ def finished(task, path, tol, scaled_to):
     kept = _Kept(path.best(), path.stopped_by, path.elapsed())
     result = _evaluated(data, kept.point, tuple(path.points), kept)
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
-        warn_of_wrong(result.left, task, result.accuracy)
+        is_last = kept.point is path.points[-1]
+        meant = task.train.rows[task.left] if is_last else result.left  # an earlier point has fewer, and others
+        warn_of_wrong(result.left, meant, len(task.train), result.accuracy)
     return result
 
 

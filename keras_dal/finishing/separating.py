@@ -15,6 +15,7 @@ from keras_dal.solvers.objectives import Separation
 _SOLVED = 0.3  # certified gap, relative to the objective, at which a smaller weight is tried
 _PRECISE = 1e-3  # residual of Newton systems at the least weight, where a few samples are left
 _STALLED = 0.15  # decrease of the objective in one step, relative to it, at which the same is done
+_TRIED = 0.02  # both, where a head alone is tried at the least weight before gates are added
 _STUCK = 0.5  # share of the violation that stays when the weight falls tenfold: what is left will not go
 _DELTA = 0.1  # wanted margin, relative to the root mean square of the logits' gaps
 _INTERPOLATED = 0.02  # the same where samples are moved by interpolation
@@ -45,7 +46,7 @@ class SeparableTask(Task):
             phi, before = step.phi, left
             left = self._violation(objective, step.logits)
             if left > _STUCK * before and not self.structure.gated_layers:
-                break
+                return self._follow(objective, RIDGES[-1], phi, _TRIED)[1].separated
         return False
 
     def _separation(self, logits, margin, targets):
@@ -55,15 +56,21 @@ class SeparableTask(Task):
         square = float(np.mean(np.square(gaps, dtype=np.float64))) or 1.0
         return Separation(targets, margin * square**0.5, exclusive), square
 
-    def _follow(self, objective, ridge, phi):
+    def _follow(self, objective, ridge, phi, precision=_PRECISE):
         """Return the step and the point at which the next weight is tried.
 
         The first weight is solved for; the others are followed by one step each, because what they change is little;
         at the least weight, where a few samples may be left, what can be had is had.
+
+        Args:
+            objective: the criterion.
+            ridge: the weight.
+            phi: where to start.
+            precision: at the least weight: residual of Newton systems, and decrease in one step that is none.
         """
         first, last = ridge == RIDGES[0], ridge == RIDGES[-1]
-        problem = self._problem(objective, ridge, _PRECISE if last else INEXACT)
-        value, enough = np.inf, _PRECISE if last else _STALLED
+        problem = self._problem(objective, ridge, precision if last else INEXACT)
+        value, enough = np.inf, precision if last else _STALLED
         step = point = None
         for step, point in self._walk(problem, phi):
             if point.separated:

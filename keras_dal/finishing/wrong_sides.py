@@ -7,18 +7,19 @@ import numpy as np
 from keras_dal.tables import percent
 
 
-def warn_of_wrong(left, task, accuracy):
+def warn_of_wrong(left, meant, num_samples, accuracy):
     """Warn of samples that were not moved because that costs too much, and of those that only rounding put there.
 
     Args:
         left: indices of the samples on their wrong side, among those that were given.
-        task: the `Task` that separated the others.
+        meant: of those that were not moved; the solver separated all others.
+        num_samples: how many there are.
         accuracy: training accuracy.
     """
-    costly = int(np.sum(np.isin(left, task.train.rows[task.left])))
+    costly = int(np.sum(np.isin(left, meant)))
     if costly:
         warnings.warn(
-            f"{costly} of {len(task.train)} samples stay on their wrong side, because their features barely "
+            f"{costly} of {num_samples} samples stay on their wrong side, because their features barely "
             "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
             "these samples weight 0, and the others can be certified; where labels are right, it is the network that "
             f"does not tell samples apart: train it further. Received: training accuracy {percent(accuracy)}",
@@ -26,7 +27,7 @@ def warn_of_wrong(left, task, accuracy):
         )
     if rounded := len(left) - costly:
         warnings.warn(
-            f"{rounded} of {len(task.train)} samples are on their wrong side by rounding alone (Result.left): the "
+            f"{rounded} of {num_samples} samples are on their wrong side by rounding alone (Result.left): the "
             "solver separated them, by less than the dtype of the head or float32 features can hold. Give the last "
             f"layer dtype='float32', or normalize its inputs. Received: training accuracy {percent(accuracy)}",
             stacklevel=4,

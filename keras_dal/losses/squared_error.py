@@ -7,6 +7,8 @@ from keras import ops
 from keras_dal._backend import arrays
 from keras_dal.losses.base import Loss, matrix, register
 
+_LARGEST = 1e120  # of labels, whose squares are summed up and divided by one another
+
 
 @register
 class SquaredError(Loss):
@@ -19,7 +21,14 @@ class SquaredError(Loss):
     tensors = True
 
     def targets(self, y, num_outputs):
-        return matrix(y, num_outputs)
+        targets = matrix(y, num_outputs)
+        largest = np.max(np.abs(targets))
+        if largest and not 1 / _LARGEST <= largest <= _LARGEST:
+            raise ValueError(
+                "The squares of the labels must be numbers that float64 can hold: give them in another unit. "
+                f"Received: labels up to {largest:.3g}"
+            )
+        return targets
 
     def step_targets(self, y, num_outputs):
         y = ops.reshape(y, (-1, num_outputs))

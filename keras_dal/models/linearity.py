@@ -88,7 +88,7 @@ def probes(form, evaluate):
 
     Yields:
         A `Probe` for each theta_S, with the features of the first evaluation, since theta_S must not change them, and
-        one with all other trainable parameters moved too. Evaluations that overflow show nothing and are left out.
+        one with all other parameters and statistics moved too. Evaluations that overflow show nothing and are left out.
     """
     generator = np.random.default_rng(0)
     features, outputs = evaluate()
@@ -187,10 +187,15 @@ def _change(before, after, share, evaluate):
 
 
 def _move(model, generator):
-    """Moves every trainable parameter a little: a scale of one or a branch of zero no longer hides then."""
-    for variable in model.trainable_variables:
+    """Moves all parameters and statistics: a scale of one, a mean or a branch of zero no longer hides then."""
+    for variable in model.variables:
+        if "float" not in str(variable.dtype):
+            continue  # seeds, and tables that are looked up
         value = to_numpy(variable)
         noise = generator.random(value.shape, np.float32)
+        if not variable.trainable and value.any() and (value >= 0).all():
+            variable.assign(value * (2 + noise))  # a variance stays one
+            continue
         noise -= 0.5  # in place: a layer may have tens of millions of them
         noise *= 0.2 * (np.std(value, dtype=np.float32) + 0.1)
         variable.assign(value + noise)

@@ -65,8 +65,13 @@ class Structure:
             f"{self.num_outputs} logits, activation {self.activation!r}, linear parameters {shapes}>"
         )
 
-    def check_unconstrained(self):
-        """Raise a ValueError if a linear parameter has a constraint: a solver would not know of it."""
+    def check_solvable(self):
+        """Raise a ValueError if a linear parameter is not finite, or has a constraint, which a solver does not know."""
+        if not np.isfinite(self.theta()).all():
+            raise ValueError(
+                "The last layer must be finite: the training has diverged, go back to earlier weights. Received: "
+                f"{np.sum(~np.isfinite(self.theta()))} parameters that are NaN or infinite"
+            )
         bound = [variable.path for variable in self.linear_parameters if variable.constraint is not None]
         if bound:
             raise ValueError(

@@ -16,14 +16,14 @@ import time
 import numpy as np
 from scipy import optimize, special
 
-from keras_dal.heads.norms import EPS
 from keras_dal.solvers.exact_dual import nearby_dual
+from keras_dal.solvers.rounded import ROUNDED, largest_loss, smallest_margin
 
 _GAP = 1e-7  # of the two bounds, for weights of about one, at which the search ends
 _ITERATIONS = 200
 SECONDS = 5.0  # after which the search ends with the bounds it has
 _SECTIONS, _GOLDEN = 40, 0.5 * (np.sqrt(5.0) - 1.0)  # of the interval for the share of a dual point
-_ROUNDED, _SLACK = 1e-12, 1e-10  # relative, of sums of terms by their sizes
+_SLACK = 1e-10  # relative, of bounds that were found for other weights
 _LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
 _ALIKE = 1e3  # ratio of weights up to which one search decides
 _NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
@@ -96,24 +96,6 @@ def _best_share(value):
         left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
         low, high = (low, right) if value(left) >= value(right) else (left, high)
     return low
-
-
-def smallest_margin(loss, logits, errors, targets):
-    """Return a lower bound of the smallest margin for logits with errors up to `errors`, `(n, C)`."""
-    return float(np.min(loss.margins(logits, targets) - (2 + EPS) * errors.max(axis=1)))
-
-
-def largest_loss(loss, logits, errors, targets, weights):
-    """Return an upper bound of the mean loss for logits with errors up to `(n, C)`."""
-    values = loss.values(logits, targets)
-    curvature = loss.curvature(targets.shape[1])
-    if curvature is None:  # of every logit apart, so that the slope is steepest at an end
-        ends = [np.abs(loss.gradient(logits + sign * errors, targets)) for sign in (-1, 1)]
-        more = np.sum(np.maximum(*ends) * errors, axis=1)
-    else:
-        slopes = np.sum(np.abs(loss.gradient(logits, targets)) * errors, axis=1)
-        more = slopes + curvature / 2 * np.sum(errors**2, axis=1)
-    return float(np.mean(weights * (values + more)) + _ROUNDED * np.mean(weights * (np.abs(values) + more)))
 
 
 def _least_squares(jacobian, loss, targets, weights):
@@ -235,7 +217,7 @@ class _Search:
 
         whole = value(1.0)
         bound = whole if np.isfinite(whole) else value(_best_share(value))
-        return max(self.floor, bound - seen - _ROUNDED * (abs(bound) + np.sum(self.scale)))
+        return max(self.floor, bound - seen - ROUNDED * (abs(bound) + np.sum(self.scale)))
 
     def _norm(self, rows):
         return np.sqrt(np.sum(self.scale * rows**2))

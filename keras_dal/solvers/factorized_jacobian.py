@@ -47,7 +47,7 @@ class FactorizedJacobian(Jacobian):
         self._counted = int(np.sum(self.values > self.tolerance * self.values[0]))
         self._left, self._right = left[:, :kept], right[:kept]
         self.size = kept * self.copies
-        self.rank = self._counted * (self.copies - (self.copies > 1) * centered)
+        self.rank = min(self.full_rank, self._counted * (self.copies - (self.copies > 1) * centered))
         self.method = f"{self.method}, singular values above {self.tolerance:.1e} of the largest"
 
     def unweighted(self):

@@ -70,6 +70,14 @@ class Jacobian:
         """Return a theta `(P,)` that minimizes the weighted `||J theta - targets||`, of least norm where exact."""
         raise NotImplementedError
 
+    def is_complete(self):
+        """Whether the column space is known to have no other directions."""
+        return False
+
+    def left_of(self, targets, counting=True):
+        """Return what the columns that count, or all, do not reach, where it is factorized."""
+        raise NotImplementedError
+
     def with_constants(self):
         """Return the `Spectrum` of J_S as it is, constants per sample included."""
         return Spectrum(None, None, self.head.spectral_norm_bound(self.features, self.roots.ravel() ** 2))

@@ -26,6 +26,8 @@ class Projection:
         coefficients: shape `(k, C)`, k = m + 1 with a bias, the bias last.
         residual: squared norm of what is left of each column of the labels, `(C,)`.
         least: the same with all directions that float64 can tell from rounding, `(C,)`; None from moments.
+        complete: whether these are all directions there are; from moments, whether every feature is known to vary, or
+            to be zero.
         squares: the `LabelSquares` that it is compared with.
         rank: number of singular values above `tolerance` times the largest.
         tolerance: relative.
@@ -43,6 +45,7 @@ class Projection:
     singular_values: np.ndarray
     sigma_max: float
     least: np.ndarray | None = None
+    complete: bool = False
 
     @property
     def residual_share(self):
@@ -129,7 +132,8 @@ class StreamedQR:
             columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
         sigma_max = largest_singular_value(columns, self.num_rows)
         squares = LabelSquares.settled(total, self._squares)
-        return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least)
+        complete = most == np.count_nonzero(columns.any(axis=0))
+        return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least, complete)
 
 
 def column_norms(matrix):
@@ -174,9 +178,8 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     size, left = np.diag(raw), np.diag(gram)
     varies = left > _GRAM_SAFETY * k * rounding * size  # what is left of the others by centring may be rounding
     scale = np.sqrt(np.where(varies, left, np.inf))
-    lost = (
-        np.mean(size[varies] / left[varies]) if varies.any() else 1.0
-    )  # by how much centring has made rounding larger
+    # by how much centring has made rounding larger
+    lost = np.mean(size[varies] / left[varies]) if varies.any() else 1.0
     squares, vectors = linalg.eigh(gram / np.outer(scale, scale))
     values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
     tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding * lost))
@@ -193,6 +196,7 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
         tolerance=tolerance,
         singular_values=values,
         sigma_max=float(root_of_largest_eigenvalue(raw, num_samples, rounding)),
+        complete=bool((varies | (size == 0))[:one].all()),
     )
 
 

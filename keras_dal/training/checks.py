@@ -60,7 +60,7 @@ def check_alone(wrap, monitor):
 def check_second_phase(wrap, structure, loss, data):
     """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
     if wrap is not None and wrap.finish == "solve":
-        structure.check_unconstrained()
+        structure.check_solvable()
         warn_of_what_is_not_solved(structure.model, structure)
     if wrap is None or not wrap.takes_proven_step:
         return

@@ -64,7 +64,7 @@ def finish(
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)
     loss = loss_of(model, structure.activation, loss)
-    structure.check_unconstrained()
+    structure.check_solvable()
     averaged = wrap is not None and wrap.has_average
     source = x if statistics_from is None else statistics_from
     _check_readable(x, y, averaged and inputs is None and source is x)

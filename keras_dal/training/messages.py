@@ -137,7 +137,8 @@ def _wider(phase):
     structure, train = phase.structure, phase.train.weighted()
     more = num_gated_parameters(len(train), structure.num_features, structure.num_outputs)
     wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
-    but = f" but {wrong:,}, whose features are those of samples with other labels" if wrong else ""
+    rounded = "" if train.are_exact(structure) else ", rounded to float32,"
+    but = f" but {wrong:,}, whose features{rounded} are those of samples with other labels" if wrong else ""
     gated = f"add_gated_head(model, num_samples={len(train)}), {more:,} parameters"
     return f"{gated}, can put every sample on its right side{but}"
 

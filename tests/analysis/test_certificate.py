@@ -491,7 +491,7 @@ def test_bad_input_gets_one_clear_sentence():
     certificate = certify(model, x, y, loss="sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="must not be negative.*Received: t=-1"):
         certificate.bound(-1)
-    with pytest.raises(ValueError, match="Sample weights.*Received"):
+    with pytest.raises(ValueError, match="positive weight.*Received"):
         certify_head(
             heads.DenseHead(6, 3), x.astype(float), np.eye(3)[y], LOSSES["softmax"], np.zeros(21), np.zeros(50)
         )

@@ -15,7 +15,7 @@ import keras_dal
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import REGISTERED, Loss, register, resolve_loss
 from keras_dal.losses.base import matrix
-from keras_dal.solvers.duality import largest_loss
+from keras_dal.solvers.rounded import largest_loss
 
 N, M, C = 120, 6, 2
 
