@@ -60,7 +60,8 @@ class SeparableTask(Task):
         """Return the step and the point at which the next weight is tried.
 
         The first weight is solved for; the others are followed by one step each, because what they change is little;
-        at the least weight, where a few samples may be left, what can be had is had.
+        at the least weight, where a few samples may be left, what can be had is had: small steps come between large
+        ones there, as samples take turns.
 
         Args:
             objective: the criterion.
@@ -70,15 +71,15 @@ class SeparableTask(Task):
         """
         first, last = ridge == RIDGES[0], ridge == RIDGES[-1]
         problem = self._problem(objective, ridge, precision if last else INEXACT)
-        value, enough = np.inf, precision if last else _STALLED
+        value, enough, stalled = np.inf, precision if last else _STALLED, 0
         step = point = None
         for step, point in self._walk(problem, phi):
             if point.separated:
                 break
             if step.phi is phi:
                 continue  # where the larger weight ended
-            stalled = value - step.objective <= enough * step.objective
-            if not (first or last) or stalled or step.gap <= _SOLVED * step.objective:
+            stalled = stalled + 1 if value - step.objective <= enough * step.objective else 0
+            if not (first or last) or stalled > last or step.gap <= _SOLVED * step.objective:
                 break
             value = step.objective
         return step, point
