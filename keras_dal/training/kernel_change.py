@@ -6,6 +6,7 @@ import numpy as np
 from keras import tree
 from scipy import linalg
 
+from keras_dal.features.batches import first_inputs
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import assign_all, restored, values_of
 
@@ -78,7 +79,6 @@ def check_readable(data):
         )
 
 
-def first_samples(data):
-    """Return the first few inputs of `(x, y)` arrays or of a dataset of such batches."""
-    x = data[0] if isinstance(data, (tuple, list)) else next(iter(data))[0]
-    return tree.map_structure(lambda part: part[:NUM_PROBES], x)
+def first_samples(x):
+    """Return the first few inputs of arrays or of a dataset, which a look at it does not use up."""
+    return tree.map_structure(lambda part: part[:NUM_PROBES], first_inputs(x))

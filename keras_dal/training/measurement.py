@@ -26,7 +26,7 @@ class Measurement:
         model: the model that `fit` trains.
         structure: its `Structure`.
         loss: the `losses.Loss` it is compiled with.
-        data: arguments of `alignment`, or None for what flows through `fit`.
+        data: arguments of `alignment` after the model, or None for what flows through `fit`.
         epochs: number of the last epoch of `fit`.
 
     Attributes:
@@ -37,7 +37,7 @@ class Measurement:
 
     def __init__(self, model, structure, loss, data, epochs):
         self._structure, self._loss, self._data = structure, loss, data
-        self._samples = None if data is None else first_samples(data)
+        self._samples = None if data is None else first_samples(data[0])
         self._kernel_change = None
         self._last, self._last_change, self._changed_at, self._count = _UNKNOWN, {}, None, None
         self._is_small = data is not None or sums_fit(structure)

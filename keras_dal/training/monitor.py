@@ -109,7 +109,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def _look_at(self, model):
         """Find out what there is to measure and to solve; where `fit` builds the model, at its first step."""
-        samples = None if self.data is None else first_samples(self.data)
+        samples = None if self.data is None else first_samples(self._rows[0])
         self._structure = find_structure(model, samples, self._exploit)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)

@@ -30,6 +30,47 @@ def test_data_is_measured_exactly_in_inference_mode():
     assert history["alignment_rank"][-1] == rank
 
 
+class Batches(keras.utils.PyDataset):
+    def __init__(self):
+        super().__init__()
+        self.x, self.y = images()
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return self.x[16 * index : 16 * (index + 1)], self.y[16 * index : 16 * (index + 1)]
+
+
+def _tf_data():
+    tf = pytest.importorskip("tensorflow")
+    return tf.data.Dataset.from_tensor_slices(images()).batch(16)
+
+
+def _data_loader():
+    torch = pytest.importorskip("torch")
+    own = torch.Generator()  # or it would draw from the one that trains
+    return torch.utils.data.DataLoader(list(zip(*images(), strict=True)), batch_size=16, generator=own)
+
+
+def _list_of_batches():
+    return [Batches()[index] for index in range(6)]
+
+
+@pytest.mark.parametrize("make", [_tf_data, Batches, _data_loader, _list_of_batches])
+def test_data_of_every_kind_are_measured_and_certified_as_arrays_are(make):
+    monitors = [keras_dal.AlignmentMonitor(data=data, verbose=False) for data in (images(), make())]
+    found = [fit(compiled(keras_dal.Wrap("sgd", explore=1, finish="descend")), 2, [each]) for each in monitors]
+    for name in ("alignment", "alignment_rank"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
+    assert found[1]["kernel_change"][-1] > 0  # of the first batch
+    for moment in ("switch", "end"):
+        arrays, others = (each.certificates[moment] for each in monitors)
+        assert others.verdict == arrays.verdict
+        assert others.num_samples == arrays.num_samples == 96
+        assert others.loss == pytest.approx(arrays.loss, rel=1e-5)
+
+
 def test_what_flows_through_fit_is_exact_once_features_are_constant():
     x, y = images()
     model = compiled(keras_dal.Wrap("sgd", explore=1))
@@ -48,26 +89,9 @@ def test_sample_weights_reach_the_measurement():
     assert history["alignment"][-1] == pytest.approx(expected, abs=1e-5)
 
 
-class Batches(keras.utils.PyDataset):
-    def __init__(self):
-        super().__init__()
-        self.x, self.y = images()
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        return self.x[16 * index : 16 * (index + 1)], self.y[16 * index : 16 * (index + 1)]
-
-
 def _generator():
     while True:
         yield from (Batches()[index] for index in range(6))
-
-
-def _tf_data():
-    tf = pytest.importorskip("tensorflow")
-    return tf.data.Dataset.from_tensor_slices(images()).batch(16)
 
 
 @pytest.mark.parametrize("make", [Batches, _generator, _tf_data])
