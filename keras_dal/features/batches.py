@@ -101,9 +101,29 @@ def _in_one(labels, weight):
     return in_one_array("labels", labels), in_one_array("sample weights", weight)
 
 
+def as_arguments(data):
+    """Return data that came in one argument as those of a function of `(x, y, sample_weight)`.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)`, which may be a list, as Keras takes it, or a dataset, which may be a
+            list of such tuples; None for none.
+
+    Returns:
+        A tuple of two or three parts, `(dataset,)`, or None.
+    """
+    if data is None or isinstance(data, tuple):
+        return data
+    in_a_list = isinstance(data, list) and len(data) in (2, 3) and not _is_list_of_batches(data)
+    return tuple(data) if in_a_list else (data,)
+
+
+def _is_list_of_batches(x):
+    return isinstance(x, list) and bool(x) and all(isinstance(part, tuple) for part in x)
+
+
 def are_arrays(x):
     """Return whether these are inputs, not a dataset of them, which may be a list of `(x, y)`."""
-    if isinstance(x, list) and x and all(isinstance(part, tuple) for part in x):
+    if _is_list_of_batches(x):
         return False
     return all(hasattr(part, "shape") for part in tree.flatten(x))
 

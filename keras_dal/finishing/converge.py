@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from keras import tree
 
-from keras_dal.features.batches import are_arrays, first_inputs
+from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress import complete, progress_bar
 from keras_dal.features.samples import check_labels
@@ -67,7 +67,8 @@ def converge(
         sample_weight: weights `(n,)`; weight 0 removes a sample.
         tol: training loss to reach at `Result.scale`, positive, in the unit of the loss; for soft labels, above their
             mean entropy. A model that is there already stays as it is.
-        validation_data: `(x, y)`, or a dataset of such batches; accuracy and calibration on it are reported.
+        validation_data: `(x, y)`, or a list of these, or a dataset of such batches; accuracy and calibration on it are
+            reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
             the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
         gated: `"auto"` adds a gated head where a classifier's own head is not found to separate the samples, True adds
@@ -91,6 +92,7 @@ def converge(
     Raises:
         ValueError: no linear head, an unsupported loss, bad data or bad arguments.
     """
+    validation_data = as_arguments(validation_data)
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)
@@ -107,8 +109,7 @@ def converge(
     still = None if anchors is None else gather("anchors", anchors).features
     validation = None
     if validation_data is not None:
-        pair = validation_data if isinstance(validation_data, tuple) else (validation_data,)
-        validation = gather("validation data", *pair)
+        validation = gather("validation data", *validation_data)
         _check_validation(validation)
     rules = [TimeLimit(time_limit)] if time_limit is not None else []
     rules += [Patience(patience)] if patience is not None else []
@@ -212,7 +213,7 @@ def _check(tol, gated, ridge, patience, time_limit, validation_data):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
     if ridge is not None and not 0 <= ridge < np.inf:
         raise ValueError(f"ridge must be a number that is not negative. Received: ridge={ridge!r}")
-    if isinstance(validation_data, tuple) and len(validation_data) != 2:
+    if validation_data is not None and len(validation_data) > 2:
         raise ValueError(f"validation_data must be (x, y). Received: {len(validation_data)} parts")
     if patience is not None and validation_data is None:
         raise ValueError(f"patience needs validation_data=(x, y). Received: patience={patience}, validation_data=None")

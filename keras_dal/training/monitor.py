@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_dal import _backend
+from keras_dal.features.batches import as_arguments
 from keras_dal.features.tracing import input_specs
 from keras_dal.finishing.result import Result, is_written
 from keras_dal.losses import loss_of
@@ -48,8 +49,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
     plain optimizer it only measures.
 
     Args:
-        data: `(x, y)`, `(x, y, sample_weight)` or a dataset of such batches, measured at the end of every epoch; None
-            for what flows through `fit`.
+        data: `(x, y)` or `(x, y, sample_weight)`, also as a list, or a dataset of such batches, measured at the end of
+            every epoch; None for what flows through `fit`.
         verbose: 1 to say in a few lines what was found, frozen and solved, 0 for no word.
 
     Attributes:
@@ -86,13 +87,12 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         check_readable(self.data)
-        self._rows = self.data if self.data is None or isinstance(self.data, tuple) else (self.data,)
+        self._rows = as_arguments(self.data)
         self._wrap = find_wrap(model.optimizer)
         if self._wrap is None or (self._result is not None and self._result.model is not model):
             self._result = None
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
-        self._structure = self._convex_phase = self._began = self._frozen = None
-        self._before = self._waiting = None
+        self._structure = self._convex_phase = self._began = self._frozen = self._before = self._waiting = None
         self._stage, self._spared = Stage.BEGINS, []
         self._schedule = SwitchSchedule.never()
         self._said_interval, self._announcer = False, Announcer(self.verbose)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_dal.features import precision as precision_module
 from keras_dal.features import tracing
-from keras_dal.features.batches import batches, feature_batches, first_inputs
+from keras_dal.features.batches import as_arguments, batches, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of
 from keras_dal.features.store import KeptRows
 from keras_dal.models.structure import find_structure
@@ -111,6 +111,16 @@ def test_labels_of_several_outputs_are_refused(structure):
     for data in ((x, [y, y]), ([(x, {"a": y, "b": y})],)):
         with pytest.raises(ValueError, match=r"labels must be one array.*Received: 2 arrays of shapes \[\(11,\)"):
             list(feature_batches(structure, *data))
+
+
+def test_two_or_three_arrays_in_a_list_are_what_they_are_in_a_tuple():
+    x, y, weight = CASE.inputs(N), CASE.labels(N), np.ones(N)
+    assert as_arguments(None) is None
+    for data in ((x, y), (x, y, weight), ({"a": x}, y), ([x, x], y), (x, y, None)):
+        assert as_arguments(data) is data
+        assert [id(part) for part in as_arguments(list(data))] == [id(part) for part in data]
+    for dataset in ([(x, y), (x, y)], [(x, y)], DATA["tf.data"](x, y)[0], Batches(x, y)):
+        assert as_arguments(dataset) == (dataset,)
 
 
 def test_first_inputs_uses_nothing_up():

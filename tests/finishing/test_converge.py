@@ -657,6 +657,15 @@ def test_an_interrupt_before_the_first_point_leaves_the_model_as_it_was(model, d
     np.testing.assert_allclose(result.model.get_weights()[-2], weights[-2], rtol=1e-6)
 
 
+def test_validation_data_may_be_a_list(model, digits):
+    x, y = (part[:60] for part in digits[0])
+    kept = [
+        converge(model, x, y, validation_data=data, gated=False, ridge=1.0, verbose=0).before
+        for data in (digits[1], list(digits[1]))
+    ]
+    assert kept[0].accuracy == kept[1].accuracy
+
+
 def test_validation_data_may_be_a_dataset(model, digits):
     (x, y), validation, _, weights = digits
     dataset = tf.data.Dataset.from_tensor_slices(validation).batch(100)

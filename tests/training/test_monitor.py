@@ -57,7 +57,11 @@ def _list_of_batches():
     return [Batches()[index] for index in range(6)]
 
 
-@pytest.mark.parametrize("make", [_tf_data, Batches, _data_loader, _list_of_batches])
+def _in_a_list():
+    return list(images())
+
+
+@pytest.mark.parametrize("make", [_tf_data, Batches, _data_loader, _list_of_batches, _in_a_list])
 def test_data_of_every_kind_are_measured_and_certified_as_arrays_are(make):
     monitors = [keras_dal.AlignmentMonitor(data=data, verbose=False) for data in (images(), make())]
     found = [fit(compiled(keras_dal.Wrap("sgd", explore=1, finish="descend")), 2, [each]) for each in monitors]
