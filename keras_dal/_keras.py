@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+from keras.src.utils.python_utils import pythonify_logs
 
 _STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
 _CARRIED = (  # what Keras sets when a layer is made, and an instance may have changed since
@@ -97,6 +98,11 @@ def set_mask(tensor, mask):
 def tracked_metrics(model):
     """Return the list of metrics whose variables a model carries through its steps, to be changed in place."""
     return model._metrics
+
+
+def logged(metrics):
+    """Return results of metrics as `fit` logs them: floats, and arrays where they are no single number."""
+    return pythonify_logs(metrics)
 
 
 @contextlib.contextmanager

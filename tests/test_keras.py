@@ -155,6 +155,15 @@ def test_a_tracked_metric_is_part_of_what_a_step_carries(net):
     assert all(metric is not each for each in net.metrics)
 
 
+def test_what_is_no_single_number_is_logged_as_an_array():
+    each = keras.ops.convert_to_tensor([1.0, 2.0])
+    found = _keras.logged({"loss": keras.ops.convert_to_tensor(3.0), "each": each})
+    assert found["loss"] == 3.0
+    assert isinstance(found["loss"], float)
+    assert isinstance(found["each"], np.ndarray)
+    assert found["each"].tolist() == [1.0, 2.0]
+
+
 def test_a_call_turns_into_one_of_inference_from_inside():
     class Quiet(keras.Model):
         def __init__(self):

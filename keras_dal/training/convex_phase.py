@@ -142,7 +142,8 @@ class ConvexPhase:
 
     def _solved_logs(self, model, with_alignment):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""
-        logs = {**dict.fromkeys(self._shown, np.nan), "loss": self._weight * self.result.loss}
+        unknown = {name: _not_known(value) for name, value in self._shown.items()}
+        logs = {**unknown, "loss": self._weight * self.result.loss}
         try:
             # not model.losses: what layers add of their outputs belongs to the graph of a step
             regularized = [v for v in model.trainable_variables if v.regularizer is not None]
@@ -178,7 +179,13 @@ class ConvexPhase:
         unmoved = [
             m.name for m, values in zip(shown, before, strict=True) if _are_equal(values_of(m.variables), values)
         ]
-        return {name: float(np.mean(to_numpy(value))) for name, value in found.items() if name not in unmoved}
+        return _keras.logged({name: value for name, value in found.items() if name not in unmoved})
+
+
+def _not_known(value):
+    """Return NaN in the shape of what was logged."""
+    shape = tuple(getattr(value, "shape", ()))
+    return np.full(shape, np.nan) if shape and None not in shape else np.nan
 
 
 def _are_equal(values, others):

@@ -6,11 +6,11 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.samples import checked_weight
 from keras_dal.features.store import RowWriter
-from keras_dal.features.tracing import inference, tap, to_numpy
+from keras_dal.features.tracing import inference, tap
 from keras_dal.training.evaluated import evaluated
 from keras_dal.training.messages import described
 from keras_dal.training.statistics import BatchStatistics
@@ -133,8 +133,7 @@ def evaluated_once(model, batch):
 
     build_metrics(model, batch)
     try:
-        found = _backend.in_replica(logs, model, batch)
-        return {name: float(np.mean(to_numpy(value))) for name, value in found.items()}
+        return _keras.logged(_backend.in_replica(logs, model, batch))
     except Exception as error:  # of a compute_loss or a metric of the user's own: no reason to end a fit
         warnings.warn(f"Loss and metrics are not known. Received: {described(error)}", stacklevel=3)
         return {}

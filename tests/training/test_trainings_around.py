@@ -114,17 +114,32 @@ def test_a_step_that_works_on_each_gradient_goes_on_after_a_switch_that_descends
     assert moved(before, snapshot(model)) == {"logits/kernel", "logits/bias"}
 
 
+class OfEach(keras.metrics.Metric):
+    """The sum of the outputs, one for each class."""
+
+    def __init__(self):
+        super().__init__(name="of_each")
+        self.sums = self.add_variable((NUM_CLASSES,), "zeros")
+
+    def update_state(self, outputs):
+        self.sums.assign_add(ops.sum(outputs, axis=0))
+
+    def result(self):
+        return self.sums + 0.0
+
+
 class Noting(keras.Model):
-    """A metric that only the training step updates."""
+    """Metrics that only the training step updates."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.noted = keras.metrics.Mean("noted")
+        self.noted, self.of_each = keras.metrics.Mean("noted"), OfEach()
 
     def call(self, x, training=None):
         outputs = super().call(x, training=training)
         if training:
             self.noted.update_state(ops.mean(ops.square(outputs)) + 1.0)
+            self.of_each.update_state(outputs)
         return outputs
 
 
@@ -136,6 +151,7 @@ def test_what_only_training_measures_is_not_a_number_in_the_epoch_that_only_read
     )
     assert min(history["noted"][:2]) >= 1.0
     assert np.isnan(history["noted"][2])
+    assert np.isnan(np.array(history["of_each"])).tolist() == [[False] * NUM_CLASSES] * 2 + [[True] * NUM_CLASSES]
     assert np.isfinite(history["accuracy"]).all()
 
 
@@ -150,6 +166,22 @@ def test_a_fit_of_a_model_that_is_solved_logs_what_others_do(tmp_path):
     assert [history["loss"], history["accuracy"]] == [[pytest.approx(loss, rel=1e-4)], [pytest.approx(accuracy)]]
     assert set(history) == set(first)
     assert not moved(before, snapshot(model))
+
+
+def test_metrics_with_a_value_for_each_class_have_one_in_every_epoch():
+    x, y = images()
+    model, labels = small_model(), np.eye(NUM_CLASSES, dtype="float32")[y]
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)
+    scores = [keras.metrics.F1Score(), "accuracy"]
+    model.compile(wrap, keras.losses.CategoricalCrossentropy(from_logits=True), metrics=scores)
+    options = {"epochs": 4, "verbose": 0, "validation_data": (x, labels)}
+    history = model.fit(x, labels, callbacks=[keras_dal.AlignmentMonitor(verbose=False)], **options).history
+    assert np.array(history["f1_score"]).shape == np.array(history["val_f1_score"]).shape == (3, NUM_CLASSES)
+    assert np.array(history["accuracy"]).shape == (3,)
+    expected = model.evaluate(x, labels, verbose=0, return_dict=True)["f1_score"]
+    np.testing.assert_allclose(history["f1_score"][-1], keras.ops.convert_to_numpy(expected), rtol=1e-5)
+    history = model.fit(x, labels, callbacks=[keras_dal.AlignmentMonitor(verbose=False)], **options).history
+    assert np.array(history["f1_score"]).shape == (1, NUM_CLASSES)  # of a fit that has nothing left to do
 
 
 class WithMore(keras.Model):
