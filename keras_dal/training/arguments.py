@@ -18,6 +18,16 @@ def check_explore(explore):
         )
 
 
+def check_trained(untrained):
+    """Raise a ValueError where linear parameters are none that are trained."""
+    if untrained:
+        raise ValueError(
+            "The linear parameters must be trainable when training begins. Set trainable=True on their layer, and on "
+            "the model, before the first step. Received: untrained linear parameters "
+            f"{[variable.path for variable in untrained]}"
+        )
+
+
 def check_exploit(exploit):
     names = [exploit] if isinstance(exploit, str) else exploit
     listed = isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)

@@ -6,6 +6,7 @@ import keras
 
 from keras_dal import _keras
 from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.training import arguments
 from keras_dal.training.moments import sums_fit
 
 
@@ -59,6 +60,9 @@ def check_alone(wrap, monitor):
 
 def check_second_phase(wrap, structure, loss, data):
     """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
+    if wrap is not None and wrap.explore is not None and wrap.phase == "explore":
+        trained = {id(variable) for variable in structure.model.trainable_variables}
+        arguments.check_trained([v for v in structure.linear_parameters if id(v) not in trained])
     if wrap is not None and wrap.finish == "solve":
         structure.check_solvable()
         warn_of_what_is_not_solved(structure.model, structure)

@@ -184,12 +184,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
             yield
 
     def _indices_of(self, variables):
-        unknown = [v.path for v in variables if not self.was_built_for(v)]
-        if unknown:
-            raise ValueError(
-                "The linear parameters must be trainable when training begins. Set trainable=True on their layer "
-                f"before the first step. Received: untrained linear parameters {unknown}"
-            )
+        arguments.check_trained([v for v in variables if not self.was_built_for(v)])
         return [_keras.index_of(self, v) for v in variables]
 
     def build(self, var_list):

@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from fits import NUM_CLASSES, compiled, fit, images, small_model
+from fits import NUM_CLASSES, compiled, fit, images, moved, small_model, snapshot
 from keras import layers
 
 import keras_dal
@@ -134,6 +134,26 @@ def test_constraints_on_the_head_are_refused_before_training():
         model.fit(x, y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
     with pytest.raises(ValueError, match="without constraints.*Received: constraints on"):
         keras_dal.finish(model, x, y, verbose=0)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["head", "model"])
+@pytest.mark.parametrize("finish", ["solve", "descend"])
+def test_a_head_that_is_not_trained_is_refused_before_training(whole, finish):
+    model = small_model()
+    (model if whole else model.get_layer("logits")).trainable = False
+    compiled(keras_dal.Wrap("sgd", explore=3, finish=finish), model)
+    before = snapshot(model)
+    with pytest.raises(
+        ValueError, match=r"must be trainable.*Received: untrained .*\['logits/kernel', 'logits/bias'\]"
+    ):
+        fit(model, 4)
+    assert not moved(before, snapshot(model))
+
+
+def test_a_head_may_stand_still_where_nobody_switches():
+    model = small_model()
+    model.get_layer("logits").trainable = False
+    assert fit(compiled(keras_dal.Wrap("sgd", explore=None), model), 1)["phase"] == [0]
 
 
 def test_an_optimizer_of_another_model_is_refused_before_training():
