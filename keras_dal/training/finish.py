@@ -13,6 +13,7 @@ from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import STATISTICS_STEPS
+from keras_dal.training.inner import path_to
 from keras_dal.training.statistics import BatchStatistics
 from keras_dal.training.wrap import find_wrap
 
@@ -71,7 +72,7 @@ def finish(
     if inputs is not None and not averaged and statistics_from is None:
         warn_of_statistics(model, x, inputs, "Renew them, statistics_from=x")
     if averaged and verbose:
-        print(_of_average(wrap), flush=True)
+        print(_of_average(model, wrap), flush=True)
     before = Snapshot(model, wrap)
     try:
         if wrap is not None:
@@ -95,13 +96,14 @@ def finish(
     return result
 
 
-def _of_average(wrap):
+def _of_average(model, wrap):
     """Return which weights are about to replace those of the model."""
     if wrap.averaged_steps is None:
         return "keras_dal: the inner optimizer's averages become the weights"
     return (
-        f"keras_dal: the mean of the weights over {wrap.averaged_steps:,} steps becomes the weights; call optimizer."
-        "drop_average() before to keep those there are, as after EarlyStopping(restore_best_weights=True)"
+        f"keras_dal: the mean of the weights over {wrap.averaged_steps:,} steps becomes the weights; call "
+        f"{path_to(wrap, model)}.drop_average() before to keep those there are, as after EarlyStopping("
+        "restore_best_weights=True)"
     )
 
 

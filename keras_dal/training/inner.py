@@ -65,6 +65,13 @@ def innermost(optimizer):
     return last
 
 
+def path_to(wrap, model):
+    """Return how a user reaches a `Wrap`: under a float16 policy `compile` puts a loss scale around it."""
+    around = list(_keras.optimizers(getattr(model, "optimizer", None)))
+    depth = next((index for index, each in enumerate(around) if each is wrap), 0)
+    return "model.optimizer" + depth * ".inner_optimizer" if depth else "optimizer"
+
+
 @contextlib.contextmanager
 def averaging_only(optimizer, indices, whole=False):
     """Shows the optimizer's moving averages only these variables: Keras averages all it was built with.

@@ -7,6 +7,7 @@ import numpy as np
 from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
+from keras_dal.training.inner import path_to
 
 
 class Switch(NamedTuple):
@@ -29,19 +30,19 @@ def only_measures():
     return "keras_dal: the optimizer is no Wrap: the alignment is measured, and nothing will be frozen or solved"
 
 
-def begins(wrap, schedule, epoch, epochs):
+def begins(model, wrap, schedule, epoch, epochs):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
     if wrap.solves and wrap.is_solved:
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
-            "and it ends at once. optimizer.restart() before fit goes back to the first phase, to train on or where "
-            "other weights were put back; keras_dal.finish(model, x, y) solves again, on other data"
+            f"and it ends at once. {path_to(wrap, model)}.restart() before fit goes back to the first phase, to train "
+            "on or where other weights were put back; keras_dal.finish(model, x, y) solves again, on other data"
         )
     if wrap.phase == "exploit":
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
-            f"will be {'solved' if wrap.solves else 'trained'}. optimizer.restart() before fit goes back to "
-            "the first phase"
+            f"will be {'solved' if wrap.solves else 'trained'}. {path_to(wrap, model)}.restart() before fit goes back "
+            "to the first phase"
         )
     if schedule.switch is not None and schedule.switch >= epochs:
         return (
@@ -143,12 +144,12 @@ def _wider(phase):
     return f"{gated}, can put every sample on its right side{but}"
 
 
-def ended_early(schedule, wrap):
+def ended_early(model, schedule, wrap):
     """Return that a fit was over before its switch."""
-    mean = ", of the averaged weights, or after optimizer.drop_average() of those there are" * wrap.is_averaging
+    mean = f", of the averaged weights, or after {path_to(wrap, model)}.drop_average() of those there are"
     return (
         f"keras_dal: training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
-        f"keras_dal.finish(model, x, y) solves the head now{mean}; a fit with initial_epoch goes on"
+        f"keras_dal.finish(model, x, y) solves the head now{mean * wrap.is_averaging}; a fit with initial_epoch goes on"
     )
 
 

@@ -93,8 +93,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._result = None
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
         self._structure = self._convex_phase = self._began = self._frozen = self._before = self._waiting = None
-        self._stage, self._spared = Stage.BEGINS, []
-        self._schedule = SwitchSchedule.never()
+        self._stage, self._spared, self._schedule = Stage.BEGINS, [], SwitchSchedule.never()
         self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
         self.certificates = Certificates(model, self._rows, self._exploit)
@@ -168,7 +167,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
                     self._result = None
                 self._schedule = self._make_schedule()  # now that the phase is known
                 self._schedule.resume(epoch, self._wrap.decision)
-                self._announcer.say(model, messages.begins, self._wrap, self._schedule, epoch, self.params["epochs"])
+                begin = model, self._wrap, self._schedule, epoch, self.params["epochs"]
+                self._announcer.say(model, messages.begins, *begin)
             self._advance(model, epoch)
         looks = self._schedule.decides_after(epoch) and self.phase == "explore"
         self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)
@@ -327,7 +327,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             return  # there was no step
         self._hooks.remove()
         if self._wrap is not None and self.phase == "explore" and self._schedule.switch is not None:
-            self._announcer.say(self.model, messages.ended_early, self._schedule, self._wrap)
+            self._announcer.say(self.model, messages.ended_early, self.model, self._schedule, self._wrap)
         self._before = None
         if self._wrap is not None and self._wrap.driver is self:
             self._wrap.driver = None  # or the model would keep the result, and its features

@@ -15,7 +15,7 @@ from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training import arguments
 from keras_dal.training.averages import Averaging, WeightAverage
-from keras_dal.training.inner import Delegating, averaging_only, innermost
+from keras_dal.training.inner import Delegating, averaging_only, innermost, path_to
 from keras_dal.training.progress import Progressing
 from keras_dal.training.rates import PhaseRates
 from keras_dal.training.schedule import Deciding
@@ -207,8 +207,8 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         if not self._driven and self.phase == "exploit":
             raise RuntimeError(
                 "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
-                "AlignmentMonitor() to the callbacks of fit, or call optimizer.restart() and use explore=None to train "
-                f"everything without it. Received: explore={self.explore!r}"
+                f"AlignmentMonitor() to the callbacks of fit, or call {self._how_to_restart()} and use explore=None to "
+                f"train everything without it. Received: explore={self.explore!r}"
             )
         if not self._driven:
             raise RuntimeError(
@@ -216,6 +216,11 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
                 "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and end with keras_dal."
                 f"finish. Received: explore={self.explore!r}"
             )
+
+    def _how_to_restart(self):
+        model = self._model and self._model()  # unknown to an optimizer that was loaded after the switch
+        either = "" if model is not None else " (of the Wrap, which may be inside a loss scale)"
+        return f"{path_to(self, model)}.restart(){either}"
 
     @property
     def variables(self):

@@ -358,6 +358,42 @@ def test_what_is_solved_is_not_solved_again(capsys, tmp_path):
         assert moved(before, snapshot(again)) == set()
 
 
+@pytest.fixture
+def half():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def told(text, model):
+    """Do what a text tells to, which is a call, with the model at hand."""
+    (call,) = re.findall(r"[\w.]*optimizer[\w.]*\(\)", text)
+    eval(call, {"model": model, "optimizer": model.optimizer})
+
+
+@pytest.mark.usefixtures("half")
+def test_what_is_told_to_call_is_there_inside_a_loss_scale(capsys, tmp_path):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=8, average=0.5))
+    wrap = model.optimizer.inner_optimizer
+    fit(model, 6, [keras_dal.AlignmentMonitor()])
+    told(capsys.readouterr().out, model)
+    assert wrap.averaged_steps == 0
+    fit(model, 11, [keras_dal.AlignmentMonitor()], initial_epoch=6)
+    capsys.readouterr()
+    fit(model, 11, [keras_dal.AlignmentMonitor()])
+    told(capsys.readouterr().out, model)
+    assert wrap.phase == "explore"
+    wrap.switch(model)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(RuntimeError, match="is in its second phase") as error:
+        fit(model, 1, callbacks=[])
+    told(str(error.value), model)
+    assert wrap.phase == "explore"
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    with pytest.raises(RuntimeError, match="is in its second phase.*of the Wrap, which may be inside a loss scale"):
+        fit(loaded, 1, callbacks=[])
+
+
 def test_a_reading_epoch_that_another_callback_stops_solves_nothing():
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
