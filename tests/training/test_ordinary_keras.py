@@ -1,5 +1,6 @@
 """Models, data and training steps as people write them, through a fit that switches."""
 
+import functools
 import math
 import re
 
@@ -196,6 +197,17 @@ def test_a_result_says_when_the_weights_it_speaks_of_are_gone():
     fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3)), 6, [monitor, Restore()])
     with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
         assert monitor.result is not None
+
+
+@pytest.mark.parametrize("again", [keras_dal.finish, functools.partial(keras_dal.converge, gated=False)])
+def test_a_result_says_that_the_model_was_solved_again_where_it_was(again):
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3))
+    fit(model, 6, [monitor])
+    x, y = images()
+    result = again(model, x[:48], y[:48], verbose=0)
+    with pytest.warns(UserWarning, match="Or keras_dal.finish or converge solved it again: take the result that they"):
+        assert monitor.result is not result
 
 
 def test_a_result_that_speaks_of_the_model_comes_without_a_warning():
