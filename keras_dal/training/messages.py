@@ -115,8 +115,8 @@ def reads(phase, epoch, epochs):
     )
 
 
-def ends(phase, result, epoch, epochs):
-    """Return what was solved, and what is proved about it."""
+def ends(phase, result, epoch, epochs, validates):
+    """Return what was solved, what is proved about it, and whether `fit` has not validated it as it did before."""
     structure, left = phase.structure, epochs - epoch - 1
     spared = f": {left} spared" if left else ""
     count = f"{len(phase.train):,} samples of {structure.num_features:,} features"
@@ -131,6 +131,8 @@ def ends(phase, result, epoch, epochs):
         lines.append(f"  training:   {percent(result.accuracy)} right, loss {result.loss:.4g}")
         if result.accuracy < 1 and not structure.gated_layers:
             lines.append(f"  more:       {_wider(phase)}")
+    if not validates:
+        lines.append("  validation: none of this model, validation_freq skips its epoch: model.evaluate does it")
     return "\n".join(lines)
 
 

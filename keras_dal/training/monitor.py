@@ -68,7 +68,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self.certificates = Certificates(None, None, "head")
         self._result: Result | None = None
         self._stage = Stage.BEGINS
-        self._wrap = self._waiting = self._structure = None
+        self._wrap = self._waiting = self._structure = self._epoch = None
 
     @property
     def result(self) -> Result | None:
@@ -93,6 +93,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._result = None
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
         self._structure = self._convex_phase = self._began = self._frozen = self._before = self._waiting = None
+        self._epoch = self._validated = None
         self._stage, self._spared, self._schedule = Stage.BEGINS, [], SwitchSchedule.never()
         self._said_interval, self._announcer = False, Announcer(self.verbose)
         self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
@@ -272,6 +273,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._end_phase()
 
     def on_test_begin(self, logs=None):
+        self._validated = self._epoch
         self._end_phase()  # so that validation is of the solved model
 
     def _end_phase(self):
@@ -293,7 +295,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
         found = self._measured_after(epoch) if trained else dict.fromkeys(self._measured, np.nan)
         if self._stage is Stage.SOLVED:
             found |= self._named_before(self._convex_phase.logs | self._measurement.moved())
-            end = self._convex_phase, self._result, epoch, self.params["epochs"]
+            validates = self._validated in (None, epoch)  # None where there are no data for it, for all that is known
+            end = self._convex_phase, self._result, epoch, self.params["epochs"], validates
             self._announcer.say_later(self.model, messages.ends, *end)
             self._convex_phase, self._stage = None, Stage.OVER
         if self._stage is Stage.OVER:

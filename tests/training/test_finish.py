@@ -497,6 +497,17 @@ def test_what_is_said_at_the_end_is_what_was_done(capsys):
     assert f"{monitor.result.accuracy:.2%} right" in said
 
 
+@pytest.mark.parametrize(("every", "skipped"), [(2, False), (3, True), (None, False)])
+def test_a_solved_model_that_is_not_validated_is_said_to_be_so(capsys, every, skipped):
+    data = {} if every is None else {"validation_data": images(seed=1), "validation_freq": every}
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3))
+    history = fit(model, 6, [keras_dal.AlignmentMonitor()], **data)
+    assert len(history["loss"]) == 4
+    said = capsys.readouterr().out
+    assert "training ends at epoch 4 of 6" in said
+    assert ("validation_freq skips its epoch" in said) is skipped
+
+
 def test_a_loop_of_ones_own_ends_with_finish():
     x, y = images()
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=None))
