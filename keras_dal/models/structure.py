@@ -58,6 +58,12 @@ class Structure:
     num_features: int
     num_outputs: int
 
+    def __reduce__(self):
+        """Keep where the layers are in the model, which Keras copies whole; compiled functions are made anew."""
+        layers = [id(layer) for layer in _keras.sublayers(self.model)]
+        places = [layers.index(id(each)) for each in (self.layer, self.output_layer)]
+        return _of_places, (self.model, *places, self.activation, self.num_features, self.num_outputs)
+
     def __repr__(self):
         shapes = [tuple(variable.shape) for variable in self.linear_parameters]
         return (
@@ -232,19 +238,28 @@ def _forms(model, calls, outputs):
     before = [call for call in calls[: where[-1]] if not isinstance(call.layer, keras.layers.Dropout)][-1:]
     if before and _is_gated(before[0].layer, before=True) and isinstance(last.layer, keras.layers.Dense):
         inputs = {before[0].layer: before[0].inputs, **inputs}
-    return [
-        Structure(
-            model=model,
-            layer=layer,
-            output_layer=last.layer,
-            activation="linear",
-            linear_parameters=tuple(_linear_head(layer, last.layer)[1]),
-            gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if hasattr(gate, "gates_frozen")),
-            num_features=int(tracing.pooled(layer, features).shape[-1]),
-            num_outputs=int(outputs.shape[1]),
-        )
-        for layer, features in inputs.items()
-    ]
+    widths = {layer: int(tracing.pooled(layer, features).shape[-1]) for layer, features in inputs.items()}
+    return [_made(model, layer, last.layer, "linear", width, int(outputs.shape[1])) for layer, width in widths.items()]
+
+
+def _made(model, layer, output_layer, activation, num_features, num_outputs):
+    """Return the structure of a model between two of its layers."""
+    return Structure(
+        model=model,
+        layer=layer,
+        output_layer=output_layer,
+        activation=activation,
+        linear_parameters=tuple(_linear_head(layer, output_layer)[1]),
+        gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if hasattr(gate, "gates_frozen")),
+        num_features=num_features,
+        num_outputs=num_outputs,
+    )
+
+
+def _of_places(model, place, output_place, *others):
+    """Return the structure of a model between the layers at two places."""
+    layers = _keras.sublayers(model)
+    return _made(model, layers[place], layers[output_place], *others)
 
 
 def _selected(forms, parameters, x):

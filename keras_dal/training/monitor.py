@@ -10,18 +10,18 @@ import numpy as np
 from keras_dal import _backend
 from keras_dal.features.batches import as_arguments
 from keras_dal.features.tracing import input_specs
-from keras_dal.finishing.result import Result, is_written
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
 from keras_dal.training.announcer import Announcer
 from keras_dal.training.certificates import Certificates
 from keras_dal.training.convex_phase import ConvexPhase
-from keras_dal.training.frozen import FrozenState, Snapshot, checksum
+from keras_dal.training.frozen import FrozenState, Snapshot
 from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import check_readable, first_samples
 from keras_dal.training.measurement import Measurement
+from keras_dal.training.remains import Remaining
 from keras_dal.training.schedule import Decision, SwitchSchedule
 from keras_dal.training.stage import Stage
 from keras_dal.training.step_size import step_size
@@ -29,7 +29,7 @@ from keras_dal.training.train_step import StepHooks
 from keras_dal.training.wrap import find_wrap
 
 
-class AlignmentMonitor(keras.callbacks.Callback):
+class AlignmentMonitor(Remaining, keras.callbacks.Callback):
     """Measures how far the labels are in the column space of the Jacobian, each epoch, and drives `Wrap`.
 
     Every epoch it adds to `logs`: `alignment` in [0, 1], `alignment_rank`, `phase` (0 while exploring, 1 after the
@@ -66,18 +66,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
         super().__init__()
         self.data, self.verbose = data, verbose
         self.certificates = Certificates(None, None, "head")
-        self._result: Result | None = None
-        self._stage = Stage.BEGINS
-        self._wrap = self._waiting = self._structure = self._epoch = None
-
-    @property
-    def result(self) -> Result | None:
-        if self._result is not None and not self._is_as_solved():
-            warnings.warn(messages.other_weights(self.model), stacklevel=2)
-        return self._result
-
-    def _is_as_solved(self):
-        return checksum(self._result.model, self._result.structure) == self._solved and is_written(self._result)
+        self._wrap = None
+        self._forget()
 
     @property
     def phase(self) -> str:
@@ -87,16 +77,13 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         check_readable(self.data)
+        self._forget()
         self._rows = as_arguments(self.data)
         self._wrap = find_wrap(model.optimizer)
         if self._wrap is None or (self._result is not None and self._result.model is not model):
             self._result = None
         self._exploit = "head" if self._wrap is None else self._wrap.exploit
-        self._structure = self._convex_phase = self._began = self._frozen = self._before = self._waiting = None
-        self._epoch = self._validated = None
-        self._stage, self._spared, self._schedule = Stage.BEGINS, [], SwitchSchedule.never()
-        self._said_interval, self._announcer = False, Announcer(self.verbose)
-        self._logs, self._measured = {}, ()  # of the last step that trained; names of what was measured
+        self._announcer = Announcer(self.verbose)
         self.certificates = Certificates(model, self._rows, self._exploit)
         if self._wrap is not None:
             checks.check_same_model(self._wrap, model)
@@ -281,7 +268,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._tried(self._end_of_reading)
         if self._stage is Stage.READS:
             phase, self._stage = self._convex_phase, Stage.SOLVED
-            self._result, self._solved = phase.result, checksum(phase.result.model, phase.result.structure)
+            self._take_result(phase.result)
             phase.show(self.model, self._measurement.is_affordable(self._epoch, len(phase.train)))
 
     def _end_of_reading(self):
@@ -326,12 +313,14 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._announcer.say_all()
-        if self._structure is None:
-            return  # there was no step
+        if self._structure is not None:  # else there was no step
+            self._end_fit()
+        self._forget()
+
+    def _end_fit(self):
         self._hooks.remove()
         if self._wrap is not None and self.phase == "explore" and self._schedule.switch is not None:
             self._announcer.say(self.model, messages.ended_early, self.model, self._schedule, self._wrap)
-        self._before = None
         if self._wrap is not None and self._wrap.driver is self:
             self._wrap.driver = None  # or the model would keep the result, and its features
 

@@ -1,5 +1,8 @@
 """Trainings before and after the two lines, and callbacks that read what the monitor logs."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -153,6 +156,47 @@ def test_what_only_training_measures_is_not_a_number_in_the_epoch_that_only_read
     assert np.isnan(history["noted"][2])
     assert np.isnan(np.array(history["of_each"])).tolist() == [[False] * NUM_CLASSES] * 2 + [[True] * NUM_CLASSES]
     assert np.isfinite(history["accuracy"]).all()
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda each: pickle.loads(pickle.dumps(each))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("finish", ["solve", "descend"])
+def test_a_monitor_that_was_used_can_be_copied(copied, finish):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2, finish=finish))
+    monitor = keras_dal.AlignmentMonitor(data=images(), verbose=False)
+    fit(model, 4, [monitor])
+    (other,) = copied([monitor])
+    assert other.certificates == monitor.certificates
+    assert other.certificates["end"].loss == pytest.approx(monitor.certificates["end"].loss, rel=1e-6)
+    assert other.phase == "exploit"
+    if finish == "solve":
+        result = other.result  # which would warn, had the copy other weights
+        assert result.model is result.structure.model is other.model is not model
+        assert any(result.structure.layer is layer for layer in other.model.layers)
+        assert str(result) == str(monitor.result)
+        result.rescale(2.0)
+        kernels = [each.get_layer("logits").kernel for each in (model, other.model)]
+        np.testing.assert_allclose(*(k * keras.ops.convert_to_numpy(v) for k, v in zip((2, 1), kernels, strict=True)))
+    assert fit(other.model, 6, [other], initial_epoch=5)["phase"] == [1]
+
+
+def test_a_monitor_whose_fit_was_ended_by_an_exception_can_be_copied():
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    broken = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(compiled(keras_dal.Wrap("sgd", explore=2)), 4, [monitor, broken])
+    assert copy.deepcopy(monitor).result is None
+
+
+def test_a_result_with_gates_can_be_copied():
+    result = keras_dal.converge(compiled("sgd"), *images(), gated=True, verbose=0)
+    other = copy.deepcopy(result)
+    assert [layer.name for layer in other.structure.gated_layers] == ["logits"]
+    np.testing.assert_array_equal(other.structure.theta(), result.structure.theta())
+    other.choose(0)
+    assert other.structure.theta().tobytes() != result.structure.theta().tobytes()
 
 
 def test_a_fit_of_a_model_that_is_solved_logs_what_others_do(tmp_path):
