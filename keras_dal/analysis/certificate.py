@@ -13,7 +13,7 @@ from keras_dal.analysis.separability import announced, decisive_share, verdict_o
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress import progress_bar, watched
-from keras_dal.features.samples import check_labels, checked_weight, positive
+from keras_dal.features.samples import check_labels, checked_weight, joined, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
@@ -231,7 +231,7 @@ def certify(
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
     batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
-    features, labels, weights = map(_joined, zip(*batches, strict=True))
+    features, labels, weights = map(joined, zip(*batches, strict=True))
     check_labels(labels, x)
     targets = resolved.targets(labels, structure.num_outputs)
     head = structure.head()
@@ -241,11 +241,6 @@ def certify(
     return certify_structure(
         *now, structure.theta(), weights, max_jacobian_bytes, eps_of_features(structure, [features])
     )
-
-
-def _joined(parts) -> Any:
-    """Return the arrays of all batches as one, None where there are none."""
-    return None if parts[0] is None else np.concatenate(parts)
 
 
 def certify_structure(structure, head, penalty, features, targets, loss, theta, weights, max_bytes, eps):

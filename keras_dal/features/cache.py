@@ -14,7 +14,7 @@ from keras import tree
 from keras_dal import _keras
 from keras_dal.features.batches import are_arrays, batches, feature_batches
 from keras_dal.features.precision import eps_of
-from keras_dal.features.samples import checked_weight, positive
+from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, kept_rows
 from keras_dal.features.tracing import computed_dtype
 
@@ -92,9 +92,9 @@ def cached_features(
         path = pathlib.Path(directory) / f"{_fingerprint(structure, x)}.features"
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
-            rest = [part[1:] for part in batches(x, y, sample_weight, batch_size)]
-            weights = [None if weight is None else checked_weight(weight, len(weight)) for _, weight in rest]
-            return _joined(features, [label for label, _ in rest], weights)
+            parts = zip(*(batch[1:] for batch in batches(x, y, sample_weight, batch_size)), strict=True)
+            labels, weights = map(joined, parts)
+            return CachedFeatures(features, labels, checked_weight(weights, len(features)), np.arange(len(features)))
     writer = RowWriter(directory, max_bytes, keep=path is not None)
     labels, weights, exact = [], [], True
     try:
@@ -105,7 +105,8 @@ def cached_features(
             weights.append(weight)
             if on_batch:
                 on_batch(writer.rows)
-        return _joined(writer.finish(path), labels, weights, exact)
+        features = writer.finish(path)
+        return CachedFeatures(features, joined(labels), joined(weights), np.arange(len(features)), exact)
     except BaseException:
         writer.discard()
         raise
@@ -185,9 +186,3 @@ def _renamed(part, names, refers=False):
     if isinstance(part, list):
         return [_renamed(value, names, refers) for value in part]
     return names.get(part, part) if refers and isinstance(part, str) else part
-
-
-def _joined(features, labels, weights, exact=None):
-    labels = None if labels[0] is None else np.concatenate(labels)
-    weights = np.ones(len(features)) if weights[0] is None else np.concatenate(weights)
-    return CachedFeatures(features, labels, weights, np.arange(len(features)), exact)

@@ -1,5 +1,7 @@
 """Labels, weights and numbers of samples, checked."""
 
+from typing import Any
+
 import numpy as np
 
 
@@ -14,6 +16,11 @@ def checked_weight(weight, size):
             f"Received: {len(weight)} weights for {size} samples, the smallest {weight.min(initial=np.inf)}"
         )
     return weight
+
+
+def joined(parts) -> Any:
+    """Return the arrays of all batches as one, None where there are none."""
+    return None if parts[0] is None else np.concatenate(parts)
 
 
 def positive(weights):

@@ -253,7 +253,7 @@ def input_specs(model):
 
 
 def recorded_calls(model, x):
-    """Return the calls of all layers in the order in which they return, and the model's output.
+    """Return the calls of all layers in the order in which they return, and the model's outputs.
 
     Shapes and dtypes are theirs; there may be no values.
     """
@@ -266,9 +266,4 @@ def recorded_calls(model, x):
             return inference(model, x)
 
     outputs = tree.flatten(_backend.shapes_of(called, model, x))
-    if len(outputs) != 1:
-        raise ValueError(
-            "The model must have one output; make one model per output. "
-            f"Received: model {model.name!r} with {len(outputs)} outputs"
-        )
-    return calls, outputs[0]
+    return calls, outputs

@@ -97,7 +97,8 @@ def probes(form, evaluate):
         wrong = f"{np.sum(~np.isfinite(features))} values that are not finite" if features.any() else "zeros only"
         raise ValueError(
             "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
-            f"pass other samples. Received: {wrong} among {features.size} inputs of layer {form.layer.name!r}"
+            "pass samples of your own (in fit, AlignmentMonitor(data=(x, y))). "
+            f"Received: {wrong} among {features.size} inputs of layer {form.layer.name!r}"
         )
     if np.isfinite(form.theta()).all() and np.isfinite(outputs).all():
         yield _probe(form, features, outputs, bound * _cancelled(form, features))

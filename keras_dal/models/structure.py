@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
-import re
 from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 from scipy import special
 
 from keras_dal import _backend, _keras
@@ -23,9 +22,10 @@ from keras_dal.features.tracing import (
     to_numpy,
 )
 from keras_dal.features.variables import assign_all, restored
-from keras_dal.heads import DenseHead, Head
+from keras_dal.heads import Head
 from keras_dal.heads.base import split
 from keras_dal.models import linearity
+from keras_dal.models.linear_layers import is_gated, is_head, linear_head, named_variables
 
 _ACTIVATIONS = {
     "linear": lambda logits: logits,
@@ -92,7 +92,7 @@ class Structure:
 
     def head(self) -> Head:
         """Return the head as a function of features in NumPy, with its gates as they are now."""
-        return _linear_head(self.layer, self.output_layer)[0]
+        return linear_head(self.layer, self.output_layer)[0]
 
     def theta(self):
         """Return theta_S, flat and float64."""
@@ -126,7 +126,7 @@ class Structure:
 
         What comes before the last layer is evaluated by the model, in its own precision; the last layer in float64.
         """
-        head, variables = _linear_head(self.output_layer, self.output_layer)
+        head, variables = linear_head(self.output_layer, self.output_layer)
         features = np.asarray(evaluate(self.model, self.output_layer, x)[0], np.float64)
         return head.logits(features, Head.join([to_numpy(v) for v in variables]))
 
@@ -154,7 +154,7 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     if not all(layer.built for layer in (model, *_keras.sublayers(model))):
         inference(model, x)
     with restored(model.variables):  # seeds of random layers among them
-        calls, outputs = recorded_calls(model, x)
+        calls, outputs = _tried(model, x, is_invented=given is None)
         forms = _forms(model, calls, outputs)
         named = not (isinstance(parameters, str) and parameters == "head")
         form = _selected(forms, parameters, x) if named else forms[0]
@@ -162,6 +162,27 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
             layer.freeze_gates()  # as they will be after the switch
         activation = _activation(form, calls, x, can_be_enlarged=given is None)
     return dataclasses.replace(form, activation=activation)
+
+
+def _tried(model, x, is_invented):
+    """Return the calls of a model's layers and its output for a few samples."""
+    try:
+        calls, outputs = recorded_calls(model, x)
+    except Exception as error:
+        if not is_invented:
+            raise
+        shapes = [np.shape(part) for part in tree.flatten(x)]
+        raise ValueError(
+            f"The model does not take the random inputs that it was tried on, of shapes {shapes}. Let the batch size "
+            "be open, and pass a few samples of your own: find_structure(model, x), or AlignmentMonitor(data=(x, y)) "
+            f"in fit. Received: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if len(outputs) != 1:
+        raise ValueError(
+            "The model must have one output; make one model per output. "
+            f"Received: model {model.name!r} with {len(outputs)} outputs"
+        )
+    return calls, outputs[0]
 
 
 def _activation(form, calls, x, can_be_enlarged):
@@ -188,40 +209,9 @@ def _checked(form, calls, x, can_be_enlarged, evaluated):
     return _checked_activation(form, calls, lambda: evaluated(shown))
 
 
-def _is_gated(layer, before):
-    """Whether a layer has gated units, before a linear layer or beside one.
-
-    It then has a method `linear_head`, which returns a head and its variables: it takes the linear layer that comes
-    after it (`GatedDense`), or nothing where the layer is a head by itself (`GatedBranch`).
-    """
-    return hasattr(layer, "linear_head") and bool(inspect.signature(layer.linear_head).parameters) == before
-
-
-def _linear_head(layer, output_layer):
-    """Return the NumPy head from the inputs of `layer` to the logits, and the variables that it is linear in."""
-    if layer is not output_layer:
-        return layer.linear_head(output_layer)
-    if _is_gated(layer, before=False):
-        return layer.linear_head()
-    bias = (layer.bias,) if layer.use_bias else ()
-    return DenseHead(*layer.kernel.shape[-2:], use_bias=layer.use_bias), (layer.kernel, *bias)
-
-
-def _is_head(layer):
-    return isinstance(layer, keras.layers.Dense) or _is_pointwise(layer) or _is_gated(layer, before=False)
-
-
-def _is_pointwise(layer):
-    """Whether a layer is a convolution that is the same linear map at every position."""
-    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-    if not isinstance(layer, kinds) or layer.groups != 1:
-        return False
-    return all(size == 1 for size in (*layer.kernel_size, *layer.strides))
-
-
 def _forms(model, calls, outputs):
     """Return the structures that a model can have, before any check: with its gated layer first, where it has one."""
-    where = [index for index, call in enumerate(calls) if _is_head(call.layer)]
+    where = [index for index, call in enumerate(calls) if is_head(call.layer)]
     if not where:
         raise ValueError(
             "The model has no linear last layer: end it with keras.layers.Dense. "
@@ -229,17 +219,19 @@ def _forms(model, calls, outputs):
         )
     last = calls[where[-1]]
     if len(outputs.shape) != 2:
+        mend = "leave out what squeezes the last one" if len(outputs.shape) < 2 else "pool or flatten the others"
         raise ValueError(
-            "Outputs must have two axes, samples and values; pool or flatten the others. Received: layer "
+            f"Outputs must have two axes, samples and values; {mend}. Received: layer "
             f"{last.layer.name!r} with inputs of shape {tuple(last.inputs.shape)}, model outputs of shape "
             f"{tuple(outputs.shape)}"
         )
     inputs = {last.layer: last.inputs}
     before = [call for call in calls[: where[-1]] if not isinstance(call.layer, keras.layers.Dropout)][-1:]
-    if before and _is_gated(before[0].layer, before=True) and isinstance(last.layer, keras.layers.Dense):
+    if before and is_gated(before[0].layer, before=True) and isinstance(last.layer, keras.layers.Dense):
         inputs = {before[0].layer: before[0].inputs, **inputs}
     widths = {layer: int(tracing.pooled(layer, features).shape[-1]) for layer, features in inputs.items()}
-    return [_made(model, layer, last.layer, "linear", width, int(outputs.shape[1])) for layer, width in widths.items()]
+    sizes = [(layer, last.layer, "linear", width, int(outputs.shape[1])) for layer, width in widths.items()]
+    return [_made(model, *each) for each in sizes]
 
 
 def _made(model, layer, output_layer, activation, num_features, num_outputs):
@@ -249,7 +241,7 @@ def _made(model, layer, output_layer, activation, num_features, num_outputs):
         layer=layer,
         output_layer=output_layer,
         activation=activation,
-        linear_parameters=tuple(_linear_head(layer, output_layer)[1]),
+        linear_parameters=tuple(linear_head(layer, output_layer)[1]),
         gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if hasattr(gate, "gates_frozen")),
         num_features=num_features,
         num_outputs=num_outputs,
@@ -278,28 +270,6 @@ def _selected(forms, parameters, x):
         f"The logits are {defect or 'linear, but not as a head of features,'} in the chosen parameters. Choose 'head', "
         f"or exactly {wanted}. Received: {parameters!r}, which are {[v.path for v in chosen]}"
     )
-
-
-def named_variables(model, parameters):
-    """Return the variables of layers, of layers' names, or whose paths a regular expression is found in."""
-    layers = {layer.name: layer for layer in _keras.sublayers(model)}
-    names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
-    found = {}
-    for name in names:
-        if isinstance(name, keras.layers.Layer):
-            variables = name.variables if name in layers.values() else []
-        elif name in layers:
-            variables = layers[name].variables
-        else:
-            variables = [variable for variable in model.trainable_variables if re.search(name, variable.path)]
-        if not variables:
-            heads = [layer.name for layer in layers.values() if _is_head(layer)]
-            raise ValueError(
-                f"No layer of the model has this name and no path of a variable matches it. Its linear layers are "
-                f"{heads}. Received: {name!r}"
-            )
-        found.update({id(variable): variable for variable in variables})
-    return list(found.values())
 
 
 def _is_masked_average(call):

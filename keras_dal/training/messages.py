@@ -9,6 +9,8 @@ from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 from keras_dal.training.inner import path_to
 
+_FEW = 5  # samples for each feature, with which a solved head fits what it saw and not much else
+
 
 class Switch(NamedTuple):
     """The moment of the switch to gradient steps for the linear parameters."""
@@ -123,6 +125,9 @@ def ends(phase, result, epoch, epochs, validates):
     lines = [f"keras_dal: the head is solved, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
+    if len(phase.train) < _FEW * (structure.num_features + 1):
+        lines.append("  few:        samples for so many features; if an epoch is not all data (steps_per_epoch), call")
+        lines.append("              keras_dal.finish(model, x, y) on all")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
     lines += [f"  {line}" for line in result.proof()]
     if any(v.regularizer is not None for v in structure.linear_parameters):

@@ -413,3 +413,23 @@ def test_samples_of_ragged_inputs_are_apart():
     inputs = keras.Input((None,), ragged=True)
     means = layers.Lambda(lambda rows: tf.reduce_mean(rows, axis=1, keepdims=True), output_shape=(1,))(inputs)
     assert find_structure(keras.Model(inputs, layers.Dense(3)(means)), x).num_features == 1
+
+
+def test_a_model_that_random_inputs_do_not_suit_says_which_would():
+    def short(x):
+        if x.shape[1] is not None and x.shape[1] > 20:
+            raise IndexError("index 20 is out of range")
+        return keras.ops.mean(x, axis=1)
+
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Lambda(short, output_shape=(3,))(inputs)))
+    with pytest.raises(ValueError, match=r"find_structure\(model, x\).*Received: .*index 20"):
+        find_structure(model)
+    assert find_structure(model, np.ones((4, 12, 3), "float32")).num_outputs == 2
+
+
+def test_one_value_that_was_squeezed_is_said_to_be():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.ops.squeeze(keras.layers.Dense(1)(inputs), -1))
+    with pytest.raises(ValueError, match=r"squeezes.*Received"):
+        find_structure(model)

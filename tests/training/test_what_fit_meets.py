@@ -188,3 +188,15 @@ def test_layers_that_were_frozen_inside_others_keep_that_and_their_name_in_a_cop
     gated.compile("sgd", LOSS)
     gated.fit(x, np.zeros(60, int), verbose=0)
     assert not [path for path in moved(before, snapshot(gated)) if "norm" in path]
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_an_epoch_of_few_samples_is_said_to_be_few(repeats, capsys):
+    x = np.random.default_rng(0).standard_normal((256, 8)).astype("float32")
+    y = (x[:, 0] > 0).astype("int32")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, "relu"), keras.layers.Dense(2)])
+    model.compile(keras_dal.Wrap("sgd"), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = [((x[:32], y[:32]) for _ in range(100))] if repeats else [x, y]
+    monitor = keras_dal.AlignmentMonitor()
+    model.fit(*data, epochs=3, steps_per_epoch=int(repeats) or None, shuffle=False, verbose=0, callbacks=[monitor])
+    assert ("keras_dal.finish(model, x, y) on all" in capsys.readouterr().out) == repeats

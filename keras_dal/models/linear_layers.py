@@ -1,0 +1,62 @@
+"""Which layers are linear in their parameters, and their head as a function of features."""
+
+import inspect
+import re
+
+import keras
+
+from keras_dal import _keras
+from keras_dal.heads import DenseHead
+
+
+def is_gated(layer, before):
+    """Whether a layer has gated units, before a linear layer or beside one.
+
+    It then has a method `linear_head`, which returns a head and its variables: it takes the linear layer that comes
+    after it (`GatedDense`), or nothing where the layer is a head by itself (`GatedBranch`).
+    """
+    return hasattr(layer, "linear_head") and bool(inspect.signature(layer.linear_head).parameters) == before
+
+
+def linear_head(layer, output_layer):
+    """Return the NumPy head from the inputs of `layer` to the logits, and the variables that it is linear in."""
+    if layer is not output_layer:
+        return layer.linear_head(output_layer)
+    if is_gated(layer, before=False):
+        return layer.linear_head()
+    bias = (layer.bias,) if layer.use_bias else ()
+    return DenseHead(*layer.kernel.shape[-2:], use_bias=layer.use_bias), (layer.kernel, *bias)
+
+
+def is_head(layer):
+    return isinstance(layer, keras.layers.Dense) or _is_pointwise(layer) or is_gated(layer, before=False)
+
+
+def _is_pointwise(layer):
+    """Whether a layer is a convolution that is the same linear map at every position."""
+    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+    if not isinstance(layer, kinds) or layer.groups != 1:
+        return False
+    return all(size == 1 for size in (*layer.kernel_size, *layer.strides))
+
+
+def named_variables(model, parameters):
+    """Return the variables of layers, of layers' names, or whose paths a regular expression is found in."""
+    layers = {layer.name: layer for layer in _keras.sublayers(model)}
+    names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
+    found = {}
+    for name in names:
+        if isinstance(name, keras.layers.Layer):
+            variables = name.variables if name in layers.values() else []
+        elif name in layers:
+            variables = layers[name].variables
+        else:
+            variables = [variable for variable in model.trainable_variables if re.search(name, variable.path)]
+        if not variables:
+            heads = [layer.name for layer in layers.values() if is_head(layer)]
+            raise ValueError(
+                f"No layer of the model has this name and no path of a variable matches it. Its linear layers are "
+                f"{heads}. Received: {name!r}"
+            )
+        found.update({id(variable): variable for variable in variables})
+    return list(found.values())
