@@ -1,10 +1,15 @@
 """Runs the Python blocks of the README and of the pages in docs/, one page after the other in a folder of its own."""
 
+import importlib.util
 import os
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
+import pytest
 from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 # Keras is imported where it is needed: tests/conftest.py, which is read later, sets up what it reads at its import.
 
@@ -60,8 +65,22 @@ def end(namespace):
     keras.config.set_dtype_policy("float32")
 
 
+def on_jax(example):
+    """Run a block in a process of its own, with the data and the network that the others have."""
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("JAX is in the backends extra")
+    root = str(Path(__file__).parent)
+    begin = f"import sys; sys.path[:0] = [{root!r}]; import conftest; x, y, *_ = conftest.digits(); "
+    block = f"{begin}model = conftest.network(); loss = model.loss\n{example.parsed}"
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", block], env=environment, capture_output=True
+    )
+    return None if ran.returncode == 0 else ran.stderr.decode()
+
+
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser()],
+    parsers=[PythonCodeBlockParser(), CodeBlockParser(language="py", evaluator=on_jax)],  # py: what needs JAX
     patterns=["README.md", "docs/*.md"],
     setup=begin,
     teardown=end,

@@ -25,6 +25,7 @@ class WeightAverage:
 
     def __init__(self, track, variables):
         self._variables = list(variables)
+        self.is_wanted = False  # on the host, as a variable may be put back to what it was
         self._collecting = self._kept(track, (), "float32", "collecting")
         self._count = self._kept(track, (), "float32", "averaged_steps")
         self._means = [
@@ -60,11 +61,13 @@ class WeightAverage:
         """Start a mean with the next step."""
         self.end()
         self._collecting.assign(1.0)
+        self.is_wanted = True
 
     def end(self):
         """Let no more steps count, and forget those that did."""
         self._count.assign(0.0)
         self._collecting.assign(0.0)
+        self.is_wanted = False
         for mean in self._means:  # what was not finite would stay so
             mean.assign(np.zeros(mean.shape, mean.dtype))
 
@@ -129,6 +132,11 @@ class Averaging:
         if innermost(self.inner_optimizer).use_ema:
             return None
         return 0 if self._average is None else self._average.steps
+
+    @property
+    def lacks_average(self):
+        """Whether `begin_average` was called, and no step has counted since."""
+        return self._average is not None and self._average.is_wanted and self._average.steps == 0
 
     @property
     def has_average(self):

@@ -1,6 +1,7 @@
 """The second phase on data that are at hand: in a loop of one's own, or after `fit`."""
 
 import itertools
+import warnings
 from typing import Any
 
 from keras_dal.features.batches import are_arrays, batches, first_inputs
@@ -54,7 +55,7 @@ def finish(
         max_bytes: memory for features, for what is computed from them once, and for the logits of a plain head, each.
             Larger features are memory-mapped, and more logits exist for a block of samples at a time.
         batch_size: samples in one evaluation of arrays.
-        verbose: whether to print a line for each step of the solver.
+        verbose: whether to print which weights it takes, and a line for each step of the solver.
 
     Returns:
         The `Result`, whose weights the model has.
@@ -71,8 +72,7 @@ def finish(
     _check_readable(x, y, averaged and inputs is None and source is x)
     if inputs is not None and not averaged and statistics_from is None:
         warn_of_statistics(model, x, inputs, "Renew them, statistics_from=x")
-    if averaged and verbose:
-        print(_of_average(model, wrap), flush=True)
+    _say_weights(model, wrap, averaged, verbose)
     before = Snapshot(model, wrap)
     try:
         if wrap is not None:
@@ -94,6 +94,26 @@ def finish(
         wrap.close_average()
         wrap.mark_solved(renews)
     return result
+
+
+def _say_weights(model, wrap, averaged, verbose):
+    """Say of which weights the head is about to be solved, and warn where an average was wanted and is not there."""
+    explores = wrap is not None and wrap.phase == "explore"
+    if explores and wrap.lacks_average:
+        warnings.warn(
+            "No step was averaged since begin_average(), and the weights stay as they are. Where stateless_apply takes "
+            "the steps, it was given the state from before: assign that to optimizer.variables, call begin_average(), "
+            "and take the state from them again. Received: averaged_steps=0",
+            stacklevel=3,
+        )
+    elif verbose and averaged:
+        print(_of_average(model, wrap), flush=True)
+    elif verbose and explores and wrap.averages_itself:
+        print(
+            "keras_dal: no steps were averaged, and the weights stay as they are. In a loop of your own "
+            f"{path_to(wrap, model)}.begin_average() before the last steps averages them; Wrap(average=0) wants none",
+            flush=True,
+        )
 
 
 def _of_average(model, wrap):

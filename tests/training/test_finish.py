@@ -526,6 +526,32 @@ def test_a_loop_of_ones_own_ends_with_finish():
     assert result.loss == pytest.approx(model.evaluate(x, y, verbose=0)[0], rel=1e-4)
 
 
+def test_an_average_that_was_begun_and_lost_is_warned_of():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None))
+    fit(model, 1, callbacks=[])
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in model.optimizer.variables]
+    model.optimizer.begin_average()
+    for variable, value in zip(model.optimizer.variables, before, strict=True):  # as a loop without side effects does
+        variable.assign(value)
+    fit(model, 1, callbacks=[])
+    with pytest.warns(UserWarning, match="No step was averaged since begin_average.*Received: averaged_steps=0"):
+        keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
+    model.optimizer.restart()
+    keras_dal.finish(model, x, y, statistics_from=x, verbose=0)  # of which no average was asked
+
+
+@pytest.mark.parametrize(("options", "said"), [({}, True), ({"average": 0}, False), ({"finish": "descend"}, False)])
+def test_finish_says_that_no_steps_were_averaged_where_some_could_have_been(capsys, options, said):
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, **options))
+    fit(model, 1, callbacks=[])
+    keras_dal.finish(model, x, y, statistics_from=x)
+    assert ("no steps were averaged, and the weights stay" in capsys.readouterr().out) is said
+    keras_dal.finish(model, x, y, statistics_from=x)  # solved again, which is no matter of averages
+    assert "no steps were averaged" not in capsys.readouterr().out
+
+
 class Killed(keras.callbacks.Callback):
     def __init__(self, epoch, batch):
         super().__init__()
