@@ -32,7 +32,7 @@ class BlockwiseTask:
     """
 
     method = "L-BFGS"
-    validation = seen_targets = proof = None
+    validation = validation_targets = proof = None
 
     def __init__(self, structure, loss, train, path, max_bytes):
         self.structure, self.loss, self.train, self.path = structure, loss, train, path

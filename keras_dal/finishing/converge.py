@@ -124,8 +124,6 @@ def converge(
     except KeyboardInterrupt:
         path.cut_short(Ending.INTERRUPT)
     task = tasks[-1]
-    if not path.points:
-        path.points.append(task.unchanged())
     goal = {"tol": tol if ridge is None else None, "scaled_to": tol}
     try:
         return finished(task, path, **goal)

@@ -6,6 +6,7 @@ import numpy as np
 from scipy import optimize
 
 from keras_dal._backend import arrays
+from keras_dal.solvers import rounded
 
 _BINS = 15  # of confidence, for the calibration error (Guo et al., 2017)
 _BLOCK = 2048  # samples whose logits are computed at a time
@@ -53,6 +54,55 @@ class Logits:
     def _blocks(self):
         for rows in arrays.slices(len(self._features), _BLOCK):
             yield rows, self._head.logits(np.asarray(self._features[rows], np.float64), self._theta)
+
+
+class FittedHead:
+    """A head with its parameters on the samples it was solved for, in float64.
+
+    Args:
+        head: a `heads.Head`.
+        loss: a `losses.Loss`.
+        features: `(n, m)`.
+        targets: of the loss.
+        weights: of the samples, `(n,)`.
+        theta: the parameters, `(P,)`.
+        max_bytes: up to which logits are kept.
+    """
+
+    def __init__(self, head, loss, features, targets, weights, theta, max_bytes):
+        self._head, self._loss, self._theta = head, loss, theta
+        self._features, self._targets, self._weights = features, targets, weights
+        self._logits = Logits(head, features, theta, max_bytes)
+
+    def mean_loss(self, scale=1.0):
+        """Return the mean loss with the head times a factor."""
+        loss, targets, weights = self._loss, self._targets, self._weights
+        sums = (weights[rows] @ loss.values(scale * block, targets[rows]) for rows, block in self._logits)
+        return float(sum(sums)) / len(self._features)
+
+    def margins(self):
+        """Return the margins `(n,)`, None for a loss without sides."""
+        if self._loss.exclusive is None:
+            return None
+        return np.concatenate([self._loss.margins(block, self._targets[rows]) for rows, block in self._logits])
+
+    def least_margin(self):
+        """Return a lower bound of the smallest margin, rounding counted."""
+        return min(
+            rounded.smallest_margin(self._loss, block, self._errors(rows), self._targets[rows])
+            for rows, block in self._logits
+        )
+
+    def largest_loss(self, scale):
+        """Return an upper bound of the mean loss with the head times a factor, rounding counted."""
+        total = 0.0
+        for rows, block in self._logits:
+            samples = self._targets[rows], self._weights[rows]
+            total += len(block) * rounded.largest_loss(self._loss, scale * block, scale * self._errors(rows), *samples)
+        return total / len(self._features)
+
+    def _errors(self, rows):
+        return self._head.rounding(np.asarray(self._features[rows], np.float64), self._theta)
 
 
 def logits_of(head, features, theta):

@@ -59,8 +59,8 @@ class Task:
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
         self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
         self.targets = loss.targets(train.labels, structure.num_outputs)
-        unseen = validation is None
-        self.seen_targets = None if unseen else loss.targets(validation.labels, structure.num_outputs)
+        known = validation is not None
+        self.validation_targets = loss.targets(validation.labels, structure.num_outputs) if known else None
         self.floor = loss.floor(self.targets, train.weights)
         for layer in structure.gated_layers:
             if layer is structure.output_layer and layer.is_zero:
@@ -81,7 +81,9 @@ class Task:
             self.jacobian = StackedJacobian([self.samples, still])
             self.start = self._where.concatenate([self.start, self._start_of(still)])
         self._still = still
-        self.seen = None if unseen else CachedJacobian(self.head, validation.features, max_bytes, self.samples.on)
+        self._of_validation = (
+            CachedJacobian(self.head, validation.features, max_bytes, self.samples.on) if known else None
+        )
 
     @functools.cached_property
     def _where(self):
@@ -248,9 +250,9 @@ class Task:
         )
 
     def _validated(self, theta):
-        logits = self.seen.logits(theta)
-        margins = self.loss.margins(logits, self.seen_targets)
-        return float(np.mean(self.loss.values(logits, self.seen_targets) if margins is None else margins > 0))
+        logits, targets = self._of_validation.logits(theta), self.validation_targets
+        margins = self.loss.margins(logits, targets)
+        return float(np.mean(self.loss.values(logits, targets) if margins is None else margins > 0))
 
 
 def some_rows(size, most):

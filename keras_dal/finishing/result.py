@@ -12,14 +12,14 @@ from keras_dal.analysis.assumptions import ROUNDED, clips_probabilities
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors, penalty_at
 from keras_dal.analysis.separability import Name
+from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
-from keras_dal.finishing.evaluation import Logits, Quality, least_scale, logits_of, quality
+from keras_dal.finishing.evaluation import FittedHead, Quality, least_scale, logits_of, quality
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
-from keras_dal.solvers.rounded import largest_loss, smallest_margin
 from keras_dal.tables import as_html, at_least, at_most
 
 
@@ -98,8 +98,9 @@ class Result:
 
         The features and gates are those the head was solved on, whatever has become of them since.
         """
-        data, eps = self._data, eps_of_features(self.structure, blocks_of(self._data.features))
-        arguments = data.features, data.targets[:], data.loss, self._theta, data.weights, 2**28, eps
+        data, train = self._data, self._data.train
+        eps = eps_of_features(self.structure, blocks_of(train.features))
+        arguments = train.features, data.targets[:], data.loss, self._theta, train.weights, 2**28, eps
         found = certify_structure(self.structure, data.head, data.factors, *arguments)
         if data.exact:
             return found
@@ -163,8 +164,7 @@ class Result:
                 ours = f"{self._data.method} took {own:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
         if self._proved_margin > 0 and self._data.exact:
-            logits = Logits(self._data.head, self._data.features, self._theta, self._data.max_bytes)
-            largest = _largest_loss(self._data, self._theta, self.scale, logits)
+            largest = self._data.fitted(self._theta).largest_loss(self.scale)
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
                 f"{at_least(self._proved_margin, 2)}); with the head times {at_most(self.scale, 4)} the loss is "
@@ -199,23 +199,33 @@ class _Data(NamedTuple):
     structure: Any
     head: Any
     loss: Any
-    features: np.ndarray
+    train: CachedFeatures
     targets: Any
-    weights: np.ndarray
-    seen: np.ndarray | None
-    seen_targets: np.ndarray | None
+    validation: CachedFeatures | None
+    validation_targets: np.ndarray | None
     start: np.ndarray
     size: float
     floor: float
     hard: bool
     tol: float | None
     scaled_to: float
-    rows: np.ndarray
     method: str
     proof: Proof | None
     max_bytes: int
     factors: np.ndarray | None
     exact: bool
+
+    def fitted(self, theta):
+        """Return the head with these parameters on the training samples."""
+        samples = self.train.features, self.targets, self.train.weights
+        return FittedHead(self.head, self.loss, *samples, theta, self.max_bytes)
+
+    def qualities(self, theta, scale):
+        """Return the `Quality` on the validation data before, with these parameters and with them times a factor."""
+        if self.validation is None:
+            return None, None, None
+        before, after = (logits_of(self.head, self.validation.features, each) for each in (self.start, theta))
+        return tuple(quality(each, self.validation_targets, self.loss) for each in (before, after, scale * after))
 
 
 def finished(task, path, tol, scaled_to):
@@ -229,23 +239,22 @@ def finished(task, path, tol, scaled_to):
         tol: the training loss to reach, None where a minimum or a separation was the goal.
         scaled_to: the loss that a scale is to bring.
     """
-    validation = task.validation
+    if not path.points:
+        path.points.append(task.unchanged())
     data = _Data(
         structure=task.structure,
         head=task.head,
         loss=task.loss,
-        features=task.train.features,
+        train=task.train,
         targets=task.targets,
-        weights=task.train.weights,
-        seen=None if validation is None else validation.features,
-        seen_targets=task.seen_targets,
+        validation=task.validation,
+        validation_targets=task.validation_targets,
         start=task.theta,
         size=task.size,
         floor=task.floor,
-        hard=task.loss.exclusive is not None and task.is_separable,
+        hard=task.is_separable,
         tol=tol,
         scaled_to=scaled_to,
-        rows=task.train.rows,
         method=task.method,
         proof=task.proof,
         max_bytes=task.max_bytes,
@@ -263,51 +272,39 @@ def finished(task, path, tol, scaled_to):
 
 def _evaluated(data, point, path, kept):
     """Return the `Result` of a point and, when all else is done, write its weights into the model."""
-    started, structure, loss, as_kept = time.perf_counter(), data.structure, data.loss, point is kept.point
+    started, structure, as_kept = time.perf_counter(), data.structure, point is kept.point
     theta = structure.rounded(np.pad(point.theta, (len(data.start) - len(point.theta), 0)))
     if not np.isfinite(theta).all():
         raise ValueError(
             "The solved head is not finite in the dtype that the model keeps it in: give the last layer "
             f'dtype="float32". Received: {np.sum(~np.isfinite(theta))} of {len(theta)} parameters'
         )
-    logits = Logits(data.head, data.features, theta, data.max_bytes)
-    margins = None
-    if loss.exclusive is not None:
-        margins = np.concatenate([loss.margins(block, data.targets[rows]) for rows, block in logits])
+    fitted = data.fitted(theta)
+    margins = fitted.margins()
     margin = None if margins is None else float(np.min(margins))
-    left = data.rows[:0] if margins is None else data.rows[margins <= 0]
-
-    def loss_at(scale):
-        sums = (data.weights[rows] @ loss.values(scale * block, data.targets[rows]) for rows, block in logits)
-        return float(sum(sums)) / len(data.features)
-
-    proved_margin = -np.inf
-    if margin is not None and margin > 0 and data.hard:
-        proved_margin = min(_least_margin(data, theta, rows, block) for rows, block in logits)
-    scale = least_scale(loss_at, data.scaled_to) if proved_margin > 0 else 1.0
-    before = after = scaled = None
-    if data.seen is not None:
-        seen = [logits_of(data.head, data.seen, each) for each in (data.start, theta)]
-        before, after, scaled = (quality(each, data.seen_targets, loss) for each in (*seen, scale * seen[1]))
+    separates = margin is not None and margin > 0 and data.hard
+    proved_margin = fitted.least_margin() if separates else -np.inf
+    scale = least_scale(fitted.mean_loss, data.scaled_to) if proved_margin > 0 else 1.0
+    before, after, scaled = data.qualities(theta, scale)
     variables = structure.linear_parameters
     structure.assign(theta)
     return Result(
         model=structure.model,
         structure=structure,
-        loss_name=loss.name,
+        loss_name=data.loss.name,
         point=point,
         path=path,
-        loss=loss_at(1.0),
+        loss=fitted.mean_loss(),
         accuracy=None if margins is None else float(np.mean(margins > 0)),
         margin=margin,
         scale=scale,
-        scaled_loss=loss_at(scale),
+        scaled_loss=fitted.mean_loss(scale),
         floor=data.floor,
         tol=data.tol,
         before=before,
         after=after,
         scaled=scaled,
-        left=left,
+        left=data.train.rows[:0] if margins is None else data.train.rows[margins <= 0],
         penalty=penalty_at(variables, data.factors, theta),
         scaled_penalty=penalty_at(variables, data.factors, scale * theta),
         stopped_by=kept.stopped_by if as_kept else Ending.CHOSEN,
@@ -327,22 +324,3 @@ def is_written(result):
     eps = max(float(ml_dtypes.finfo(str(v.dtype)).eps) for v in result.structure.linear_parameters)
     same = np.all(np.abs(now - factor * own) <= 4 * eps * np.abs(now))
     return bool(same and (factor > 0 or not own.any()))
-
-
-def _least_margin(data, theta, rows, logits):
-    """Return a lower bound of the smallest margin of some samples, rounding counted."""
-    return smallest_margin(data.loss, logits, _errors(data, theta, rows), data.targets[rows])
-
-
-def _largest_loss(data, theta, scale, logits):
-    """Return an upper bound of the loss with the head times a scale, rounding counted."""
-    total = 0.0
-    for rows, block in logits:
-        errors = scale * _errors(data, theta, rows)
-        mean = largest_loss(data.loss, scale * block, errors, data.targets[rows], data.weights[rows])
-        total += len(block) * mean
-    return total / len(data.features)
-
-
-def _errors(data, theta, rows):
-    return data.head.rounding(np.asarray(data.features[rows], np.float64), theta)

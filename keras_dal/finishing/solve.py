@@ -51,8 +51,6 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
             task.minimize_to(CHANGE * weight, GAP * weight * _gap_unit(task))
     except Stopped as stop:
         path.cut_short(stop.ending)
-    if not path.points:
-        path.points.append(task.unchanged())
     return finished(task, path, None, scaled_to=GAP * weight)
 
 

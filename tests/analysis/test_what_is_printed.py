@@ -14,7 +14,7 @@ import keras_dal
 from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing import problem
-from keras_dal.finishing.result import _Data, _largest_loss, _least_margin
+from keras_dal.finishing.evaluation import FittedHead
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import DenseHead
@@ -98,33 +98,26 @@ def test_numbers_that_the_head_cannot_hold_do_not_reach_the_model():
         np.testing.assert_array_equal(now, then)
 
 
+def fitted(features, targets, kernel, logits):
+    """Return a biasless head with these features, whose logits are those of a sum from left to right."""
+    head = FittedHead(DenseHead(4, 1, use_bias=False), SigmoidCrossEntropy(), features, targets, np.ones(2), kernel, 0)
+    head._logits = [(slice(index, index + 1), np.array([[value]])) for index, value in enumerate(logits)]
+    return head
+
+
 def test_margins_count_what_rounding_may_have_done():
     x = np.array([[2.0**30, 129.0, 2.0**30, -200.0]])
     features, targets = np.concatenate([x, 3 * x]), SigmoidCrossEntropy().targets(np.array([[1.0], [0.0]]), 1)
     kernel = np.array([2.0**30, 1.0, -(2.0**30), 1.0])  # f(x) = -71, so that the first sample is wrong
-    plain = DenseHead(4, 1, use_bias=False)
-    data = _Data(**dict.fromkeys(_Data._fields))._replace(
-        head=plain, loss=SigmoidCrossEntropy(), features=features, targets=targets
-    )
     for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
-        arranged = data._replace(features=features[:, order])
-        logits = np.array([[56.0], [-88.0]])  # of a sum from left to right
-        assert _least_margin(arranged, kernel[order], slice(None), logits) < 0
+        assert fitted(features[:, order], targets, kernel[order], [56.0, -88.0]).least_margin() < 0
 
 
 def test_the_loss_that_is_proved_at_a_scale_counts_what_rounding_may_have_done():
     x = np.array([[2.0**30, 129.0, 2.0**30, -200.0]])
     features, targets = np.concatenate([x, 3 * x]), SigmoidCrossEntropy().targets(np.array([[1.0], [0.0]]), 1)
     kernel = np.array([2.0**30, 1.0, -(2.0**30), 1.0])  # f(x) = -71: the losses at scale 2 are about 142 and 0
-    data = _Data(**dict.fromkeys(_Data._fields))._replace(
-        head=DenseHead(4, 1, use_bias=False),
-        loss=SigmoidCrossEntropy(),
-        features=features,
-        targets=targets,
-        weights=np.array([1.0, 1.0]),
-    )
-    logits = [(slice(0, 1), np.array([[56.0]])), (slice(1, 2), np.array([[-88.0]]))]  # of a sum from left to right
-    assert _largest_loss(data, kernel, 2.0, logits) >= 71.0
+    assert fitted(features, targets, kernel, [56.0, -88.0]).largest_loss(2.0) >= 71.0
 
 
 def test_the_loss_at_a_scale_has_the_weights_in_it():

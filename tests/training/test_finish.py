@@ -178,7 +178,7 @@ class Averages(keras.callbacks.Callback):
 def test_sample_weights_of_the_stream_reach_the_solver():
     weights = (np.arange(96) % 3 > 0).astype("float32")
     _, monitor, _ = ended(sample_weight=weights, shuffle=False)
-    np.testing.assert_array_equal(monitor.result._data.weights > 0, np.ones(64, bool))
+    np.testing.assert_array_equal(monitor.result._data.train.weights > 0, np.ones(64, bool))
     assert monitor.result.point.gap <= 1e-4
 
 
@@ -189,7 +189,7 @@ def test_eager_and_several_steps_per_execution_end_at_the_same_head(options):
     expected, _, _ = ended(shuffle=False)
     model, monitor, history = ended(compile_options=options, shuffle=False)
     assert history["phase"] == [0, 0, 0, 1]
-    assert len(monitor.result._data.features) == 96
+    assert len(monitor.result._data.train.features) == 96
     if "steps_per_execution" in options:
         for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -345,7 +345,7 @@ def test_labels_in_a_dict_may_have_weights():
     loss = {"out": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
     weights = np.linspace(0.5, 1.5, len(y)).astype("float32")
     monitor, _ = ended(model, x, {"out": y}, loss, sample_weight=weights, batch_size=40, shuffle=False)
-    np.testing.assert_allclose(monitor.result._data.weights, weights, rtol=1e-6)
+    np.testing.assert_allclose(monitor.result._data.train.weights, weights, rtol=1e-6)
 
 
 def test_a_fit_may_read_strings():
@@ -379,7 +379,7 @@ def test_a_generator_may_write_into_one_buffer():
     model = dense(layers.BatchNormalization())
     monitor, _ = ended(model, batches(), None, steps_per_epoch=4, shuffle=False)
     result, before = monitor.result, keras.Model(model.inputs, model.layers[-1].input)
-    read = {tuple(row) for row in np.round(result._data.features, 4).tolist()}
+    read = {tuple(row) for row in np.round(result._data.train.features, 4).tolist()}
     expected = {tuple(row) for row in np.round(before.predict(x, verbose=0), 4).tolist()}
     assert len(read & expected) > 100  # rounded at the border, a few differ
 
