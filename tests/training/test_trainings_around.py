@@ -193,7 +193,7 @@ def test_a_monitor_whose_fit_was_ended_by_an_exception_can_be_copied():
 def test_a_result_with_gates_can_be_copied():
     result = keras_dal.converge(compiled("sgd"), *images(), gated=True, verbose=0)
     other = copy.deepcopy(result)
-    assert [layer.name for layer in other.structure.gated_layers] == ["logits"]
+    assert other.structure.gated_layers == (other.model.get_layer("logits"),)
     np.testing.assert_array_equal(other.structure.theta(), result.structure.theta())
     other.choose(0)
     assert other.structure.theta().tobytes() != result.structure.theta().tobytes()
