@@ -103,27 +103,15 @@ def converge(
         warn_of_statistics(model, x, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
     gather = functools.partial(_gather, structure, x, bool(verbose), options)
-    everything = gather("training samples", x, y, sample_weight)
-    check_labels(everything.labels, x)
-    train = everything.weighted()
-    still = None if anchors is None else gather("anchors", anchors).features
-    validation = None
-    if validation_data is not None:
-        validation = gather("validation data", *validation_data)
-        _check_validation(validation)
+    train, still, validation = _data(gather, (x, y, sample_weight), anchors, validation_data)
     rules = [TimeLimit(time_limit)] if time_limit is not None else []
     rules += [Patience(patience)] if patience is not None else []
     path = Path(rules, bool(verbose))
-    tasks = [SeparableTask(structure, loss, train, still, validation, path, max_bytes)]
-    if gated is True and not structure.gated_layers and not _fits(tasks[0], max_bytes):
-        raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(tasks[0])}, {max_bytes=:,}")
-    try:
-        _solve(tasks, gated, ridge, tol, max_bytes, functools.partial(_with_gated_head, inputs=inputs, verbose=verbose))
-    except Stopped as stop:
-        path.cut_short(stop.ending)
-    except KeyboardInterrupt:
-        path.cut_short(Ending.INTERRUPT)
-    task = tasks[-1]
+    task = SeparableTask(structure, loss, train, still, validation, path, max_bytes)
+    if gated is True and not structure.gated_layers and not _fits(task, max_bytes):
+        raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
+    add_gates = functools.partial(_with_gated_head, inputs=inputs, verbose=verbose)
+    task = _walked(task, gated, ridge, tol, max_bytes, add_gates)
     goal = {"tol": tol if ridge is None else None, "scaled_to": tol}
     try:
         return finished(task, path, **goal)
@@ -132,41 +120,59 @@ def converge(
         return finished(task, path, **goal)  # so that a first interrupt loses nothing; a second one is obeyed
 
 
-def _solve(tasks, gated, ridge, tol, max_bytes, add_gates):
-    """Walk the path, stage by stage; the last of `tasks` is the one whose head is solved for."""
-    (task,) = tasks
-    plain, separable = not task.structure.gated_layers, ridge is None and task.is_separable
-    if task.is_done(tol):
-        return
-    if gated is True and plain:
-        tasks.append(add_gates(task))
-    if not separable:
-        tasks[-1].minimize(_in_unit(task, RIDGES) if ridge is None else [ridge], tol)
-        return
-    more_follows = gated is False or (gated == "auto" and plain)
-    task.path.begin(patient=not more_follows)  # trying the own head takes few steps
-    if tasks[-1].separate() or not more_follows:
-        return
-    task.path.begin()
-    if gated == "auto" and _fits(task, max_bytes):
-        task.path.say(
-            "the own head was not found to separate the samples: the path begins again with a gated one beside it"
-        )
-        tasks.append(add_gates(task))
-        tasks[-1].separate()
-        return
-    if gated == "auto":
-        warnings.warn(
-            "The own head was not found to separate the samples, and a gated one is too large: its own loss is "
-            f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(task)}, {max_bytes=:,}",
-            stacklevel=3,
-        )
-    task.minimize(_in_unit(task, FEW_RIDGES), tol)
+def _walked(own, gated, ridge, tol, max_bytes, add_gates):
+    """Walk the path to its end, or to where it is cut short, and return the task whose head was solved for."""
+    task, path = own, own.path
+    try:
+        if own.is_done(tol):
+            return own
+        plain = not own.structure.gated_layers
+        if gated is True and plain:
+            task = add_gates(own)
+        if ridge is not None or not own.is_separable:
+            task.minimize([ridge] if ridge is not None else _in_unit(own, RIDGES), tol)
+            return task
+        more_follows = gated is False or (gated == "auto" and plain)
+        path.begin(patient=not more_follows)  # trying the own head takes few steps
+        if task.separate() or not more_follows:
+            return task
+        path.begin()
+        if gated == "auto" and _fits(own, max_bytes):
+            path.say(
+                "the own head was not found to separate the samples: the path begins again with a gated one beside it"
+            )
+            task = add_gates(own)
+            task.separate()
+            return task
+        if gated == "auto":
+            warnings.warn(
+                "The own head was not found to separate the samples, and a gated one is too large: its own loss is "
+                f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}",
+                stacklevel=3,
+            )
+        own.minimize(_in_unit(own, FEW_RIDGES), tol)
+    except Stopped as stop:
+        path.cut_short(stop.ending)
+    except KeyboardInterrupt:
+        path.cut_short(Ending.INTERRUPT)
+    return task
 
 
 def _in_unit(task, ridges):
     """Return weights of the change for a loss in the unit of the sample weights."""
     return [task.mean_weight * ridge for ridge in ridges]
+
+
+def _data(gather, training, anchors, validation_data):
+    """Return the `CachedFeatures` of the samples, the features of anchors and the validation data, or None for none."""
+    train = gather("training samples", *training)
+    check_labels(train.labels, training[0])
+    still = None if anchors is None else gather("anchors", anchors).features
+    if validation_data is None:
+        return train.weighted(), still, None
+    validation = gather("validation data", *validation_data)
+    _check_validation(validation)
+    return train.weighted(), still, validation
 
 
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):

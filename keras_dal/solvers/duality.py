@@ -127,7 +127,7 @@ class _Search:
         self.hard, self.dual = loss.are_hard(targets), loss.separation_dual(targets)
         self.floor = loss.floor(targets, weights)
         self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
-        self._seen = None, None
+        self._last = None, None
         self._tries, self._pause = 0, 0
         self.out_of_time, self._end = False, time.monotonic() + SECONDS
         self.steepest = np.linalg.norm(self.gradient(self.best))
@@ -159,10 +159,10 @@ class _Search:
 
     def _logits(self, coefficients):
         """Return the logits; those of the last point are asked for again and again."""
-        if self._seen[0] is None or not np.array_equal(self._seen[0], coefficients):
+        if self._last[0] is None or not np.array_equal(self._last[0], coefficients):
             self._check_time()
-            self._seen = coefficients.copy(), self.jacobian.combine(coefficients)
-        return self._seen[1]
+            self._last = coefficients.copy(), self.jacobian.combine(coefficients)
+        return self._last[1]
 
     def value(self, coefficients):
         return np.sum(self.scale[:, 0] * self.loss.values(self._logits(coefficients), self.targets))
@@ -172,7 +172,7 @@ class _Search:
         return self.jacobian.correlate(self.scale * self.loss.gradient(logits, self.targets))
 
     def _check_time(self):
-        if time.monotonic() > self._end and self._seen[0] is not None:
+        if time.monotonic() > self._end and self._last[0] is not None:
             self.out_of_time = True
             raise _OutOfTime
 
@@ -210,14 +210,14 @@ class _Search:
         slopes = self.jacobian.seen(self.loss.gradient(logits, self.targets))
         for _ in range(2):  # once more for what rounding left
             slopes = slopes - self.jacobian.combine(self.jacobian.correlate(slopes * self.weights[:, None]))
-        seen = 2 * self.jacobian.basis_error * self._norm(slopes) * self._norm_at_optimum(logits)  # of the columns
+        slack = 2 * self.jacobian.basis_error * self._norm(slopes) * self._norm_at_optimum(logits)  # of the columns
 
         def value(share):
             return -float(np.sum(self.scale[:, 0] * self.loss.conjugate(share * slopes, self.targets)))
 
         whole = value(1.0)
         bound = whole if np.isfinite(whole) else value(_best_share(value))
-        return max(self.floor, bound - seen - ROUNDED * (abs(bound) + np.sum(self.scale)))
+        return max(self.floor, bound - slack - ROUNDED * (abs(bound) + np.sum(self.scale)))
 
     def _norm(self, rows):
         return np.sqrt(np.sum(self.scale * rows**2))

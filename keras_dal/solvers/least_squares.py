@@ -124,9 +124,9 @@ class StreamedQR:
         scale[scale <= EPS * self.num_rows * column_norms(columns)] = np.inf  # constant columns
         left, values, right = linalg.svd(centred / scale, full_matrices=False, check_finite=False)
         rank, most = (int(np.sum(values > each * values[0])) for each in (tolerance, finest))
-        seen = left[:, :most].T @ labels
-        residual, least = (np.sum((labels - left[:, :k] @ seen[:k]) ** 2, axis=0) for k in (rank, most))
-        coefficients = (right[:rank].T / values[:rank]) @ seen[:rank] / scale[:, None]
+        projected = left[:, :most].T @ labels
+        residual, least = (np.sum((labels - left[:, :k] @ projected[:k]) ** 2, axis=0) for k in (rank, most))
+        coefficients = (right[:rank].T / values[:rank]) @ projected[:rank] / scale[:, None]
         if self.use_bias:
             coefficients[-1] += self.label_shift - (means[:-1] + self.shift) @ coefficients[:-1]
             columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
@@ -184,13 +184,13 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
     tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding * lost))
     rank = int(np.sum(values > tolerance * values[0]))
-    seen = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
-    coefficients = vectors[:, :rank] @ (seen / values[:rank, None]) / scale[:, None]
+    projected = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
+    coefficients = vectors[:, :rank] @ (projected / values[:rank, None]) / scale[:, None]
     if use_bias:
         coefficients[-1] += means[y] - means[:one] @ coefficients[:-1]
     return Projection(
         coefficients=coefficients,
-        residual=np.clip(total - np.sum(seen**2, axis=0), 0.0, total),
+        residual=np.clip(total - np.sum(projected**2, axis=0), 0.0, total),
         squares=LabelSquares.settled(total, labels, k * eps),
         rank=rank,
         tolerance=tolerance,

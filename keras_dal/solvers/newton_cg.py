@@ -67,11 +67,11 @@ class Problem:
         phi = self._xp.zeros(self.jacobian.num_parameters) if phi is None else phi
         while True:
             active = self._active(logits)
-            seen = self.jacobian if active is ALL else self.jacobian.restricted(active)
-            gradient = self._pulled_back(seen, self.objective.gradient(logits)[active]) + 2 * self.ridge * phi
+            restricted = self.jacobian if active is ALL else self.jacobian.restricted(active)
+            gradient = self._pulled_back(restricted, self.objective.gradient(logits)[active]) + 2 * self.ridge * phi
             gap = float(self._xp.dot(gradient, gradient)) / (4 * self.ridge) if self.ridge else np.inf
             yield Step(phi, logits, self.value(phi, logits), gap)
-            direction = self._newton_direction(seen, self.objective.curvature(logits, active), gradient)
+            direction = self._newton_direction(restricted, self.objective.curvature(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
             length = self._line_search(phi, direction, logits, change, self._xp.dot(gradient, direction))
             phi, logits = phi + length * direction, logits + change * length
@@ -86,10 +86,10 @@ class Problem:
     def _pulled_back(self, jacobian, cotangent):
         return self.whitening.transposed(jacobian.adjoint(cotangent))
 
-    def _newton_direction(self, seen, curve, gradient):
+    def _newton_direction(self, restricted, curve, gradient):
         def product(direction):
             self.watch()
-            bent = seen.normal(self.whitening.theta(direction), curve)
+            bent = restricted.normal(self.whitening.theta(direction), curve)
             return self.whitening.transposed(bent) + 2 * self.ridge * direction
 
         limit = int(_CONJUGATE_GRADIENTS * np.log(self.inexact) / np.log(INEXACT))
