@@ -4,30 +4,24 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from numpy.linalg import norm
-from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
-from keras_dal.analysis.reports import AlignmentReport
-from keras_dal.analysis.separability import MIXED, Name, Verdict, announced, by_residual, decide, decisive_share
-from keras_dal.features.batches import feature_batches, first_inputs, in_one_array
+from keras_dal.analysis.network import ITERATIONS, alignment_of_network
+from keras_dal.analysis.reports import AlignmentReport, report, shares
+from keras_dal.analysis.separability import Name, Verdict, announced, decide, decisive_share
+from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress import progress_bar, watched
-from keras_dal.features.samples import check_labels, checked_weight, positive
+from keras_dal.features.samples import check_labels, positive
 from keras_dal.features.store import KeptRows
 from keras_dal.heads.norms import EPS
-from keras_dal.losses import common_scale, loss_of
+from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
-from keras_dal.models.tangent import tangent_operator
-from keras_dal.solvers.jacobian import Products, jacobian
-from keras_dal.solvers.label_squares import centred_total, safe_mean
+from keras_dal.solvers.jacobian import jacobian
+from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
-_LSQR = "LSQR, which bounds the alignment from below up to an estimate of the rounding in the network"
-_ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
-_DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow
 _SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)  # sum of squares that float32 does not lose
-_POWERS = 5  # steps of the power method that finds it well enough
 
 
 def alignment(
@@ -73,8 +67,8 @@ def alignment(
     loss = loss_of(model, structure.activation, loss)
     if whole:
         if verbose:
-            print(f"keras_dal: at most {2 * _ITERATIONS} products with the Jacobian of the whole network", flush=True)
-        return _measure_network(structure, loss, x, y, sample_weight, batch_size)
+            print(f"keras_dal: at most {2 * ITERATIONS} products with the Jacobian of the whole network", flush=True)
+        return alignment_of_network(structure, loss, x, y, sample_weight, batch_size)
     return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability, verbose)
 
 
@@ -188,11 +182,11 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     if columns.factorized:
         least = decisive_share(loss, weights @ columns.seen(columns.left_of(matrix, counting=False)) ** 2, squares)
     spectrum = columns.with_constants()
-    return _report(
+    return report(
         structure,
         len(features),
         decide(head, loss, rows, theta, share, decide_separability, columns, least, used=used.mean()),
-        **_shares(per_sample, per_class, squares),
+        **shares(per_sample, per_class, squares),
         rank=spectrum.rank,
         tolerance=columns.tolerance,
         singular_values=spectrum.singular_values,
@@ -202,50 +196,8 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     )
 
 
-def _measure_network(structure, loss, x, y, sample_weight, batch_size):
-    operator = tangent_operator(structure.model, x, "all", batch_size=batch_size)
-    y, sample_weight = in_one_array("labels", y), in_one_array("sample weights", sample_weight)
-    check_labels(y, x)
-    targets = loss.targets(y, structure.num_outputs)
-    mixed, targets = common_scale(loss.scales(targets)) is None, loss.seen(loss.label_matrix(targets))
-    weights = checked_weight(sample_weight, len(targets))
-    (used, _), bias = positive(weights), _has_bias(operator, structure)
-    centred = targets - safe_mean(targets, weights) if bias else targets
-    roots = np.sqrt(weights)[:, None]
-
-    def mapped(rows):
-        """Returns rows as the loss sees them; the map is its own transpose."""
-        return (roots * loss.seen(rows.reshape(targets.shape))).ravel()
-
-    right = mapped(centred)
-    scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
-    with _backend.full_precision():
-        size = _largest_singular_value(scaled, right)
-        direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
-        residual = right - scaled @ direction
-    rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, an estimate
-    left = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
-    squares = centred_total(targets[used], weights[used], bias)
-    share = decisive_share(loss, left.sum(axis=0), squares)
-    return _report(
-        structure,
-        int(np.sum(used)),
-        MIXED if mixed else by_residual(share, Name.UNDECIDED, _LSQR),
-        **_shares(left.sum(axis=1), left.sum(axis=0), squares),
-        num_parameters=operator.shape[1],
-        lower_bound=True,
-    )
-
-
-def _largest_singular_value(operator, start):
-    direction = operator.rmatvec(start)
-    for _ in range(_POWERS):
-        direction = operator.rmatvec(operator.matvec(direction / (norm(direction) or 1.0)))
-    return np.sqrt(norm(direction))
-
-
 def _report_projection(structure, projection, num_samples, verdict, **fields):
-    return _report(
+    return report(
         structure,
         num_samples,
         verdict,
@@ -260,20 +212,8 @@ def _report_projection(structure, projection, num_samples, verdict, **fields):
     )
 
 
-def _report(structure, num_samples, verdict, **fields):
-    sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
-    return AlignmentReport(
-        num_samples=num_samples, verdict=verdict.name, decided_by=verdict.decided_by, **{**sizes, **fields}
-    )
-
-
 def _eps(structure, rows):
     return eps_of_features(structure, (features for features, _, _ in rows if len(features)))
-
-
-def _has_bias(operator, structure):
-    """Whether the constants that a head's bias adds are among what the operator's variables reach."""
-    return structure.use_bias and any(v is structure.linear_parameters[-1] for v in operator.variables)
 
 
 def _residual_squares(head, loss, rows, used, theta):
@@ -287,11 +227,3 @@ def _residual_squares(head, loss, rows, used, theta):
         per_class += squares.sum(axis=0)
     per_sample[used] = np.concatenate(parts)
     return per_sample, per_class
-
-
-def _shares(per_sample, per_class, squares):
-    return {
-        "residual_share": min(float(squares.share(per_sample.sum())), 1.0),
-        "residual_share_per_class": squares.share_per_class(per_class),
-        "residual_share_per_sample": squares.share(per_sample),
-    }

@@ -148,3 +148,20 @@ class WidthCurve:
 def _share(share):
     """Return a share with six decimals, zero only where it is none."""
     return f"{share:.6f}" if share == 0 or share >= 1e-6 else f"{share:.0e}"
+
+
+def report(structure, num_samples, verdict, **fields):
+    """Return the `AlignmentReport` of a structure and a `Verdict`, with its other fields by name."""
+    sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
+    return AlignmentReport(
+        num_samples=num_samples, verdict=verdict.name, decided_by=verdict.decided_by, **{**sizes, **fields}
+    )
+
+
+def shares(per_sample, per_class, squares):
+    """Return the shares in a report, by name, of residual squares `(n,)` and `(C,)`."""
+    return {
+        "residual_share": min(float(squares.share(per_sample.sum())), 1.0),
+        "residual_share_per_class": squares.share_per_class(per_class),
+        "residual_share_per_sample": squares.share(per_sample),
+    }

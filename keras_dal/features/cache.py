@@ -1,18 +1,15 @@
 """Features of data, computed once: in memory up to a limit, in a memory-mapped file beyond it, reused where valid."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import warnings
 from typing import Any
 
-import keras
 import numpy as np
 from keras import tree
 
-from keras_dal import _keras
 from keras_dal.features.batches import are_arrays, batches, feature_batches
+from keras_dal.features.fingerprint import fingerprint
 from keras_dal.features.precision import eps_of
 from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, kept_rows
@@ -21,7 +18,6 @@ from keras_dal.features.tracing import computed_dtype
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
 _EPS = eps_of("float32")
 _COMPARED = 32  # rows that are computed again
-_REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +85,7 @@ def cached_features(
             stacklevel=3,
         )
     elif directory is not None:
-        path = pathlib.Path(directory) / f"{_fingerprint(structure, x)}.features"
+        path = pathlib.Path(directory) / f"{fingerprint(structure, x)}.features"
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
             parts = zip(*(batch[1:] for batch in batches(x, y, sample_weight, batch_size)), strict=True)
@@ -135,54 +131,3 @@ def _agrees(rows, structure, x):
         return False
     size = np.maximum(rows.max(axis=0), -rows.min(axis=0))  # by column: a separation may rest on one in tiny units
     return bool(np.all(np.abs(now - kept) <= _AGREEMENT * size))
-
-
-def _fingerprint(structure, x):
-    """Return a name for the features, from all they depend on: configuration, weights outside the head, and data."""
-    digest = hashlib.blake2b(_configuration(structure.model).encode(), digest_size=16)
-    layers = (structure.layer, structure.output_layer)
-    others = {id(variable) for layer in layers for variable in layer.variables}
-    # what random layers draw from is new in every process, and says nothing about inference
-    others |= {id(v) for v in structure.model.variables if v.path.endswith("seed_generator_state")}
-    weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
-    for array in (*weights, *tree.flatten(x)):
-        array = np.asarray(array)
-        array = np.ascontiguousarray(array.astype(str) if array.dtype == object else array)  # of strings
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _configuration(model):
-    """Return how the model is made, without how it was compiled or what Keras called its layers on the way.
-
-    That is the name of its class where it cannot tell.
-    """
-    try:
-        description = json.loads(model.to_json())
-    except (NotImplementedError, TypeError, ValueError):
-        return type(model).__qualname__
-    names = {}
-    for name in (model.name, *(layer.name for layer in _keras.sublayers(model)), *_names_in_graphs(description)):
-        names.setdefault(name, f"layer {len(names)}")
-    description.pop("compile_config", None)
-    return json.dumps(_renamed(description, names), sort_keys=True)
-
-
-def _names_in_graphs(description):
-    """Yield the names of layers and operations in the graphs of a configuration, in their order."""
-    children = description.values() if isinstance(description, dict) else description
-    if isinstance(description, dict) and isinstance(layers := description.get("layers"), list):
-        yield from (layer["config"]["name"] for layer in layers if "name" in layer.get("config", {}))
-    for child in children:
-        if isinstance(child, (dict, list)):
-            yield from _names_in_graphs(child)
-
-
-def _renamed(part, names, refers=False):
-    """Return a part of a configuration with other names where layers are named or referred to."""
-    if isinstance(part, dict):
-        return {key: _renamed(value, names, key in _REFERENCES) for key, value in part.items()}
-    if isinstance(part, list):
-        return [_renamed(value, names, refers) for value in part]
-    return names.get(part, part) if refers and isinstance(part, str) else part

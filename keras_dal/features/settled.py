@@ -8,7 +8,8 @@ from keras import ops, tree
 
 from keras_dal import _backend, _keras
 from keras_dal.features.batches import are_arrays
-from keras_dal.features.tracing import inference, recorded, spread, to_numpy
+from keras_dal.features.inputs import spread
+from keras_dal.features.tracing import inference, recorded, to_numpy
 
 _START = 0.05  # share of where they began, from which moving statistics may mislead
 _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarithms: what one batch explains is less

@@ -10,8 +10,6 @@ from keras import ops, tree
 
 from keras_dal import _backend, _keras
 
-_SAMPLES = 16  # rows a check looks at: more would only repeat what random parameters already show
-_OPEN = 64  # size of a dimension that a model leaves open
 HALVES = ("float16", "bfloat16")  # dtypes of half precision
 
 
@@ -184,72 +182,6 @@ def feature_function(model, layer):
         return features[-1]
 
     return _backend.compiled(evaluate, model)
-
-
-def spread(x, count):
-    """Return a few samples, from the first to the last."""
-    step = max(1, -(-np.shape(tree.flatten(x)[0])[0] // count))
-    return tree.map_structure(lambda part: part[::step][:count], x)
-
-
-def sample_inputs(model, x):
-    """Return a few inputs: some of the user's, from the first to the last, or random ones of the declared shape."""
-    if x is not None:
-        parts = tree.flatten(x)
-        if not all(np.shape(part)[:1] and np.shape(part)[0] for part in parts):
-            raise ValueError(f"Pass at least one sample input. Received: x of shape {tree.map_structure(np.shape, x)}")
-        _check_shapes(model, x)
-        return spread(x, _SAMPLES)
-    inputs = input_specs(model)
-    if inputs is None:
-        raise ValueError(
-            "The shape of the model's inputs is not known: pass a few sample inputs as x. "
-            f"Received: model {model.name!r} ({type(model).__name__})"
-        )
-    generator = np.random.default_rng(0)
-
-    def random(part):
-        shape = (_SAMPLES, *(_OPEN if size is None else size for size in part.shape[1:]))
-        if "int" in str(part.dtype) or "bool" in str(part.dtype):
-            return generator.integers(0, 2, shape).astype(part.dtype)  # valid as token, mask or category
-        if part.dtype == "string":
-            return generator.integers(0, 10, shape).astype(str)
-        return generator.standard_normal(shape).astype("float32")
-
-    return tree.map_structure(random, inputs)
-
-
-def enlarged(x):
-    """Return inputs of the size of raw pixel values, from random ones of size one; integers stay as they are."""
-    return tree.map_structure(lambda part: 100 * part if part.dtype == np.float32 else part, x)
-
-
-def _check_shapes(model, x):
-    if (specs := input_specs(model)) is None:
-        return
-    try:
-        tree.assert_same_structure(specs, x)
-    except ValueError:
-        return  # a dictionary for a list, say: Keras knows which part goes where, or says what is wrong
-    for spec, part in zip(tree.flatten(specs), tree.flatten(x), strict=True):
-        sizes = zip(spec.shape[1:], part.shape[1:], strict=False)
-        if len(spec.shape) == len(part.shape) and any(size not in (None, given) for size, given in sizes):
-            raise ValueError(
-                f"The model takes inputs of shape {spec.shape}, with None for any size. Received: x of shape "
-                f"{tuple(part.shape)}"
-            )
-
-
-def input_specs(model):
-    """Return what the model declares, or was built with, as a structure of KerasTensors, or None."""
-    inputs = getattr(model, "inputs", None)
-    if inputs:
-        return inputs[0] if isinstance(model, keras.Sequential) else tree.map_structure(lambda part: part, model.input)
-    for layer in (model, *_keras.parts(model)[: isinstance(model, keras.Sequential)]):
-        shape = (layer.get_build_config() or {}).get("input_shape") if layer.built else None
-        if shape:
-            return tree.map_shape_structure(keras.KerasTensor, shape)
-    return None
 
 
 def recorded_calls(model, x):

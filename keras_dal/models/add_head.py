@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.inputs import sample_inputs
 from keras_dal.features.samples import check_count
-from keras_dal.features.tracing import evaluate, recorded_calls, sample_inputs, to_numpy
+from keras_dal.features.tracing import evaluate, recorded_calls, to_numpy
 from keras_dal.losses import resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.gated_layers import GatedBranch, GatedDense

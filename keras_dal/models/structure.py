@@ -12,13 +12,12 @@ from scipy import special
 
 from keras_dal import _backend, _keras
 from keras_dal.features import tracing
+from keras_dal.features.inputs import enlarged, sample_inputs
 from keras_dal.features.tracing import (
-    enlarged,
     evaluate,
     evaluation,
     inference,
     recorded_calls,
-    sample_inputs,
     to_numpy,
 )
 from keras_dal.features.variables import assign_all, restored

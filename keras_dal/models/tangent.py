@@ -18,6 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 from keras_dal import _backend
 from keras_dal.features import tracing
 from keras_dal.features.batches import batches, feature_batches
+from keras_dal.features.inputs import sample_inputs
 from keras_dal.heads.base import split
 from keras_dal.models.linear_layers import named_variables
 from keras_dal.models.structure import find_structure
@@ -114,7 +115,7 @@ class AutodiffOperator(_Operator):
                 f"Received: model {structure.model.name!r} with trainable={structure.model.trainable}"
             )
         self.variables = tuple(variables)
-        sample = tracing.sample_inputs(structure.model, x)
+        sample = sample_inputs(structure.model, x)
         values = batch_size * _bytes_per_sample(structure.model, sample)
         size = sum(math.prod(variable.shape) for variable in variables)
         super().__init__(_num_samples(x), structure.num_outputs, size, 3 * values, max_bytes)  # tangents, gradients too

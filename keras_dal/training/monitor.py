@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_dal import _backend
 from keras_dal.features.batches import as_arguments
-from keras_dal.features.tracing import input_specs
+from keras_dal.features.inputs import input_specs
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages

@@ -1,0 +1,74 @@
+"""The alignment of a whole network: LSQR on its Jacobian, which is never made."""
+
+import numpy as np
+from numpy.linalg import norm
+from scipy.sparse.linalg import lsqr
+
+from keras_dal import _backend
+from keras_dal.analysis.reports import report, shares
+from keras_dal.analysis.separability import MIXED, Name, by_residual, decisive_share
+from keras_dal.features.batches import in_one_array
+from keras_dal.features.samples import check_labels, checked_weight, positive
+from keras_dal.losses import common_scale
+from keras_dal.models.tangent import tangent_operator
+from keras_dal.solvers.jacobian import Products
+from keras_dal.solvers.label_squares import centred_total, safe_mean
+
+_LSQR = "LSQR, which bounds the alignment from below up to an estimate of the rounding in the network"
+ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
+_DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow
+_POWERS = 5  # steps of the power method that finds it well enough
+
+
+def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
+    """Measure how much of the labels all trainable parameters reach, to first order, by LSQR.
+
+    Args:
+        structure: a `Structure`.
+        loss: a `losses.Loss`.
+        x, y, sample_weight, batch_size: as for `alignment`.
+    """
+    operator = tangent_operator(structure.model, x, "all", batch_size=batch_size)
+    y, sample_weight = in_one_array("labels", y), in_one_array("sample weights", sample_weight)
+    check_labels(y, x)
+    targets = loss.targets(y, structure.num_outputs)
+    mixed, targets = common_scale(loss.scales(targets)) is None, loss.seen(loss.label_matrix(targets))
+    weights = checked_weight(sample_weight, len(targets))
+    (used, _), bias = positive(weights), _has_bias(operator, structure)
+    centred = targets - safe_mean(targets, weights) if bias else targets
+    roots = np.sqrt(weights)[:, None]
+
+    def mapped(rows):
+        """Returns rows as the loss sees them; the map is its own transpose."""
+        return (roots * loss.seen(rows.reshape(targets.shape))).ravel()
+
+    right = mapped(centred)
+    scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
+    with _backend.full_precision():
+        size = _largest_singular_value(scaled, right)
+        direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=ITERATIONS)[0]
+        residual = right - scaled @ direction
+    rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, an estimate
+    left = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
+    squares = centred_total(targets[used], weights[used], bias)
+    share = decisive_share(loss, left.sum(axis=0), squares)
+    return report(
+        structure,
+        int(np.sum(used)),
+        MIXED if mixed else by_residual(share, Name.UNDECIDED, _LSQR),
+        **shares(left.sum(axis=1), left.sum(axis=0), squares),
+        num_parameters=operator.shape[1],
+        lower_bound=True,
+    )
+
+
+def _largest_singular_value(operator, start):
+    direction = operator.rmatvec(start)
+    for _ in range(_POWERS):
+        direction = operator.rmatvec(operator.matvec(direction / (norm(direction) or 1.0)))
+    return np.sqrt(norm(direction))
+
+
+def _has_bias(operator, structure):
+    """Whether the constants that a head's bias adds are among what the operator's variables reach."""
+    return structure.use_bias and any(v is structure.linear_parameters[-1] for v in operator.variables)
