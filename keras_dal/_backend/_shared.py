@@ -1,4 +1,4 @@
-"""What two of the backends do in the same way; a third has a function of the same name."""
+"""What a backend does that has no function of the same name itself: one that runs operation by operation."""
 
 import contextlib
 

@@ -102,8 +102,9 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         eps: spacing at one of the numbers that were summed up; by default those of the statistics of a training step.
 
     Returns:
-        An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound. Its shares are not numbers
-        where what varies is lost beside an offset: of labels, under the squared error, or of features, in float32.
+        An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound, as in float32 without the
+        features whose variation is lost beside their offset. Its shares are not numbers where that of all features is,
+        or, under the squared error, that of labels.
     """
     c = structure.num_outputs
     moments = np.asarray(moments, np.float64)
@@ -115,7 +116,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         moments = centring @ moments @ centring
     eps = eps_of(_backend.statistics_dtype()) if eps is None else eps
     projection = project_moments(moments, c, structure.use_bias, eps, num_samples)
-    unknown = _unknown(projection, loss, eps)
+    unknown = _unknown(projection, moments[-c:], loss, eps)
     if unknown.any():
         projection = dataclasses.replace(projection, residual=np.where(unknown, np.nan, projection.residual))
     return _report_projection(
@@ -124,17 +125,19 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         num_samples,
         Verdict(Name.UNDECIDED, "nothing: sums alone are no witness"),
         num_features=len(moments) - c - 1,
-        lower_bound=structure.layer is structure.output_layer and bool(structure.gated_layers),
+        lower_bound=(structure.layer is structure.output_layer and bool(structure.gated_layers))
+        or (eps > EPS and not projection.complete),
     )
 
 
-def _unknown(projection, loss, eps):
+def _unknown(projection, of_labels, loss, eps):
     """Return for which outputs sums do not tell what is left, `(C,)`: constant or not, too small to square or zero."""
     squares = projection.squares
-    if eps <= EPS:
-        return loss.quadratic * ((squares.centred == 0) & (squares.whole > 0))
-    lost = (squares.centred == 0) | (squares.whole < _SMALLEST)
-    return np.full(len(lost), not projection.complete) | (loss.quadratic * lost)
+    lost = (squares.centred == 0) & (squares.whole > 0)
+    if eps > EPS:
+        lost |= (squares.whole < _SMALLEST) & of_labels.any(axis=1)
+    nothing = eps > EPS and not projection.complete and not projection.singular_values[1:].any()
+    return (loss.quadratic * lost) | nothing
 
 
 def _gather(rows, structure, loss, x, batches):

@@ -90,7 +90,9 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
     if scale is None:
         return MIXED
     if np.isfinite(scale):
-        return _by_least_squares(head, loss, rows, share, columns, least, complete)
+        if columns is None and decide_separability and not complete and share > ALIGNED:
+            columns = _factorized(head, loss, rows)
+        return _by_least_squares(share, columns, least, complete)
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
         for features, targets, _ in rows
@@ -107,24 +109,23 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
     return _separability(head, loss, rows, columns, used)
 
 
-def _by_least_squares(head, loss, rows, share, columns, least, complete):
+def _by_least_squares(share, columns, least, complete):
     """Return the verdict where the infimum is attained: labels that no direction at all reaches are not aligned."""
     if columns is not None and not columns.factorized:
         return by_residual(share, Name.UNDECIDED, f"{columns.method}, which bounds the alignment from below")
     hidden = least is not None and least <= ALIGNED
-    if not hidden and not complete and share > ALIGNED:
-        hidden = not _is_complete(head, loss, rows, columns)
-    if hidden:
+    known = complete or share <= ALIGNED or (columns is not None and columns.is_complete())
+    if hidden or not known:
         return by_residual(share, Name.UNDECIDED, "least squares, where what counts as rounding may reach the labels")
     return by_residual(share, Name.NOT_ALIGNED, "least squares")
 
 
-def _is_complete(head, loss, rows, columns):
-    """Whether the directions that float64 can tell from rounding are all there are, which takes a factorization."""
-    if columns is None and _num_bytes(rows) <= _DECIDABLE:
-        features, _, weights = _joined(rows)
-        columns = jacobian(head, features, weights, centered=loss.shift_invariant)
-    return columns is not None and columns.is_complete()
+def _factorized(head, loss, rows):
+    """Return the `Jacobian` on all rows, None where they are too many."""
+    if _num_bytes(rows) > _DECIDABLE:
+        return None
+    features, _, weights = _joined(rows)
+    return jacobian(head, features, weights, centered=loss.shift_invariant)
 
 
 def _num_bytes(rows):

@@ -90,7 +90,7 @@ def converge(
         A `Result`; `result.model` is the given model, or a copy of it with a gated head.
 
     Raises:
-        ValueError: no linear head, an unsupported loss, bad data or bad arguments.
+        ValueError: no linear head, one that is not finite, an unsupported loss, bad data or bad arguments.
     """
     validation_data = as_arguments(validation_data)
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
@@ -217,7 +217,7 @@ def _check(tol, gated, ridge, patience, time_limit, validation_data):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
     if ridge is not None and not 0 <= ridge < np.inf:
         raise ValueError(f"ridge must be a number that is not negative. Received: ridge={ridge!r}")
-    if validation_data is not None and len(validation_data) > 2:
+    if validation_data is not None and len(validation_data) not in (1, 2):
         raise ValueError(f"validation_data must be (x, y). Received: {len(validation_data)} parts")
     if patience is not None and validation_data is None:
         raise ValueError(f"patience needs validation_data=(x, y). Received: patience={patience}, validation_data=None")

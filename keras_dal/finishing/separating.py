@@ -45,7 +45,7 @@ class SeparableTask(Task):
                 return True
             phi, before = step.phi, left
             left = self._violation(objective, step.logits)
-            if left > _STUCK * before and not self.structure.gated_layers:
+            if ridge != RIDGES[-1] and left > _STUCK * before and not self.structure.gated_layers:
                 return self._follow(objective, RIDGES[-1], phi, _TRIED)[1].separated
         return False
 

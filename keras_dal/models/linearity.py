@@ -113,7 +113,7 @@ def probes(form, evaluate):
             yield _probe(form, features, outputs, bound * _cancelled(form, features), change)
     _move(form.model, generator)
     features, outputs = evaluate()
-    if np.isfinite(features).all():
+    if np.isfinite(features).all() and np.isfinite(outputs).all():
         yield _probe(form, features, outputs, bound)
 
 
@@ -188,14 +188,18 @@ def _change(before, after, share, evaluate):
 
 
 def _move(model, generator):
-    """Moves all parameters and statistics: a scale of one, a mean or a branch of zero no longer hides then."""
+    """Moves all parameters and statistics: a scale of one, a mean or a branch of zero no longer hides then.
+
+    Of what is not trained, variances stay positive, and indices what they are.
+    """
     for variable in model.variables:
         if "float" not in str(variable.dtype):
-            continue  # seeds, and tables that are looked up
+            continue  # seeds, and tables of names
         value = to_numpy(variable)
         noise = generator.random(value.shape, np.float32)
         if not variable.trainable and value.any() and (value >= 0).all():
-            variable.assign(value * (2 + noise))  # a variance stays one
+            if np.ptp(value) == 0 or (value != np.round(value)).any():
+                variable.assign(value * (1.1 + 0.2 * noise))  # by little: a network may be deep
             continue
         noise -= 0.5  # in place: a layer may have tens of millions of them
         noise *= 0.2 * (np.std(value, dtype=np.float32) + 0.1)

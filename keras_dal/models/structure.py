@@ -151,9 +151,11 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     """
     given, x = x, sample_inputs(model, x)
     if not all(layer.built for layer in (model, *_keras.sublayers(model))):
-        inference(model, x)
+        with _taken(x, is_invented=given is None):
+            inference(model, x)
     with restored(model.variables):  # seeds of random layers among them
-        calls, outputs = _tried(model, x, is_invented=given is None)
+        with _taken(x, is_invented=given is None):
+            calls, outputs = recorded_calls(model, x)
         forms = _forms(model, calls, outputs)
         named = not (isinstance(parameters, str) and parameters == "head")
         form = _selected(forms, parameters, x) if named else forms[0]
@@ -163,10 +165,11 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     return dataclasses.replace(form, activation=activation)
 
 
-def _tried(model, x, is_invented):
-    """Return the calls of a model's layers and its output for a few samples."""
+@contextlib.contextmanager
+def _taken(x, is_invented):
+    """Says what to do where a model does not take inputs that nobody gave."""
     try:
-        calls, outputs = recorded_calls(model, x)
+        yield
     except Exception as error:
         if not is_invented:
             raise
@@ -176,12 +179,6 @@ def _tried(model, x, is_invented):
             "be open, and pass a few samples of your own: find_structure(model, x), or AlignmentMonitor(data=(x, y)) "
             f"in fit. Received: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
-    if len(outputs) != 1:
-        raise ValueError(
-            "The model must have one output; make one model per output. "
-            f"Received: model {model.name!r} with {len(outputs)} outputs"
-        )
-    return calls, outputs[0]
 
 
 def _activation(form, calls, x, can_be_enlarged):
@@ -210,6 +207,12 @@ def _checked(form, calls, x, can_be_enlarged, evaluated):
 
 def _forms(model, calls, outputs):
     """Return the structures that a model can have, before any check: with its gated layer first, where it has one."""
+    if len(outputs) != 1:
+        raise ValueError(
+            "The model must have one output; make one model per output. "
+            f"Received: model {model.name!r} with {len(outputs)} outputs"
+        )
+    (outputs,) = outputs
     where = [index for index, call in enumerate(calls) if is_head(call.layer)]
     if not where:
         raise ValueError(

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import optimize, special
 
 from keras_dal.solvers.exact_dual import nearby_dual
-from keras_dal.solvers.rounded import ROUNDED, largest_loss, smallest_margin
+from keras_dal.solvers.rounded import ROUNDING, largest_loss, smallest_margin
 
 _GAP = 1e-7  # of the two bounds, for weights of about one, at which the search ends
 _ITERATIONS = 200
@@ -217,7 +217,7 @@ class _Search:
 
         whole = value(1.0)
         bound = whole if np.isfinite(whole) else value(_best_share(value))
-        return max(self.floor, bound - slack - ROUNDED * (abs(bound) + np.sum(self.scale)))
+        return max(self.floor, bound - slack - ROUNDING * (abs(bound) + np.sum(self.scale)))
 
     def _norm(self, rows):
         return np.sqrt(np.sum(self.scale * rows**2))

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_dal.heads.norms import EPS
 
-ROUNDED = 1e-12  # relative, of sums of terms by their sizes
+ROUNDING = 1e-12  # relative, of sums of terms by their sizes
 
 
 def smallest_margin(loss, logits, errors, targets):
@@ -23,5 +23,5 @@ def largest_loss(loss, logits, errors, targets, weights):
     else:
         slopes = np.sum(np.abs(loss.gradient(logits, targets)) * errors, axis=1)
         more = slopes + curvature / 2 * np.sum(errors**2, axis=1)
-    bound = np.mean(weights * (values + more)) + ROUNDED * np.mean(weights * (np.abs(values) + more))
+    bound = np.mean(weights * (values + more)) + ROUNDING * np.mean(weights * (np.abs(values) + more))
     return np.inf if np.isnan(bound) else float(bound)

@@ -61,7 +61,7 @@ def finish(
         The `Result`, whose weights the model has.
 
     Raises:
-        ValueError: no linear head, constraints on it, an unsupported loss, or bad data.
+        ValueError: no linear head, one that is not finite or has constraints, an unsupported loss, or bad data.
     """
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)
@@ -78,6 +78,7 @@ def finish(
         if wrap is not None:
             rate = 0.0 if wrap.takes_proven_step else None  # there is no step to take
             wrap.switch(model, inputs, structure=structure, learning_rate=rate)
+            structure.check_solvable()  # again: the average of a training that diverged is not finite
         statistics = BatchStatistics(model)
         renews = (averaged or statistics_from is not None) and statistics.are_there
         if renews:

@@ -8,7 +8,7 @@ from keras import tree
 
 from keras_dal import _backend, _keras
 from keras_dal.features.cache import CachedFeatures
-from keras_dal.features.samples import checked_weight
+from keras_dal.features.samples import checked_weight, joined
 from keras_dal.features.store import RowWriter
 from keras_dal.features.tracing import inference, tap
 from keras_dal.training.evaluated import evaluated
@@ -96,7 +96,7 @@ class Gathering:
                 "The features are not finite: the training has diverged, or the data hold NaN. Received: "
                 f"{len(features) - int(np.isfinite(features).all(axis=1).sum())} of {len(features)} samples"
             )
-        labels, weights = np.concatenate(self._labels), np.concatenate(self._weights)
+        labels, weights = joined(self._labels), joined(self._weights)
         return CachedFeatures(features, labels, weights, np.arange(len(features)))
 
     def discard(self):

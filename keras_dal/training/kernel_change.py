@@ -71,7 +71,9 @@ def kernel_change(features_now, features_start):
 
 
 def check_readable(data):
-    """Raise a ValueError for data that can be read only once."""
+    """Raise a ValueError for data that are none, or can be read only once."""
+    if isinstance(data, (tuple, list)) and not data:
+        raise ValueError(f"The data of the monitor must be (x, y) or a dataset. Received: data={data!r}")
     if data is not None and hasattr(data, "__next__"):
         raise ValueError(
             "The data of the monitor are read after every epoch, and an iterator can be read once: pass arrays (x, y) "
@@ -81,4 +83,7 @@ def check_readable(data):
 
 def first_samples(x):
     """Return the first few inputs of arrays or of a dataset, which a look at it does not use up."""
-    return tree.map_structure(lambda part: part[:NUM_PROBES], first_inputs(x))
+    inputs = first_inputs(x)
+    if inputs is None:
+        raise ValueError(f"There are no samples. Pass at least one. Received: an empty {type(x).__name__}")
+    return tree.map_structure(lambda part: part[:NUM_PROBES], inputs)

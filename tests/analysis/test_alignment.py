@@ -362,7 +362,7 @@ def test_moments_that_have_lost_the_variation_of_labels_say_nothing():
     assert np.isnan(report.residual_share_per_class).all()
 
 
-def test_the_spacing_of_moments_comes_with_them():
+def test_the_eps_of_moments_comes_with_them():
     y = 2000 + 0.5 * np.random.default_rng(1).standard_normal(200)
     sums, structure, share = moments_of(y, 6, "float64")
     loss = resolve_loss(keras.losses.MeanSquaredError())
