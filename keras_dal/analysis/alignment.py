@@ -8,7 +8,7 @@ import numpy as np
 from keras_dal import _backend
 from keras_dal.analysis.network import ITERATIONS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
-from keras_dal.analysis.separability import Name, Verdict, announced, decide, decisive_share
+from keras_dal.analysis.separability import Name, Verdict, announced, decide, decisive_share, joined_rows
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress import progress_bar, watched
@@ -174,7 +174,7 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
 
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
-    features, targets, weights = (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
+    features, targets, weights = joined_rows(rows)
     columns = jacobian(head, features, weights, loss.shift_invariant, eps=_eps(structure, rows))
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)

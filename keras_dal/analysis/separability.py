@@ -124,7 +124,7 @@ def _factorized(head, loss, rows):
     """Return the `Jacobian` on all rows, None where they are too many."""
     if _num_bytes(rows) > _DECIDABLE:
         return None
-    features, _, weights = _joined(rows)
+    features, _, weights = joined_rows(rows)
     return jacobian(head, features, weights, centered=loss.shift_invariant)
 
 
@@ -132,7 +132,8 @@ def _num_bytes(rows):
     return 8 * sum(features.size for features, _, _ in rows)
 
 
-def _joined(rows):
+def joined_rows(rows):
+    """Return features, targets and weights of all batches, in float64."""
     return (np.concatenate(parts).astype(np.float64) for parts in zip(*rows, strict=True))
 
 
@@ -146,7 +147,7 @@ def _separability(head, loss, rows, columns, used):
         return Verdict(
             Name.UNDECIDED, f"least squares alone, because {size:,} bytes of features are too many for a solver"
         )
-    features, targets, weights = _joined(rows)
+    features, targets, weights = joined_rows(rows)
     if columns is None:
         columns = jacobian(head, features, weights, centered=loss.shift_invariant)
     if not columns.factorized:
