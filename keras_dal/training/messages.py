@@ -126,8 +126,8 @@ def ends(phase, result, epoch, epochs, validates):
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     if len(phase.train) < _FEW * (structure.num_features + 1):
-        lines.append("  few:        samples for so many features; if an epoch is not all data (steps_per_epoch), call")
-        lines.append("              keras_dal.finish(model, x, y) on all")
+        lines.append("  few:        less than five samples for each feature; where an epoch is not all data")
+        lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
     lines += [f"  {line}" for line in result.proof()]
     if any(v.regularizer is not None for v in structure.linear_parameters):
