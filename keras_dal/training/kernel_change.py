@@ -81,9 +81,13 @@ def check_readable(data):
         )
 
 
-def first_samples(x):
-    """Return the first few inputs of arrays or of a dataset, which a look at it does not use up."""
+def some_samples(x):
+    """Return a few inputs, which a look at the data does not use up.
+
+    Of arrays they are spread over all rows, which may be sorted; of a dataset they are the first.
+    """
     inputs = first_inputs(x)
     if inputs is None:
         raise ValueError(f"There are no samples. Pass at least one. Received: an empty {type(x).__name__}")
-    return tree.map_structure(lambda part: part[:NUM_PROBES], inputs)
+    count = len(tree.flatten(inputs)[0])
+    return tree.map_structure(lambda part: part[:: max(1, count // NUM_PROBES)][:NUM_PROBES], inputs)

@@ -9,7 +9,7 @@ from keras_dal._backend.threads import threads_for
 from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.inputs import input_specs
 from keras_dal.training.budget import Budget
-from keras_dal.training.kernel_change import KernelChange, first_samples
+from keras_dal.training.kernel_change import KernelChange, some_samples
 from keras_dal.training.messages import described
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
 
@@ -37,7 +37,7 @@ class Measurement:
 
     def __init__(self, model, structure, loss, data, epochs):
         self._structure, self._loss, self._data = structure, loss, data
-        self._samples = None if data is None else first_samples(data[0])
+        self._samples = None if data is None else some_samples(data[0])
         self._kernel_change = None
         self._last, self._last_change, self._changed_at, self._count = _UNKNOWN, {}, None, None
         self._is_small = data is not None or sums_fit(structure)

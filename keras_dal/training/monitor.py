@@ -19,7 +19,7 @@ from keras_dal.training.convex_phase import ConvexPhase
 from keras_dal.training.frozen import FrozenState, Snapshot
 from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.inner import innermost
-from keras_dal.training.kernel_change import check_readable, first_samples
+from keras_dal.training.kernel_change import check_readable, some_samples
 from keras_dal.training.measurement import Measurement
 from keras_dal.training.remains import Remaining
 from keras_dal.training.schedule import Decision, SwitchSchedule
@@ -96,7 +96,7 @@ class AlignmentMonitor(Remaining, keras.callbacks.Callback):
 
     def _look_at(self, model):
         """Find out what there is to measure and to solve; where `fit` builds the model, at its first step."""
-        samples = None if self.data is None else first_samples(self._rows[0])
+        samples = None if self.data is None else some_samples(self._rows[0])
         self._structure = find_structure(model, samples, self._exploit)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(self._wrap, self._structure, self._loss, self.data)

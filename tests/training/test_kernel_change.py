@@ -6,7 +6,7 @@ import pytest
 
 from keras_dal.features.tracing import to_numpy
 from keras_dal.models.structure import find_structure
-from keras_dal.training.kernel_change import KernelChange, kernel_change
+from keras_dal.training.kernel_change import NUM_PROBES, KernelChange, kernel_change, some_samples
 
 
 @pytest.mark.parametrize("size", [1e-7, 1.0])
@@ -31,3 +31,12 @@ def test_the_start_is_looked_at_without_a_trace_in_the_model():
     assert change.measure(x) == pytest.approx(kernel_change(structure.features(x), start), rel=1e-5)
     for variable, value in zip(model.variables, moved, strict=True):
         np.testing.assert_array_equal(to_numpy(variable), value)
+
+
+@pytest.mark.parametrize("count", [1, NUM_PROBES - 1, NUM_PROBES, 3 * NUM_PROBES + 1])
+def test_the_samples_are_of_all_rows(count):
+    rows = np.arange(count)[:, None]
+    found = some_samples((rows, keras.ops.convert_to_tensor(rows)))
+    assert len(found[0]) == min(count, NUM_PROBES)
+    assert found[0][-1] - found[0][0] >= (1 - 2 / NUM_PROBES) * (count - 1) - 1
+    np.testing.assert_array_equal(found[0], to_numpy(found[1]))
