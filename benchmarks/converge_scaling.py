@@ -55,7 +55,7 @@ def iteration(z, gates):
     jacobian = CachedJacobian(head, z)
     whitening = Whitening(CachedJacobian(head, z[:10_000]))
     start = np.zeros((len(z), OUTPUTS), np.float32)
-    curve = Separation(np.eye(OUTPUTS)[labels], 1.0, exclusive=True).curvature(start, np.arange(len(z)))
+    curve = Separation(np.eye(OUTPUTS)[labels], 1.0, exclusive=True).hessian(start, np.arange(len(z)))
     direction = np.random.default_rng(2).normal(size=head.num_parameters)
 
     def product():

@@ -71,7 +71,7 @@ class Problem:
             gradient = self._pulled_back(restricted, self.objective.gradient(logits)[active]) + 2 * self.ridge * phi
             gap = float(self._xp.dot(gradient, gradient)) / (4 * self.ridge) if self.ridge else np.inf
             yield Step(phi, logits, self.value(phi, logits), gap)
-            direction = self._newton_direction(restricted, self.objective.curvature(logits, active), gradient)
+            direction = self._newton_direction(restricted, self.objective.hessian(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
             length = self._line_search(phi, direction, logits, change, self._xp.dot(gradient, direction))
             phi, logits = phi + length * direction, logits + change * length

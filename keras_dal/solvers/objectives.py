@@ -36,7 +36,7 @@ class Separation:
     def active(self, logits):
         return self._short(logits).any(axis=1)
 
-    def curvature(self, logits, rows):
+    def hessian(self, logits, rows):
         counted = 2.0 * self._xp.sign(self._short(logits[rows], rows))
 
         def product(change, block):
@@ -105,7 +105,7 @@ class Anchored:
         active[: self.size] |= self.criterion.active(logits[: self.size])
         return active
 
-    def curvature(self, logits, rows):
+    def hessian(self, logits, rows):
         """Return a function that multiplies changes of some rows' logits by the second derivative there.
 
         Args:
@@ -117,7 +117,7 @@ class Anchored:
         """
         size = self.size if rows is ALL else int(np.searchsorted(rows, self.size))
         first = ALL if rows is ALL else rows[:size]
-        inner = self.criterion.curvature(logits[: self.size], first)
+        inner = self.criterion.hessian(logits[: self.size], first)
         hold, weights = 2 * self.hold[rows][:, None], self.weights[first][:, None]
 
         def product(change, block):
@@ -150,5 +150,5 @@ class WholeLoss:
     def active(self, logits):
         return np.ones(len(logits), bool)
 
-    def curvature(self, logits, rows):
+    def hessian(self, logits, rows):
         return self.loss.hessian(logits[rows], self.targets[rows])

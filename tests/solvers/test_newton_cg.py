@@ -159,7 +159,7 @@ def test_gradient_and_curvature_are_derivatives(name, generator):
     np.testing.assert_allclose(np.sum(criterion.gradient(logits) * direction, axis=1), slope, rtol=2e-2, atol=2e-3)
     bend = (criterion.gradient(ahead) - criterion.gradient(behind)) / (2 * step)
     rows = np.flatnonzero(generator.uniform(size=N) < 0.8)
-    curve, middle = criterion.curvature(logits, rows), len(rows) // 3
+    curve, middle = criterion.hessian(logits, rows), len(rows) // 3
     blocks = [slice(0, middle), slice(middle, len(rows))]
     bent = np.concatenate([curve(direction[rows[block]], block) for block in blocks])
     away = np.abs(bend[rows] - bent).max(axis=1)
