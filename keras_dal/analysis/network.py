@@ -45,7 +45,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
     right = mapped(centred)
     scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
     with _backend.full_precision():
-        size = _largest_singular_value(scaled, right)
+        size = _power_method(scaled, right)
         direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=ITERATIONS)[0]
         residual = right - scaled @ direction
     rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, an estimate
@@ -62,7 +62,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
     )
 
 
-def _largest_singular_value(operator, start):
+def _power_method(operator, start):
     direction = operator.rmatvec(start)
     for _ in range(_POWERS):
         direction = operator.rmatvec(operator.matvec(direction / (norm(direction) or 1.0)))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_dal.heads.base import Head
-from keras_dal.heads.norms import largest_singular_value
+from keras_dal.heads.norms import sigma_max_bound
 from keras_dal.heads.part import Part, with_ones
 
 
@@ -32,7 +32,7 @@ class DenseHead(Head):
         return self.join([kernel, cotangent.sum(axis=0)] if self.use_bias else [kernel], features.dtype)
 
     def spectral_norm_bound(self, features, weights, centered=False):
-        return largest_singular_value(self.columns(features) * np.sqrt(weights)[:, None])
+        return sigma_max_bound(self.columns(features) * np.sqrt(weights)[:, None])
 
     def magnitudes(self, features, theta):
         return self.logits(np.abs(features), theta)

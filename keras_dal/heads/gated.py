@@ -8,7 +8,7 @@ import numpy as np
 from keras_dal._backend import arrays
 from keras_dal.heads.base import Head
 from keras_dal.heads.dense import DensePart
-from keras_dal.heads.norms import SAFETY, root_of_largest_eigenvalue
+from keras_dal.heads.norms import SAFETY, sigma_max_bound_of_gram
 from keras_dal.heads.part import WithGates
 
 _BLOCK = 4096  # samples whose gates exist at a time in float64
@@ -89,7 +89,7 @@ class GatedHead(Gates):
         output = self.output_kernel - self.output_kernel.mean(axis=1, keepdims=True) * centered
         moments = (output @ output.T) * self._moments(features, weights)
         return np.hypot(
-            root_of_largest_eigenvalue(moments, len(features)), np.sqrt(weights.sum()) * SAFETY * self.use_bias
+            sigma_max_bound_of_gram(moments, len(features)), np.sqrt(weights.sum()) * SAFETY * self.use_bias
         )
 
     def _unsigned(self):

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal.heads.gated import Gates
-from keras_dal.heads.norms import root_of_largest_eigenvalue
+from keras_dal.heads.norms import sigma_max_bound_of_gram
 from keras_dal.heads.part import WithGates
 
 _ENTRIES = 2**22  # values of a mixture's maps that exist at a time
@@ -60,7 +60,7 @@ class MixtureHead(Gates):
 
     def spectral_norm_bound(self, features, weights, centered=False):
         """As of `GatedHead`, without a linear map after the gates."""
-        return root_of_largest_eigenvalue(self._moments(features, weights), len(features))
+        return sigma_max_bound_of_gram(self._moments(features, weights), len(features))
 
     @property
     def gates_first(self):

@@ -7,15 +7,15 @@ EPS = float(np.finfo(np.float64).eps)  # spacing of floating-point numbers at on
 SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 
 
-def largest_singular_value(matrix, num_rows=None):
+def sigma_max_bound(matrix, num_rows=None):
     """Return an upper bound of sigma_max, close to it; `num_rows` counts those that the matrix stands for."""
     largest = nonzero(np.max(np.abs(matrix), initial=0.0))
     scaled = matrix / largest
     gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
-    return float(largest * root_of_largest_eigenvalue(gram, num_rows or len(matrix)))
+    return float(largest * sigma_max_bound_of_gram(gram, num_rows or len(matrix)))
 
 
-def root_of_largest_eigenvalue(gram, num_terms=1, eps=EPS):
+def sigma_max_bound_of_gram(gram, num_terms=1, eps=EPS):
     """Return an upper bound of the root, close to it, where every entry is a sum of `num_terms` rounded products."""
     last = len(gram) - 1
     largest = max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 from scipy import linalg
 
-from keras_dal.heads.norms import EPS, largest_singular_value, nonzero
+from keras_dal.heads.norms import EPS, sigma_max_bound, nonzero
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
 from keras_dal.solvers.label_squares import safe_mean
@@ -30,7 +30,7 @@ class FactorizedJacobian(Jacobian):
     def __init__(self, head, features, weights, centered, eps):
         super().__init__(head, features, weights, centered, eps)
         matrix = self.matrix(features)
-        self.sigma_max = largest_singular_value(self._weighted(matrix))
+        self.sigma_max = sigma_max_bound(self._weighted(matrix))
         width = matrix.shape[2]
         self._num_biases = matrix.shape[1] * head.use_bias
         self._shift, free = np.zeros(matrix.shape[1:]), width - self._num_biases
@@ -228,4 +228,4 @@ class DenseJacobian(FactorizedJacobian):
         weighted = super()._weighted(self.columns)
         values = np.linalg.svd(weighted / nonzero(column_norms(weighted)), compute_uv=False)
         rank = int(np.sum(values > self.tolerance * values[0]))
-        return Spectrum(rank, values, largest_singular_value(super()._weighted(self.columns + self._shift)))
+        return Spectrum(rank, values, sigma_max_bound(super()._weighted(self.columns + self._shift)))

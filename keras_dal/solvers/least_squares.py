@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
-from keras_dal.heads.norms import EPS, largest_singular_value, nonzero, root_of_largest_eigenvalue
+from keras_dal.heads.norms import EPS, sigma_max_bound, nonzero, sigma_max_bound_of_gram
 from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
@@ -130,7 +130,7 @@ class StreamedQR:
         if self.use_bias:
             coefficients[-1] += self.label_shift - (means[:-1] + self.shift) @ coefficients[:-1]
             columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
-        sigma_max = largest_singular_value(columns, self.num_rows)
+        sigma_max = sigma_max_bound(columns, self.num_rows)
         squares = LabelSquares.settled(total, self._squares)
         complete = most == np.count_nonzero(columns.any(axis=0))
         return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least, complete)
@@ -195,7 +195,7 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
         rank=rank,
         tolerance=tolerance,
         singular_values=values,
-        sigma_max=float(root_of_largest_eigenvalue(raw, num_samples, rounding)),
+        sigma_max=float(sigma_max_bound_of_gram(raw, num_samples, rounding)),
         complete=bool((varies | (size == 0))[:one].all()),
     )
 
