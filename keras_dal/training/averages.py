@@ -161,21 +161,13 @@ class Averaging:
         return list(_keras.moving_averages(inner)) if inner.use_ema and inner.built else []
 
     def adopt_average(self):
-        """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs.
-
-        Returns:
-            Whether the weights changed.
-        """
+        """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs."""
         if self.finish != "solve":
-            return False
+            return
         if self._inner_has_averages:
-            values = values_of(self.inner_averages())
+            assign_all(_keras.optimized(self), values_of(self.inner_averages()))
         elif self.averaged_steps:
-            values = self._average.values()
-        else:
-            return False
-        assign_all(_keras.optimized(self), values)
-        return True
+            assign_all(_keras.optimized(self), self._average.values())
 
     def close_average(self):
         """Leaves the weights there are: averages of the inner optimizer become these, and its own is forgotten."""

@@ -66,7 +66,7 @@ def check_second_phase(wrap, structure, loss, data):
     if wrap is not None and wrap.finish == "solve":
         structure.check_solvable()
         warn_of_what_is_not_solved(structure.model, structure)
-    if wrap is None or not wrap.takes_proven_step:
+    if wrap is None or not wrap.has_auto_rate:
         return
     if loss.curvature(structure.num_outputs) is None:
         raise ValueError(

@@ -76,8 +76,8 @@ def finish(
     before = Snapshot(model, wrap)
     try:
         if wrap is not None:
-            rate = 0.0 if wrap.takes_proven_step else None  # there is no step to take
-            wrap.switch(model, inputs, structure=structure, learning_rate=rate)
+            if wrap.phase == "explore":
+                wrap.enter_exploit(model, structure)
             structure.check_solvable()  # again: the average of a training that diverged is not finite
         statistics = BatchStatistics(model)
         renews = (averaged or statistics_from is not None) and statistics.are_there

@@ -217,7 +217,7 @@ class AlignmentMonitor(Remaining, keras.callbacks.Callback):
 
     def _take_exact_step(self):
         try:
-            self._wrap.take_proven_step(self._step_size())  # now of constant features
+            self._wrap.set_exploit_rate(self._step_size())  # now of constant features
         except Exception as error:  # as in `_tried`
             warnings.warn(f"The proven step stays what it was. Received: {messages.described(error)}", stacklevel=2)
 
@@ -326,7 +326,7 @@ class AlignmentMonitor(Remaining, keras.callbacks.Callback):
 
     @property
     def _is_automatic(self):
-        return self._wrap is not None and self._wrap.takes_proven_step
+        return self._wrap is not None and self._wrap.has_auto_rate
 
     def _must_measure(self, epoch):
         """Return whether the proven step waits for what this epoch measures: at the switch, and once after it."""

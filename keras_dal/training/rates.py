@@ -18,7 +18,7 @@ class PhaseRates:
     _said_rate = False
 
     @property
-    def takes_proven_step(self):
+    def has_auto_rate(self):
         """Whether the steps after the switch are those of plain gradient descent with 1/beta."""
         return self.exploit_learning_rate == "auto"
 
@@ -32,7 +32,7 @@ class PhaseRates:
     def learning_rate(self, value):
         if self._linear_indices is None or self.exploit_learning_rate is None:
             self.inner_optimizer.learning_rate = value
-        elif self.takes_proven_step or isinstance(self.exploit_learning_rate, LearningRateSchedule):
+        elif self.has_auto_rate or isinstance(self.exploit_learning_rate, LearningRateSchedule):
             self._keep(value)
         else:
             _keras.rate_variable(self).assign(value)
@@ -42,16 +42,16 @@ class PhaseRates:
         if self._said_rate or value == float(to_numpy(self._current_exploit_learning_rate())):
             return
         self._said_rate = True
-        own = "the one for which convergence is proved" if self.takes_proven_step else "that of its schedule"
+        own = "the one for which convergence is proved" if self.has_auto_rate else "that of its schedule"
         warnings.warn(
             f"After the switch the step size is {own}, and a callback that sets another is not heard: give "
             f"exploit_learning_rate a float for rates of your own. Received: learning_rate={value}",
             stacklevel=5,
         )
 
-    def take_proven_step(self, step):
-        """Let 1/beta be the step size from here on."""
-        _keras.rate_variable(self).assign(step)
+    def set_exploit_rate(self, rate):
+        """Let this be the step size from here on."""
+        _keras.rate_variable(self).assign(rate)
 
     def _current_exploit_learning_rate(self):
         if isinstance(self.exploit_learning_rate, LearningRateSchedule):

@@ -126,23 +126,27 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         structure = structure or find_structure(model, x, self.exploit)
         if self.phase == "exploit":
             return structure
-        if self.takes_proven_step != (learning_rate is not None):
+        if self.has_auto_rate != (learning_rate is not None):
             raise ValueError(
                 "The step size at the switch goes with exploit_learning_rate='auto', and only with it. Received: "
                 f"exploit_learning_rate={self.exploit_learning_rate!r}, learning_rate={learning_rate}"
             )
+        self.enter_exploit(model, structure)
+        if learning_rate is not None:
+            self.set_exploit_rate(learning_rate)
+        return structure
+
+    def enter_exploit(self, model, structure):
+        """Let the average be the weights, and freeze everything but the linear parameters."""
         if not self.built:
             self.build(model.trainable_variables)
         self._model = weakref.ref(model)
         indices = self._indices_of(structure.linear_parameters)
         self.adopt_average()
         self.freeze_gates(structure)
-        if learning_rate is not None:
-            self.take_proven_step(learning_rate)
         self._is_linear.assign(np.isin(np.arange(len(_keras.optimized(self))), indices).astype("int32"))
         self.synchronize()
         self.settle_averages(also_linear=False)
-        return structure
 
     def restart(self) -> None:
         """Goes back to the first phase: the next steps train everything again, from the weights as they are.
@@ -258,7 +262,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if self._is_linear_variable(v)]
         grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
         inner = self.inner_optimizer
-        if self.takes_proven_step:
+        if self.has_auto_rate:
             scale = inner.scale_loss(1.0)
             grads = [None if g is None else g / keras.ops.cast(scale, g.dtype) for g in grads]
             with self._by_itself():
