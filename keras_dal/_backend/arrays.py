@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 from scipy import special
 
+EPS = float(np.finfo(np.float64).eps)  # spacing of float64 at one
 _TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers for zero
 
 

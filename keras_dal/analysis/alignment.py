@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend
+from keras_dal._backend.arrays import EPS
 from keras_dal.analysis.network import ITERATIONS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
 from keras_dal.analysis.separability import Name, Verdict, announced, decide, decisive_share, joined_rows
@@ -14,7 +15,6 @@ from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress import progress_bar, watched
 from keras_dal.features.samples import check_labels, positive
 from keras_dal.features.store import KeptRows
-from keras_dal.heads.norms import EPS
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import jacobian

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_dal.heads.norms import EPS
+from keras_dal._backend.arrays import EPS
 
 
 def split(theta, shapes):

@@ -3,7 +3,8 @@
 import numpy as np
 from scipy import linalg
 
-EPS = float(np.finfo(np.float64).eps)  # spacing of floating-point numbers at one
+from keras_dal._backend.arrays import EPS
+
 SAFETY = 1 + 1e-10  # the rounding of an eigenvalue routine, generously: an upper bound must stay one
 
 

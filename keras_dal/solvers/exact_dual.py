@@ -18,7 +18,7 @@ import numpy as np
 from scipy import linalg
 from scipy.sparse import csgraph
 
-from keras_dal.heads.norms import EPS
+from keras_dal._backend.arrays import EPS
 
 _PRIMES = (2147483629, 2147483587)
 _MODULAR_WORK = 5e8  # multiplications modulo a prime, a few seconds, spent once; a tenth of it on a block

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend import arrays
-from keras_dal.heads.norms import EPS
+from keras_dal._backend.arrays import EPS
 
 _BLOCK = 4096  # samples whose logits exist at a time in float64
 _SAFETY = 1 + 1e-6  # for rounding in the sums below that have no signs, generously

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_dal.heads.norms import EPS
+from keras_dal._backend.arrays import EPS
 from keras_dal.solvers.factorized_jacobian import DenseJacobian, FactorizedJacobian, KroneckerJacobian
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products, Spectrum

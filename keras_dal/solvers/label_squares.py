@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_dal.heads.norms import EPS
+from keras_dal._backend.arrays import EPS
 
 _ROUNDING = 4 * EPS  # of labels, relative to their size: a spread below it is none
 

@@ -11,7 +11,8 @@ import dataclasses
 import numpy as np
 from scipy import linalg
 
-from keras_dal.heads.norms import EPS, nonzero, sigma_max_bound, sigma_max_bound_of_gram
+from keras_dal._backend.arrays import EPS
+from keras_dal.heads.norms import nonzero, sigma_max_bound, sigma_max_bound_of_gram
 from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places

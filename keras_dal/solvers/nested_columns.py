@@ -18,7 +18,8 @@ import numpy as np
 from scipy import linalg, optimize
 
 from keras_dal._backend import arrays
-from keras_dal.heads.norms import EPS, nonzero
+from keras_dal._backend.arrays import EPS
+from keras_dal.heads.norms import nonzero
 from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.least_squares import column_norms, rank_tolerance
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_dal.heads.norms import EPS
+from keras_dal._backend.arrays import EPS
 
 ROUNDING = 1e-12  # relative, of sums of terms by their sizes
 

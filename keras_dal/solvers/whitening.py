@@ -6,7 +6,7 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend import arrays
-from keras_dal.heads.norms import EPS
+from keras_dal._backend.arrays import EPS
 
 _RIDGE = 1e-2  # relative: directions the anchors hardly see are not free
 _FULL = 4096  # gates or units up to which their moments are factorized whole, which takes the cube of their number

@@ -9,11 +9,11 @@ from keras import ops
 
 from keras_dal import _backend, _keras
 from keras_dal._backend import arrays
+from keras_dal._backend.arrays import EPS
 from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import values_of
 from keras_dal.finishing.solve import solve_head
-from keras_dal.heads.norms import EPS
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering
