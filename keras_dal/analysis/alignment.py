@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend
+from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
 from keras_dal.analysis.network import ITERATIONS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
 from keras_dal.analysis.separability import Name, Verdict, announced, decide, decisive_share, joined_rows
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
-from keras_dal.features.progress import progress_bar, watched
+from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_labels, positive
 from keras_dal.features.store import KeptRows
 from keras_dal.losses import loss_of
@@ -21,6 +22,7 @@ from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
+_BLOCK = 4096  # samples that are summed up at once
 _SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)  # sum of squares that float32 does not lose
 
 
@@ -88,6 +90,16 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
             print(announced(len(used), structure.head().num_parameters), flush=True)
         measure = _measure_plain if structure.head().is_plain else _measure_gated
         return measure(structure, loss, rows, used, decide_separability)
+
+
+def alignment_of_cached(structure, loss, data, targets):
+    """Measure the alignment of a plain head from `CachedFeatures` and the targets of the loss, by their moments."""
+    moments = 0.0
+    for rows in arrays.slices(len(data), _BLOCK):
+        features = np.asarray(data.features[rows], np.float64)
+        columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
+        moments = moments + columns.T @ (columns * data.weights[rows, None])
+    return alignment_from_moments(moments, len(data), structure, loss, EPS)
 
 
 def alignment_from_moments(moments, num_samples, structure, loss, eps=None):

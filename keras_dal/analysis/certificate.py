@@ -12,7 +12,7 @@ from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
 from keras_dal.analysis.separability import announced, decisive_share, verdict_of
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
-from keras_dal.features.progress import progress_bar, watched
+from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_labels, checked_weight, joined, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure

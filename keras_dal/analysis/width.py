@@ -137,7 +137,7 @@ class _Point(NamedTuple):
     noise: float
 
 
-class _Problem:
+class _WidthData:
     """Features, labels and loss, and what does not depend on the gates."""
 
     def __init__(self, features, targets, weights, loss, use_bias, max_bytes, eps):
@@ -208,11 +208,11 @@ class _Problem:
 
 
 def _problem(structure, loss, data, max_bytes, x):
-    """Return the `_Problem` of cached features; raises a ValueError where there are no labels."""
+    """Return the `_WidthData` of cached features; raises a ValueError where there are no labels."""
     check_labels(data.labels, x)
     targets = loss.targets(data.labels, structure.num_outputs)
     eps = eps_of_features(structure, blocks_of(data.features))
-    return _Problem(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, eps)
+    return _WidthData(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, eps)
 
 
 def _checked(widths, draws, problem):

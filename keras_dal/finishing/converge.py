@@ -10,7 +10,7 @@ from keras import tree
 
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
-from keras_dal.features.progress import complete, progress_bar
+from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_labels
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import HALVES

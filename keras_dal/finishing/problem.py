@@ -11,7 +11,7 @@ from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
-from keras_dal.solvers.newton_cg import INEXACT, Problem
+from keras_dal.solvers.newton_cg import INEXACT, NewtonCG
 from keras_dal.solvers.objectives import Anchored, WholeLoss
 from keras_dal.solvers.whitening import Whitening
 
@@ -173,7 +173,7 @@ class Task:
         """Return the step and point where the loss is nearly its floor, or nearly the least, and what ended it there.
 
         Args:
-            problem: a `Problem`.
+            problem: a `NewtonCG`.
             tol: loss above its floor, in the problem's unit.
             phi: where to start.
             unit: of a point's loss, in the problem's.
@@ -204,7 +204,7 @@ class Task:
         else:
             jacobian = self.jacobian.part(part)
             whitening = Whitening(self._still.part(part), self.samples.part(part))
-        return Problem(jacobian, whitening, anchored, ridge, inexact, self.path.check)
+        return NewtonCG(jacobian, whitening, anchored, ridge, inexact, self.path.check)
 
     def is_done(self, tol):
         """Return whether the loss is at most tol above its floor before any change; then the path is this point."""

@@ -36,7 +36,7 @@ class Step:
     gap: float
 
 
-class Problem:
+class NewtonCG:
     """`objective(f) + ridge ||phi||^2` with `f = start + J T phi`.
 
     Args:

@@ -78,7 +78,7 @@ class Separation:
 
 
 class Anchored:
-    """`sum_i weight_i criterion(f_i) + sum_i hold_i ||f_i - start_i||^2`, what a `newton_cg.Problem` minimizes.
+    """`sum_i weight_i criterion(f_i) + sum_i hold_i ||f_i - start_i||^2`, what a `newton_cg.NewtonCG` minimizes.
 
     Args:
         criterion: one of the others, on the first k rows.

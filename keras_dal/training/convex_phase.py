@@ -9,14 +9,14 @@ from keras import ops
 
 from keras_dal import _backend, _keras
 from keras_dal._backend import arrays
-from keras_dal._backend.arrays import EPS
-from keras_dal.analysis.alignment import alignment_from_moments
+from keras_dal.analysis.alignment import alignment_of_cached
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import values_of
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering
+from keras_dal.training.measurement import logged
 from keras_dal.training.messages import described
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
@@ -122,16 +122,10 @@ class ConvexPhase:
 
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""
-        structure, loss, train = self.structure, self.loss, self.train.weighted()
-        if structure.layer is not structure.output_layer:
+        if self.structure.layer is not self.structure.output_layer:
             return {}
-        targets, sums = self.targets(train), 0.0
-        for rows in arrays.slices(len(train), _BLOCK):
-            features = np.asarray(train.features[rows], np.float64)
-            columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
-            sums = sums + columns.T @ (columns * train.weights[rows, None])
-        report = alignment_from_moments(sums, len(train), structure, loss, EPS)
-        return {"alignment": report.alignment, "alignment_rank": report.rank}
+        train = self.train.weighted()
+        return logged(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
 
     def undo(self):
         """Put back the weights from before, and explore; what was averaged is kept."""

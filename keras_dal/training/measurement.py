@@ -13,7 +13,13 @@ from keras_dal.training.kernel_change import KernelChange, some_samples
 from keras_dal.training.messages import described
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
 
-_UNKNOWN = {"alignment": np.nan, "alignment_rank": np.nan}
+
+def logged(report=None):
+    """Return an `AlignmentReport` by the names of the logs; NaN without one."""
+    return {
+        "alignment": np.nan if report is None else report.alignment,
+        "alignment_rank": np.nan if report is None else report.rank,
+    }
 
 
 class Measurement:
@@ -39,7 +45,7 @@ class Measurement:
         self._structure, self._loss, self._data = structure, loss, data
         self._samples = None if data is None else some_samples(data[0])
         self._kernel_change = None
-        self._last, self._last_change, self._changed_at, self._count = _UNKNOWN, {}, None, None
+        self._last, self._last_change, self._changed_at, self._count = logged(), {}, None, None
         self._is_small = data is not None or sums_fit(structure)
         self._said = False
         self.report = self.measured_at = None
@@ -134,18 +140,18 @@ class Measurement:
         if self._is_due(epoch, count) and self._sums_up:
             with threads_for((self._structure.num_features + 1) ** 3):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
-            self._last, self.measured_at = self._told(self.report), epoch
+            self._last, self.measured_at = logged(self.report), epoch
         return self._last | moved
 
     def _of_data(self, epoch):
         """Return the alignment on data of its own."""
         self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
         self.measured_at = epoch
-        return self._told(self.report)
+        return logged(self.report)
 
     def unknown(self):
         """Return nan by the names of what is measured."""
-        alignment = _UNKNOWN if self.moments is None or self.moments_tell else {}
+        alignment = logged() if self.moments is None or self.moments_tell else {}
         return alignment | ({"kernel_change": np.nan} if self._has_samples else {})
 
     def _is_due(self, epoch, count):
@@ -156,10 +162,6 @@ class Measurement:
     def is_affordable(self, epochs, count):
         """Return whether to measure so many samples once after so many epochs."""
         return self.moments is None or self._budget.alignment(count) <= epochs
-
-    @staticmethod
-    def _told(report):
-        return {"alignment": report.alignment, "alignment_rank": report.rank}
 
     def moved(self):
         """Return the kernel change now, by its name."""

@@ -13,7 +13,7 @@ from keras_dal import heads, losses
 from keras_dal._backend import arrays
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
-from keras_dal.solvers.newton_cg import Problem
+from keras_dal.solvers.newton_cg import NewtonCG
 from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
 from keras_dal.solvers.whitening import Whitening
 
@@ -204,7 +204,7 @@ def test_the_minimum_is_that_of_scipy(name, head, generator):
 
     zero = np.zeros(head.num_parameters)
     expected = optimize.minimize(objective, zero, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
-    found = solve(Problem(jacobian, whitening, Anchored(criterion, weights / N, start, hold / N), ridge))
+    found = solve(NewtonCG(jacobian, whitening, Anchored(criterion, weights / N, start, hold / N), ridge))
     assert found.objective == pytest.approx(expected.fun, rel=1e-4)
     assert found.objective - expected.fun <= found.gap + 1e-6
 
@@ -219,7 +219,7 @@ def test_tensors_of_an_accelerator_find_the_same_minimum(name, head, generator, 
     for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
         jacobian = CachedJacobian(head, features, on=on)
         objective = Anchored(criteria(xp)[name], weights, xp.single(start), hold)
-        found.append(solve(Problem(jacobian, Whitening(jacobian), objective, 1e-2), steps=12))
+        found.append(solve(NewtonCG(jacobian, Whitening(jacobian), objective, 1e-2), steps=12))
     ours, theirs = found
     assert not isinstance(theirs.phi, np.ndarray)
     assert not isinstance(theirs.logits, np.ndarray)
@@ -231,7 +231,7 @@ def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(gene
     head, features = make("branch", generator), generator.normal(size=(N, M))
     jacobian = CachedJacobian(head, features)
     criterion = Separation(one_hot(N, C), 1.0, exclusive=True)
-    problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
+    problem = NewtonCG(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
     steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
     least = min(step.objective for step in steps)
     assert all(step.objective - least <= step.gap + 1e-6 for step in steps)
@@ -243,7 +243,7 @@ def test_logistic_regression_is_that_of_scikit_learn(generator):
     labels[features[:, 0] > 0] = 0
     jacobian = CachedJacobian(heads.DenseHead(M, C), features)
     criterion = WholeLoss(losses.SoftmaxCrossEntropy(), np.eye(C)[labels])
-    problem = Problem(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
+    problem = NewtonCG(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
     steps = [step for step, _ in zip(problem.steps(), range(25), strict=False)]
     theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(features, labels)
     probabilities = theirs.predict_proba(features)
@@ -257,7 +257,7 @@ def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
     jacobian = CachedJacobian(head, features)
     whitening = Whitening(jacobian)
     criterion = WholeLoss(losses.SquaredError(), targets)
-    found = solve(Problem(jacobian, whitening, mean_of(criterion, 200), 1e-2))
+    found = solve(NewtonCG(jacobian, whitening, mean_of(criterion, 200), 1e-2))
     basis = np.stack([whitening.theta(unit) for unit in np.eye(M * C)], axis=1).reshape(M, C, M * C)[:, 0, ::C]
     theirs = Ridge(alpha=1e-2 * 200 * C, fit_intercept=False, tol=1e-12).fit(features @ basis, targets)
     np.testing.assert_allclose(found.logits, theirs.predict(features @ basis), atol=2e-3)
@@ -271,7 +271,7 @@ def test_tensors_in_any_unit_take_the_steps_of_numpy(unit, generator):
         jacobian = CachedJacobian(heads.DenseHead(M, C), features, on=on)
         loss = WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(N, C)))
         objective = Anchored(loss, np.full(N, unit / N), xp.single(np.zeros((N, C))))
-        steps = Problem(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
+        steps = NewtonCG(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
         objectives.append(next(itertools.islice(steps, 6, None)).objective / unit)
     assert objectives[1] == pytest.approx(objectives[0], rel=1e-5)
     assert objectives[0] < 0.999 * np.log(C)

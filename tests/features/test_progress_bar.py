@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_dal
-from keras_dal.features.progress import progress_bar, watched
+from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.solvers import duality
 
 
