@@ -10,7 +10,7 @@ ALWAYS = (
     "arithmetic below float64: the numbers are those of the head in float64 on the features as the model gave them",
 )
 RANK = "the rank is a decision about rounding: singular values up to the tolerance count as zero"
-CURVATURE = "the rate: the second derivative of this loss has no bound, so no step size is known to work"
+CURVATURE = "the rate: no bound of the second derivative is known, so no step size is known to work"
 ROUNDED = "features finer than float32: these were rounded to it, and all numbers are of the rounded ones"
 MIXED = (
     "alignment: no multiple of these labels is optimal, as of mixed ones, so their share proves nothing about the loss"

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
@@ -187,8 +188,8 @@ class Certificate:
     def _smoothness(self):
         if self.beta is None:
             raise ValueError(
-                "There is no bound: the curvature of the loss has none, or theta_S has a penalty that is not an L2 "
-                "regularizer. Use a loss that has one, and keras.regularizers.L2. "
+                "There is no bound: the curvature of the loss has none, theta_S has a penalty that is not an L2 "
+                "regularizer, or features are too large to square. Use a loss that has one, L2, or other units. "
                 f"Received: not_covered={self.not_covered}"
             )
         return self.beta
@@ -314,7 +315,7 @@ def certify_head(
         decided_by=verdict.decided_by,
         infimum=(found.lower, found.upper),
         margin=found.margin,
-        witness_norm=float(np.linalg.norm(found.theta)),
+        witness_norm=float(linalg.norm(found.theta)),
         beta=beta,
         comparisons=() if beta is None else objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
         not_covered=assumptions.ALWAYS + open_points,

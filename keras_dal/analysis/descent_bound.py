@@ -5,12 +5,15 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from scipy import linalg
 
 from keras_dal.features.tracing import to_numpy
 from keras_dal.heads.base import split
 from keras_dal.solvers import rounded
 
 _SCALES = np.geomspace(1e-2, 1e3, 81)
+_TINY = float(np.finfo(np.float64).tiny)
+_LARGEST = 1e150  # whose square float64 holds
 
 
 def smoothness(loss, num_outputs, sigma_max, num_samples, penalty):
@@ -24,7 +27,10 @@ def smoothness(loss, num_outputs, sigma_max, num_samples, penalty):
         penalty: L2 factors, a number or an array.
     """
     curvature = loss.curvature(num_outputs)
-    return None if curvature is None else float(curvature * sigma_max**2 / num_samples + 2 * np.max(penalty))
+    if curvature is None or sigma_max > _LARGEST:
+        return None
+    of_loss = max(curvature * sigma_max**2 / num_samples, _TINY if sigma_max > 0 else 0.0)  # a square may be lost
+    return float(of_loss + 2 * np.max(penalty))
 
 
 class Objective:
@@ -47,7 +53,8 @@ class Objective:
         return float(np.mean(self.weights * self.loss.values(logits, self.targets)))
 
     def penalty_of(self, theta):
-        return float(np.sum(self.penalty * theta**2))
+        with np.errstate(over="ignore", invalid="ignore"):  # parameters for features in small units
+            return float(np.sum(self.penalty * theta**2))
 
     def evaluate(self, theta):
         """Return the logits `(n, C)` and a bound of their rounding errors."""
@@ -91,7 +98,8 @@ class Objective:
             logits, errors = (start + s * step for start, step in zip(at_base, change, strict=True))
             value = self.largest_loss(logits, errors) + self.penalty_of(point)
             if np.isfinite(value):
-                yield value, float(np.sum((point - theta) ** 2))
+                far = float(linalg.norm(point - theta))
+                yield value, far * far  # infinity where float64 does not hold it
 
 
 def l2_factors(variables):

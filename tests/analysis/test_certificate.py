@@ -482,6 +482,21 @@ def test_a_penalty_without_curvature_bound_leaves_no_rate():
         certificate.bound(10)
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e170, 1e300])
+def test_features_whose_squares_float64_does_not_hold_leave_no_rate_or_one_that_is_true(size):
+    rng = np.random.default_rng(0)
+    head, z, labels = make_head("dense", rng, 4, 0, 3), size * rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    certificate = certified(head, z, labels, LOSSES["mse"])
+    if size > 1:
+        assert certificate.beta is None
+        with pytest.raises(ValueError, match="too large to square.*Received"):
+            certificate.bound(1)
+    else:
+        assert certificate.beta > 0
+        assert certificate.bound(1) <= certificate.objective * (1 + 1e-9)
+    assert np.isfinite(certificate.objective)
+
+
 def test_bad_input_gets_one_clear_sentence():
     (x, y), model = data(), classifier()
     with pytest.raises(ValueError, match="Labels are needed.*Received"):
