@@ -33,6 +33,9 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "")
 
     Returns:
         The path where one is given, else the axes.
+
+    Raises:
+        ValueError: axes that are not three.
     """
     if hasattr(histories, "history") or "loss" in histories:
         histories = {"run": histories}
@@ -96,6 +99,9 @@ def bound(
 
     Returns:
         The path where one is given, else the axes.
+
+    Raises:
+        ValueError: several axes.
     """
     figure, axis = _axes(ax, title, 6.5, 4)
     steps = np.arange(1, len(losses)) if losses is not None else np.geomspace(1, 1e7, 100)
@@ -125,6 +131,9 @@ def solution(result: Result, path: Any = None, *, ax: Any = None, title: str = "
 
     Returns:
         The path where one is given, else the axes.
+
+    Raises:
+        ValueError: axes that are not three, for a regressor two.
     """
     points, steps = result.path, range(1, len(result.path) + 1)
     classifies = points[0].accuracy is not None
@@ -163,6 +172,9 @@ def width(curve: WidthCurve, path: Any = None, *, ax: Any = None, title: str = "
 
     Returns:
         The path where one is given, else the axes.
+
+    Raises:
+        ValueError: axes that are not two.
     """
     figure, axes = _axes(ax, title, 9.5, 3.8, columns=2)
     share, spread = np.array(curve.residual_share), np.array(curve.residual_share_spread)

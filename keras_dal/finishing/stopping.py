@@ -8,18 +8,18 @@ import numpy as np
 class Ending(enum.StrEnum):
     """What ended a path; each value reads as the end of "it was ended by"."""
 
-    SEPARATED = "separation"
-    TOLERANCE = "the tolerance"
+    SEPARATED = "separation"  # of all samples but those that were left
+    TOLERANCE = "the tolerance"  # of a minimization, as the next four
     CERTIFIED = "the certified gap"
-    GAP = "the wanted gap, in float32"
+    GAP = "the wanted gap, in float32"  # where no proof is known
     STALLED = "a step that gained nothing"
     MAX_STEPS = "the number of steps"
-    EXHAUSTED = "the end of the path"
+    EXHAUSTED = "the end of the path"  # everything was tried
     TIME = "the time limit"
     PATIENCE = "patience"
     INTERRUPT = "an interrupt"
     NOT_FINITE = "numbers that are not finite"
-    CHOSEN = "your choice"
+    CHOSEN = "your choice"  # of another point than the path came to
 
     @property
     def is_of_a_minimum(self):

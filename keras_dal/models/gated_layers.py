@@ -46,6 +46,9 @@ class _Gated(keras.layers.Layer):
 
         Args:
             features: array of shape `(n, m)`, the layer's inputs on the training samples.
+
+        Raises:
+            ValueError: another shape, no features, or some that are not finite.
         """
         features = np.asarray(features)
         if features.ndim != 2 or not features.size or not np.isfinite(features.sum(dtype=np.float64)):
@@ -80,6 +83,9 @@ class _Gated(keras.layers.Layer):
         Args:
             noise: standard deviation of the noise, relative to that of the gates' parameters.
             seed: integer for the noise.
+
+        Raises:
+            ValueError: negative noise.
         """
         if noise < 0:
             raise ValueError(f"noise must not be negative. Received: noise={noise!r}")
@@ -104,6 +110,12 @@ class GatedDense(_Gated):
         kernel_initializer: initializer of W, shape `(m, H)`.
         kernel_regularizer: regularizer of W.
         seed: integer for the random gates.
+
+    Input shape:
+        `(k, m)`.
+
+    Output shape:
+        `(k, H)`.
 
     Raises:
         ValueError: units or sharpness not positive, or another name for `gates`.
@@ -202,6 +214,12 @@ class GatedBranch(_Gated):
         num_gates: number K of gates.
         sharpness: positive slope of the sigmoid in the gate's pre-activation.
         seed: integer for the random gates.
+
+    Input shape:
+        `(k, m)`, that of `dense`.
+
+    Output shape:
+        `(k, C)`, that of `dense`.
 
     Raises:
         ValueError: num_gates or sharpness not positive.

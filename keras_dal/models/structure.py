@@ -98,7 +98,11 @@ class Structure:
         return Head.join([to_numpy(variable) for variable in self.linear_parameters])
 
     def assign(self, theta):
-        """Writes a flat theta_S, of shape `(head().num_parameters,)`, into the model."""
+        """Writes a flat theta_S into the model.
+
+        Args:
+            theta: shape `(head().num_parameters,)`.
+        """
         assign_all(self.linear_parameters, self.split(theta))
 
     def rounded(self, theta):
@@ -108,7 +112,14 @@ class Structure:
             return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
 
     def split(self, theta):
-        """Return the views of a flat theta_S that have the shapes of `linear_parameters`."""
+        """Return a flat theta_S in parts.
+
+        Args:
+            theta: shape `(head().num_parameters,)`.
+
+        Returns:
+            A list of views of it that have the shapes of `linear_parameters`.
+        """
         return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
 
     @functools.cached_property
@@ -117,13 +128,26 @@ class Structure:
         return tracing.feature_function(self.model, self.layer)
 
     def features(self, x):
-        """Return the features of one batch of inputs as the model computes them, `(k, m)`, in inference mode."""
+        """Return the features of one batch of inputs as the model computes them, in inference mode.
+
+        Args:
+            x: inputs of the model, `(k, ...)`.
+
+        Returns:
+            An array `(k, m)`.
+        """
         return evaluate(self.model, self.layer, x)[0]
 
     def logits(self, x):
-        """Return the logits of one batch of inputs, `(k, C)` in float64, in inference mode.
+        """Return the logits of one batch of inputs, in inference mode.
 
         What comes before the last layer is evaluated by the model, in its own precision; the last layer in float64.
+
+        Args:
+            x: inputs of the model, `(k, ...)`.
+
+        Returns:
+            A float64 array `(k, C)`.
         """
         head, variables = linear_head(self.output_layer, self.output_layer)
         features = np.asarray(evaluate(self.model, self.output_layer, x)[0], np.float64)
