@@ -234,6 +234,8 @@ def certify(
     batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
     features, labels, weights = map(joined, zip(*batches, strict=True))
     check_labels(labels, x)
+    used, weights = positive(weights)
+    features, labels = features[used], labels[used]
     targets = resolved.targets(labels, structure.num_outputs)
     head = structure.head()
     if verbose:

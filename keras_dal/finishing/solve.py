@@ -55,7 +55,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
 
 
 def _gap_unit(task):
-    """Return the unit of the gap: 1, or for targets of small variance that variance; 1 too where there is none."""
+    """Return the unit of the gap: 1, or the variance of numbers to be predicted, where there is any."""
     if not task.loss.quadratic:
         return 1.0
     first, weights = task.targets[:1], task.train.weights / np.sum(task.train.weights)
@@ -64,4 +64,4 @@ def _gap_unit(task):
         targets, share = task.targets[rows], weights[rows]
         sums += share @ (targets - first), share @ (targets - first) ** 2, share @ targets**2
     variance, size = float(np.mean(sums[1] - sums[0] ** 2)), float(np.mean(sums[2]))
-    return min(1.0, variance) if variance > _ROUNDING * size else 1.0
+    return variance if variance > _ROUNDING * size else 1.0

@@ -56,6 +56,8 @@ def kernel_change(features_now, features_start):
             "The features must be those of the same samples and layer. "
             f"Received: features of shapes {now.shape} and {start.shape}"
         )
+    scale = max(np.max(np.abs(now), initial=0.0), np.max(np.abs(start), initial=0.0)) or 1.0
+    now, start = now / scale, start / scale  # whose fourth powers float64 holds
     difference, total = now - start, now + start
     if len(now) <= now.shape[1]:
         # not by BLAS, whose threads go on spinning for a while and slow down the next training steps

@@ -381,6 +381,16 @@ def test_certify_reads_the_model():
     assert certify(model, x, np.eye(3)[y], loss="categorical_crossentropy").rank == certificate.rank
 
 
+def test_samples_of_weight_zero_may_have_any_label():
+    (x, y), model = data(), classifier()
+    ignored, weights = y.copy(), np.ones(len(y))
+    ignored[:5], weights[:5] = -1, 0
+    loss = "sparse_categorical_crossentropy"
+    found, expected = certify(model, x, ignored, weights, loss=loss), certify(model, x, y, weights, loss=loss)
+    assert found == expected
+    assert found.num_samples == len(y) - 5
+
+
 def test_what_the_objective_leaves_out_is_said():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(4, activity_regularizer="l2", name="busy"), keras.layers.Dense(2)]

@@ -1,4 +1,4 @@
-"""Sample weights in another unit change the loss, and nothing else."""
+"""Weights and labels in another unit change the loss, and nothing else."""
 
 import keras
 import numpy as np
@@ -59,3 +59,16 @@ def test_the_unit_of_sample_weights_changes_no_minimum_of_the_loss(unit):
     assert scaled.loss == pytest.approx(unit * plain.loss, rel=1e-5)
     assert scaled.point.moved == pytest.approx(plain.point.moved, rel=1e-4)
     assert scaled.stopped_by == plain.stopped_by
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4, 1e6])
+def test_the_unit_of_numbers_to_be_predicted_is_no_obstacle_to_a_proof(unit):
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((200, 6)).astype("float32")
+    y = (unit * (3 + x[:, :1] + 0.3 * generator.standard_normal((200, 1)))).astype("float32")
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    result = keras_dal.finish(model, x, y, verbose=0)
+    assert result.reached
+    assert 0 <= result.point.gap <= 1e-4 * np.var(y)

@@ -20,6 +20,13 @@ def test_kernel_change_equals_its_definition(size):
         kernel_change(now, start[:, 1:])
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-90, 1.0, 1e80, 1e200])
+@pytest.mark.parametrize("rows", [3, 30])
+def test_kernel_change_holds_in_any_unit(size, rows):
+    start = size * np.random.default_rng(0).standard_normal((rows, 4))
+    assert kernel_change(2 * start, start) == pytest.approx(3, rel=1e-6)
+
+
 def test_the_start_is_looked_at_without_a_trace_in_the_model():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(2)])
