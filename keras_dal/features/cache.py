@@ -75,7 +75,7 @@ def cached_features(
         A `CachedFeatures`.
 
     Raises:
-        ValueError: as `feature_batches`.
+        ValueError: as `feature_batches`, or features that float32 does not hold.
         OSError: the features do not fit on the disk; nothing is left behind.
     """
     path = None
@@ -95,7 +95,7 @@ def cached_features(
     labels, weights, exact = [], [], True
     try:
         for block, label, weight in feature_batches(structure, x, y, sample_weight, batch_size):
-            writer.append(narrow := np.ascontiguousarray(block, np.float32))
+            writer.append(narrow := _in_float32(block))
             exact = exact and (block.dtype == narrow.dtype or np.array_equal(narrow, block))
             labels.append(label)
             weights.append(weight)
@@ -106,6 +106,18 @@ def cached_features(
     except BaseException:
         writer.discard()
         raise
+
+
+def _in_float32(block):
+    """Return features as they are kept; raises a ValueError where infinity or zeros would be left of them."""
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(block, np.float32)
+    if not np.isfinite(narrow).all() or (block.any() and not narrow.any()):
+        raise ValueError(
+            "Features are kept in float32, which does not hold these: normalize the inputs of the last layer. "
+            f"Received: features up to {np.max(np.abs(block)):.3g}"
+        )
+    return narrow
 
 
 def _valid_file(path, structure, x, max_bytes):

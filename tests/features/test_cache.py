@@ -359,3 +359,11 @@ def test_a_column_in_tiny_units_is_compared_by_itself(tmp_path):
     with pytest.warns(UserWarning, match="computed again: the model computes other features"):
         again = cached_features(find_structure(model, x), x, np.zeros(30, int), None, 16, tmp_path)
     np.testing.assert_allclose(again.features[:, 1], -first.features[:, 1])
+
+
+@pytest.mark.parametrize("size", [1e50, 1e-60])
+def test_features_that_float32_does_not_hold_are_refused(size):
+    model = keras.Sequential([keras.Input((3,), dtype="float64"), keras.layers.Dense(2, dtype="float64")])
+    x = size * np.random.default_rng(0).standard_normal((8, 3))
+    with pytest.raises(ValueError, match="float32, which does not hold these.*Received"):
+        cached_features(find_structure(model), x, None)
