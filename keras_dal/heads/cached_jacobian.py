@@ -79,7 +79,7 @@ class CachedJacobian:
 
         Args:
             theta: flat, `(P,)`.
-            curve: a function of the logits `(b, C)` of some samples and of their slice, as `Anchored.curvature`.
+            curve: a function of the logits `(b, C)` of some samples and of their slice, as `Anchored.hessian`.
         """
         weights, kept = self._weights(theta), arrays.of(theta)
 

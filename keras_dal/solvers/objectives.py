@@ -1,7 +1,7 @@
 """What the solver minimizes, as functions of logits: how far samples are from their right side, or a loss.
 
 Arrays are NumPy's or tensors of the backend, but all of one kind. Values of NumPy are float64, because their sums
-decide; gradients and curvatures are float32, because they enter products.
+decide; gradients and Hessian products are float32, because they enter products.
 """
 
 import numpy as np

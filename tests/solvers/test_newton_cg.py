@@ -151,7 +151,7 @@ def criteria(xp=arrays.NUMPY):
 
 
 @pytest.mark.parametrize("name", criteria())
-def test_gradient_and_curvature_are_derivatives(name, generator):
+def test_gradient_and_hessian_are_derivatives(name, generator):
     criterion, step = criteria()[name], 1e-3
     logits, direction = generator.normal(size=(2, N, C))
     ahead, behind = logits + step * direction, logits - step * direction
