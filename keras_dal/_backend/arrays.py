@@ -20,6 +20,11 @@ def slices(size, step):
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
+def seen(rows, shift_invariant):
+    """Return rows `(n, C)` as a loss sees them: without constants per row, where these change nothing."""
+    return rows - rows.mean(axis=1, keepdims=True) if shift_invariant else rows
+
+
 def of(array) -> Any:
     """Return the functions for arrays of this kind."""
     return NUMPY if isinstance(array, np.ndarray) else TENSORS

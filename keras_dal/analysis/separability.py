@@ -125,7 +125,7 @@ def _factorized(head, loss, rows):
     if _num_bytes(rows) > _DECIDABLE:
         return None
     features, _, weights = joined_rows(rows)
-    return jacobian(head, features, weights, centered=loss.shift_invariant)
+    return jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
 
 
 def _num_bytes(rows):
@@ -149,7 +149,7 @@ def _separability(head, loss, rows, columns, used):
         )
     features, targets, weights = joined_rows(rows)
     if columns is None:
-        columns = jacobian(head, features, weights, centered=loss.shift_invariant)
+        columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
     if not columns.factorized:
         return Verdict(
             Name.UNDECIDED, f"least squares alone, because the head is too large to factorize ({columns.method})"

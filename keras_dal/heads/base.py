@@ -46,7 +46,7 @@ class Head:
     def columns(self, features) -> np.ndarray | None:
         """Return A, shape `(k, P / C)`, where the Jacobian is `A kron I_C`; None where outputs share no such factor."""
 
-    def spectral_norm_bound(self, features, weights, centered=False) -> float:
+    def spectral_norm_bound(self, features, weights, shift_invariant=False) -> float:
         """Return an upper bound of sigma_max(J_S), from matrices of the order of m + 1 and the number of gates only.
 
         Iterative estimates of sigma_max are lower bounds and would not do.
@@ -54,7 +54,7 @@ class Head:
         Args:
             features: `(n, m)`.
             weights: of the samples, `(n,)`; rows are multiplied by their roots.
-            centered: whether constants per sample are removed from the logits.
+            shift_invariant: whether constants per sample are removed from the logits.
         """
         raise NotImplementedError
 

@@ -31,7 +31,7 @@ class DenseHead(Head):
         kernel = features.T @ cotangent
         return self.join([kernel, cotangent.sum(axis=0)] if self.use_bias else [kernel], features.dtype)
 
-    def spectral_norm_bound(self, features, weights, centered=False):
+    def spectral_norm_bound(self, features, weights, shift_invariant=False):
         return sigma_max_bound(self.columns(features) * np.sqrt(weights)[:, None])
 
     def magnitudes(self, features, theta):

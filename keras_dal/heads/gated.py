@@ -80,13 +80,13 @@ class GatedHead(Gates):
         parts = [self.standardize(features).T @ hidden, hidden.sum(axis=0)]
         return self.join(parts + ([cotangent.sum(axis=0)] if self.use_bias else []), features.dtype)
 
-    def spectral_norm_bound(self, features, weights, centered=False):
+    def spectral_norm_bound(self, features, weights, shift_invariant=False):
         """By Schur's product theorem: `sigma_max(A o B) <= max_i A_ii sigma_max(B)` for positive semidefinite A and B.
 
         `J J'` is the entrywise product of the Gram matrices of `(u_i, 1)` and of `V_j * g_i`; scaled to `A_ii = 1` this
         leaves the largest eigenvalue of `(V V') o (G' D G)`.
         """
-        output = self.output_kernel - self.output_kernel.mean(axis=1, keepdims=True) * centered
+        output = self.output_kernel - self.output_kernel.mean(axis=1, keepdims=True) * shift_invariant
         moments = (output @ output.T) * self._moments(features, weights)
         return np.hypot(
             sigma_max_bound_of_gram(moments, len(features)), np.sqrt(weights.sum()) * SAFETY * self.use_bias

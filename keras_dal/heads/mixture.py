@@ -58,7 +58,7 @@ class MixtureHead(Gates):
         kernel = self._exchanged(matrix.reshape(len(matrix), -1, self.num_outputs))
         return self.join([kernel, bias], features.dtype)
 
-    def spectral_norm_bound(self, features, weights, centered=False):
+    def spectral_norm_bound(self, features, weights, shift_invariant=False):
         """As of `GatedHead`, without a linear map after the gates."""
         return sigma_max_bound_of_gram(self._moments(features, weights), len(features))
 

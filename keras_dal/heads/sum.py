@@ -25,8 +25,8 @@ class SumHead(Head):
     def logits(self, features, theta):
         return sum(part.logits(features, each) for part, each in self._with(theta))
 
-    def spectral_norm_bound(self, features, weights, centered=False):
-        return np.sqrt(sum(part.spectral_norm_bound(features, weights, centered) ** 2 for part in self.parts))
+    def spectral_norm_bound(self, features, weights, shift_invariant=False):
+        return np.sqrt(sum(part.spectral_norm_bound(features, weights, shift_invariant) ** 2 for part in self.parts))
 
     def magnitudes(self, features, theta):
         return sum(part.magnitudes(features, each) for part, each in self._with(theta))

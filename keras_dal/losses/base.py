@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy import special
 
+from keras_dal._backend import arrays
+
 REGISTERED: dict[str, type["Loss"]] = {}
 
 
@@ -115,7 +117,7 @@ class Loss(abc.ABC):
 
     def seen(self, rows):
         """Return rows `(n, C)` without constants per sample, where these change nothing."""
-        return rows - rows.mean(axis=1, keepdims=True) if self.shift_invariant else rows
+        return arrays.seen(rows, self.shift_invariant)
 
     def margins(self, logits, targets) -> Any:
         """Return by how much every sample is on its right side, shape `(n,)`; None where there are no sides.

@@ -112,7 +112,7 @@ def nearby_dual(jacobian, targets, shares, weights, negligible, by_pair=False):
     """Return shares `(n, C)` near those given, by which part of themselves `(n,)` an exact dual point's may differ.
 
     Args:
-        jacobian: a `FactorizedJacobian`; centred means softmax, whose pairs are a sample and another class.
+        jacobian: a `FactorizedJacobian`; shift-invariant means softmax, whose pairs are a sample and another class.
         targets: Y_l, `(n, C)`.
         shares: masses per weight, `(n, C)`, in [0, 1].
         weights: positive, `(n,)`.
@@ -123,8 +123,8 @@ def nearby_dual(jacobian, targets, shares, weights, negligible, by_pair=False):
         The shares, zero where no exact dual point is known near them, the parts, and whether none had to be left out.
     """
     found, part, complete = np.zeros_like(shares), np.zeros(len(shares)), True
-    split = _by_class if jacobian.centered else _by_output
-    if jacobian.copies == 1 or (by_pair and jacobian.centered):
+    split = _by_class if jacobian.shift_invariant else _by_output
+    if jacobian.copies == 1 or (by_pair and jacobian.shift_invariant):
         split = _by_pair
     for index, block in split(jacobian, targets, shares, weights, max(negligible, _FAINTEST)):
         near = block.near_exact()
@@ -171,20 +171,20 @@ def _shared(jacobian, index, signs, own, shares, weights):
 
 def _by_pair(jacobian, targets, shares, weights, negligible):
     """Yield one block of all pairs."""
-    i, j = index = np.nonzero((shares > negligible) & ((targets == 0) | (not jacobian.centered)))
+    i, j = index = np.nonzero((shares > negligible) & ((targets == 0) | (not jacobian.shift_invariant)))
     right = np.argmax(targets, axis=1)[i]
     if not len(i) or len(i) * jacobian.num_directions**2 > _PAIR_WORK:
         return
-    signs = np.ones((len(i), 1)) if jacobian.centered else -targets[index][:, None]
+    signs = np.ones((len(i), 1)) if jacobian.shift_invariant else -targets[index][:, None]
     columns, magnitude = (jacobian.rows(matrix, i, j) for matrix in (jacobian.columns, jacobian.magnitude))
-    if jacobian.centered:
+    if jacobian.shift_invariant:
         columns = columns - jacobian.rows(jacobian.columns, i, right)
         magnitude = magnitude + np.abs(jacobian.rows(jacobian.magnitude, i, right))
 
     def residues(prime):
         modular = residues_modulo(jacobian.matrix(jacobian.features), prime)
         gaps = jacobian.rows(modular, i, j)
-        return (gaps - jacobian.rows(modular, i, right)) % prime if jacobian.centered else gaps
+        return (gaps - jacobian.rows(modular, i, right)) % prime if jacobian.shift_invariant else gaps
 
     mass = (shares * weights[:, None])[index][:, None]
     yield index, Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues, lambda: None)

@@ -28,8 +28,8 @@ class FactorizedJacobian(Jacobian):
 
     copies: int
 
-    def __init__(self, head, features, weights, centered, eps):
-        super().__init__(head, features, weights, centered, eps)
+    def __init__(self, head, features, weights, shift_invariant, eps):
+        super().__init__(head, features, weights, shift_invariant, eps)
         matrix = self.matrix(features)
         self.sigma_max = sigma_max_bound(self._weighted(matrix))
         width = matrix.shape[2]
@@ -48,12 +48,12 @@ class FactorizedJacobian(Jacobian):
         self._counted = int(np.sum(self.values > self.tolerance * self.values[0]))
         self._left, self._right = left[:, :kept], right[:kept]
         self.size = kept * self.copies
-        self.rank = min(self.full_rank, self._counted * (self.copies - (self.copies > 1) * centered))
+        self.rank = min(self.full_rank, self._counted * (self.copies - (self.copies > 1) * shift_invariant))
         self.method = f"{self.method}, singular values above {self.tolerance:.1e} of the largest"
 
     def unweighted(self):
         """Return the same for samples of equal weight."""
-        return type(self)(self.head, self.features, np.ones(len(self.features)), self.centered, self.eps)
+        return type(self)(self.head, self.features, np.ones(len(self.features)), self.shift_invariant, self.eps)
 
     def in_unit(self, unit):
         """Return the same for sample weights divided by a unit, with no other factorization."""
@@ -150,11 +150,11 @@ class FactorizedJacobian(Jacobian):
 
     def left_of(self, targets, counting=True):
         """Return what the columns that count, or all, do not reach; an offset, which a bias does, costs no digits."""
-        centred = self.centred(targets)
+        centred = self.without_means(targets)
         reached = self._counting(centred) if counting else self.correlate(centred * self.roots**2)
         return centred - self.combine(reached)
 
-    def centred(self, targets):
+    def without_means(self, targets):
         """Return targets without their means, where a bias reaches these."""
         return targets - safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias
 
@@ -187,12 +187,12 @@ class KroneckerJacobian(FactorizedJacobian):
 
     @property
     def num_directions(self):
-        return self.columns.shape[2] * (self.copies - self.centered)
+        return self.columns.shape[2] * (self.copies - self.shift_invariant)
 
     def rows(self, matrix, samples, outputs):
         rows = np.zeros((len(samples), self.copies, matrix.shape[2]), matrix.dtype)
         rows[np.arange(len(samples)), outputs] = matrix[samples, 0]
-        return rows[:, : self.copies - self.centered].reshape(len(samples), -1)
+        return rows[:, : self.copies - self.shift_invariant].reshape(len(samples), -1)
 
     def with_constants(self):
         return Spectrum(self._counted * self.copies, self.values, self.sigma_max)
@@ -216,15 +216,15 @@ class DenseJacobian(FactorizedJacobian):
         return np.array([[self.head.adjoint(z[None], unit[None]) for unit in units] for z in features])
 
     def _seen_modulo(self, residues, prime):
-        if not self.centered:
+        if not self.shift_invariant:
             return residues
         return (residues * self.head.num_outputs - residues.sum(axis=1, keepdims=True)) % prime
 
     def _weighted(self, matrix):
-        return super()._weighted(matrix - matrix.mean(axis=1, keepdims=True) * self.centered)
+        return super()._weighted(matrix - matrix.mean(axis=1, keepdims=True) * self.shift_invariant)
 
     def with_constants(self):
-        if not self.centered:
+        if not self.shift_invariant:
             return Spectrum(self.rank, self.values, self.sigma_max)
         weighted = super()._weighted(self.columns)
         values = np.linalg.svd(weighted / nonzero(column_norms(weighted)), compute_uv=False)

@@ -19,14 +19,14 @@ __all__ = [
 ]
 
 
-def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, eps=EPS):
+def jacobian(head, features, weights=None, shift_invariant=False, max_bytes=2**28, eps=EPS):
     """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
 
     Args:
         head: a `heads.Head` with P parameters and C outputs.
         features: float64 array of shape `(n, m)`.
         weights: positive sample weights `(n,)`; ones by default.
-        centered: whether constants per row are removed (softmax).
+        shift_invariant: whether constants per row are removed (softmax).
         max_bytes: largest matrix whose singular values are computed; beyond it the result is iterative.
         eps: spacing at one of the numbers that the features were computed in.
 
@@ -39,4 +39,4 @@ def jacobian(head, features, weights=None, centered=False, max_bytes=2**28, eps=
         kind = IterativeJacobian
     else:
         kind = KroneckerJacobian if shared else DenseJacobian
-    return kind(head, features, np.ones(len(features)) if weights is None else weights, centered, eps)
+    return kind(head, features, np.ones(len(features)) if weights is None else weights, shift_invariant, eps)

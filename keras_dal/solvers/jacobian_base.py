@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
+from keras_dal._backend import arrays
+
 
 class Products(LinearOperator):
     """A real matrix given by two functions, the products with it and with its transpose."""
@@ -42,6 +44,7 @@ class Jacobian:
         tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None where
             none was computed.
         sigma_max: largest singular value, or an upper bound of it.
+        shift_invariant: whether constants per sample are removed, as `Loss.shift_invariant` says.
         eps: spacing at one of the numbers that the features were computed in.
         method: how rank and sigma_max were obtained.
     """
@@ -52,15 +55,15 @@ class Jacobian:
     sigma_max: float
     method: str
 
-    def __init__(self, head, features, weights, centered, eps):
-        self.head, self.features, self.centered, self.eps = head, features, centered, eps
+    def __init__(self, head, features, weights, shift_invariant, eps):
+        self.head, self.features, self.shift_invariant, self.eps = head, features, shift_invariant, eps
         self.roots = np.sqrt(weights)[:, None]
         self.shape = (len(features) * head.num_outputs, head.num_parameters)
-        self.full_rank = len(features) * (head.num_outputs - centered)
+        self.full_rank = len(features) * (head.num_outputs - shift_invariant)
 
     def seen(self, rows):
         """Return rows `(n, C)` as the loss sees them: without constants for softmax."""
-        return rows - rows.mean(axis=1, keepdims=True) if self.centered else rows
+        return arrays.seen(rows, self.shift_invariant)
 
     def logits(self, theta):
         """Return the head's logits `(n, C)` in float64."""
