@@ -169,11 +169,6 @@ class Averaging:
         elif self.averaged_steps:
             assign_all(_keras.optimized(self), self._average.values())
 
-    def close_average(self):
-        """Leaves the weights there are: averages of the inner optimizer become these, and its own is forgotten."""
-        self.settle_averages()
-        self.drop_average()
-
     def settle_averages(self, also_linear=True):
         """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
         inner = innermost(self.inner_optimizer)

@@ -103,7 +103,6 @@ class ConvexPhase:
             if not np.isfinite(result.loss):
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
             self.result = result
-            self._wrap.close_average()
             self._wrap.mark_solved(renewed=self.steps_of_statistics > 0)
 
     def _check_start(self, result):

@@ -92,7 +92,6 @@ def finish(
         before.restore()
         raise
     if wrap is not None:
-        wrap.close_average()
         wrap.mark_solved(renews)
     return result
 

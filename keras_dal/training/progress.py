@@ -22,6 +22,8 @@ class Progressing:
     """What `Wrap` knows of its progress: saved and restored with the optimizer's variables."""
 
     built: bool
+    settle_averages: Any
+    drop_average: Any
     _model: Any = None  # a weak reference, once it has been switched
     _is_linear: Any
     _linear_indices: tuple[int, ...] | None = None  # host copy of `_is_linear`: a traced step cannot read a variable
@@ -48,7 +50,13 @@ class Progressing:
         return self.progress == Progress.RENEWED
 
     def mark_solved(self, renewed):
-        """Let the second phase be over, with statistics made anew or not; saved with the optimizer's variables."""
+        """Let the second phase be over with the weights there are, which averages of the inner optimizer become.
+
+        Args:
+            renewed: whether batch statistics were made anew; saved with the optimizer's variables, as all of it.
+        """
+        self.settle_averages()
+        self.drop_average()
         progress = Progress.RENEWED if renewed else Progress.SOLVED
         self._is_linear.assign(np.where(to_numpy(self._is_linear) > 0, progress, 0).astype("int32"))
 
