@@ -11,9 +11,17 @@ ALWAYS = (
 )
 RANK = "the rank is a decision about rounding: singular values up to the tolerance count as zero"
 CURVATURE = "the rate: no bound of the second derivative is known, so no step size is known to work"
+TO_FLOAT32 = "rounded to float32"  # of features
+OF_ROUNDED = "float32 features, to which those of the model were rounded,"  # of what a verdict is then
 ROUNDED = "features finer than float32: these were rounded to it, and all numbers are of the rounded ones"
-MIXED = (
-    "alignment: no multiple of these labels is optimal, as of mixed ones, so their share proves nothing about the loss"
+NO_SCALE = "no multiple of these labels is optimal"
+NO_SCALE_OF_MIXED = f"{NO_SCALE}, as of mixed ones"
+MIXED = f"alignment: {NO_SCALE_OF_MIXED}, so their share proves nothing about the loss"
+_CLIPPED = "probabilities at 1e-7"
+CLIPS = f"Keras clips {_CLIPPED}"
+_CLIPPING = (
+    f"Keras' clipping of {_CLIPPED}, beyond which its loss is flat: all numbers are of the logits, as with a linear "
+    "last layer and from_logits=True"
 )
 _NOISE = (
     keras.layers.Dropout,
@@ -61,10 +69,7 @@ def of_training(structure, penalty):
     if _keras.loss_weight(structure.model) != 1:
         yield "the compiled loss_weights: loss and rate are those of the loss without them"
     if clips_probabilities(structure):
-        yield (
-            "Keras' clipping of probabilities at 1e-7, beyond which its loss is flat: all numbers are of the logits, "
-            "as with a linear last layer and from_logits=True"
-        )
+        yield _CLIPPING
     bound = [v.path for v in structure.linear_parameters if v.constraint is not None]
     if bound:
         yield f"constraints on theta_S ({', '.join(bound)}): verdict, infimum and rate are of a head without them"

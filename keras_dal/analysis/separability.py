@@ -10,6 +10,7 @@ import enum
 
 import numpy as np
 
+from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
@@ -42,7 +43,7 @@ class Verdict:
     decided_by: str
 
 
-MIXED = Verdict(Name.UNDECIDED, "nothing: no multiple of these labels is optimal, as of mixed ones")
+MIXED = Verdict(Name.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
 
 
 def by_residual(share, otherwise, reason):
@@ -185,9 +186,7 @@ def verdict_of(found, share, witnessed, objective, scale, v):
             return Verdict(
                 Name.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
             )
-        return Verdict(
-            Name.UNDECIDED, f"no multiple of these labels is optimal; the least loss of any model is {floor:.6g}"
-        )
+        return Verdict(Name.UNDECIDED, f"{NO_SCALE}; the least loss of any model is {floor:.6g}")
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
     proved = proved and not _is_above_rounding(found.lower, objective, v)  # nor does one large label hide all others
     if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show

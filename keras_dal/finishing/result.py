@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from keras_dal.analysis.assumptions import ROUNDED, clips_probabilities
+from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors, penalty_at
 from keras_dal.analysis.separability import Name
@@ -104,7 +104,7 @@ class Result:
         found = certify_structure(self.structure, data.head, data.factors, *arguments)
         if data.exact:
             return found
-        reason = f"nothing: float32 features, to which those of the model were rounded, are {found.verdict}"
+        reason = f"nothing: {OF_ROUNDED} are {found.verdict}"
         return dataclasses.replace(
             found, verdict=Name.UNDECIDED, decided_by=reason, not_covered=(*found.not_covered, ROUNDED)
         )
@@ -155,8 +155,8 @@ class Result:
         """Yield what is proved about this point, a line each."""
         if self._is_proved:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
-            of = "" if self._data.exact else ", on features rounded to float32"
-            of += ", of the logits: Keras clips probabilities at 1e-7" if clips_probabilities(self.structure) else ""
+            of = "" if self._data.exact else f", on features {TO_FLOAT32}"
+            of += f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
                 steps = f"{self.gradient_steps:,} steps to {at_most(self._data.proof.wanted, 2)}"

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
@@ -146,7 +147,7 @@ def _wider(phase):
     structure, train = phase.structure, phase.train.weighted()
     more = num_gated_parameters(len(train), structure.num_features, structure.num_outputs)
     wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
-    rounded = "" if train.are_exact(structure) else ", rounded to float32,"
+    rounded = "" if train.are_exact(structure) else f", {TO_FLOAT32},"
     but = f" but {wrong:,}, whose features{rounded} are those of samples with other labels" if wrong else ""
     gated = f"add_gated_head(model, num_samples={len(train)}), {more:,} parameters"
     return f"{gated}, can put every sample on its right side{but}"
