@@ -9,6 +9,7 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal.analysis import assumptions
+from keras_dal.analysis.certificate_rows import rows_of
 from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
 from keras_dal.analysis.separability import announced, decisive_share, verdict_of
 from keras_dal.features.batches import feature_batches, first_inputs
@@ -20,7 +21,7 @@ from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
-from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
+from keras_dal.tables import as_html, as_text
 
 _ROUNDED = 1e-9  # relative, of an objective that is reached as it is
 
@@ -153,37 +154,13 @@ class Certificate:
         return cls(**{**fields, "comparisons": tuple(map(tuple, fields["comparisons"]))})
 
     def __str__(self):
-        return as_text(self._rows(), self._title())
+        return as_text(rows_of(self), self._title())
 
     def _repr_html_(self):
-        return as_html(self._rows(), self._title())
+        return as_html(rows_of(self), self._title())
 
     def _title(self):
         return "Certificate", f"{self.verdict}: {self.decided_by}"
-
-    def _rows(self):
-        share, left = f"{self.alignment:.8g}", f"{self.residual_share:.2e}"
-        if not self.exact:
-            share, left = f"at least {at_least(self.alignment, 8)}", f"at most {at_most(self.residual_share, 3, 'e')}"
-        rank = "not decided" if self.rank is None else f"{self.rank} of {self.full_rank}"
-        yield "loss now", f"{self.loss:.6g} ({self.loss_name})"
-        yield "penalty now", f"{self.penalty:.6g} (on theta_S, part of the objective)" if self.penalty else None
-        low, high = self.infimum
-        between = f"between {at_least(low, 6)} and {at_most(high, 6)}"
-        yield "infimum of the loss", one_number(low, high, 6) or between
-        yield "least loss of any model", f"{self.floor:.6g}" if self.floor else None
-        yield "samples, features, outputs", f"{self.num_samples}, {self.num_features}, {self.num_outputs}"
-        yield "parameters in theta_S", f"{self.num_parameters}"
-        yield "rank of J_S", f"{rank} ({self.method})"
-        yield "alignment", f"{share} (residual share {left})"
-        yield "smallest margin", None if self.margin is None else f"at least {at_least(self.margin, 4)} at the witness"
-        yield "norm of the witness", f"{self.witness_norm:.4g}"
-        if self.beta:
-            yield "smoothness beta, step", f"{at_most(self.beta, 4)}, {at_least(self.step, 4)}"
-            bounds = (f"{at_most(self.bound(t), 4)} after {t:,}" for t in (100, 10_000, 1_000_000))
-            yield "objective at most", ", ".join(bounds) + " steps of gradient descent"
-        for sentence in self.not_covered:
-            yield "not covered", sentence
 
     def _smoothness(self):
         if self.beta is None:

@@ -1,0 +1,34 @@
+"""How a `Certificate` reads, row by row."""
+
+from keras_dal.tables import at_least, at_most, one_number
+
+
+def rows_of(certificate):
+    """Yield what a `Certificate` says, a name and a text for each row."""
+    share, left = f"{certificate.alignment:.8g}", f"{certificate.residual_share:.2e}"
+    if not certificate.exact:
+        share = f"at least {at_least(certificate.alignment, 8)}"
+        left = f"at most {at_most(certificate.residual_share, 3, 'e')}"
+    rank = "not decided" if certificate.rank is None else f"{certificate.rank} of {certificate.full_rank}"
+    yield "loss now", f"{certificate.loss:.6g} ({certificate.loss_name})"
+    if certificate.penalty:
+        yield "penalty now", f"{certificate.penalty:.6g} (on theta_S, part of the objective)"
+    low, high = certificate.infimum
+    between = f"between {at_least(low, 6)} and {at_most(high, 6)}"
+    yield "infimum of the loss", one_number(low, high, 6) or between
+    if certificate.floor:
+        yield "least loss of any model", f"{certificate.floor:.6g}"
+    sizes = certificate.num_samples, certificate.num_features, certificate.num_outputs
+    yield "samples, features, outputs", ", ".join(map(str, sizes))
+    yield "parameters in theta_S", f"{certificate.num_parameters}"
+    yield "rank of J_S", f"{rank} ({certificate.method})"
+    yield "alignment", f"{share} (residual share {left})"
+    if certificate.margin is not None:
+        yield "smallest margin", f"at least {at_least(certificate.margin, 4)} at the witness"
+    yield "norm of the witness", f"{certificate.witness_norm:.4g}"
+    if certificate.beta:
+        yield "smoothness beta, step", f"{at_most(certificate.beta, 4)}, {at_least(certificate.step, 4)}"
+        bounds = (f"{at_most(certificate.bound(t), 4)} after {t:,}" for t in (100, 10_000, 1_000_000))
+        yield "objective at most", ", ".join(bounds) + " steps of gradient descent"
+    for sentence in certificate.not_covered:
+        yield "not covered", sentence
