@@ -165,7 +165,16 @@ def common_scale(scales):
     return first if np.isclose(scales, first, rtol=1e-4).all() else None
 
 
-def matrix(y, num_outputs):
+def checked_matrix(y, num_outputs):
+    """Return labels with one column for each output, float64 of shape `(n, num_outputs)`.
+
+    Args:
+        y: labels `(n, num_outputs)`, or `(n,)` of one output.
+        num_outputs: C.
+
+    Raises:
+        ValueError: no labels, another shape, or values that are not finite.
+    """
     y = np.asarray(y, dtype=np.float64)
     if y.ndim == 1 and num_outputs == 1:
         y = y[:, None]
@@ -180,7 +189,16 @@ def matrix(y, num_outputs):
     return y
 
 
-def integers(y, num_outputs):
+def checked_classes(y, num_outputs):
+    """Return labels that name a class each, int64 of shape `(n,)`.
+
+    Args:
+        y: array of classes `(n,)`, at least one, whatever the dtype of the numbers.
+        num_outputs: C, how many classes there are.
+
+    Raises:
+        ValueError: labels that are no numbers, not whole, or no class among 0..C-1.
+    """
     if not np.issubdtype(y.dtype, np.number) and y.dtype != bool:
         raise ValueError(f"Labels must be numbers. Received: y of dtype {y.dtype}")
     if not np.isfinite(y).all() or (y != np.floor(y)).any() or y.min() < 0 or y.max() >= num_outputs:

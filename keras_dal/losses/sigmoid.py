@@ -8,7 +8,7 @@ from keras import ops
 from scipy import special
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import entropy_of_rest, matrix, register
+from keras_dal.losses.base import checked_matrix, entropy_of_rest, register
 from keras_dal.losses.cross_entropy import CrossEntropy
 
 _EQUAL = 1e-6  # difference of |t| in single precision that counts as none
@@ -25,7 +25,7 @@ class SigmoidCrossEntropy(CrossEntropy):
     tensors = True
 
     def targets(self, y, num_outputs):
-        y = matrix(y, num_outputs)
+        y = checked_matrix(y, num_outputs)
         wrong = (y < 0) | (y > 1)
         if wrong.any():
             raise ValueError(

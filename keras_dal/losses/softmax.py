@@ -6,7 +6,7 @@ from keras import ops
 from scipy import special
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import entropy_of_rest, integers, matrix, register
+from keras_dal.losses.base import checked_classes, checked_matrix, entropy_of_rest, register
 from keras_dal.losses.cross_entropy import CrossEntropy
 
 _ROUNDING = 1e-5  # by which a row of probabilities in float32 may miss the sum of one, which Keras does not mend
@@ -27,11 +27,11 @@ class SoftmaxCrossEntropy(CrossEntropy):
     def targets(self, y, num_outputs):
         y = np.asarray(y)
         if y.size and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < num_outputs)):
-            classes = integers(y.reshape(-1), num_outputs)
+            classes = checked_classes(y.reshape(-1), num_outputs)
             q = np.zeros((len(classes), num_outputs))
             q[np.arange(len(classes)), classes] = 1.0
             return self._smoothed(q)
-        y = matrix(y, num_outputs)
+        y = checked_matrix(y, num_outputs)
         sums = y.sum(axis=1, keepdims=True)
         wrong = (y < 0).any(axis=1) | (np.abs(sums[:, 0] - 1) > _ROUNDING)
         if wrong.any():

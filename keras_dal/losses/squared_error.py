@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import Loss, matrix, register
+from keras_dal.losses.base import Loss, checked_matrix, register
 
 _LARGEST = 1e120  # of labels, whose squares are summed up and divided by one another
 
@@ -21,7 +21,7 @@ class SquaredError(Loss):
     tensors = True
 
     def targets(self, y, num_outputs):
-        targets = matrix(y, num_outputs)
+        targets = checked_matrix(y, num_outputs)
         largest = np.max(np.abs(targets))
         if largest and not 1 / _LARGEST <= largest <= _LARGEST:
             raise ValueError(

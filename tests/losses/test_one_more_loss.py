@@ -14,7 +14,7 @@ from scipy import optimize, special
 import keras_dal
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import REGISTERED, Loss, register, resolve_loss
-from keras_dal.losses.base import matrix
+from keras_dal.losses.base import checked_matrix
 from keras_dal.solvers.rounded import largest_loss
 
 N, M, C = 120, 6, 2
@@ -35,7 +35,7 @@ class Poisson(Loss):
     keras_losses = (LogPoisson,)
 
     def targets(self, y, num_outputs):
-        return matrix(y, num_outputs)
+        return checked_matrix(y, num_outputs)
 
     def step_targets(self, y, num_outputs):
         y = ops.reshape(y, (-1, num_outputs))
