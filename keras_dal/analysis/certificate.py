@@ -94,7 +94,11 @@ class Certificate:
 
     @property
     def step(self):
-        """The gradient descent step the bound is about, `1 / beta`; infinite where no step changes the loss."""
+        """The gradient descent step the bound is about, `1 / beta`; infinite where no step changes the loss.
+
+        Raises:
+            ValueError: a certificate without beta.
+        """
         beta = self._smoothness()
         return 1.0 / beta if beta else math.inf
 
@@ -111,6 +115,9 @@ class Certificate:
 
         Args:
             t: number of steps with step size `1 / beta`, at least 0.
+
+        Raises:
+            ValueError: a negative number of steps, or a certificate without beta.
         """
         beta = self._smoothness()
         if t < 0:
@@ -123,6 +130,12 @@ class Certificate:
         """Return the least number of steps after which the bound is at most `objective`; None if it never is.
 
         None are needed where it is that already, up to 1e-9 of it.
+
+        Args:
+            objective: the loss plus the penalty that is to be reached.
+
+        Raises:
+            ValueError: a certificate without beta.
         """
         beta = self._smoothness()
         if self._at_most_now <= objective * (1 + _ROUNDED):
@@ -134,7 +147,14 @@ class Certificate:
         return least if self.bound(least) <= objective else least + 1
 
     def loss_at_scale(self, scale: float) -> float | None:
-        """Return an upper bound of the loss at `scale` times the witness with positive margin; None without one."""
+        """Return an upper bound of the loss at `scale` times the witness with positive margin; None without one.
+
+        Args:
+            scale: factor of the witness, at least 0.
+
+        Raises:
+            ValueError: a negative scale.
+        """
         if scale < 0:
             raise ValueError(f"The scale must not be negative. Received: scale={scale!r}")
         if self.margin is None or self.margin <= 0:
@@ -147,7 +167,11 @@ class Certificate:
 
     @classmethod
     def from_json(cls, text: str) -> "Certificate":
-        """Return the certificate that `to_json` wrote."""
+        """Return the certificate that `to_json` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: text of something else.
+        """
         fields = json.loads(text)
         for name in ("infimum", "not_covered"):
             fields[name] = tuple(fields[name])
@@ -188,8 +212,8 @@ def certify(
 
     Args:
         model: a Keras model that `find_structure` understands.
-        x: inputs, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
-        y: labels as the loss takes them.
+        x: inputs as Keras takes them, `(n, ...)`, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them: `(n, C)`, or `(n,)` of integer classes or of one output.
         sample_weight: weights, shape `(n,)`; the loss is the sum of the weighted losses divided by n.
         max_jacobian_bytes: of a head with gates, the largest Jacobian whose singular values are computed; beyond it no
             rank is decided, and the witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR,
@@ -218,9 +242,8 @@ def certify(
     if verbose:
         print(announced(len(labels), head.num_parameters), flush=True)
     now = structure, head, l2_factors(structure.linear_parameters), features, targets, resolved
-    return certify_structure(
-        *now, structure.theta(), weights, max_jacobian_bytes, eps_of_features(structure, [features])
-    )
+    eps = eps_of_features(structure, [features])
+    return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, eps)
 
 
 def certify_structure(structure, head, penalty, features, targets, loss, theta, weights, max_bytes, eps):

@@ -50,10 +50,7 @@ class Result:
         left: indices of the training samples that are on their wrong side at `point`, those of weight 0 aside; usually
             none. Where their separation was asked for, moving these would have cost more than all others.
         penalty, scaled_penalty: that on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
-        stopped_by: what ended the path: "separation", of all samples but `left`; where a loss is minimized "the
-            tolerance", "the certified gap", "the wanted gap, in float32" where no proof is known, "a step that gained
-            nothing" or "the number of steps"; "the end of the path", everything tried; "the time limit", "patience",
-            "an interrupt" or "numbers that are not finite"; "your choice" of another point than the path came to.
+        stopped_by: what ended the path, an `Ending`, which says what each of them means.
         seconds: of the solver, without the passes for the features.
         gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4
             times the mean sample weight in the two lines, in the solver's coordinates; None where none is known.
@@ -152,7 +149,11 @@ class Result:
         return proof is not None and proof.holds and self.point is self.path[-1]
 
     def proof(self):
-        """Yield what is proved about this point, a line each."""
+        """Say what is proved about this point.
+
+        Yields:
+            Lines of text; none where nothing is proved.
+        """
         if self._is_proved:
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
             of = "" if self._data.exact else f", on features {TO_FLOAT32}"
@@ -172,7 +173,14 @@ class Result:
             )
 
     def logits(self, features):
-        """Return the logits `(k, C)` of the model at `point`, in float64, for features `(k, m)`."""
+        """Evaluate the head at `point`, before any `rescale`.
+
+        Args:
+            features: as `Structure.features` returns them, `(k, m)`.
+
+        Returns:
+            The logits `(k, C)`, in float64.
+        """
         return logits_of(self._data.head, features, self._theta)
 
     def _repr_html_(self):

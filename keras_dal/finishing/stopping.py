@@ -6,20 +6,35 @@ import numpy as np
 
 
 class Ending(enum.StrEnum):
-    """What ended a path; each value reads as the end of "it was ended by"."""
+    """What ended a path; each value reads as the end of "it was ended by".
 
-    SEPARATED = "separation"  # of all samples but those that were left
-    TOLERANCE = "the tolerance"  # of a minimization, as the next four
+    Attributes:
+        SEPARATED: every sample is on its right side, but those of `Result.left`.
+        TOLERANCE: a loss was minimized, until it was at most the wanted tolerance above `Result.floor`.
+        CERTIFIED: a loss was minimized, until it was proved to be within the wanted gap of the minimum.
+        GAP: the same in float32, where no proof is known.
+        STALLED: a loss was minimized, until a step gained nothing.
+        MAX_STEPS: a loss was minimized, until the steps were used up.
+        EXHAUSTED: everything was tried.
+        TIME: `time_limit` was over.
+        PATIENCE: `patience` points had no better value on the validation data.
+        INTERRUPT: Ctrl-C.
+        NOT_FINITE: a loss that is NaN or infinite.
+        CHOSEN: `Result.choose` took another point than the path came to.
+    """
+
+    SEPARATED = "separation"
+    TOLERANCE = "the tolerance"
     CERTIFIED = "the certified gap"
-    GAP = "the wanted gap, in float32"  # where no proof is known
+    GAP = "the wanted gap, in float32"
     STALLED = "a step that gained nothing"
     MAX_STEPS = "the number of steps"
-    EXHAUSTED = "the end of the path"  # everything was tried
+    EXHAUSTED = "the end of the path"
     TIME = "the time limit"
     PATIENCE = "patience"
     INTERRUPT = "an interrupt"
     NOT_FINITE = "numbers that are not finite"
-    CHOSEN = "your choice"  # of another point than the path came to
+    CHOSEN = "your choice"
 
     @property
     def is_of_a_minimum(self):

@@ -103,6 +103,8 @@ class GatedDense(_Gated):
     output j is `(V_j * g_i) kron (u_i, 1)`, has rank `min(nC, H (m + 1))` for almost every V and R as soon as `H >= C`
     (the paper's way to fulfil the data-architecture alignment condition; random gates are ours).
 
+    Inputs are of shape `(..., m)`, usually `(n, m)`, and outputs of shape `(..., H)`.
+
     Args:
         units: number H of gated units.
         gates: `"learned"` or `"random"`.
@@ -208,6 +210,8 @@ class GatedBranch(_Gated):
     the logits are linear in the parameters of `linear_head` from the start. The Jacobian of the mixture is
     `A kron I_C` with rows `g_i kron (u_i, 1)` of A, whose rank is `min(n, K (m + 1))` for almost every R: one small
     factorization, whatever C is, solves for any logits of the training samples (our derivation).
+
+    Inputs are of shape `(..., m)`, usually `(n, m)`, and outputs of shape `(..., C)`.
 
     Args:
         dense: the `keras.layers.Dense` head, or its configuration; its activation is applied after the sum.
