@@ -63,7 +63,7 @@ def spectrum(report: AlignmentReport, path: Any = None, *, ax: Any = None, title
         The path where one is given, else the axes.
 
     Raises:
-        ValueError: a report without singular values, as an iterative method leaves it.
+        ValueError: a report without singular values, as an iterative method leaves it, or several axes.
     """
     if report.singular_values is None or report.tolerance is None:
         raise ValueError(f"This report has no singular values to draw. Received: {report.summary()}")
@@ -101,7 +101,7 @@ def bound(
         The path where one is given, else the axes.
 
     Raises:
-        ValueError: several axes.
+        ValueError: several axes, or a certificate without beta.
     """
     figure, axis = _axes(ax, title, 6.5, 4)
     steps = np.arange(1, len(losses)) if losses is not None else np.geomspace(1, 1e7, 100)

@@ -9,18 +9,18 @@ class Ending(enum.StrEnum):
     """What ended a path; each value reads as the end of "it was ended by".
 
     Attributes:
-        SEPARATED: every sample is on its right side, but those of `Result.left`.
-        TOLERANCE: a loss was minimized, until it was at most the wanted tolerance above `Result.floor`.
-        CERTIFIED: a loss was minimized, until it was proved to be within the wanted gap of the minimum.
-        GAP: the same in float32, where no proof is known.
-        STALLED: a loss was minimized, until a step gained nothing.
-        MAX_STEPS: a loss was minimized, until the steps were used up.
-        EXHAUSTED: everything was tried.
-        TIME: `time_limit` was over.
-        PATIENCE: `patience` points had no better value on the validation data.
-        INTERRUPT: Ctrl-C.
-        NOT_FINITE: a loss that is NaN or infinite.
-        CHOSEN: `Result.choose` took another point than the path came to.
+        SEPARATED: "separation", every sample is on its right side, but those of `Result.left`.
+        TOLERANCE: "the tolerance", a loss was minimized, until it was at most `tol` above `Result.floor`.
+        CERTIFIED: "the certified gap", a loss was minimized, until it was proved to be as near its minimum as wanted.
+        GAP: "the wanted gap, in float32", the same where no proof is known.
+        STALLED: "a step that gained nothing", a loss was minimized, until a step gained nothing.
+        MAX_STEPS: "the number of steps", a loss was minimized, until the steps were used up.
+        EXHAUSTED: "the end of the path", everything was tried.
+        TIME: "the time limit", `time_limit` was over.
+        PATIENCE: "patience", `patience` points had no better value on the validation data.
+        INTERRUPT: "an interrupt", Ctrl-C.
+        NOT_FINITE: "numbers that are not finite", a loss that is NaN or infinite.
+        CHOSEN: "your choice", `Result.choose` took another point than the path came to.
     """
 
     SEPARATED = "separation"

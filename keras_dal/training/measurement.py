@@ -114,6 +114,8 @@ class Measurement:
         except BadLabels as error:
             warnings.warn(str(error), stacklevel=4)
             return self.unknown()
+        if self.moments.has_failed:  # which has been said
+            return {}
         if count == 0:
             model = self._structure.model
             hidden = not any(metric is self.moments for metric in model.metrics)

@@ -18,6 +18,15 @@ def _can_be_kept(spec):
     return None not in spec.shape[1:] and spec.dtype != "string" and not getattr(spec, "sparse", False)
 
 
+def _numbers(labels):
+    """Return how many numbers a label has, None where a traced step does not know."""
+    try:
+        sizes = tuple(labels.shape)[1:]
+    except ValueError:  # not even how many axes there are
+        return None
+    return None if None in sizes else math.prod(sizes)
+
+
 def sums_fit(structure):
     """Return whether the sums for a model are small enough to be kept in its training step."""
     return 8 * (structure.num_features + 1 + structure.num_outputs) ** 2 <= SUMS_BYTES
@@ -48,7 +57,7 @@ class StepMoments(keras.metrics.Metric):
         self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
         self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
-        self._has_sums = True
+        self._has_sums, self.has_failed = True, False
         self.measuring = self.add_variable(
             (), "ones", dtype="float32", aggregation="only_first_replica", name="measuring"
         )
@@ -75,6 +84,8 @@ class StepMoments(keras.metrics.Metric):
             features: inputs of the head, `(k, m)`.
             sample_weight: `(k,)`, or None for ones.
         """
+        if _numbers(y) not in (None, 1, self.num_outputs):
+            raise ValueError(f"Labels must be one or {self.num_outputs} numbers. Received: labels of shape {y.shape}")
         features = ops.cast(ops.stop_gradient(features), self.dtype)
         targets, known = self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
         weight = ops.ones_like(features[:, :1])

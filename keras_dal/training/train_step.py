@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import threading
+import warnings
 
 import keras
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import pooled, recorded, replaced
+from keras_dal.training.messages import described
 from keras_dal.training.moments import StepMoments
 
 _MARK = "_keras_dal_hooked"  # of the train functions made here
@@ -156,6 +158,20 @@ class StepHooks:
                 stack.enter_context(_backend.without_gradients(self._frozen))
             yield
 
+    def _measure(self, *batch):
+        """Add a batch to the moments; a step of the user's own that they cannot follow goes on without them."""
+        if self._moments.has_failed:
+            return
+        try:
+            self._moments.add(*batch)
+        except Exception as error:  # labels of another form, or variables that a step on JAX keeps for itself
+            self._moments.has_failed = True
+            warnings.warn(
+                "The alignment cannot be measured in this training step, and training goes on: give the monitor its "
+                f"own data, AlignmentMonitor(data=(x, y)). Received: {described(error)}",
+                stacklevel=2,
+            )
+
     @contextlib.contextmanager
     def _measuring(self):
         seen = _Seen()
@@ -172,7 +188,7 @@ class StepHooks:
             features = seen.behind(y_pred)
             if features is not None:
                 weight = None if sample_weight is None else tree.flatten(sample_weight)[0]
-                self._moments.add(x, tree.flatten(y)[0], features, weight)
+                self._measure(x, tree.flatten(y)[0], features, weight)
             return loss
 
         with (

@@ -1,5 +1,7 @@
 """What else stands around the two lines in a fit, and what may happen in the epoch that reads the data."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -200,3 +202,31 @@ def test_an_epoch_of_few_samples_is_said_to_be_few(repeats, capsys):
     monitor = keras_dal.AlignmentMonitor()
     model.fit(*data, epochs=3, steps_per_epoch=int(repeats) or None, shuffle=False, verbose=0, callbacks=[monitor])
     assert ("keras_dal.finish(model, x, y) on all" in capsys.readouterr().out) == repeats
+
+
+class OfTheFirstLabel(keras.Model):
+    """Has more numbers for a label than outputs, and a loss that takes one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.head(inputs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x=x, y=y[:, :1], y_pred=y_pred, sample_weight=sample_weight)
+
+
+@pytest.mark.parametrize("optimizer", [lambda: "sgd", lambda: keras_dal.Wrap("sgd")])
+def test_labels_that_cannot_be_measured_do_not_end_a_training(optimizer):
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).standard_normal((64, 5)).astype("float32")
+    y = np.stack([x[:, 0] > 0, x[:, 1] > 0], axis=1).astype("float32")
+    model = OfTheFirstLabel()
+    model.compile(optimizer(), keras.losses.BinaryCrossentropy(from_logits=True))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = model.fit(x, y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=0)])
+    assert len(history.epoch) == 2
+    assert any("cannot be measured in this training step" in str(each.message) for each in caught)
