@@ -201,7 +201,7 @@ def test_an_epoch_of_few_samples_is_said_to_be_few(repeats, capsys):
     data = [((x[:32], y[:32]) for _ in range(100))] if repeats else [x, y]
     monitor = keras_dal.AlignmentMonitor()
     model.fit(*data, epochs=3, steps_per_epoch=int(repeats) or None, shuffle=False, verbose=0, callbacks=[monitor])
-    assert ("keras_dal.finish(model, x, y) on all" in capsys.readouterr().out) == repeats
+    assert ("keras_dal.finish(model, x, y) solves on all of them" in capsys.readouterr().out) == repeats
 
 
 class OfTheFirstLabel(keras.Model):
