@@ -113,12 +113,6 @@ class GatedDense(_Gated):
         kernel_regularizer: regularizer of W.
         seed: integer for the random gates.
 
-    Input shape:
-        `(k, m)`.
-
-    Output shape:
-        `(k, H)`.
-
     Raises:
         ValueError: units or sharpness not positive, or another name for `gates`.
     """
@@ -218,12 +212,6 @@ class GatedBranch(_Gated):
         num_gates: number K of gates.
         sharpness: positive slope of the sigmoid in the gate's pre-activation.
         seed: integer for the random gates.
-
-    Input shape:
-        `(k, m)`, that of `dense`.
-
-    Output shape:
-        `(k, C)`, that of `dense`.
 
     Raises:
         ValueError: num_gates or sharpness not positive.

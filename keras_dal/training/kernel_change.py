@@ -91,5 +91,5 @@ def some_samples(x):
     inputs = first_inputs(x)
     if inputs is None:
         raise ValueError(f"There are no samples. Pass at least one. Received: an empty {type(x).__name__}")
-    count = len(tree.flatten(inputs)[0])
+    count = tree.flatten(inputs)[0].shape[0]
     return tree.map_structure(lambda part: part[:: max(1, count // NUM_PROBES)][:NUM_PROBES], inputs)
