@@ -24,10 +24,12 @@ class Moves:
         margins: function of logits `(n, C)` that returns margins `(n,)`.
         start: logits `(n, C)` from which samples are moved.
         square: mean square of the gaps between these logits.
+        num_free: samples that the mixture has independent columns for, at most.
     """
 
-    def __init__(self, solver, held, criterion, margins, start, square):
+    def __init__(self, solver, held, criterion, margins, start, square, num_free):
         self.solver, self._held, self._margins, self._start = solver, held, margins, start
+        self._num_free = num_free
         self._delta, self._wanted = criterion.delta, criterion.nearest(start)
         self._square, self._dear = square, _DEAR * square / len(start)
         self.left = np.zeros(len(start), bool)
@@ -67,7 +69,7 @@ class Moves:
 
     def _contradicting(self):
         """Return which samples cost too much, of those that were wrong at the start."""
-        if not 0 < len(self.solver.chosen) <= self.solver.num_free:
+        if not 0 < len(self.solver.chosen) <= self._num_free:
             return np.zeros_like(self.left)  # it is the mixture that is too small
         costs = np.sum((self._wanted - self._start) * self._multipliers, axis=1)
         if np.sum(costs) <= _GENEROUS * self._square:

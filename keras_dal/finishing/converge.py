@@ -10,6 +10,7 @@ from keras import tree
 
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.columns import num_independent
 from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_labels
 from keras_dal.features.settled import warn_of_statistics
@@ -20,7 +21,7 @@ from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
-from keras_dal.models.add_head import add_gated_head, num_gated_parameters
+from keras_dal.models.add_head import OVERSAMPLE, add_gated_head, num_gated_parameters
 from keras_dal.models.structure import find_structure
 
 
@@ -194,14 +195,15 @@ def _size(task):
 
 
 def _gated_parameters(task):
-    return num_gated_parameters(len(task.train), task.structure.num_features, task.structure.num_outputs)
+    return num_gated_parameters(task.train.features, task.structure.num_outputs)
 
 
 def _with_gated_head(task, inputs, verbose):
     """Return the task for a copy of the model with a gated head for its features; the path goes on."""
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
     model = task.structure.model
-    copy = add_gated_head(model, few, num_samples=len(task.train), seed=0, verbose=bool(verbose))
+    needed = OVERSAMPLE * (task.structure.num_features + 1) / (num_independent(task.train.features) + 1)
+    copy = add_gated_head(model, few, num_samples=len(task.train), oversample=needed, seed=0, verbose=bool(verbose))
     structure = find_structure(copy, few)
     return task.with_head(structure)
 

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 from keras_dal._backend import arrays
+from keras_dal.features.columns import num_independent
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.problem import RIDGES, Task, some_rows, with_few_threads
 from keras_dal.finishing.stopping import Ending
@@ -133,7 +134,7 @@ class SeparableTask(Task):
         short = np.sum(self._margins(start) < criterion.delta)
         most = min(_HELD, short) if self.jacobian is self.samples else _HELD
         held = self._still.part(0).restricted(some_rows(len(self._still), most))
-        moves = Moves(solver, held, criterion, self._margins, start, gaps)
+        moves = Moves(solver, held, criterion, self._margins, start, gaps, self._num_free)
         self.left = moves.left
         for _ in range(_ROUNDS):
             if moves.are_made(logits[:size]):
@@ -143,6 +144,12 @@ class SeparableTask(Task):
             theta = theta + np.pad(change, (0, len(theta) - len(change)))
             logits = self.jacobian.logits(theta)
             yield self._point(theta, logits, 0.0, np.inf, self._violation(criterion, logits)), logits
+
+    @property
+    def _num_free(self):
+        """Independent columns of the mixture for each output, at most."""
+        gates = self.head.mixture.num_parameters // (self.head.num_outputs * (self.structure.num_features + 1))
+        return gates * (num_independent(self.train.features) + 1)
 
     def _violation(self, criterion, logits):
         values = arrays.of(logits).numpy(criterion.values(logits[: len(self.train)]))

@@ -1,4 +1,4 @@
-"""Upper bounds of spectral norms that stay bounds in float64."""
+"""Norms of columns, and upper bounds of spectral norms that stay bounds in float64."""
 
 import numpy as np
 from scipy import linalg
@@ -21,6 +21,12 @@ def sigma_max_bound_of_gram(gram, num_terms=1, eps=EPS):
     last = len(gram) - 1
     largest = max(linalg.eigvalsh(gram, subset_by_index=(last, last))[0], 0.0)
     return np.sqrt(largest + eps * (num_terms + len(gram)) * np.trace(gram)) * SAFETY
+
+
+def column_norms(matrix):
+    """Return the norms of columns, with no square that overflows or vanishes."""
+    largest = np.max(np.abs(matrix), axis=0, initial=0.0)
+    return largest * np.sqrt(np.sum((matrix / nonzero(largest)) ** 2, axis=0))
 
 
 def nonzero(scale):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
 from keras_dal.features.samples import check_count
 from keras_dal.features.tracing import evaluate, recorded_calls, to_numpy
@@ -39,10 +40,11 @@ def add_gated_head(
     """Return a copy of a model with a gated head that can reach every labelling of the training samples.
 
     Beside the head, a mixture of linear maps adds nothing at first: the copy computes what the model does. It has
-    `K = ceil(oversample n / (m + 1))` gates: as many parameters for each output as there are samples, times
-    `oversample`. Before the head, as in the paper, gated units and the last layer start anew. Their number is
-    `H = max(ceil(oversample n C' / (m + 1)), C')`, with `C' = C - 1` for softmax and C otherwise: as many parameters
-    as labels, and as many units as free outputs, since the rows of one sample span at most H directions.
+    `K = ceil(oversample n / (r + 1))` gates, with r of the m features independent where x is given, and m otherwise: as
+    many free parameters for each output as there are samples, times `oversample`. Before the head, as in the paper,
+    gated units and the last layer start anew. Their number is `H = max(ceil(oversample n C' / (r + 1)), C')`, with
+    `C' = C - 1` for softmax and C otherwise: as many parameters as labels, and as many units as free outputs, since the
+    rows of one sample span at most H directions.
 
     Args:
         model: a Keras model that `find_structure` understands; it is left as it is. Layers before the head that cannot
@@ -77,13 +79,14 @@ def add_gated_head(
     if x is not None:
         features = np.concatenate([batch[0] for batch in feature_batches(structure, x, batch_size=batch_size)])
     n = len(features) if num_samples is None and features is not None else num_samples or 0
+    directions = structure.num_features if features is None else num_independent(features)
     options = {"sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
     if place == "beside":
-        count = num_gates(n, structure.num_features, oversample)
+        count = num_gates(n, directions, oversample)
         replacement = _beside(head, structure.num_features, features, count, options)
     else:
         outputs = structure.num_outputs - _has_free_constant(model, loss, structure.activation)
-        count = max(math.ceil(oversample * n * outputs / (structure.num_features + 1)), outputs)
+        count = max(num_gates(n * outputs, directions, oversample), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
     inputs = sample_inputs(model, samples)
     replacement = _for_positions(head, _input_shape(model, head, inputs), replacement)
@@ -96,14 +99,20 @@ def add_gated_head(
     return copy
 
 
-def num_gates(num_samples, num_features, oversample=OVERSAMPLE):
-    """Return how many gates beside the head give each output `oversample` parameters per sample."""
-    return math.ceil(oversample * num_samples / (num_features + 1))
+def num_gates(num_samples, directions, oversample=OVERSAMPLE):
+    """Return how many gates give each output `oversample` free parameters per sample, where a gate has some directions.
+
+    Args:
+        num_samples: n.
+        directions: independent columns of the features.
+        oversample: the ratio.
+    """
+    return math.ceil(oversample * num_samples / (directions + 1))
 
 
-def num_gated_parameters(num_samples, num_features, num_outputs):
-    """Return how many linear parameters these gates bring."""
-    return num_gates(num_samples, num_features) * (num_features + 1) * num_outputs
+def num_gated_parameters(features, num_outputs):
+    """Return how many linear parameters the gates beside the head bring that these features `(n, m)` need."""
+    return num_gates(len(features), num_independent(features)) * (features.shape[1] + 1) * num_outputs
 
 
 def _check(x, num_samples, place, gates, oversample):

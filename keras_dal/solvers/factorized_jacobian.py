@@ -7,11 +7,11 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend.arrays import EPS
-from keras_dal.heads.norms import nonzero, sigma_max_bound
+from keras_dal.heads.norms import column_norms, nonzero, sigma_max_bound
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
 from keras_dal.solvers.label_squares import safe_mean
-from keras_dal.solvers.least_squares import column_norms, rank_tolerance
+from keras_dal.solvers.least_squares import rank_tolerance
 
 
 class FactorizedJacobian(Jacobian):

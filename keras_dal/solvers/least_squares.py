@@ -12,7 +12,7 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend.arrays import EPS
-from keras_dal.heads.norms import nonzero, sigma_max_bound, sigma_max_bound_of_gram
+from keras_dal.heads.norms import column_norms, sigma_max_bound, sigma_max_bound_of_gram
 from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
@@ -135,12 +135,6 @@ class StreamedQR:
         squares = LabelSquares.settled(total, self._squares)
         complete = most == np.count_nonzero(columns.any(axis=0))
         return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least, complete)
-
-
-def column_norms(matrix):
-    """Return the norms of columns, with no square that overflows or vanishes."""
-    largest = np.max(np.abs(matrix), axis=0, initial=0.0)
-    return largest * np.sqrt(np.sum((matrix / nonzero(largest)) ** 2, axis=0))
 
 
 def rank_tolerance(num_rows, num_columns, eps):

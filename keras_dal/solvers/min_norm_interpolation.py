@@ -36,7 +36,7 @@ class Interpolation:
 
     def __init__(self, mixture, anchors, max_bytes=2**32):
         self._mixture, self._whitening, self._on = mixture, Whitening(anchors, mixture), mixture.on
-        self._max_bytes, self.num_free = max_bytes, mixture.num_parameters // mixture.num_outputs
+        self._max_bytes = max_bytes
         self.clear()
 
     def clear(self):

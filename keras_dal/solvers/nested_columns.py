@@ -19,9 +19,9 @@ from scipy import linalg, optimize
 
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
-from keras_dal.heads.norms import nonzero
+from keras_dal.heads.norms import column_norms, nonzero
 from keras_dal.solvers.label_squares import safe_mean
-from keras_dal.solvers.least_squares import column_norms, rank_tolerance
+from keras_dal.solvers.least_squares import rank_tolerance
 
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
