@@ -122,6 +122,11 @@ def reattach(model, state):
     model.jax_state_sync()
 
 
+def is_taken(variable):
+    """Return whether `fit` on JAX has taken a variable's value into the state of its steps."""
+    return variable._value is None
+
+
 def sublayers(layer):
     """Return all layers inside a layer, each once, in an order that is the same for equal models."""
     return layer._flatten_layers(include_self=False)

@@ -204,6 +204,14 @@ def test_a_model_gets_back_what_fit_has_handed_to_a_train_function(net):
             np.testing.assert_array_equal(variable.value, value)
 
 
+def test_a_variable_whose_value_was_taken_is_known(net):
+    variable = net.trainable_variables[0]
+    assert not _keras.is_taken(variable)
+    if keras.backend.backend() == "jax":
+        net._purge_model_variables(trainable_variables=True)
+        assert _keras.is_taken(variable)
+
+
 def test_private_names_of_other_packages_are_in_one_file():
     folder = pathlib.Path(_keras.__file__).parent
     trees = {path: ast.parse(path.read_text()) for path in folder.rglob("*.py") if path.name != "_keras.py"}

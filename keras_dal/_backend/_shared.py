@@ -28,6 +28,11 @@ def apply(optimizer, gradients, variables):
     optimizer.apply(gradients, trainable_variables=variables)
 
 
+def refuse(error, variables):
+    """Raise an error in a step that would change these variables."""
+    raise error
+
+
 def adding(where_set):
     """Return the `add_where_set` of a backend whose `where_set` can assign."""
 

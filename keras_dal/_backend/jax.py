@@ -82,6 +82,13 @@ def is_chief(model):
     return jax.process_index() == 0
 
 
+def refuse(error, variables):
+    """Raise an error; only warn where `fit` has taken the variables' values, which an exception would lose."""
+    if not any(map(_keras.is_taken, variables)):
+        raise error
+    warnings.warn(f"Training goes on, as a step that raises on JAX loses the model's weights. {error}", stacklevel=2)
+
+
 def check_in_step(failed, message):
     """Do nothing: a compiled function of JAX cannot raise."""
 

@@ -208,18 +208,22 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
 
     def check_driven(self):
         """Raise a RuntimeError where nobody has promised to call `switch`."""
-        if not self._driven and self.phase == "exploit":
-            raise RuntimeError(
+        if not self._driven:
+            raise RuntimeError(self._undriven())
+
+    def _undriven(self):
+        """Return what is wrong with a step that nobody drives."""
+        if self.phase == "exploit":
+            return (
                 "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
                 f"AlignmentMonitor() to the callbacks of fit, or call {self._how_to_restart()} and use explore=None to "
                 f"train everything without it. Received: explore={self.explore!r}"
             )
-        if not self._driven:
-            raise RuntimeError(
-                "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "
-                "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and end with keras_dal."
-                f"finish. Received: explore={self.explore!r}"
-            )
+        return (
+            "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "
+            "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and end with keras_dal."
+            f"finish. Received: explore={self.explore!r}"
+        )
 
     def _how_to_restart(self):
         model = self._model and self._model()  # unknown to an optimizer that was loaded after the switch
@@ -231,7 +235,8 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         return super().variables + self.inner_optimizer.variables
 
     def apply(self, grads, trainable_variables=None):
-        self.check_driven()
+        if not self._driven:
+            _backend.refuse(RuntimeError(self._undriven()), _keras.optimized(self))
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             if not self.built:

@@ -49,6 +49,21 @@ def test_keras_may_run_ahead_of_the_device():
     assert not own
 
 
+def test_a_first_fit_that_forgets_the_monitor_says_so_and_leaves_the_model_its_weights():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1)))
+    before = snapshot(model)
+    if keras.backend.backend() == "jax":  # which has no values to give back once a step has raised
+        with pytest.warns(UserWarning, match="Training goes on.*Nothing would ever switch.*Received"):
+            model.fit(*images(), verbose=0)
+        assert moved(before, snapshot(model))
+    else:
+        with pytest.raises(RuntimeError, match="Nothing would ever switch"):
+            model.fit(*images(), verbose=0)
+        assert moved(before, snapshot(model)) <= {"norm/moving_mean", "norm/moving_variance"}  # of a forward pass
+    fit(model, 5)
+    assert model.optimizer.is_solved
+
+
 @pytest.mark.parametrize("explore", [1, 5])
 def test_a_fit_that_forgets_the_monitor_ends_with_the_weights_it_began_with(explore):
     x, y = images()
