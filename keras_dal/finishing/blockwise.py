@@ -4,12 +4,13 @@ import numpy as np
 from scipy import optimize
 
 from keras_dal.finishing.history import Point
-from keras_dal.finishing.problem import ANCHORS, some_rows
+from keras_dal.finishing.problem import ANCHORS, l2_penalty, some_rows
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses.lazy_targets import LazyTargets
+from keras_dal.solvers.penalties import Quadratic
 from keras_dal.solvers.whitening import Whitening
 
 _STEPS, _MEMORY = 500, 20  # steps of L-BFGS, and how many it remembers
@@ -32,7 +33,7 @@ class BlockwiseTask:
     """
 
     method = "L-BFGS"
-    validation = validation_targets = proof = None
+    validation = validation_targets = proof = penalty = None
 
     def __init__(self, structure, loss, train, path, max_bytes):
         self.structure, self.loss, self.train, self.path = structure, loss, train, path
@@ -55,26 +56,29 @@ class BlockwiseTask:
 
     def unchanged(self):
         """Return the point at which the path begins."""
-        return self._point(_Evaluation(self, np.zeros(self.head.num_parameters), 1.0), np.inf)
+        distance = Quadratic(self._whitening, 1.0)
+        return self._point(_Evaluation(self, np.zeros(self.head.num_parameters), distance), np.inf)
 
     def minimize_to(self, ridge, gap):
-        """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
-        last = _Evaluation(self, np.zeros(self.head.num_parameters), ridge)
+        """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
+        self.penalty = l2_penalty(self.structure)
+        penalty = Quadratic(self._whitening, ridge, self.penalty, self.theta)
+        last = _Evaluation(self, np.zeros(self.head.num_parameters), penalty)
         self.path.end(Ending.MAX_STEPS)
         self.path.add(self._point(last, last.gap))
-        if self._is_proved(last, ridge, gap):
+        if self._is_proved(last, gap):
             return
 
         def evaluated(phi):
             nonlocal last
-            last = last if np.array_equal(last.phi, phi) else _Evaluation(self, phi, ridge)
+            last = last if np.array_equal(last.phi, phi) else _Evaluation(self, phi, penalty)
             return last.value, last.gradient
 
         def stepped(intermediate_result):
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
-            step = step or _Evaluation(self, intermediate_result.x, ridge)
+            step = step or _Evaluation(self, intermediate_result.x, penalty)
             self.path.add(self._point(step, step.gap))
-            if self._is_proved(step, ridge, gap):
+            if self._is_proved(step, gap):
                 raise StopIteration
 
         options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
@@ -82,8 +86,8 @@ class BlockwiseTask:
         if not self.proof and ended.nit < _STEPS:
             self.path.end(Ending.STALLED)
 
-    def _is_proved(self, step, ridge, gap):
-        self.proof = prove(self, ridge, self._whitening, gap) if step.gap <= gap else None
+    def _is_proved(self, step, gap):
+        self.proof = prove(self, step.ridge, self._whitening, gap) if step.gap <= gap else None
         return self.proof is not None
 
     def _point(self, step, gap):
@@ -108,19 +112,19 @@ class BlockwiseTask:
 class _Evaluation:
     """Value and gradient of the objective at some phi, and what a `Point` says of it, from one pass over samples."""
 
-    def __init__(self, task, phi, ridge):
-        self.phi, self.ridge = phi.copy(), ridge
+    def __init__(self, task, phi, penalty):
+        self.phi, self.ridge = phi.copy(), penalty.ridge
         change = task._whitening.theta(phi)
         self.theta = task.theta + change
         moved = task._still.logits(change)
         self.moved = float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
         self._loss, self._right, self._margin = 0.0, 0, np.inf
         slope = task._samples.pulled_back(self._cotangents(task))
-        slope += task._still.adjoint(np.float32(2 * ridge / len(moved)) * moved)
+        slope += task._still.adjoint(np.float32(2 * self.ridge / len(moved)) * moved)
         self.loss = float(self._loss / len(task.train))
-        self.value = self.loss + ridge * (self.moved + float(phi @ phi))
-        self.gradient = task._whitening.transposed(slope) + 2 * ridge * phi
-        self.gap = float(self.gradient @ self.gradient) / (4 * ridge)
+        self.value = float(self.loss + self.ridge * self.moved + penalty.value(phi))
+        self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
+        self.gap = float(self.gradient @ self.gradient) / (4 * self.ridge)
         has_sides = task.loss.exclusive is not None
         self.accuracy = self._right / len(task.train) if has_sides else None
         self.margin = float(self._margin) if has_sides else None

@@ -4,8 +4,10 @@ import functools
 
 import numpy as np
 
+from keras_dal import _keras
 from keras_dal._backend import arrays
 from keras_dal._backend.threads import threads_for
+from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
@@ -13,6 +15,7 @@ from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.solvers.newton_cg import INEXACT, NewtonCG
 from keras_dal.solvers.objectives import Anchored, WholeLoss
+from keras_dal.solvers.penalties import Quadratic
 from keras_dal.solvers.whitening import Whitening
 
 RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gentle to nearly free
@@ -51,6 +54,7 @@ class Task:
     Attributes:
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
         proof: the `Proof` of the last point of the path, None where there is none.
+        penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
     """
 
     method = "Newton's method"
@@ -67,7 +71,7 @@ class Task:
                 layer.adapt(train.features)
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
-        self.max_bytes, self.proof = max_bytes, None
+        self.max_bytes, self.proof, self.penalty = max_bytes, None, None
         self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self._num_rows = len(train) + (0 if anchors is None else len(anchors))
@@ -161,11 +165,12 @@ class Task:
 
     @with_few_threads
     def minimize_to(self, ridge, gap):
-        """Minimize the loss plus `ridge` times the change, until it is proved to be within `gap` of the minimum."""
+        """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
+        self.penalty = l2_penalty(self.structure)
         problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
         self.path.end(Ending.MAX_STEPS)
         for step, _ in self._walk(problem, None):
-            self.proof = prove(self, problem.ridge, problem.whitening, gap) if step.gap <= gap else None
+            self.proof = prove(self, ridge, problem.whitening, gap) if step.gap <= gap else None
             if self.proof:
                 return
 
@@ -204,7 +209,8 @@ class Task:
         else:
             jacobian = self.jacobian.part(part)
             whitening = Whitening(self._still.part(part), self.samples.part(part))
-        return NewtonCG(jacobian, whitening, anchored, ridge, inexact, self.path.check)
+        penalty = Quadratic(whitening, ridge, self.penalty, self.theta)
+        return NewtonCG(jacobian, whitening, anchored, penalty, inexact, self.path.check)
 
     def is_done(self, tol):
         """Return whether the loss is at most tol above its floor before any change; then the path is this point."""
@@ -253,6 +259,14 @@ class Task:
         logits, targets = self._of_validation.logits(theta), self.validation_targets
         margins = self.loss.margins(logits, targets)
         return float(np.mean(self.loss.values(logits, targets) if margins is None else margins > 0))
+
+
+def l2_penalty(structure):
+    """Return the L2 factors of a head beside a loss that is not weighted, `(P,)`, None where it has no such penalty."""
+    factors = l2_factors(structure.linear_parameters)
+    if factors is None or not factors.any():
+        return None
+    return factors / _keras.loss_weight(structure.model)
 
 
 def some_rows(size, most):

@@ -37,7 +37,7 @@ def prove(task, ridge, whitening, gap):
     """
     point, head, loss, train = task.path.points[-1], task.head, task.loss, task.train
     theta = task.structure.rounded(point.theta)
-    problem, proved, decrease = (task.anchors, ridge, whitening), point.gap, 0.0
+    problem, proved, decrease = (task.anchors, ridge, whitening, task.penalty), point.gap, 0.0
     if head.is_plain:
         data = train.features, loss, task.targets, train.weights
         proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem)

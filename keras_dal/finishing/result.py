@@ -50,6 +50,7 @@ class Result:
         left: indices of the training samples that are on their wrong side at `point`, those of weight 0 aside; usually
             none. Where their separation was asked for, moving these would have cost more than all others.
         penalty, scaled_penalty: that on theta_S as it is and at `scale`, which `model.evaluate` adds to the loss.
+        penalized: whether the penalty, an L2 one, was minimized with the loss, as at the end of `fit` and by `finish`.
         stopped_by: what ended the path, an `Ending`, which says what each of them means.
         seconds: of the solver, without the passes for the features.
         gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4
@@ -74,6 +75,7 @@ class Result:
     left: np.ndarray
     penalty: float
     scaled_penalty: float
+    penalized: bool
     stopped_by: Ending
     seconds: float
     gradient_steps: int | None
@@ -155,7 +157,8 @@ class Result:
             Lines of text; none where nothing is proved.
         """
         if self._is_proved:
-            weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head"
+            penalty = " + its L2 penalty" * self.penalized
+            weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head{penalty}"
             of = "" if self._data.exact else f", on features {TO_FLOAT32}"
             of += f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
@@ -221,6 +224,7 @@ class _Data(NamedTuple):
     proof: Proof | None
     max_bytes: int
     factors: np.ndarray | None
+    penalized: bool
     exact: bool
 
     def fitted(self, theta):
@@ -267,6 +271,7 @@ def finished(task, path, tol, scaled_to):
         proof=task.proof,
         max_bytes=task.max_bytes,
         factors=l2_factors(task.structure.linear_parameters),
+        penalized=task.penalty is not None,
         exact=task.train.are_exact(task.structure),
     )
     kept = _Kept(path.best(), path.stopped_by, path.elapsed())
@@ -315,6 +320,7 @@ def _evaluated(data, point, path, kept):
         left=data.train.rows[:0] if margins is None else data.train.rows[margins <= 0],
         penalty=penalty_at(variables, data.factors, theta),
         scaled_penalty=penalty_at(variables, data.factors, scale * theta),
+        penalized=data.penalized,
         stopped_by=kept.stopped_by if as_kept else Ending.CHOSEN,
         seconds=kept.seconds + time.perf_counter() - started,
         gradient_steps=data.proof.gradient_steps if as_kept and data.proof else None,

@@ -18,7 +18,8 @@ def rows_of(result):
     yield "training loss", f"{result.loss:.4g} ({result.loss_name}){at_scale}{wanted}"
     if result.penalty:
         kind = "penalty" if result._data.factors is None else "L2 penalty"
-        yield "left out", f"{kind} on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
+        name = "minimized with it" if result.penalized else "left out"
+        yield name, f"{kind} on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
     if result.accuracy is not None:
         yield "training accuracy", f"{percent(result.accuracy)}, smallest margin {result.margin:.4g}"
     left, separated = len(result.left), result.stopped_by == Ending.SEPARATED
@@ -41,7 +42,8 @@ def rows_of(result):
 def _gap(result):
     proved = result._is_proved
     size = f"at most {at_most(result.point.gap, 2)}" if proved else f"about {result.point.gap:.2g}"
-    return f"{size} (of the loss plus {result.point.ridge:g} times the change)"
+    penalty = " plus the L2 penalty" * result.penalized
+    return f"{size} (of the loss plus {result.point.ridge:g} times the change{penalty})"
 
 
 def _validation(result):

@@ -19,11 +19,11 @@ GAP = 1e-4  # to which the minimum of the convex problem is proved to be reached
 def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     """Solve for the linear parameters of a model on cached features, and write them into the model.
 
-    A plain head minimizes `loss + 0.01 * change`, which has one minimum; how far it may still be is computed in
-    float64. The weight of the change, and the gap, are for sample weights of mean one and multiplied by their mean. The
-    change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates in which it is
-    about the same and that leave no direction free (see `Whitening`). With a gated branch every sample
-    is put on its right side instead, as in `converge`.
+    A plain head minimizes `loss + 0.01 * change`, and its L2 penalty if it has one; there is one minimum, and how far
+    the head may still be from it is computed in float64. The weight of the change, and the gap, are for sample weights
+    of mean one and multiplied by their mean. The change is the mean squared change of the logits plus `||phi||^2`, the
+    squared distance in coordinates in which it is about the same and that leave no direction free (see `Whitening`).
+    With a gated branch every sample is put on its right side instead, as in `converge`.
 
     Args:
         structure: the `Structure` of the model.

@@ -13,10 +13,11 @@ _SAFETY = 1 + 1e-6  # for rounding in the sums below that have no signs, generou
 _AFFORDABLE = 2e10  # multiplications to say how many gradient steps there would be
 
 
-def gap_and_decrease(head, features, loss, targets, weights, theta, start, anchors, ridge, whitening):
+def gap_and_decrease(head, features, loss, targets, weights, theta, start, anchors, ridge, whitening, factors=None):
     r"""Return an upper bound of \( F(\theta) - \min F \) for a plain head, and \( F(\theta^0) - F(\theta) \).
 
-    \( F = \frac1n \sum_i w_i l(f_i) + \rho \left( \frac1a \sum_a \|f_a - f_a^0\|^2 + \|\phi\|^2 \right) \) with
+    \( F = \frac1n \sum_i w_i l(f_i) + \rho \left( \frac1a \sum_a \|f_a - f_a^0\|^2 + \|\phi\|^2 \right) +
+    \sum_k \lambda_k \theta_k^2 \) with
     \( \theta = \theta^0 + T \phi \) is \( 2 \rho \)-strongly convex in \( \phi \), so that it lies at most
     \( \|\nabla_\phi F\|^2 / (4 \rho) \) above its minimum (e.g. Boyd and Vandenberghe, 2004, section 9.1.2). A bound
     of all that rounding may have done to the gradient is added to it.
@@ -32,6 +33,7 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
         anchors: indices `(a,)` of the samples on which the change is measured.
         ridge: the weight \( \rho \), positive.
         whitening: the `Whitening` of the head, the map T.
+        factors: L2 factors \( \lambda \), `(P,)`, or None for zeros.
     """
     hold = np.zeros(len(features))
     hold[anchors] = 2 * ridge / len(anchors)
@@ -48,6 +50,10 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
         error += head.adjoint(np.abs(block), missed + EPS * longest * np.abs(cotangent))
         decrease += share @ (loss.values(before, targets[rows]) - loss.values(logits, targets[rows]))
         decrease -= hold[rows] @ np.sum((logits - before) ** 2, axis=1) / 2
+    if factors is not None:
+        slope = 2 * factors * theta
+        gradient, error = gradient + slope, error + 4 * EPS * np.abs(slope)
+        decrease += factors @ start**2 - factors @ theta**2
     phi, phi_error = whitening.exact_inverse(theta - start)
     pulled_back = whitening.exact_transposed(gradient) + 2 * ridge * phi
     root = np.abs(whitening.root)
@@ -69,21 +75,21 @@ def _slopes_error(loss, logits, targets, slopes, off):
     return np.abs(moved) + 8 * EPS * size
 
 
-def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, whitening, excess, gap):
+def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, whitening, factors, excess, gap):
     r"""Return a number of accelerated gradient steps in \( \phi \) after which F is within `gap` of its minimum.
 
     Let A and M be the second moments of the inputs over samples, by their weights, and over anchors, in the whitening
     of `gap_and_decrease`. The second derivative of F lies between \( \mu = 2 \rho (1 + \lambda_{min}(M)) \) and
-    \( \beta = \lambda_{max}(c A + 2 \rho M) + 2 \rho \), so that k steps of size \( 1 / \beta \) with
-    momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at most \( (1 - q)^k \) of twice the excess
-    (Nesterov, 2018, theorem 2.2.3 with \( \gamma_0 = \mu \), where \( \frac{\mu}{2} \|\phi^*\|^2 \) is no more than the
-    excess).
+    \( \beta = \lambda_{max}(c A + 2 \rho M + 2 \lambda T' T) + 2 \rho \), with the largest L2 factor \( \lambda \), so
+    that k steps of size \( 1 / \beta \) with momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at
+    most \( (1 - q)^k \) of twice the excess (Nesterov, 2018, theorem 2.2.3 with \( \gamma_0 = \mu \), where
+    \( \frac{\mu}{2} \|\phi^*\|^2 \) is no more than the excess).
 
     Args:
         features: `(n, m)`.
         use_bias: whether the head has one.
         curvature: c, an upper bound of the loss's second derivative in the logits.
-        weights, anchors, ridge, whitening: as in `gap_and_decrease`.
+        weights, anchors, ridge, whitening, factors: as in `gap_and_decrease`.
         excess: upper bound of how far F is above its minimum at first.
         gap: how far it may be in the end, positive.
 
@@ -96,6 +102,8 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
         return None
     held = _moments(features, use_bias, anchors, np.full(len(anchors), 2 * ridge / len(anchors)))
     bent = held + _moments(features, use_bias, np.arange(len(features)), curvature * weights / len(features))
+    if factors is not None:
+        bent[np.diag_indices_from(bent)] += 2 * np.max(factors)
     bent, held = (whitening.root @ moments @ whitening.root.T for moments in (bent, held))
     largest = _SAFETY * float(linalg.eigvalsh(bent)[-1]) + 2 * ridge
     smallest = max(0.0, float(linalg.eigvalsh(held)[0]) - (_SAFETY - 1) * largest) + 2 * ridge

@@ -26,7 +26,7 @@ class Step:
     Attributes:
         phi: whitened parameters, `(P,)`, float64 or a tensor.
         logits: of all rows, float32 `(n, C)`, of the same kind.
-        objective: loss plus ridge.
+        objective: loss plus penalty.
         gap: upper bound of how far the objective is above its minimum; infinite without a ridge.
     """
 
@@ -37,25 +37,25 @@ class Step:
 
 
 class NewtonCG:
-    """`objective(f) + ridge ||phi||^2` with `f = start + J T phi`.
+    """`objective(f) + penalty(phi)` with `f = start + J T phi`.
 
     Args:
         jacobian: a `CachedJacobian` or `StackedJacobian` of n rows.
         whitening: a `Whitening`, the map T.
         objective: an `objectives.Anchored` on n rows; its `start`, float32, is where `phi = 0`.
-        ridge: weight of the squared distance, not negative.
+        penalty: a `penalties.Quadratic` in the coordinates of the whitening.
         inexact: residual of a Newton system, relative to the gradient.
         watch: called without arguments between products; what it raises ends the solver.
     """
 
-    def __init__(self, jacobian, whitening, objective, ridge, inexact=INEXACT, watch=lambda: None):
-        self.jacobian, self.whitening, self.objective = jacobian, whitening, objective
-        self.start, self.ridge, self.inexact, self.watch = objective.start, ridge, inexact, watch
+    def __init__(self, jacobian, whitening, objective, penalty, inexact=INEXACT, watch=lambda: None):
+        self.jacobian, self.whitening, self.objective, self.penalty = jacobian, whitening, objective, penalty
+        self.start, self.ridge, self.inexact, self.watch = objective.start, penalty.ridge, inexact, watch
         self._xp = arrays.of(self.start)
 
     def value(self, phi, logits):
         values = self._xp.numpy(self.objective.values(logits))
-        return float(np.sum(values, dtype=np.float64) + self.ridge * self._xp.dot(phi, phi))
+        return float(np.sum(values, dtype=np.float64) + self.penalty.value(phi))
 
     def steps(self, phi=None):
         """Yield a `Step` for the start, then one after each Newton step, without end.
@@ -68,7 +68,8 @@ class NewtonCG:
         while True:
             active = self._active(logits)
             restricted = self.jacobian if active is ALL else self.jacobian.restricted(active)
-            gradient = self._pulled_back(restricted, self.objective.gradient(logits)[active]) + 2 * self.ridge * phi
+            slopes = self.objective.gradient(logits)[active]
+            gradient = self._pulled_back(restricted, slopes) + self.penalty.gradient(phi)
             gap = float(self._xp.dot(gradient, gradient)) / (4 * self.ridge) if self.ridge else np.inf
             yield Step(phi, logits, self.value(phi, logits), gap)
             direction = self._newton_direction(restricted, self.objective.hessian(logits, active), gradient)
@@ -90,21 +91,23 @@ class NewtonCG:
         def product(direction):
             self.watch()
             bent = restricted.normal(self.whitening.theta(direction), curve)
-            return self.whitening.transposed(bent) + 2 * self.ridge * direction
+            return self.whitening.transposed(bent) + self.penalty.product(direction)
 
         limit = int(_CONJUGATE_GRADIENTS * np.log(self.inexact) / np.log(INEXACT))
         return conjugate_gradients(product, -gradient, self.inexact, limit)
 
     def _line_search(self, phi, direction, logits, change, start):
         """Return the minimizing step length: logits are linear in it, so no product with J is needed."""
+        slope_there = self._xp.dot(self.penalty.gradient(phi), direction)
+        bend = self._xp.dot(self.penalty.product(direction), direction)
 
         @functools.cache
         def slope(length):
             length = float(length)
             if not length:
                 return start
-            bend = self._xp.dot(self.objective.gradient(logits + change * length), change)
-            return bend + 2 * self.ridge * self._xp.dot(phi + length * direction, direction)
+            of_logits = self._xp.dot(self.objective.gradient(logits + change * length), change)
+            return of_logits + slope_there + length * bend
 
         if not start < 0:
             return 0.0

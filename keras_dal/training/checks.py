@@ -39,14 +39,25 @@ def check_loss_scale(optimizer):
 
 def warn_of_what_is_not_solved(model, structure):
     """Warn of what training minimizes and the convex phase does not."""
-    own = type(model).compute_loss is not keras.Model.compute_loss
-    if own or structure.output_layer.activity_regularizer is not None:
-        what = "compute_loss of the model's own" if own else "activity regularizer of the last layer"
+    left_out = {
+        "compute_loss of the model's own": type(model).compute_loss is not keras.Model.compute_loss,
+        "activity regularizer of the last layer": structure.output_layer.activity_regularizer is not None,
+        "regularizer of the last layer": _is_left_out(structure),
+    }
+    what = next((what for what, is_there in left_out.items() if is_there), None)
+    if what is not None:
         warnings.warn(
             f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
             f"Wrap(finish='descend') it is trained with all of it. Received: model {model.name!r}",
             stacklevel=3,
         )
+
+
+def _is_left_out(structure):
+    """Return whether a head has a penalty that its solve does not know: beside a loss, only L2 is."""
+    variables = structure.linear_parameters
+    is_l2 = l2_factors(variables) is not None and not structure.gated_layers
+    return not is_l2 and any(variable.regularizer is not None for variable in variables)
 
 
 def check_alone(wrap, monitor):

@@ -132,7 +132,7 @@ def ends(phase, result, epoch, epochs, validates):
         lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
     lines += [f"  {line}" for line in result.proof()]
-    if any(v.regularizer is not None for v in structure.linear_parameters):
+    if result.penalty and not result.penalized:
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     if result.accuracy is not None:
         lines.append(f"  training:   {percent(result.accuracy)} right, loss {result.loss:.4g}")

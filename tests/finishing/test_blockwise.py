@@ -13,6 +13,7 @@ from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import SquaredError, loss_of
 from keras_dal.models.structure import find_structure
+from keras_dal.solvers.penalties import Quadratic
 
 LOSSES = {
     "hard": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -22,9 +23,9 @@ LOSSES = {
 }
 
 
-def head(m, classes, loss):
+def head(m, classes, loss, penalty=None):
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((m,)), keras.layers.Dense(classes)])
+    model = keras.Sequential([keras.Input((m,)), keras.layers.Dense(classes, kernel_regularizer=penalty)])
     model.compile(loss=loss)
     return model
 
@@ -41,12 +42,18 @@ def samples(kind, n=3000, m=12, classes=4):
     return CachedFeatures(z, labels, generator.uniform(0.5, 2.0, n), np.arange(n))
 
 
-@pytest.mark.parametrize("kind", LOSSES)
-def test_it_ends_where_newton_ends(kind):
+@pytest.mark.parametrize(
+    ("kind", "penalty"),
+    [
+        *((kind, None) for kind in LOSSES),
+        *((kind, keras.regularizers.L2(1e-3)) for kind in LOSSES if kind in ("hard", "smoothed")),
+    ],
+)
+def test_it_ends_where_newton_ends(kind, penalty):
     train = samples(kind)
     results = []
     for max_bytes in (2**32, 1000):
-        model = head(12, 4, LOSSES[kind])
+        model = head(12, 4, LOSSES[kind], penalty)
         structure = find_structure(model)
         result = solve_head(structure, loss_of(model, "linear"), train, max_bytes)
         results.append((result, structure.theta()))
@@ -64,6 +71,7 @@ def test_it_ends_where_newton_ends(kind):
 def test_its_gradient_is_that_of_finite_differences():
     train, model = samples("hard", n=200), head(12, 4, LOSSES["hard"])
     task = task_of(model, train)
+    task.penalty = np.linspace(0.0, 0.1, task.head.num_parameters)
     phi = 0.1 * np.random.default_rng(1).standard_normal(task.head.num_parameters)
 
     def at(each):
@@ -76,7 +84,7 @@ def test_its_gradient_is_that_of_finite_differences():
 
 
 def evaluation(task, phi):
-    return _Evaluation(task, phi, 0.01)
+    return _Evaluation(task, phi, Quadratic(task._whitening, 0.01, task.penalty, task.theta))
 
 
 def test_memory_does_not_grow_with_samples_times_outputs():

@@ -13,7 +13,7 @@ def steps(features, use_bias=True, excess=1.0, wanted=1e-4):
     head = DenseHead(features.shape[1], 3, use_bias)
     coordinates = Whitening(CachedJacobian(head, features.astype(np.float32)))
     everything = np.arange(len(features))
-    arguments = features, use_bias, 0.5, np.ones(len(features)), everything, 0.01, coordinates
+    arguments = features, use_bias, 0.5, np.ones(len(features)), everything, 0.01, coordinates, None
     return gap.gradient_steps(*arguments, excess, wanted)
 
 

@@ -15,6 +15,7 @@ from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.solvers.newton_cg import NewtonCG
 from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
+from keras_dal.solvers.penalties import Quadratic
 from keras_dal.solvers.whitening import Whitening
 
 N, M, H, C = 40, 5, 12, 3
@@ -32,6 +33,10 @@ def make(kind, generator):
 @pytest.fixture(params=["dense", "dense without bias", "gated", "gated beside", "branch", "branch of few gates"])
 def head(request, generator):
     return make(request.param, generator)
+
+
+def newton(jacobian, whitening, objective, ridge, factors=None, start=None):
+    return NewtonCG(jacobian, whitening, objective, Quadratic(whitening, ridge, factors, start))
 
 
 def mean_of(criterion, size=N):
@@ -204,7 +209,7 @@ def test_the_minimum_is_that_of_scipy(name, head, generator):
 
     zero = np.zeros(head.num_parameters)
     expected = optimize.minimize(objective, zero, jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
-    found = solve(NewtonCG(jacobian, whitening, Anchored(criterion, weights / N, start, hold / N), ridge))
+    found = solve(newton(jacobian, whitening, Anchored(criterion, weights / N, start, hold / N), ridge))
     assert found.objective == pytest.approx(expected.fun, rel=1e-4)
     assert found.objective - expected.fun <= found.gap + 1e-6
 
@@ -219,7 +224,7 @@ def test_tensors_of_an_accelerator_find_the_same_minimum(name, head, generator, 
     for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
         jacobian = CachedJacobian(head, features, on=on)
         objective = Anchored(criteria(xp)[name], weights, xp.single(start), hold)
-        found.append(solve(NewtonCG(jacobian, Whitening(jacobian), objective, 1e-2), steps=12))
+        found.append(solve(newton(jacobian, Whitening(jacobian), objective, 1e-2), steps=12))
     ours, theirs = found
     assert not isinstance(theirs.phi, np.ndarray)
     assert not isinstance(theirs.logits, np.ndarray)
@@ -231,7 +236,7 @@ def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(gene
     head, features = make("branch", generator), generator.normal(size=(N, M))
     jacobian = CachedJacobian(head, features)
     criterion = Separation(one_hot(N, C), 1.0, exclusive=True)
-    problem = NewtonCG(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
+    problem = newton(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
     steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
     least = min(step.objective for step in steps)
     assert all(step.objective - least <= step.gap + 1e-6 for step in steps)
@@ -243,7 +248,7 @@ def test_logistic_regression_is_that_of_scikit_learn(generator):
     labels[features[:, 0] > 0] = 0
     jacobian = CachedJacobian(heads.DenseHead(M, C), features)
     criterion = WholeLoss(losses.SoftmaxCrossEntropy(), np.eye(C)[labels])
-    problem = NewtonCG(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
+    problem = newton(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
     steps = [step for step, _ in zip(problem.steps(), range(25), strict=False)]
     theirs = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(features, labels)
     probabilities = theirs.predict_proba(features)
@@ -257,10 +262,34 @@ def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
     jacobian = CachedJacobian(head, features)
     whitening = Whitening(jacobian)
     criterion = WholeLoss(losses.SquaredError(), targets)
-    found = solve(NewtonCG(jacobian, whitening, mean_of(criterion, 200), 1e-2))
+    found = solve(newton(jacobian, whitening, mean_of(criterion, 200), 1e-2))
     basis = np.stack([whitening.theta(unit) for unit in np.eye(M * C)], axis=1).reshape(M, C, M * C)[:, 0, ::C]
     theirs = Ridge(alpha=1e-2 * 200 * C, fit_intercept=False, tol=1e-12).fit(features @ basis, targets)
     np.testing.assert_allclose(found.logits, theirs.predict(features @ basis), atol=2e-3)
+
+
+@pytest.mark.parametrize(("on", "xp"), [(Host, arrays.NUMPY), (Accelerator, arrays.TENSORS)])
+def test_an_l2_penalty_is_part_of_what_is_minimized(on, xp, generator):
+    """Of the parameters themselves, away from where the coordinates have their origin: least squares in closed form."""
+    features, targets, start = (generator.normal(size=shape) for shape in ((200, M), (200, C), (M, C)))
+    factors, ridge = generator.uniform(0.01, 0.1, M * C), 1e-2
+    jacobian = CachedJacobian(heads.DenseHead(M, C, use_bias=False), features, on=on())
+    whitening = Whitening(jacobian)
+    criterion = WholeLoss(losses.SquaredError(), xp.single(targets))
+    objective = Anchored(criterion, np.full(200, 1 / 200), xp.single(features @ start))
+    found = solve(newton(jacobian, whitening, objective, ridge, factors, start.ravel()), steps=12)
+    basis = np.stack([arrays.NUMPY.numpy(whitening.theta(unit)) for unit in np.eye(M * C)], axis=1).astype(np.float64)
+    columns = np.einsum("nm,mcp->ncp", features, basis.reshape(M, C, -1)).reshape(200 * C, -1)
+    # rows of the squared error, of the penalty and of the distance, to be solved for phi
+    rows = np.vstack([columns / np.sqrt(200 * C), np.sqrt(factors)[:, None] * basis, np.sqrt(ridge) * np.eye(M * C)])
+    there = [
+        (targets - features @ start).ravel() / np.sqrt(200 * C),
+        -np.sqrt(factors) * start.ravel(),
+        np.zeros(M * C),
+    ]
+    expected = np.linalg.lstsq(rows, np.concatenate(there), rcond=None)
+    np.testing.assert_allclose(xp.numpy(found.phi), expected[0], atol=2e-3)
+    assert found.objective == pytest.approx(expected[1].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e18])
@@ -271,7 +300,7 @@ def test_tensors_in_any_unit_take_the_steps_of_numpy(unit, generator):
         jacobian = CachedJacobian(heads.DenseHead(M, C), features, on=on)
         loss = WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(N, C)))
         objective = Anchored(loss, np.full(N, unit / N), xp.single(np.zeros((N, C))))
-        steps = NewtonCG(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
+        steps = newton(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
         objectives.append(next(itertools.islice(steps, 6, None)).objective / unit)
     assert objectives[1] == pytest.approx(objectives[0], rel=1e-5)
     assert objectives[0] < 0.999 * np.log(C)

@@ -102,9 +102,14 @@ def test_batch_statistics_are_means_over_the_batches_of_the_averaged_weights():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(norm.moving_variance), variance, rtol=1e-4)
 
 
-def test_the_head_is_the_minimum_that_scipy_finds_and_the_proved_gap_holds():
-    weights = Weights({1, 2})
-    model, monitor, _ = ended(callbacks=[weights])
+@pytest.mark.parametrize("factor", [0.0, 0.03])
+def test_the_head_is_the_minimum_that_scipy_finds_and_the_proved_gap_holds(factor):
+    """With the L2 penalty of its kernel beside a loss that counts double."""
+    weights, penalty = Weights({1, 2}), keras.regularizers.L2(2 * factor)
+    model = small_model(kernel_regularizer=penalty if factor else None)
+    model, monitor, _ = ended(
+        callbacks=[weights], model=model, compile_options={"loss_weights": [2.0 if factor else 1.0]}
+    )
     x, y = images()
     columns = np.hstack([features_of(model, x), np.ones((len(x), 1))])
     kernel, bias = weights.mean()[-2:]
@@ -119,22 +124,23 @@ def test_the_head_is_the_minimum_that_scipy_finds_and_the_proved_gap_holds():
         loss = np.mean(np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0] - logits[np.arange(len(y)), y])
         change = theta - start
         moved_logits = np.mean(np.sum((columns @ change) ** 2, axis=1))
-        return loss + 0.01 * (moved_logits + np.sum(change * (held @ change)))
+        return loss + 0.01 * (moved_logits + np.sum(change * (held @ change))) + factor * np.sum(theta[:-1] ** 2)
 
     least = optimize.minimize(objective, start.ravel(), method="BFGS", options={"gtol": 1e-9}).fun
     theta = np.vstack([keras.ops.convert_to_numpy(v).reshape(-1, NUM_CLASSES) for v in model.trainable_variables[-2:]])
     reached = objective(theta.astype(np.float64).ravel())
     assert reached - least <= monitor.result.point.gap + 1e-7
     assert monitor.result.point.gap <= 1e-4
-    steps = accelerated(objective, least, start, np.linalg.cholesky(held), second)
+    steps = accelerated(objective, least, start, np.linalg.cholesky(held), second, factor)
     assert steps <= monitor.result.gradient_steps <= 10 * steps
 
 
-def accelerated(objective, least, start, lower, second):
+def accelerated(objective, least, start, lower, second, factor):
     """Return after how many of Nesterov's steps in the coordinates `L' (theta - start)` the gap is 1e-4."""
     inverse = np.linalg.inv(lower)
     values = np.linalg.eigvalsh(inverse @ second @ inverse.T)
-    largest, smallest = 0.5 * values[-1] + 0.02 * (values[-1] + 1), 0.02 * (values[0] + 1)
+    bent = np.linalg.eigvalsh(inverse @ (0.52 * second + 2 * factor * np.eye(len(second))) @ inverse.T)
+    largest, smallest = bent[-1] + 0.02, 0.02 * (values[0] + 1)
     q = np.sqrt(smallest / largest)
     phi = ahead = np.zeros_like(start)
 

@@ -241,10 +241,17 @@ def test_the_weight_of_a_loss_is_in_what_is_logged_and_in_the_proven_step(option
     assert histories[1]["loss"] == pytest.approx(4 * np.array(histories[0]["loss"]), rel=1e-3)
 
 
-def test_a_regularizer_of_the_head_is_said_to_be_left_out(capsys):
-    model = compiled(keras_dal.Wrap("sgd", explore=1), small_model(kernel_regularizer="l2"))
-    fit(model, 2, [keras_dal.AlignmentMonitor()])
-    assert "left out:   the regularizer of the head" in capsys.readouterr().out
+@pytest.mark.filterwarnings("ignore:The last layer is solved for the compiled loss alone")
+@pytest.mark.parametrize(("kind", "is_solved"), [("l2", True), ("l1", False)])
+def test_a_regularizer_of_the_head_is_minimized_or_said_to_be_left_out(kind, is_solved, capsys):
+    model = compiled(keras_dal.Wrap("sgd", explore=1), small_model(kernel_regularizer=kind))
+    monitor = keras_dal.AlignmentMonitor()
+    fit(model, 2, [monitor])
+    printed = capsys.readouterr().out
+    assert monitor.result.penalized == is_solved
+    assert ("left out:   the regularizer of the head" in printed) != is_solved
+    assert ("x change of the head + its L2 penalty" in printed) == is_solved
+    assert ("minimized with it" if is_solved else "left out") in str(monitor.result)
 
 
 def test_no_head_is_promised_to_tell_equal_samples_apart(capsys):

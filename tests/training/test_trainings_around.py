@@ -248,9 +248,10 @@ class WithMore(keras.Model):
         return super().compute_loss(x, y, y_pred, sample_weight, training) + 1e-3 * ops.mean(ops.square(y_pred))
 
 
-@pytest.mark.parametrize("kind", ["compute_loss", "activity regularizer"])
+@pytest.mark.parametrize("kind", ["compute_loss", "activity regularizer", "regularizer of the last layer"])
 def test_what_is_not_solved_is_said_before_the_first_step(kind):
-    plain = small_model(activity_regularizer="l2" if kind != "compute_loss" else None)
+    penalties = {"activity regularizer": {"activity_regularizer": "l2"}, "compute_loss": {}}
+    plain = small_model(**penalties.get(kind, {"bias_regularizer": "l1"}))
     model = WithMore(plain.inputs, plain.outputs) if kind == "compute_loss" else plain
     with pytest.warns(UserWarning, match=f"solved for the compiled loss alone, without what the {kind}"):
         fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=2), model), 3)
