@@ -22,11 +22,12 @@ class SquaredError(Loss):
 
     def targets(self, y, num_outputs):
         targets = checked_matrix(y, num_outputs)
-        largest = np.max(np.abs(targets))
-        if largest and not 1 / _LARGEST <= largest <= _LARGEST:
+        largest = np.max(np.abs(targets), axis=0)
+        wrong = (largest > _LARGEST) | ((largest > 0) & (largest < 1 / _LARGEST))
+        if wrong.any():
             raise ValueError(
                 "The squares of the labels must be numbers that float64 can hold: give them in another unit. "
-                f"Received: labels up to {largest:.3g}"
+                f"Received: labels of output {np.argmax(wrong)} up to {largest[wrong][0]:.3g}"
             )
         return targets
 

@@ -103,7 +103,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
     held = _moments(features, use_bias, anchors, np.full(len(anchors), 2 * ridge / len(anchors)))
     bent = held + _moments(features, use_bias, np.arange(len(features)), curvature * weights / len(features))
     if factors is not None:
-        bent[np.diag_indices_from(bent)] += 2 * np.max(factors)
+        bent = bent + 2 * np.max(factors) * np.eye(features.shape[1] + use_bias)
     bent, held = (whitening.root @ moments @ whitening.root.T for moments in (bent, held))
     largest = _SAFETY * float(linalg.eigvalsh(bent)[-1]) + 2 * ridge
     smallest = max(0.0, float(linalg.eigvalsh(held)[0]) - (_SAFETY - 1) * largest) + 2 * ridge

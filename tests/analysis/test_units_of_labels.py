@@ -128,3 +128,22 @@ def test_labels_of_zeros_are_reached_without_a_bias():
     zeros = np.zeros((N, 1))
     certificate = certify_head(head, inputs(), zeros, losses.SquaredError(), np.ones(M))
     assert (certificate.verdict, certificate.residual_share) == ("aligned", 0.0)
+
+
+@pytest.mark.parametrize("classes", [3, 6, 7, 49])
+def test_labels_that_favour_no_class_are_aligned_without_a_bias_too(classes):
+    """They are 1/C everywhere, of which only rounding is left once means over classes are taken away."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((M,)), layers.Dense(classes, use_bias=False)])
+    model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    y = np.full((N, classes), 1 / classes)
+    for found in (keras_dal.alignment(model, inputs(), y), keras_dal.certify(model, inputs(), y, verbose=0)):
+        assert found.verdict == "aligned"
+        assert found.residual_share == 0
+
+
+@pytest.mark.parametrize("size", [1e-165, 1e160])
+def test_an_output_whose_squares_float64_does_not_hold_is_refused_beside_one_in_another_unit(size):
+    y = np.random.default_rng(1).standard_normal((N, 2)) * [1.0, size]
+    with pytest.raises(ValueError, match=r"another unit. Received: labels of output 1 up to"):
+        keras_dal.alignment(regressor(2), inputs(), y)
