@@ -74,8 +74,8 @@ def converge(
             the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
         gated: `"auto"` adds a gated head where a classifier's own head is not found to separate the samples, True adds
             it in any case, False never.
-        ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative; the minimum is reached
-            where the certified gap is at most a hundredth of `tol`.
+        ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative, whatever the loss is
+            there; the minimum is reached where the certified gap is at most a hundredth of `tol`.
         patience: points without a better validation accuracy after which the best one is taken, on the path of a
             minimization or of a gated head; trying the own head is not ended by it.
         time_limit: seconds for the solver, looked at between its products; a factorization can be long.
@@ -125,13 +125,16 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
     """Walk the path to its end, or to where it is cut short, and return the task whose head was solved for."""
     task, path = own, own.path
     try:
-        if own.is_done(tol):
+        if ridge is None and own.is_done(tol):
             return own
         plain = not own.structure.gated_layers
         if gated is True and plain:
             task = add_gates(own)
         if ridge is not None or not own.is_separable:
-            task.minimize([ridge] if ridge is not None else _in_unit(own, RIDGES), tol)
+            if ridge is None:
+                task.minimize(_in_unit(own, RIDGES), tol, tol)
+            else:
+                task.minimize([ridge], tol)
             return task
         more_follows = gated is False or (gated == "auto" and plain)
         path.begin(patient=not more_follows)  # trying the own head takes few steps
@@ -151,7 +154,7 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
                 f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}",
                 stacklevel=3,
             )
-        own.minimize(_in_unit(own, FEW_RIDGES), tol)
+        own.minimize(_in_unit(own, FEW_RIDGES), tol, tol)
     except Stopped as stop:
         path.cut_short(stop.ending)
     except KeyboardInterrupt:

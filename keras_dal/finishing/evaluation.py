@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize
 
 from keras_dal._backend import arrays
 from keras_dal.solvers import rounded
@@ -28,17 +27,14 @@ class Quality(NamedTuple):
 
 
 def least_scale(loss_at, tol):
-    """Return the least scale, from 1 on, with loss at most tol: it exists because every margin is positive."""
-    if loss_at(1.0) <= tol:
-        return 1.0
+    """Return the least power of two, from 1 on, with loss at most tol: it exists because every margin is positive.
 
-    def excess(scale):  # over a loss a thousandth smaller than tol, which the root's precision cannot miss
-        return np.log(max(loss_at(scale), 1e-2 * tol) / tol) + 1e-3
-
-    far = 2.0
-    while excess(far) > 0:
-        far *= 2
-    return float(optimize.root_scalar(excess, bracket=(far / 2, far), rtol=1e-6).root)
+    Other factors would be rounded when they multiply weights, and what is said at a scale would be of other weights.
+    """
+    scale = 1.0
+    while loss_at(scale) > tol:
+        scale *= 2
+    return scale
 
 
 class Logits:

@@ -141,17 +141,18 @@ class Task:
         return self.train.weights / self.mean_weight
 
     @with_few_threads
-    def minimize(self, ridges, tol):
-        """Minimize the loss itself, for falling weights of the change, until it is at most tol above its floor.
+    def minimize(self, ridges, tol, enough=None):
+        """Minimize the loss itself, for falling weights of the change, until little is left.
 
         Args:
             ridges: the weights, in the unit of the loss.
-            tol: the same.
+            tol: a hundred times the gap at which a minimum counts as reached.
+            enough: loss above its floor at which all ends, None where only minima do.
         """
         phi = problem = ending = None
         for ridge in ridges:
             problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
-            step, _, ending = self._minimize(problem, tol, phi)
+            step, _, ending = self._minimize(problem, tol, enough, phi)
             self.path.end(ending)
             if ending == Ending.TOLERANCE:
                 return
@@ -174,18 +175,17 @@ class Task:
             if self.proof:
                 return
 
-    def _minimize(self, problem, tol, phi=None, unit=1.0):
+    def _minimize(self, problem, tol, enough=None, phi=None):
         """Return the step and point where the loss is nearly its floor, or nearly the least, and what ended it there.
 
         Args:
             problem: a `NewtonCG`.
-            tol: loss above its floor, in the problem's unit.
+            tol, enough: as in `minimize`.
             phi: where to start.
-            unit: of a point's loss, in the problem's.
         """
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
-            if point.loss - self.floor <= tol * unit:
+            if enough is not None and point.loss - self.floor <= enough:
                 return step, point, Ending.TOLERANCE
             if step.gap <= 1e-2 * tol:
                 return step, point, Ending.GAP

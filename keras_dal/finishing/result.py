@@ -39,8 +39,8 @@ class Result:
         loss: training loss of the model as it is.
         accuracy: its training accuracy, None for the squared error.
         margin: its smallest training margin, None for the squared error.
-        scale: factor of theta_S that brings the training loss to `scaled_loss`; 1 where no scale does, or labels are
-            soft.
+        scale: least power of two, which no dtype rounds, that brings the training loss to what was asked for when it
+            multiplies theta_S; 1 where none does, or labels are soft.
         scaled_loss: training loss at that scale.
         floor: least training loss of any model: the mean entropy of soft labels, 0 for hard ones.
         tol: the training loss above `floor` that was asked for; None where it was a minimum or a separation.
@@ -171,7 +171,7 @@ class Result:
             largest = self._data.fitted(self._theta).largest_loss(self.scale)
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
-                f"{at_least(self._proved_margin, 2)}); with the head times {at_most(self.scale, 4)} the loss is "
+                f"{at_least(self._proved_margin, 2)}); with the head times {self.scale:,.0f} the loss is "
                 f"{at_most(largest, 2, 'e')}"
             )
 

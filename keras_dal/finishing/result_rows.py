@@ -14,7 +14,7 @@ def rows_of(result):
     met = "reached" if result.reached else "not reached"
     least = f" above {result.floor:.4g}, the least of any model" if result.floor else ""
     wanted = "" if result.tol is None else f"; wanted {result.tol:.4g}{least}: {met}"
-    at_scale = f"; with the head times {result.scale:.4g} {result.scaled_loss:.4g}" if result.scale != 1 else ""
+    at_scale = f"; with the head times {result.scale:,.0f} {result.scaled_loss:.4g}" if result.scale != 1 else ""
     yield "training loss", f"{result.loss:.4g} ({result.loss_name}){at_scale}{wanted}"
     if result.penalty:
         kind = "penalty" if result._data.factors is None else "L2 penalty"
@@ -53,7 +53,7 @@ def _validation(result):
             continue
         accuracy = "" if quality.accuracy is None else f"{percent(quality.accuracy)} accuracy, NLL "
         calibration = "" if quality.accuracy is None else f", ECE {quality.ece:.4g}"
-        scaled = f" (with the head times {result.scale:.4g}, as Result.rescale makes it)" * (name == "scaled")
+        scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"
     before, after = (getattr(quality, "accuracy", None) for quality in (result.before, result.after))
     if before is not None and after is not None and before - after > _FALLEN:

@@ -85,7 +85,9 @@ def test_a_classifier_reaches_full_training_accuracy_and_any_loss(model, digits)
     others = np.where(np.eye(10)[y] == 1, -np.inf, logits)
     assert result.margin == pytest.approx(np.min(logits[np.arange(len(y)), y] - others.max(axis=1)), abs=1e-4)
     result.rescale()
-    assert result.model.evaluate(x, y, verbose=0)[0] == pytest.approx(1e-4, rel=1e-2)
+    assert result.model.evaluate(x, y, verbose=0)[0] == pytest.approx(result.scaled_loss, rel=1e-2)
+    assert result.scaled_loss <= 1e-4
+    assert np.log2(result.scale) == int(np.log2(result.scale))  # so that no weight was rounded
     result.rescale(1.0)
     assert result.model.evaluate(x, y, verbose=0)[0] == pytest.approx(loss, rel=1e-4)
     for kept, now in zip(weights, model.get_weights(), strict=True):
@@ -103,7 +105,7 @@ def test_the_head_that_separates_changes_less_than_the_one_of_least_loss(model, 
         return np.sqrt(np.mean(np.sum(change**2, axis=1)))
 
     assert gentle.point.moved == pytest.approx(moved(gentle), rel=1e-2)
-    assert moved(gentle) < 0.5 * moved(plain)
+    assert moved(gentle) < 0.8 * moved(plain)
     assert plain.loss < 1e-3 < gentle.loss
 
 
@@ -197,13 +199,16 @@ def test_without_a_gated_head_the_loss_is_minimized(model, digits):
     assert result.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.STALLED)
 
 
-def test_a_strong_ridge_ends_at_a_certified_gap(model, digits):
+@pytest.mark.parametrize("tol", [1e-3, 10.0])
+def test_a_strong_ridge_ends_at_a_certified_gap(model, digits, tol):
+    """And no loss on the way there is small enough."""
     x, y = digits[0]
-    result = converge(model, x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
+    result = converge(model, x, y, gated=False, ridge=0.1, tol=tol, verbose=0)
     assert result.stopped_by == Ending.CERTIFIED
     assert result.reached
     assert result.tol is None
-    assert result.point.gap <= 1e-5
+    assert result.point.gap <= 1e-2 * tol
+    assert result.point.moved > 0
     assert f"at most {at_most(result.point.gap, 2)}" in str(result)
 
 
@@ -228,7 +233,9 @@ def test_a_penalty_on_the_head_is_reported(digits):
     assert model.evaluate(x[:40], y[:40], verbose=0) == pytest.approx(result.loss + result.penalty, rel=1e-4)
     assert result.certificate.penalty == pytest.approx(result.penalty, rel=1e-6)
     result.rescale()
-    assert model.evaluate(x[:40], y[:40], verbose=0) == pytest.approx(result.tol + result.scaled_penalty, rel=1e-3)
+    assert model.evaluate(x[:40], y[:40], verbose=0) == pytest.approx(
+        result.scaled_loss + result.scaled_penalty, rel=1e-3
+    )
     assert "L2 penalty" in str(result)
 
 
@@ -252,7 +259,8 @@ def test_softmax_and_sigmoid_outputs(digits):
     result = converge(sigmoid, x, labels, validation_data=(validation[0], labels), tol=1e-3, verbose=0)
     assert ((result.model.predict(x, verbose=0) > 0.5) == labels).all()
     result.rescale()
-    assert result.model.evaluate(x, labels, verbose=0)[0] == pytest.approx(1e-3, rel=2e-2)
+    assert result.model.evaluate(x, labels, verbose=0)[0] == pytest.approx(result.scaled_loss, rel=2e-2)
+    assert result.scaled_loss <= 1e-3
 
 
 def regressor():
