@@ -34,6 +34,7 @@ class BlockwiseTask:
 
     method = "L-BFGS"
     validation = validation_targets = proof = penalty = None
+    num_steps = 0
 
     def __init__(self, structure, loss, train, path, max_bytes):
         self.structure, self.loss, self.train, self.path = structure, loss, train, path
@@ -75,6 +76,7 @@ class BlockwiseTask:
             return last.value, last.gradient
 
         def stepped(intermediate_result):
+            self.num_steps += 1
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, penalty)
             self.path.add(self._point(step, step.gap))

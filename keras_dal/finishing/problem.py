@@ -54,6 +54,7 @@ class Task:
     Attributes:
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
         proof: the `Proof` of the last point of the path, None where there is none.
+        num_steps: how many the minimization took that ended last.
         penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
     """
 
@@ -71,7 +72,7 @@ class Task:
                 layer.adapt(train.features)
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         self.head, self.theta = structure.head(), structure.theta()
-        self.max_bytes, self.proof, self.penalty = max_bytes, None, None
+        self.max_bytes, self.proof, self.penalty, self.num_steps = max_bytes, None, None, 0
         self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
         self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
         self._num_rows = len(train) + (0 if anchors is None else len(anchors))
@@ -149,7 +150,7 @@ class Task:
             tol: a hundred times the gap at which a minimum counts as reached.
             enough: loss above its floor at which all ends, None where only minima do.
         """
-        phi = problem = ending = None
+        self.num_steps, phi, problem, ending = 0, None, None, None
         for ridge in ridges:
             problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
             step, _, ending = self._minimize(problem, tol, enough, phi)
@@ -167,7 +168,7 @@ class Task:
     @with_few_threads
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
-        self.penalty = l2_penalty(self.structure)
+        self.num_steps, self.penalty = 0, l2_penalty(self.structure)
         problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
         self.path.end(Ending.MAX_STEPS)
         for step, _ in self._walk(problem, None):
@@ -227,7 +228,8 @@ class Task:
 
     def _walk(self, problem, phi):
         """Yield each step of a problem with its point on the path."""
-        for _, step in zip(range(_STEPS), problem.steps(phi), strict=False):  # in this order no step is wasted
+        for count, step in zip(range(_STEPS), problem.steps(phi), strict=False):  # in this order no step is wasted
+            self.num_steps += count > 0
             change = self._where.numpy(problem.whitening.theta(step.phi))
             theta = self.theta + np.pad(change, (len(self.theta) - len(change), 0))  # the last part's, or all
             point = self._point(theta, step.logits, problem.ridge, step.gap)

@@ -14,11 +14,13 @@ class Proof(NamedTuple):
         wanted: the gap that was asked for, which the point is within.
         holds: whether that is proved, and not only what the solver saw in float32.
         gradient_steps: accelerated ones to that gap, at most; None where nothing is known.
+        num_steps: those that were taken.
     """
 
     wanted: float
     holds: bool
     gradient_steps: int | None
+    num_steps: int
 
 
 def prove(task, ridge, whitening, gap):
@@ -49,4 +51,4 @@ def prove(task, ridge, whitening, gap):
     if head.is_plain and curvature is not None:
         data = train.features, head.use_bias, curvature, train.weights
         steps = gradient_steps(*data, *problem, decrease + proved, gap)
-    return Proof(gap, head.is_plain, steps)
+    return Proof(gap, head.is_plain, steps, task.num_steps)

@@ -164,8 +164,7 @@ class Result:
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
                 steps = f"{self.gradient_steps:,} steps to {at_most(self._data.proof.wanted, 2)}"
-                own = sum(point.ridge == self.point.ridge for point in self.path[1:])
-                ours = f"{self._data.method} took {own:,}"
+                ours = f"{self._data.method} took {self._data.proof.num_steps:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
         if self._proved_margin > 0 and self._data.exact:
             largest = self._data.fitted(self._theta).largest_loss(self.scale)

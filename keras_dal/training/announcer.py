@@ -37,6 +37,13 @@ class Announcer:
         if text:
             self._unsaid.append(text)
 
+    def insist(self, model, message, *arguments):
+        """Print a message now; where nothing is printed, warn of it."""
+        if self._verbose:
+            self.say(model, message, *arguments)
+        elif _backend.is_chief(model):
+            warnings.warn(message(*arguments), stacklevel=3)
+
     def say_all(self):
         """Print what is still to be said."""
         for text in self._unsaid:

@@ -164,10 +164,14 @@ class Averaging:
         """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs."""
         if self.finish != "solve":
             return
+        variables = _keras.optimized(self)
         if self._inner_has_averages:
-            assign_all(_keras.optimized(self), values_of(self.inner_averages()))
+            assign_all(variables, values_of(self.inner_averages()))
         elif self.averaged_steps:
-            assign_all(_keras.optimized(self), self._average.values())
+            assign_all(variables, self._average.values())
+        for variable in variables:
+            if variable.constraint is not None:  # of unit norms, say, a mean has none
+                variable.assign(variable.constraint(ops.convert_to_tensor(variable)))
 
     def settle_averages(self, also_linear=True):
         """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""

@@ -51,7 +51,7 @@ class AlignmentMonitor(Remaining, keras.callbacks.Callback):
     Args:
         data: `(x, y)` or `(x, y, sample_weight)`, also as a list, or a dataset of such batches, measured at the end of
             every epoch; None for what flows through `fit`.
-        verbose: 1 to say in a few lines what was found, frozen and solved, 0 for no word.
+        verbose: 1 to say in a few lines what was found, frozen and solved, 0 for warnings alone.
 
     Attributes:
         result: the `Result` of the solved head, None before; with a warning where the model has other weights by now.
@@ -155,8 +155,8 @@ class AlignmentMonitor(Remaining, keras.callbacks.Callback):
                     self._result = None
                 self._schedule = self._make_schedule()  # now that the phase is known
                 self._schedule.resume(epoch, self._wrap.decision)
-                begin = model, self._wrap, self._schedule, epoch, self.params["epochs"]
-                self._announcer.say(model, messages.begins, *begin)
+                say = self._announcer.insist if self._stage is Stage.OVER else self._announcer.say
+                say(model, messages.begins, model, self._wrap, self._schedule, epoch, self.params["epochs"])
             self._advance(model, epoch)
         looks = self._schedule.decides_after(epoch) and self.phase == "explore"
         self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)

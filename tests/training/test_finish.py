@@ -90,6 +90,20 @@ class Before(keras.callbacks.Callback):
             self.snapshots.taken.append(snapshot(self.model))
 
 
+def test_averages_keep_the_constraints_of_what_is_frozen():
+    """Unit vectors do not have a mean of norm one."""
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(6, 3, kernel_constraint=keras.constraints.UnitNorm([0, 1, 2]), name="conv")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    model = keras.Model(inputs, keras.layers.Dense(NUM_CLASSES, name="logits")(x))
+    weights = Weights({1, 2})
+    model, monitor, _ = ended(keras.optimizers.SGD(3.0), model=model, callbacks=[weights])
+    assert np.max(np.abs(np.linalg.norm(weights.mean()[0].reshape(-1, 6), axis=0) - 1)) > 1e-3
+    kernel = keras.ops.convert_to_numpy(model.get_layer("conv").kernel).reshape(-1, 6)
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 1.0, atol=1e-5)
+    assert monitor.result.point.gap <= 1e-4
+
+
 def test_batch_statistics_are_means_over_the_batches_of_the_averaged_weights():
     model, _, _ = ended(shuffle=False)
     x, _ = images()
@@ -838,6 +852,7 @@ def test_averages_are_those_of_the_inner_optimizer_wherever_keras_swaps_them(fin
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.filterwarnings("ignore:keras_dal. this fit begins in the second phase")
 def test_a_fit_after_the_last_keeps_the_result(monkeypatch):
     def refuse(*arguments):
         raise ValueError("refused")

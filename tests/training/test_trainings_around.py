@@ -11,6 +11,7 @@ from keras import layers, ops
 
 import keras_dal
 
+SOLVED_BEFORE = pytest.mark.filterwarnings("ignore:keras_dal. this fit begins in the second phase")
 ON_JAX, ON_TORCH = (keras.backend.backend() == each for each in ("jax", "torch"))
 
 
@@ -176,6 +177,7 @@ def test_what_only_training_measures_is_not_a_number_in_the_epoch_that_only_read
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda each: pickle.loads(pickle.dumps(each))}
 
 
+@SOLVED_BEFORE
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("finish", ["solve", "descend"])
 def test_a_monitor_that_was_used_can_be_copied(copied, finish):
@@ -219,7 +221,8 @@ def test_a_fit_of_a_model_that_is_solved_logs_what_others_do(tmp_path):
     first = fit(model, 4)
     before = snapshot(model)
     saved = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch:02d}-{loss:.3f}.weights.h5", save_weights_only=True)
-    history = fit(model, 4, callbacks=[keras_dal.AlignmentMonitor(verbose=False), saved], shuffle=False)
+    with pytest.warns(UserWarning, match="this fit begins in the second phase"):  # though nothing is printed
+        history = fit(model, 4, callbacks=[keras_dal.AlignmentMonitor(verbose=False), saved], shuffle=False)
     x, y = images()
     loss, accuracy = model.evaluate(x[:16], y[:16], verbose=0)
     assert [history["loss"], history["accuracy"]] == [[pytest.approx(loss, rel=1e-4)], [pytest.approx(accuracy)]]
@@ -227,6 +230,7 @@ def test_a_fit_of_a_model_that_is_solved_logs_what_others_do(tmp_path):
     assert not moved(before, snapshot(model))
 
 
+@SOLVED_BEFORE
 def test_metrics_with_a_value_for_each_class_have_one_in_every_epoch():
     x, y = images()
     model, labels = small_model(), np.eye(NUM_CLASSES, dtype="float32")[y]
