@@ -85,6 +85,9 @@ def _add_saving_command(commands, name, run, text):
     command = _add_command(commands, name, run, text)
     command.add_argument("--output", required=True, help="where to save the model, a .keras file")
     command.add_argument("--quiet", action="store_true", help="print the result alone")
+    command.add_argument(
+        "--max-bytes", type=int, default=2**32, help="memory for features and the solver, each (default %(default)s)"
+    )
     return command
 
 
@@ -100,8 +103,8 @@ def _add_converge(commands):
         default="auto",
         help="whether to add a gated head; by default where the own head is not found to separate the samples",
     )
-    command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change instead")
-    command.add_argument("--patience", type=int, help="steps without a better validation accuracy")
+    command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change of the logits")
+    command.add_argument("--patience", type=int, help="points of the path without a better validation accuracy")
     command.add_argument("--scaled", action="store_true", help="save at the scale that reaches the loss")
     command.add_argument("--time-limit", type=float, help="seconds for the solver")
     command.add_argument("--cache", help="directory in which features are kept")
@@ -117,6 +120,13 @@ def _load(path):
     """Return the model of a file; a ValueError says what to do where Keras does not know one of its classes."""
     try:
         return keras.saving.load_model(path)
+    except ValueError as error:
+        if "safe_mode" not in str(error):
+            raise
+        raise ValueError(
+            "The model holds Python code, as Lambda layers do, which Keras runs only from files that you trust: load it "
+            f"in Python with keras.saving.load_model(path, safe_mode=False), and call keras_dal there. Received: {path}"
+        ) from error
     except TypeError as error:
         unknown = re.search(r"Could not locate (\w+ '.+?')", str(error))
         if unknown is None:
@@ -161,13 +171,15 @@ def _converge(options, model, x, y, weight):
         patience=options.patience,
         time_limit=options.time_limit,
         cache=options.cache,
+        max_bytes=options.max_bytes,
         verbose=int(not options.quiet),
     )
 
 
 def _finish(options, model, x, y, weight):
     statistics_from = _read(options.statistics_from)[0] if options.statistics_from else None
-    return finish(model, x, y, weight, statistics_from=statistics_from, verbose=int(not options.quiet))
+    options_of_finish = {"max_bytes": options.max_bytes, "verbose": int(not options.quiet)}
+    return finish(model, x, y, weight, statistics_from=statistics_from, **options_of_finish)
 
 
 def _certify(options, model, x, y, weight):

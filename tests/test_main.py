@@ -156,6 +156,23 @@ def test_classes_of_the_users_own_are_bad_input(files, capsys):
     assert f"Received: {files / 'model.keras'} with class 'Twice'" in printed
 
 
+def test_python_code_in_a_file_is_run_by_no_command(files, capsys):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Lambda(lambda x: 2 * x), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.save(files / "model.keras")
+    assert run(files, "alignment") == 2
+    printed = capsys.readouterr().err
+    assert "safe_mode=False" in printed
+    assert printed.endswith(f"Received: {files / 'model.keras'}\n")
+
+
+def test_memory_of_the_solver_can_be_limited(files, capsys):
+    few = ["--output", files / "done.keras", "--max-bytes", 100, "--gated"]
+    assert run(files, "converge", *few) == 2
+    assert "max_bytes=100" in capsys.readouterr().err
+    assert run(files, "finish", *few[:-1]) == 0
+
+
 def test_bad_files_get_one_sentence(files, capsys):
     np.savez(files / "train.npz", features=np.zeros(3))
     assert run(files, "certify") == 2

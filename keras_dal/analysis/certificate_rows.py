@@ -9,7 +9,7 @@ def rows_of(certificate):
     if not certificate.exact:
         share = f"at least {at_least(certificate.alignment, 8)}"
         left = f"at most {at_most(certificate.residual_share, 3, 'e')}"
-    rank = "not decided" if certificate.rank is None else f"{certificate.rank} of {certificate.full_rank}"
+    rank = "not decided" if certificate.rank is None else f"{certificate.rank:,} of {certificate.full_rank:,}"
     yield "loss now", f"{certificate.loss:.6g} ({certificate.loss_name})"
     if certificate.penalty:
         yield "penalty now", f"{certificate.penalty:.6g} (on theta_S, part of the objective)"
@@ -19,8 +19,8 @@ def rows_of(certificate):
     if certificate.floor:
         yield "least loss of any model", f"{certificate.floor:.6g}"
     sizes = certificate.num_samples, certificate.num_features, certificate.num_outputs
-    yield "samples, features, outputs", ", ".join(map(str, sizes))
-    yield "parameters in theta_S", f"{certificate.num_parameters}"
+    yield "samples; features; outputs", "; ".join(f"{size:,}" for size in sizes)
+    yield "parameters in theta_S", f"{certificate.num_parameters:,}"
     yield "rank of J_S", f"{rank} ({certificate.method})"
     yield "alignment", f"{share} (residual share {left})"
     if certificate.margin is not None:
