@@ -124,8 +124,9 @@ def _load(path):
         if "safe_mode" not in str(error):
             raise
         raise ValueError(
-            "The model holds Python code, as Lambda layers do, which Keras runs only from files that you trust: load "
-            f"it in Python with keras.saving.load_model(path, safe_mode=False), and call keras_dal there. Received: {path}"
+            "The model holds Python code, as Lambda layers do, which Keras runs only from files that you trust. Load "
+            "it in Python, keras.saving.load_model(path, safe_mode=False), and call keras_dal there. Received: "
+            f"{path}"
         ) from error
     except TypeError as error:
         unknown = re.search(r"Could not locate (\w+ '.+?')", str(error))

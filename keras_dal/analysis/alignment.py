@@ -43,7 +43,7 @@ def alignment(
     One pass over the data; memory does not grow with it beyond a limit, after which features wait in a temporary file.
     The factorization is in float64 on the host. Column means of the labels are removed where the head has a bias, and
     row means for softmax, because constants per sample change no softmax (Kawaguchi, Zhang and Deng, 2022). Smoothed
-    labels give what hard ones do; labels that are mixed are measured as they are, and nothing is decided of them.
+    labels give what hard ones do; labels that are mixed are measured as they are, and their share decides nothing.
     Constraints on the parameters, and which of them are trainable, count for nothing here.
 
     Args:
@@ -51,7 +51,8 @@ def alignment(
         x: inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`; rows are scaled by their roots, and weight 0 removes a sample.
-        decide_separability: whether labels that are not aligned are tried for separability by a solver.
+        decide_separability: whether a solver decides where least squares do not: on hard labels that are not aligned,
+            and on mixed ones.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
             most 300 iterations of LSQR on products of automatic differentiation, whose rounding is only estimated.

@@ -2,7 +2,8 @@
 
 A theta_S whose smallest margin is positive after all rounding is counted proves that labels are separable; a dual point
 that an exact one is near proves that they are not. Where the infimum is attained, as for the squared error and for
-smoothed labels, there are only aligned and not aligned; for labels that are mixed otherwise nothing is decided.
+smoothed labels, there are only aligned and not aligned; labels that are mixed otherwise are not aligned where a dual
+point shows it, and undecided else.
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
     """
     scale = common_scale(np.concatenate([loss.scales(targets) for _, targets, _ in rows if len(targets)]))
     if scale is None:
-        return MIXED
+        return _separability(head, loss, rows, columns, used) if decide_separability else MIXED
     if np.isfinite(scale):
         if columns is None and decide_separability and not complete and share > ALIGNED:
             columns = _factorized(head, loss, rows)
@@ -156,12 +157,31 @@ def _separability(head, loss, rows, columns, used):
             Name.UNDECIDED, f"least squares alone, because the head is too large to factorize ({columns.method})"
         )
     infimum = duality.enclose_infimum(columns, loss, targets, weights)
+    if not loss.are_hard(targets):
+        return _of_mixed(infimum.lower, loss.floor(targets, weights), np.mean(weights), used)
     if infimum.margin is not None and infimum.margin > 0:
         return Verdict(Name.SEPARABLE, f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
     if infimum.lower > 0:
         least = at_least(used * infimum.lower, 4, "e")
         return Verdict(Name.NOT_SEPARABLE, f"a dual point: no head has a loss below {least}")
     return Verdict(Name.UNDECIDED, _found_neither(infimum))
+
+
+def _of_mixed(lower, floor, weight, used=1.0):
+    """Return the verdict for labels that no one scale of theirs fits: whether the least loss of any model is missed.
+
+    Args:
+        lower: lower bound of the infimum.
+        floor: least loss of any model.
+        weight: mean weight of the samples.
+        used: share of all samples that they are.
+    """
+    if lower > floor + _ABOVE * weight:
+        least = at_least(used * lower, 6)
+        return Verdict(
+            Name.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {used * floor:.6g}"
+        )
+    return Verdict(Name.UNDECIDED, f"{NO_SCALE}; the least loss of any model is {used * floor:.6g}")
 
 
 def _found_neither(enclosure):
@@ -181,12 +201,7 @@ def verdict_of(found, share, witnessed, objective, scale, v):
     """
     floor = objective.floor
     if scale is None:
-        if found.lower > floor + _ABOVE * np.mean(objective.weights):
-            least = at_least(found.lower, 6)
-            return Verdict(
-                Name.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {floor:.6g}"
-            )
-        return Verdict(Name.UNDECIDED, f"{NO_SCALE}; the least loss of any model is {floor:.6g}")
+        return _of_mixed(found.lower, floor, np.mean(objective.weights))
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
     proved = proved and not _is_above_rounding(found.lower, objective, v)  # nor does one large label hide all others
     if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show

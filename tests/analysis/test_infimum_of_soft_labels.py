@@ -52,8 +52,8 @@ def test_smoothed_labels_are_as_aligned_as_hard_ones(name, width):
     assert network.verdict == by_loss.verdict or (network.lower_bound and network.verdict == "undecided")
 
 
-@pytest.mark.parametrize("width", [5, 80], ids=["narrow", "wide"])
-def test_mixed_labels_are_measured_as_they_are_and_nothing_is_decided(width):
+@pytest.mark.parametrize(("width", "verdict"), [(5, "not aligned"), (80, "undecided")], ids=["narrow", "wide"])
+def test_mixed_labels_are_measured_as_they_are_and_decided_as_a_certificate_decides(width, verdict):
     x, q, model = inputs(width), MIXED, plain_model(width, PLAIN["classes"])
     report = keras_dal.alignment(model, x, q)
     columns, seen = np.column_stack([x.astype(float), np.ones(N)]), q - 1 / C
@@ -61,7 +61,8 @@ def test_mixed_labels_are_measured_as_they_are_and_nothing_is_decided(width):
     assert report.residual_share == pytest.approx(
         np.sum(residual**2) / np.sum((seen - seen.mean(axis=0)) ** 2), abs=1e-9
     )
-    assert report.verdict == "undecided"
+    assert report.verdict == keras_dal.certify(model, x, q, verbose=0).verdict == verdict
+    assert keras_dal.alignment(model, x, q, decide_separability=False).verdict == "undecided"
     assert keras_dal.alignment(model, x, q, parameters="all").verdict == "undecided"
     rows = np.column_stack([x.astype(float), np.ones(N), q])
     structure, loss = find_structure(model), losses.SoftmaxCrossEntropy()

@@ -211,7 +211,7 @@ def test_the_loss_is_what_is_proved_at_the_scale_that_is_printed():
         x, y = separable(seed, n=40)
         result = keras_dal.converge(linear(5, 2), x, y, verbose=0)
         said = re.search(r"the head times (\S+) the loss is (\S+)", "\n".join(result.proof()))
-        logits = float(said[1]) * result.logits(np.float64(x))
+        logits = float(said[1].replace(",", "")) * result.logits(np.float64(x))
         assert np.mean(loss.values(logits, loss.targets(y, 2))) <= float(said[2])
 
 
