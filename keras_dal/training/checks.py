@@ -60,9 +60,18 @@ def _is_left_out(structure):
     return not is_l2 and any(variable.regularizer is not None for variable in variables)
 
 
-def check_alone(wrap, monitor):
+def check_epochs(params):
+    """Raise a ValueError where nobody has said how many epochs there will be."""
+    if (params or {}).get("epochs") is None:
+        raise ValueError(
+            "The monitor must know how many epochs there are; in a loop of your own, keras.callbacks.CallbackList(..., "
+            f"epochs=..., steps=...) says so. Received: params={params}"
+        )
+
+
+def check_alone(wrap, fit):
     """Raise a ValueError if another monitor of the same fit drives the optimizer."""
-    if wrap.driver is not monitor:
+    if wrap.driver is not fit:
         raise ValueError(
             "Two monitors would both drive the optimizer: leave one AlignmentMonitor in the callbacks. Received: "
             "another one after this"

@@ -99,7 +99,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         self.exploit_learning_rate = exploit_learning_rate
         self._driven = explore is None
         self._average: WeightAverage | None = None
-        self.driver: Any = None  # the monitor of the fit that runs
+        self.driver: Any = None  # the `Fit` that runs
         self.inner_optimizer: Any = inner  # last: what is set from here on may be an attribute of it
 
     def switch(

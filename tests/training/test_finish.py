@@ -866,7 +866,7 @@ def test_a_fit_after_the_last_keeps_the_result(monkeypatch):
     fit(model, 4, callbacks=[monitor])
     assert monitor.result is result
     with monkeypatch.context() as patched:
-        patched.setattr("keras_dal.training.monitor.find_structure", refuse)
+        patched.setattr("keras_dal.training.fit.find_structure", refuse)
         with pytest.raises(ValueError, match="refused"):
             fit(model, 4, callbacks=[monitor])
     assert monitor.result is result

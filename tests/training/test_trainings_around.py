@@ -29,6 +29,24 @@ def test_a_callback_that_compares_sees_a_number_from_the_first_epoch_on(tmp_path
     assert best.best == max(history["alignment"])
 
 
+def test_a_monitor_that_does_not_know_how_long_training_lasts_is_refused():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1)))
+    callbacks = keras.callbacks.CallbackList([keras_dal.AlignmentMonitor()], model=model)
+    with pytest.raises(ValueError, match=r"how many epochs there are.*CallbackList.*Received: params="):
+        callbacks.on_train_begin()
+
+
+def test_evaluate_may_have_the_callbacks_of_fit():
+    model, monitor = (
+        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)),
+        keras_dal.AlignmentMonitor(verbose=0),
+    )
+    fit(model, 4, [monitor])
+    result = monitor.result
+    model.evaluate(*images(), verbose=0, callbacks=[monitor])
+    assert monitor.result is result
+
+
 def test_two_loss_scales_are_refused():
     inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
     model = compiled(keras.optimizers.LossScaleOptimizer(keras_dal.Wrap(inner, explore=2)))
