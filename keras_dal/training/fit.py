@@ -16,7 +16,7 @@ from keras_dal.training.frozen import FrozenState, Snapshot
 from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import some_samples
-from keras_dal.training.measurement import Measurement
+from keras_dal.training.measurement import measurement_of
 from keras_dal.training.schedule import Decision, SwitchSchedule
 from keras_dal.training.stage import Stage
 from keras_dal.training.step_size import step_size
@@ -71,7 +71,8 @@ class Fit:
         self._structure = find_structure(model, samples, "head" if wrap is None else wrap.exploit)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(wrap, self._structure, self._loss, self._data)
-        self._measurement = Measurement(model, self._structure, self._loss, self._data, self._params["epochs"])
+        measured = model, self._structure, self._loss, self._data, self._params["epochs"]
+        self._measurement = measurement_of(*measured)
         driven = wrap if wrap is not None and wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven, self._keep)
 

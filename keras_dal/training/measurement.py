@@ -1,6 +1,7 @@
 """What is measured at the end of an epoch: the alignment of the head, and how far the features have moved."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,8 @@ def logged(report=None):
     }
 
 
-class Measurement:
-    """Alignment and kernel change, from what flows through `fit` or from data of its own.
-
-    Where one of them would be more than a hundredth of what training computes, it is measured only every so many
-    epochs, and the value of the last one stands: see `Budget`. Data of its own are measured after every epoch.
+def measurement_of(model, structure, loss, data, epochs):
+    """Return what measures a fit, on data of its own or on what flows through it.
 
     Args:
         model: the model that `fit` trains.
@@ -34,43 +32,27 @@ class Measurement:
         loss: the `losses.Loss` it is compiled with.
         data: arguments of `alignment` after the model, or None for what flows through `fit`.
         epochs: number of the last epoch of `fit`.
+    """
+    return OnStream(model, structure, loss, epochs) if data is None else OnData(structure, loss, data)
+
+
+class Measurement:
+    """Alignment and kernel change, epoch by epoch.
 
     Attributes:
         report: the last `AlignmentReport`, None before the first.
-        measured_at: the epoch it is of.
-        interval: epochs from one such measurement to the next.
+        interval: epochs from one such report to the next, and `reason` why it is not one.
+        moments: the `StepMoments` that a training step is to feed, or None.
     """
 
-    def __init__(self, model, structure, loss, data, epochs):
-        self._structure, self._loss, self._data = structure, loss, data
-        self._samples = None if data is None else some_samples(data[0])
-        self._kernel_change = None
-        self._last, self._last_change, self._changed_at, self._count = logged(), {}, None, None
-        self._is_small = data is not None or sums_fit(structure)
+    interval, reason, moments = 1, "", None
+    has_samples: Any
+
+    def __init__(self, structure, loss):
+        self._structure, self._loss = structure, loss
+        self._kernel_change: Any = None
         self._said = False
-        self.report = self.measured_at = None
-        self.interval = 1 if self._is_small else epochs + 1
-        self.moments = None
-        if data is None:
-            self._budget = Budget(model, structure.num_features, structure.num_outputs, epochs)
-            with _backend.training_scope(model):
-                self.moments = StepMoments(structure, loss, input_specs(model), with_sums=self._is_small)
-
-    @property
-    def reason(self):
-        """Why the alignment is not measured every epoch."""
-        share = "more than a hundredth of the training"
-        return f"it would take {share if self._is_small else f'sums of more than {SUMS_BYTES / 2**30:.3g} GiB'}"
-
-    @property
-    def moments_tell(self):
-        """Whether there are moments of the features, and they say something: those before gated units do not."""
-        return self._structure.layer is self._structure.output_layer and self._is_small
-
-    @property
-    def _has_samples(self):
-        """Whether there are, or will be, samples on which the kernel change is measured."""
-        return self._samples is not None if self.moments is None else self.moments.probes is not None
+        self.report: Any = None
 
     def begin(self, epoch, now=False, once=False):
         """Start an epoch.
@@ -80,14 +62,8 @@ class Measurement:
             now: whether to measure it whatever that costs.
             once: whether to measure it if that is affordable once in all epochs until then.
         """
-        if (
-            self._has_samples and self._kernel_change is None
-        ):  # not earlier: other callbacks restore weights in on_train_begin
-            self._kernel_change = KernelChange(self._structure)
-        if self.moments is not None:
-            self._now, self._once = now, once
-            self._sums_up = (once or self._is_due(epoch, self._count)) and self.moments_tell
-            self.moments.clear(measuring=self._sums_up)
+        if self.has_samples and self._kernel_change is None:
+            self._kernel_change = KernelChange(self._structure)  # here: others restore weights in on_train_begin
 
     def measure(self, epoch):
         """Return what is known at the end of an epoch, by name; what cannot be measured does not end a training."""
@@ -95,6 +71,30 @@ class Measurement:
             return self._measured(epoch)
         except Exception as error:  # of whatever kind: memory, the disk of the data, a layer that cannot be compiled
             return self._failed(error)
+
+    def moved(self):
+        """Return the kernel change now, by its name."""
+        try:
+            return self._moved_now()
+        except Exception as error:  # as in `measure`
+            return {name: value for name, value in self._failed(error).items() if name == "kernel_change"}
+
+    def unknown(self):
+        """Return nan by the names of what is measured."""
+        raise NotImplementedError
+
+    def is_affordable(self, epochs, count):
+        """Return whether to measure so many samples once after so many epochs."""
+        return True
+
+    def _measured(self, epoch):
+        raise NotImplementedError
+
+    def _moved_now(self):
+        raise NotImplementedError
+
+    def _moved(self, samples):
+        return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}
 
     def _failed(self, error):
         if not self._said:
@@ -106,9 +106,72 @@ class Measurement:
             )
         return self.unknown()
 
+
+class OnData(Measurement):
+    """Measures data of its own after every epoch, exactly, in inference mode.
+
+    Args:
+        structure, loss, data: as for `measurement_of`.
+    """
+
+    has_samples = True
+
+    def __init__(self, structure, loss, data):
+        super().__init__(structure, loss)
+        self._data, self._samples = data, some_samples(data[0])
+
     def _measured(self, epoch):
-        if self.moments is None:
-            return self._of_data(epoch) | self._moved(self._samples)
+        self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
+        return logged(self.report) | self._moved_now()
+
+    def _moved_now(self):
+        return self._moved(self._samples)
+
+    def unknown(self):
+        return {**logged(), "kernel_change": np.nan}
+
+
+class OnStream(Measurement):
+    """Measures what flows through `fit` by sums that the training step makes.
+
+    Where the alignment or the kernel change would be more than a hundredth of what training computes, it is measured
+    only every so many epochs, and the value of the last one stands: see `Budget`.
+
+    Args:
+        model, structure, loss, epochs: as for `measurement_of`.
+    """
+
+    def __init__(self, model, structure, loss, epochs):
+        super().__init__(structure, loss)
+        self._last, self._last_change = logged(), {}
+        self._measured_at: int | None = None
+        self._changed_at: int | None = None
+        self._count: int | None = None
+        self._is_small = sums_fit(structure)
+        self.interval = 1 if self._is_small else epochs + 1
+        share = "more than a hundredth of the training"
+        self.reason = f"it would take {share if self._is_small else f'sums of more than {SUMS_BYTES / 2**30:.3g} GiB'}"
+        self._budget = Budget(model, structure.num_features, structure.num_outputs, epochs)
+        with _backend.training_scope(model):
+            self.moments = StepMoments(structure, loss, input_specs(model), with_sums=self._is_small)
+
+    @property
+    def _tells(self):
+        """Whether the moments say something: those of what comes before gated units do not."""
+        return self._structure.layer is self._structure.output_layer and self._is_small
+
+    @property
+    def has_samples(self):
+        """Whether there will be samples on which the kernel change is measured."""
+        return self.moments.probes is not None
+
+    def begin(self, epoch, now=False, once=False):
+        super().begin(epoch)
+        self._now, self._once = now, once
+        self._sums_up = (once or self._is_due(epoch, self._count)) and self._tells
+        self.moments.clear(measuring=self._sums_up)
+
+    def _measured(self, epoch):
         try:
             sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
@@ -136,47 +199,30 @@ class Measurement:
             )
             return self.unknown()
         moved = self._seldom_moved(epoch, count)
-        if not self.moments_tell:
+        if not self._tells:
             return moved
         self.interval = self._budget.alignment(count)
         if self._is_due(epoch, count) and self._sums_up:
             with threads_for((self._structure.num_features + 1) ** 3):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
-            self._last, self.measured_at = logged(self.report), epoch
+            self._last, self._measured_at = logged(self.report), epoch
         return self._last | moved
 
-    def _of_data(self, epoch):
-        """Return the alignment on data of its own."""
-        self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
-        self.measured_at = epoch
-        return logged(self.report)
-
     def unknown(self):
-        """Return nan by the names of what is measured."""
-        alignment = logged() if self.moments is None or self.moments_tell else {}
-        return alignment | ({"kernel_change": np.nan} if self._has_samples else {})
+        alignment = logged() if self._tells else {}
+        return alignment | ({"kernel_change": np.nan} if self.has_samples else {})
+
+    def is_affordable(self, epochs, count):
+        return self._budget.alignment(count) <= epochs
 
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
-        waited = epoch + 1 if self._once else _since(self.measured_at, epoch)
-        return self._now or waited >= self._budget.alignment(count, first=self.measured_at is None)
-
-    def is_affordable(self, epochs, count):
-        """Return whether to measure so many samples once after so many epochs."""
-        return self.moments is None or self._budget.alignment(count) <= epochs
-
-    def moved(self):
-        """Return the kernel change now, by its name."""
-        try:
-            return self._moved_now()
-        except Exception as error:  # as in `measure`
-            return {name: value for name, value in self._failed(error).items() if name == "kernel_change"}
+        waited = epoch + 1 if self._once else _since(self._measured_at, epoch)
+        return self._now or waited >= self._budget.alignment(count, first=self._measured_at is None)
 
     def _moved_now(self):
-        if self.moments is None:
-            return self._moved(self._samples)
         samples = self.moments.samples()
-        if samples is None and self.moments.probes is not None:
+        if samples is None and self.has_samples:
             return {"kernel_change": np.nan}  # a fit that was resumed at its last pass has not seen any
         return self._moved(samples)
 
@@ -192,9 +238,6 @@ class Measurement:
     def _is_changed_due(self, epoch, count):
         first = self._changed_at is None
         return _since(self._changed_at, epoch) >= self._budget.kernel_change(count, first)
-
-    def _moved(self, samples):
-        return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}
 
 
 def _since(last, epoch):
