@@ -20,6 +20,12 @@ from host import processor
 _MAY_DIFFER = ("data_dir", "manual_dir", "run_dir", "resume", "strategy", "logical_cpus", "certify", "batch_size")
 _PAGE = """# {title}
 
+```
+{table}
+```
+
+Made by
+
     {command}
 
 {machine}. Written by `{script}`; `--resume` goes on from the last complete epoch.
@@ -149,7 +155,7 @@ def write_results(folder, title, rows, curves, devices):
     (folder / "table.txt").write_text(table + "\n")
     described = f"{machine['processor']}, {machine['cores']} cores, {devices}, Keras {keras.__version__} on "
     page = _PAGE.format(
-        title=title, command=command, machine=described + machine["backend"], script=Path(sys.argv[0]).name
+        title=title, table=table, command=command, machine=described + machine["backend"], script=Path(sys.argv[0]).name
     )
     (folder / "README.md").write_text(page)
     return table

@@ -149,6 +149,8 @@ def test_a_run_that_was_stopped_and_killed_ends_with_the_same_bits(runs):
 def test_a_run_folder_explains_itself(runs):
     folder = runs[on_one].result().folder
     page = (folder / "README.md").read_text()
+    assert page.splitlines()[2] == "```"  # the result, first of all
+    assert (folder / "table.txt").read_text().strip() in page
     run = folder / "wrapped-0"
     for path in [*folder.iterdir(), *run.iterdir()]:
         assert path.stem in page or path in (folder / "README.md", run, folder / "settings.json"), path
