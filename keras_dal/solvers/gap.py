@@ -80,7 +80,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
 
     Let A and M be the second moments of the inputs over samples, by their weights, and over anchors, in the whitening
     of `gap_and_decrease`. The second derivative of F lies between \( \mu = 2 \rho (1 + \lambda_{min}(M)) \) and
-    \( \beta = \lambda_{max}(c A + 2 \rho M + 2 \lambda T' T) + 2 \rho \), with the largest L2 factor \( \lambda \), so
+    \( \beta = \lambda_{max}(c A + 2 \rho M + 2 T' \Lambda T) + 2 \rho \), with the largest L2 factors of any output, so
     that k steps of size \( 1 / \beta \) with momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at
     most \( (1 - q)^k \) of twice the excess (Nesterov, 2018, theorem 2.2.3 with \( \gamma_0 = \mu \), where
     \( \frac{\mu}{2} \|\phi^*\|^2 \) is no more than the excess).
@@ -103,7 +103,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
     held = _moments(features, use_bias, anchors, np.full(len(anchors), 2 * ridge / len(anchors)))
     bent = held + _moments(features, use_bias, np.arange(len(features)), curvature * weights / len(features))
     if factors is not None:
-        bent = bent + 2 * np.max(factors) * np.eye(features.shape[1] + use_bias)
+        bent = bent + 2 * np.diag(factors.reshape(features.shape[1] + use_bias, -1).max(axis=1))
     bent, held = (whitening.root @ moments @ whitening.root.T for moments in (bent, held))
     largest = _SAFETY * float(linalg.eigvalsh(bent)[-1]) + 2 * ridge
     smallest = max(0.0, float(linalg.eigvalsh(held)[0]) - (_SAFETY - 1) * largest) + 2 * ridge

@@ -129,7 +129,8 @@ def test_the_head_is_the_minimum_that_scipy_finds_and_the_proved_gap_holds(facto
     kernel, bias = weights.mean()[-2:]
     start = np.vstack([kernel, bias[None]])
     second = columns.T @ columns / len(x)
-    held = second + 1e-2 * np.diag(np.diag(second))  # what holds directions that no sample sees
+    scale = np.diag(second) + (np.diag(second) == 0)
+    held = second + 1e-2 * np.diag(scale)  # what holds directions that no sample sees, and dead features
 
     def objective(flat):
         theta = flat.reshape(start.shape)
@@ -146,14 +147,16 @@ def test_the_head_is_the_minimum_that_scipy_finds_and_the_proved_gap_holds(facto
     assert reached - least <= monitor.result.point.gap + 1e-7
     assert monitor.result.point.gap <= 1e-4
     steps = accelerated(objective, least, start, np.linalg.cholesky(held), second, factor)
-    assert steps <= monitor.result.gradient_steps <= 10 * steps
+    # a penalty bends most where features are small, which the change of the head is measured without
+    assert steps <= monitor.result.gradient_steps <= (20 if factor else 10) * steps
 
 
 def accelerated(objective, least, start, lower, second, factor):
     """Return after how many of Nesterov's steps in the coordinates `L' (theta - start)` the gap is 1e-4."""
     inverse = np.linalg.inv(lower)
     values = np.linalg.eigvalsh(inverse @ second @ inverse.T)
-    bent = np.linalg.eigvalsh(inverse @ (0.52 * second + 2 * factor * np.eye(len(second))) @ inverse.T)
+    penalty = 2 * factor * np.diag(np.arange(len(second)) < len(second) - 1)  # of the kernel, not of the bias
+    bent = np.linalg.eigvalsh(inverse @ (0.52 * second + penalty) @ inverse.T)
     largest, smallest = bent[-1] + 0.02, 0.02 * (values[0] + 1)
     q = np.sqrt(smallest / largest)
     phi = ahead = np.zeros_like(start)
@@ -410,7 +413,10 @@ def test_what_is_told_to_call_is_there_inside_a_loss_scale(capsys, tmp_path):
     told(str(error.value), model)
     assert wrap.phase == "explore"
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    with pytest.raises(RuntimeError, match="is in its second phase.*of the Wrap, which may be inside a loss scale"):
+    inside = "is in its second phase.*of the Wrap, which may be inside a loss scale"
+    on_jax = keras.backend.backend() == "jax"  # where a first fit is not ended, as the weights would be lost
+    refused = pytest.warns(UserWarning, match=inside) if on_jax else pytest.raises(RuntimeError, match=inside)
+    with refused:
         fit(loaded, 1, callbacks=[])
 
 
