@@ -15,9 +15,10 @@ OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/tra
 quickstart: .venv/examples
 	$(QUIET) $(BIN)/python examples/quickstart.py
 
+# JAX compiles with few optimizations here, a third sooner; what users compile, test-backends does
 test: .venv/test
 	$(QUIET) $(PYTEST)
-	$(QUIET) KERAS_BACKEND=jax $(PYTEST) $(OTHER_BACKENDS)
+	$(QUIET) KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) $(OTHER_BACKENDS)
 	$(QUIET) KERAS_BACKEND=torch $(PYTEST) $(OTHER_BACKENDS)
 
 # all tests on the other backends, about half an hour each; what is skipped says why
