@@ -179,8 +179,15 @@ def _converge(options, model, x, y, weight):
 
 def _finish(options, model, x, y, weight):
     statistics_from = _read(options.statistics_from)[0] if options.statistics_from else None
-    options_of_finish = {"max_bytes": options.max_bytes, "verbose": int(not options.quiet)}
-    return finish(model, x, y, weight, statistics_from=statistics_from, **options_of_finish)
+    return finish(
+        model,
+        x,
+        y,
+        weight,
+        statistics_from=statistics_from,
+        max_bytes=options.max_bytes,
+        verbose=int(not options.quiet),
+    )
 
 
 def _certify(options, model, x, y, weight):

@@ -86,7 +86,8 @@ def refuse(error, variables):
     """Raise an error; only warn where `fit` has taken the variables' values, which an exception would lose."""
     if not any(map(_keras.is_taken, variables)):
         raise error
-    warnings.warn(f"Training goes on, as a step that raises on JAX loses the model's weights. {error}", stacklevel=2)
+    lost = "Training goes on, as a step that raises on JAX loses the model's weights"
+    warnings.warn(f"{lost}. {error}, {variables[0].path}", stacklevel=2)  # by name: Python shows a text once
 
 
 def check_in_step(failed, message):

@@ -67,7 +67,7 @@ class AlignmentReport:
         return as_html(
             [
                 ("rank", None if self.rank is None else f"{self.rank:,} at {self.tolerance:.0e}"),
-                ("samples, features, outputs", f"{self.num_samples:,}, {self.num_features:,}, {self.num_outputs:,}"),
+                ("samples; features; outputs", f"{self.num_samples:,}; {self.num_features:,}; {self.num_outputs:,}"),
                 ("parameters", f"{self.num_parameters:,}"),
                 (self.verdict, self.decided_by),
             ],

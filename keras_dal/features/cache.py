@@ -1,6 +1,7 @@
 """Features of data, computed once: in memory up to a limit, in a memory-mapped file beyond it, reused where valid."""
 
 import dataclasses
+import functools
 import pathlib
 import warnings
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal.features.batches import are_arrays, batches, feature_batches
+from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint
 from keras_dal.features.precision import eps_of
 from keras_dal.features.samples import checked_weight, joined, positive
@@ -36,6 +38,11 @@ class CachedFeatures:
 
     def __len__(self):
         return len(self.features)
+
+    @functools.cached_property
+    def num_independent(self):
+        """How many of the m columns are independent."""
+        return num_independent(self.features)
 
     def weighted(self):
         """Return the samples of positive weight, with weights that keep the mean over all of them."""

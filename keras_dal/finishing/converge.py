@@ -10,7 +10,6 @@ from keras import tree
 
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
-from keras_dal.features.columns import num_independent
 from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_labels
 from keras_dal.features.settled import warn_of_statistics
@@ -67,7 +66,7 @@ def converge(
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`; weight 0 removes a sample.
         tol: training loss to reach at `Result.scale`, positive, in the unit of the loss; for soft labels, above their
-            mean entropy. A model that is there already stays as it is.
+            mean entropy. A model that is there already stays as it is, where no `ridge` is given.
         validation_data: `(x, y)`, or a list of these, or a dataset of such batches; accuracy and calibration on it are
             reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
@@ -75,7 +74,8 @@ def converge(
         gated: `"auto"` adds a gated head where a classifier's own head is not found to separate the samples, True adds
             it in any case, False never.
         ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative, whatever the loss is
-            there; the minimum is reached where the certified gap is at most a hundredth of `tol`.
+            there; the minimum is reached where the certified gap is at most a hundredth of `tol`. With 0 nothing is
+            certified, and the loss is to be at most `tol`.
         patience: points without a better validation accuracy after which the best one is taken, on the path of a
             minimization or of a gated head; trying the own head is not ended by it.
         time_limit: seconds for the solver, looked at between its products; a factorization can be long.
@@ -125,7 +125,7 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
     """Walk the path to its end, or to where it is cut short, and return the task whose head was solved for."""
     task, path = own, own.path
     try:
-        if ridge is None and own.is_done(tol):
+        if not ridge and own.is_done(tol):
             return own
         plain = not own.structure.gated_layers
         if gated is True and plain:
@@ -134,7 +134,7 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
             if ridge is None:
                 task.minimize(_in_unit(own, RIDGES), tol, tol)
             else:
-                task.minimize([ridge], tol)
+                task.minimize([ridge], tol, None if ridge else tol)
             return task
         more_follows = gated is False or (gated == "auto" and plain)
         path.begin(patient=not more_follows)  # trying the own head takes few steps
@@ -198,14 +198,14 @@ def _size(task):
 
 
 def _gated_parameters(task):
-    return num_gated_parameters(task.train.features, task.structure.num_outputs)
+    return num_gated_parameters(task.train, task.structure)
 
 
 def _with_gated_head(task, inputs, verbose):
     """Return the task for a copy of the model with a gated head for its features; the path goes on."""
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
     model = task.structure.model
-    needed = OVERSAMPLE * (task.structure.num_features + 1) / (num_independent(task.train.features) + 1)
+    needed = OVERSAMPLE * (task.structure.num_features + 1) / (task.train.num_independent + 1)
     copy = add_gated_head(model, few, num_samples=len(task.train), oversample=needed, seed=0, verbose=bool(verbose))
     structure = find_structure(copy, few)
     return task.with_head(structure)

@@ -54,7 +54,7 @@ class Task:
     Attributes:
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
         proof: the `Proof` of the last point of the path, None where there is none.
-        num_steps: how many the minimization took that ended last.
+        num_steps: how many the minimization took that ended last, for all its weights of the change.
         penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
     """
 
@@ -230,12 +230,18 @@ class Task:
         """Yield each step of a problem with its point on the path."""
         for count, step in zip(range(_STEPS), problem.steps(phi), strict=False):  # in this order no step is wasted
             self.num_steps += count > 0
-            change = self._where.numpy(problem.whitening.theta(step.phi))
+            change = self._change(problem, step.phi)
             theta = self.theta + np.pad(change, (len(self.theta) - len(change), 0))  # the last part's, or all
             point = self._point(theta, step.logits, problem.ridge, step.gap)
             if phi is None or step.phi is not phi:
                 self.path.add(point)
             yield step, point
+
+    def _change(self, problem, phi):
+        """Return the change of the parameters, in float64 where a penalty is stiff."""
+        if self.penalty is None:
+            return self._where.numpy(problem.whitening.theta(phi))
+        return problem.whitening.exact_theta(self._where.numpy(phi).astype(np.float64))
 
     def _point(self, theta, all_logits, ridge, gap, violation=None):
         xp, logits = arrays.of(all_logits), all_logits[: len(self.train)]
@@ -264,11 +270,11 @@ class Task:
 
 
 def l2_penalty(structure):
-    """Return the L2 factors of a head beside a loss that is not weighted, `(P,)`, None where it has no such penalty."""
-    factors = l2_factors(structure.linear_parameters)
+    """Return the L2 factors of a plain head beside a loss that is not weighted, `(P,)`, None where it has none."""
+    factors = None if structure.gated_layers else l2_factors(structure.linear_parameters)
     if factors is None or not factors.any():
         return None
-    return factors / _keras.loss_weight(structure.model)
+    return factors / (_keras.loss_weight(structure.model) or 1.0)
 
 
 def some_rows(size, most):

@@ -39,16 +39,16 @@ def prove(task, ridge, whitening, gap):
     """
     point, head, loss, train = task.path.points[-1], task.head, task.loss, task.train
     theta = task.structure.rounded(point.theta)
-    problem, proved, decrease = (task.anchors, ridge, whitening, task.penalty), point.gap, 0.0
+    problem, proved, decrease = (task.anchors, ridge, whitening), point.gap, 0.0
     if head.is_plain:
         data = train.features, loss, task.targets, train.weights
-        proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem)
+        proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem, task.penalty)
     task.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
     if not proved <= gap:  # nor where it is not a number
         return None
     task.path.end(Ending.CERTIFIED if head.is_plain else Ending.GAP)
     curvature, steps = loss.curvature(head.num_outputs), None
-    if head.is_plain and curvature is not None:
+    if head.is_plain and curvature is not None and task.penalty is None:  # beside which the bound says nothing useful
         data = train.features, head.use_bias, curvature, train.weights
         steps = gradient_steps(*data, *problem, decrease + proved, gap)
     return Proof(gap, head.is_plain, steps, task.num_steps)

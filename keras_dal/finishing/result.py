@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from keras_dal import _keras
 from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors, penalty_at
@@ -157,7 +158,8 @@ class Result:
             Lines of text; none where nothing is proved.
         """
         if self._is_proved:
-            penalty = " + its L2 penalty" * self.penalized
+            divided = _keras.loss_weight(self.structure.model)
+            penalty = f" + its L2 penalty{f' / {divided:g}' if divided != 1 else ''}" if self.penalized else ""
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head{penalty}"
             of = "" if self._data.exact else f", on features {TO_FLOAT32}"
             of += f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
@@ -189,7 +191,7 @@ class Result:
         return as_html(rows_of(self))
 
     def __repr__(self):
-        return f"<Result: loss {self.loss:.4g}, {self.scaled_loss:.4g} at scale {self.scale:.4g}, {self.stopped_by}>"
+        return f"<Result: loss {self.loss:.4g}, {self.scaled_loss:.4g} at scale {self.scale:,.0f}, {self.stopped_by}>"
 
     def __str__(self):
         return "\n".join(f"{name:<18}  {text}" for name, text in rows_of(self))

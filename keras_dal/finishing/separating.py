@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 
 from keras_dal._backend import arrays
-from keras_dal.features.columns import num_independent
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.problem import RIDGES, Task, some_rows, with_few_threads
 from keras_dal.finishing.stopping import Ending
@@ -149,7 +148,7 @@ class SeparableTask(Task):
     def _num_free(self):
         """Independent columns of the mixture for each output, at most."""
         gates = self.head.mixture.num_parameters // (self.head.num_outputs * (self.structure.num_features + 1))
-        return gates * (num_independent(self.train.features) + 1)
+        return gates * (self.train.num_independent + 1)
 
     def _violation(self, criterion, logits):
         values = arrays.of(logits).numpy(criterion.values(logits[: len(self.train)]))

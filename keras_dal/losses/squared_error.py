@@ -8,6 +8,7 @@ from keras_dal._backend import arrays
 from keras_dal.losses.base import Loss, checked_matrix, register
 
 _LARGEST = 1e120  # of labels, whose squares are summed up and divided by one another
+_SMALLEST = 1e-150  # of the labels of one output beside others in this batch, whose squares must not be zero
 
 
 @register
@@ -23,7 +24,8 @@ class SquaredError(Loss):
     def targets(self, y, num_outputs):
         targets = checked_matrix(y, num_outputs)
         largest = np.max(np.abs(targets), axis=0)
-        wrong = (largest > _LARGEST) | ((largest > 0) & (largest < 1 / _LARGEST))
+        least = np.where(largest < np.max(largest), _SMALLEST, 1 / _LARGEST)
+        wrong = (largest > _LARGEST) | ((largest > 0) & (largest < least))
         if wrong.any():
             raise ValueError(
                 "The squares of the labels must be numbers that float64 can hold: give them in another unit. "

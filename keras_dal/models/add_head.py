@@ -110,9 +110,9 @@ def num_gates(num_samples, directions, oversample=OVERSAMPLE):
     return math.ceil(oversample * num_samples / (directions + 1))
 
 
-def num_gated_parameters(features, num_outputs):
-    """Return how many linear parameters the gates beside the head bring that these features `(n, m)` need."""
-    return num_gates(len(features), num_independent(features)) * (features.shape[1] + 1) * num_outputs
+def num_gated_parameters(train, structure):
+    """Return how many linear parameters the gates bring that a head needs beside it for these `CachedFeatures`."""
+    return num_gates(len(train), train.num_independent) * (structure.num_features + 1) * structure.num_outputs
 
 
 def _check(x, num_samples, place, gates, oversample):

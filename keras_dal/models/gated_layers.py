@@ -202,8 +202,9 @@ class GatedBranch(_Gated):
 
     The K gates `g = sigmoid(sharpness (u R + r))` with Gaussian R are shared by all outputs and stay as they are, so
     the logits are linear in the parameters of `linear_head` from the start. The Jacobian of the mixture is
-    `A kron I_C` with rows `g_i kron (u_i, 1)` of A, whose rank is `min(n, K (m + 1))` for almost every R: one small
-    factorization, whatever C is, solves for any logits of the training samples (our derivation).
+    `A kron I_C` with rows `g_i kron (u_i, 1)` of A. Its rank is `min(n, K (m + 1))` for almost every R where all
+    features are independent, and `min(n, K (r + 1))` where r of them are: one small factorization, whatever C is,
+    solves for any logits of the training samples (our derivation).
 
     Inputs are of shape `(..., m)`, usually `(n, m)`, and outputs of shape `(..., C)`.
 

@@ -6,7 +6,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from keras_dal._backend import arrays
 
 
-def conjugate_gradients(product, right, rtol, maxiter):
+def conjugate_gradients(product, right, rtol, maxiter, precondition=None):
     """Return an approximate solution of `A x = right`, from zero, for a symmetric positive definite A.
 
     Args:
@@ -14,19 +14,24 @@ def conjugate_gradients(product, right, rtol, maxiter):
         right: vector of NumPy, which is SciPy's task, or a tensor.
         rtol: size of the residual, relative to `right`, at which it ends.
         maxiter: number of products, at most.
+        precondition: function of a vector that nearly undoes `product`, symmetric positive definite; None for none.
     """
     if arrays.of(right) is arrays.NUMPY:
-        operator = LinearOperator((len(right),) * 2, matvec=product, dtype=right.dtype)  # pyright: ignore[reportCallIssue]
-        return cg(operator, right, rtol=rtol, maxiter=maxiter)[0]
-    return _of_tensors(product, right, rtol, maxiter, arrays.of(right).dot)
+        operators = [each and _operator(each, right) for each in (product, precondition)]
+        return cg(operators[0], right, rtol=rtol, maxiter=maxiter, M=operators[1])[0]
+    return _of_tensors(product, right, rtol, maxiter, arrays.of(right).dot, precondition or (lambda vector: vector))
 
 
-def _of_tensors(product, right, rtol, maxiter, dot):
+def _operator(function, right):
+    return LinearOperator((len(right),) * 2, matvec=function, dtype=right.dtype)  # pyright: ignore[reportCallIssue]
+
+
+def _of_tensors(product, right, rtol, maxiter, dot, precondition):
     """Do the same without a copy to the host, but for a few numbers a product (Hestenes and Stiefel, 1952)."""
-    x, residual, direction, square = 0.0 * right, right, right, dot(right, right)
-    enough = rtol**2 * square
+    x, residual, direction = 0.0 * right, right, precondition(right)
+    square, enough = dot(residual, direction), rtol**2 * dot(right, right)
     for _ in range(maxiter):
-        if not square > enough or not np.isfinite(square):
+        if not dot(residual, residual) > enough or not np.isfinite(square):
             break
         image = product(direction)
         bend = dot(direction, image)
@@ -34,6 +39,7 @@ def _of_tensors(product, right, rtol, maxiter, dot):
             break
         length = square / bend
         x, residual = x + length * direction, residual - length * image
-        before, square = square, dot(residual, residual)
-        direction = residual + (square / before) * direction
+        towards = precondition(residual)
+        before, square = square, dot(residual, towards)
+        direction = towards + (square / before) * direction
     return x

@@ -75,21 +75,21 @@ def _slopes_error(loss, logits, targets, slopes, off):
     return np.abs(moved) + 8 * EPS * size
 
 
-def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, whitening, factors, excess, gap):
+def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, whitening, excess, gap):
     r"""Return a number of accelerated gradient steps in \( \phi \) after which F is within `gap` of its minimum.
 
     Let A and M be the second moments of the inputs over samples, by their weights, and over anchors, in the whitening
     of `gap_and_decrease`. The second derivative of F lies between \( \mu = 2 \rho (1 + \lambda_{min}(M)) \) and
-    \( \beta = \lambda_{max}(c A + 2 \rho M + 2 T' \Lambda T) + 2 \rho \), with the largest L2 factors of any output, so
-    that k steps of size \( 1 / \beta \) with momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at
-    most \( (1 - q)^k \) of twice the excess (Nesterov, 2018, theorem 2.2.3 with \( \gamma_0 = \mu \), where
-    \( \frac{\mu}{2} \|\phi^*\|^2 \) is no more than the excess).
+    \( \beta = \lambda_{max}(c A + 2 \rho M) + 2 \rho \), so that k steps of size \( 1 / \beta \) with
+    momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at most \( (1 - q)^k \) of twice the excess
+    (Nesterov, 2018, theorem 2.2.3 with \( \gamma_0 = \mu \), where \( \frac{\mu}{2} \|\phi^*\|^2 \) is no more than the
+    excess).
 
     Args:
         features: `(n, m)`.
         use_bias: whether the head has one.
         curvature: c, an upper bound of the loss's second derivative in the logits.
-        weights, anchors, ridge, whitening, factors: as in `gap_and_decrease`.
+        weights, anchors, ridge, whitening: as in `gap_and_decrease`, with no penalty.
         excess: upper bound of how far F is above its minimum at first.
         gap: how far it may be in the end, positive.
 
@@ -102,8 +102,6 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
         return None
     held = _moments(features, use_bias, anchors, np.full(len(anchors), 2 * ridge / len(anchors)))
     bent = held + _moments(features, use_bias, np.arange(len(features)), curvature * weights / len(features))
-    if factors is not None:
-        bent = bent + 2 * np.diag(factors.reshape(features.shape[1] + use_bias, -1).max(axis=1))
     bent, held = (whitening.root @ moments @ whitening.root.T for moments in (bent, held))
     largest = _SAFETY * float(linalg.eigvalsh(bent)[-1]) + 2 * ridge
     smallest = max(0.0, float(linalg.eigvalsh(held)[0]) - (_SAFETY - 1) * largest) + 2 * ridge

@@ -94,7 +94,7 @@ class NewtonCG:
             return self.whitening.transposed(bent) + self.penalty.product(direction)
 
         limit = int(_CONJUGATE_GRADIENTS * np.log(self.inexact) / np.log(INEXACT))
-        return conjugate_gradients(product, -gradient, self.inexact, limit)
+        return conjugate_gradients(product, -gradient, self.inexact, limit, self.penalty.preconditioner)
 
     def _line_search(self, phi, direction, logits, change, start):
         """Return the minimizing step length: logits are linear in it, so no product with J is needed."""

@@ -1,10 +1,18 @@
 """What is added to an objective of logits in the whitened coordinates: the squared distance, and an L2 penalty."""
 
+import functools
+
+import numpy as np
+from scipy import linalg
+
 from keras_dal._backend import arrays
 
 
 class Quadratic:
     """`ridge ||phi||^2 + sum_k factor_k theta_k^2` with `theta = start + T phi`.
+
+    A penalty is of a plain head, whose `T' = R kron I` it multiplies in float64 where arrays are NumPy's: where
+    features are small the penalty is stiff in these coordinates, and float32 would lose all else beside it.
 
     Args:
         whitening: a `Whitening`, the map T.
@@ -14,32 +22,57 @@ class Quadratic:
     """
 
     def __init__(self, whitening, ridge, factors=None, start=None):
-        self._whitening, self.ridge, self._factors, self._start = whitening, ridge, factors, start
+        self.ridge, self._root = ridge, None
+        if factors is not None:
+            self._root = whitening.root
+            shape = (len(self._root), -1)
+            self._factors, self._start = factors.reshape(shape), np.asarray(start, np.float64).reshape(shape)
 
     def value(self, phi):
         """Return it as a float."""
-        xp, distance = arrays.of(phi), self.ridge * arrays.of(phi).dot(phi, phi)
-        if self._factors is None:
+        xp = arrays.of(phi)
+        distance = self.ridge * xp.dot(phi, phi)
+        if self._root is None:
             return distance
-        theta = self._theta(phi, xp)
-        return distance + xp.dot(self._there(self._factors, xp) * theta, theta)
+        theta = self._start + xp.numpy(self._change(phi, xp)).astype(np.float64)
+        return distance + np.sum(self._factors * theta**2)
 
     def gradient(self, phi):
         """Return the gradient in phi, of its kind."""
-        gradient = 2 * self.ridge * phi
-        return gradient if self._factors is None else gradient + self._pulled_back(self._theta(phi, arrays.of(phi)))
+        gradient, xp = 2 * self.ridge * phi, arrays.of(phi)
+        if self._root is None:
+            return gradient
+        return gradient + self._pulled_back(_there(self._start, xp) + self._change(phi, xp), xp)
 
     def product(self, direction):
         """Return the second derivative times a direction."""
-        bent = 2 * self.ridge * direction
-        return bent if self._factors is None else bent + self._pulled_back(self._whitening.theta(direction))
+        bent, xp = 2 * self.ridge * direction, arrays.of(direction)
+        return bent if self._root is None else bent + self._pulled_back(self._change(direction, xp), xp)
 
-    def _theta(self, phi, xp):
-        return self._there(self._start, xp) + self._whitening.theta(phi)
+    @functools.cached_property
+    def preconditioner(self):
+        r"""A function that undoes \( 4 \rho + 2 T' \Lambda T \), by mean factors of all outputs; None for no penalty.
 
-    def _pulled_back(self, theta):
-        return self._whitening.transposed(2 * self._there(self._factors, arrays.of(theta)) * theta)
+        The loss is of order one beside it.
+        """
+        if self._root is None:
+            return None
+        bent = 2 * (self._root * self._factors.mean(axis=1)) @ self._root.T
+        inverse = linalg.inv(4 * self.ridge * np.eye(len(bent)) + bent)
 
-    @staticmethod
-    def _there(array, xp):
-        return array if xp is arrays.NUMPY else xp.single(array)
+        def precondition(vector):
+            xp = arrays.of(vector)
+            pieces = xp.reshape(vector, (len(inverse), -1))
+            return xp.reshape(xp.matmul(_there(inverse, xp), pieces), (-1,))
+
+        return precondition
+
+    def _change(self, phi, xp):
+        return xp.matmul(_there(self._root.T, xp), xp.reshape(phi, self._factors.shape))
+
+    def _pulled_back(self, theta, xp):
+        return xp.reshape(xp.matmul(_there(self._root, xp), 2 * _there(self._factors, xp) * theta), (-1,))
+
+
+def _there(array, xp):
+    return array if xp is arrays.NUMPY else xp.single(array)

@@ -67,6 +67,11 @@ class Whitening:
         root = self.root
         return (root @ gradient.reshape(len(root), -1)).ravel()
 
+    def exact_theta(self, phi):
+        """Return `T phi` of a plain head in float64."""
+        root = self.root
+        return (root.T @ phi.reshape(len(root), -1)).ravel()
+
     def exact_inverse(self, theta):
         """Return `T^-1 theta` of a plain head in float64, and a bound of its rounding errors."""
         root = self.root

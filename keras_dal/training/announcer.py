@@ -23,29 +23,33 @@ class Announcer:
 
     def say_later(self, model, message, *arguments):
         """Print it when the line of this epoch is complete: Keras writes on it until then."""
-        if not self._verbose or not _backend.is_chief(model):
-            return
-        try:
-            text = message(*arguments)
-        except Exception as error:  # of whatever kind: a line of text is not worth a training
-            warnings.warn(
-                "A message of the monitor could not be made, and training goes on without it. Received: "
-                f"{described(error)}",
-                stacklevel=3,
-            )
-            return
-        if text:
+        if self._verbose and (text := _text(model, message, *arguments)):
             self._unsaid.append(text)
 
     def insist(self, model, message, *arguments):
         """Print a message now; where nothing is printed, warn of it."""
         if self._verbose:
             self.say(model, message, *arguments)
-        elif _backend.is_chief(model):
-            warnings.warn(message(*arguments), stacklevel=3)
+        elif text := _text(model, message, *arguments):
+            warnings.warn(f"{text}. Received: model {model.name!r}", stacklevel=3)
 
     def say_all(self):
         """Print what is still to be said."""
         for text in self._unsaid:
             print(text, flush=True)
         self._unsaid = []
+
+
+def _text(model, message, *arguments):
+    """Return a message, None where another process speaks or it cannot be made."""
+    if not _backend.is_chief(model):
+        return None
+    try:
+        return message(*arguments)
+    except Exception as error:  # of whatever kind: a line of text is not worth a training
+        warnings.warn(
+            "A message of the monitor could not be made, and training goes on without it. Received: "
+            f"{described(error)}",
+            stacklevel=4,
+        )
+        return None

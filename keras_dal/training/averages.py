@@ -169,6 +169,8 @@ class Averaging:
             assign_all(variables, values_of(self.inner_averages()))
         elif self.averaged_steps:
             assign_all(variables, self._average.values())
+        else:
+            return
         for variable in variables:
             if variable.constraint is not None:  # of unit norms, say, a mean has none
                 variable.assign(variable.constraint(ops.convert_to_tensor(variable)))

@@ -236,7 +236,7 @@ class Fit:
     def _take(self):
         if self._stage is Stage.READS:
             self._tried(self._convex_phase.take)
-        if self._stage is Stage.READS and self._convex_phase.batches >= (self._params["steps"] or math.inf):
+        if self._stage is Stage.READS and self._convex_phase.batches >= (self._params.get("steps") or math.inf):
             self._end_phase()
 
     def begin_validation(self):
@@ -254,7 +254,7 @@ class Fit:
 
     def _end_of_reading(self):
         unknown = math.inf if self._model.stop_training else 0
-        self._convex_phase.end(self._params["steps"] or unknown)
+        self._convex_phase.end(self._params.get("steps") or unknown)
 
     def end_epoch(self, epoch):
         """Return what is logged of an epoch, by name."""

@@ -6,7 +6,6 @@ import numpy as np
 
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
-from keras_dal.features.columns import num_independent
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 from keras_dal.training.inner import path_to
@@ -146,11 +145,11 @@ def ends(phase, result, epoch, epochs, validates):
 def _wider(phase):
     """Return what a gated head would add."""
     structure, train = phase.structure, phase.train.weighted()
-    more = num_gated_parameters(train.features, structure.num_outputs)
+    more = num_gated_parameters(train, structure)
     wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
     rounded = "" if train.are_exact(structure) else f", {TO_FLOAT32},"
     but = f" but {wrong:,}, whose features{rounded} are those of samples with other labels" if wrong else ""
-    independent = num_independent(train.features) == structure.num_features
+    independent = train.num_independent == structure.num_features
     sized = f"num_samples={len(train)}" if independent else "x"  # of which only the samples themselves tell
     gated = f"add_gated_head(model, {sized}), {more:,} parameters"
     return f"{gated}, can put every sample on its right side{but}"

@@ -98,24 +98,10 @@ class StepHooks:
 
         Where that fit has no driver it ends before its first step: in a step JAX would lose the weights.
         """
-        self._model.train_function = None if self._optimizer is None else self._undriven()
+        self._model.train_function = None if self._optimizer is None else _undriven(self._model, self._optimizer)
         if self._moments in _keras.tracked_metrics(self._model):
             _keras.tracked_metrics(self._model).remove(self._moments)
             self._model.test_function = None
-
-    def _undriven(self):
-        def undriven(*args):
-            try:
-                if any(each is self._optimizer for each in _keras.optimizers(self._model.optimizer)):
-                    self._optimizer.check_driven()
-            except RuntimeError:
-                _backend.reattach(self._model, *args)
-                raise
-            self._model.make_train_function(force=True)
-            return self._model.train_function(*args)
-
-        setattr(undriven, _MARK, True)
-        return undriven
 
     def arm(self):
         """Says that the next step belongs to the `fit` these hooks were installed in."""
@@ -213,6 +199,23 @@ class _Seen(threading.local):
         outputs = tree.flatten(outputs)[0]
         own = [features for each, features in calls if each is outputs]
         return own[-1] if own else self.features if len(calls) < 2 else None
+
+
+def _undriven(model, optimizer):
+    """Return a train function that ends a fit whose `Wrap` nobody drives; it holds nothing of the fit before."""
+
+    def undriven(*args):
+        try:
+            if any(each is optimizer for each in _keras.optimizers(model.optimizer)):
+                optimizer.check_driven()
+        except RuntimeError:
+            _backend.reattach(model, *args)
+            raise
+        model.make_train_function(force=True)
+        return model.train_function(*args)
+
+    setattr(undriven, _MARK, True)
+    return undriven
 
 
 def is_hooked(train_function):

@@ -1,6 +1,8 @@
 """How many columns of features are independent, against problems made with a known number of them."""
 
+import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,24 @@ def test_constant_repeated_and_combined_columns_do_not_count(live, constant, com
     columns = np.concatenate([free, others, fixed], axis=1)
     columns *= 10.0 ** generator.uniform(-units, units, columns.shape[1])
     assert num_independent(columns.astype("float32")[:, generator.permutation(columns.shape[1])]) == live
+
+
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16])
+def test_half_precision_counts_what_its_numbers_are(dtype):
+    features = np.maximum(np.random.default_rng(0).normal(size=(400, 12)), 0)
+    features[:, 3], features[:, 7] = 0.0, features[:, 8]
+    assert num_independent(features.astype(dtype)) == 10
+
+
+def test_columns_that_are_seldom_active_count():
+    features = np.random.default_rng(0).normal(size=(20_000, 8)).astype("float32")
+    features[:, 5] = 0.0
+    features[17, 5] = 1.0  # a row that is not among those that are looked at
+    assert num_independent(features) == 8
+
+
+def test_very_wide_features_are_not_factorized():
+    assert num_independent(np.zeros((2100, 2060), "float32")) == 2060
 
 
 def test_few_samples_cannot_tell():

@@ -212,6 +212,14 @@ def test_a_strong_ridge_ends_at_a_certified_gap(model, digits, tol):
     assert f"at most {at_most(result.point.gap, 2)}" in str(result)
 
 
+def test_without_any_weight_of_the_change_the_loss_is_all_there_is_to_reach(model, digits):
+    x, y = digits[0]
+    result = converge(model, x[:20], y[:20], gated=False, ridge=0, tol=0.01, verbose=0)
+    assert result.stopped_by == Ending.TOLERANCE
+    assert result.reached
+    assert result.loss <= 0.01
+
+
 def test_the_certificate_has_the_margin_as_its_witness(model, digits):
     x, y = digits[0]
     result = converge(model, x[:60], y[:60], verbose=0, gated=True)

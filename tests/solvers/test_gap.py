@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from keras_dal.heads import DenseHead
 from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.losses import SoftmaxCrossEntropy
 from keras_dal.solvers import gap
 from keras_dal.solvers.whitening import Whitening
 
@@ -13,8 +15,48 @@ def steps(features, use_bias=True, excess=1.0, wanted=1e-4):
     head = DenseHead(features.shape[1], 3, use_bias)
     coordinates = Whitening(CachedJacobian(head, features.astype(np.float32)))
     everything = np.arange(len(features))
-    arguments = features, use_bias, 0.5, np.ones(len(features)), everything, 0.01, coordinates, None
+    arguments = features, use_bias, 0.5, np.ones(len(features)), everything, 0.01, coordinates
     return gap.gradient_steps(*arguments, excess, wanted)
+
+
+def test_steps_are_those_of_the_dense_hessian_and_the_gap_holds_beside_a_penalty():
+    """In the coordinates of the solver, with weights, anchors and an L2 factor for every parameter."""
+    generator = np.random.default_rng(0)
+    n, m, c, ridge = 60, 4, 3, 0.01
+    features = (generator.standard_normal((n, m)) * [1, 1e-2, 1e2, 1]).astype(np.float32)
+    head, anchors = DenseHead(m, c), np.arange(0, n, 2)
+    coordinates = Whitening(CachedJacobian(head, features[anchors]), CachedJacobian(head, features))
+    weights, factors = generator.uniform(0.5, 2, n), generator.uniform(0, 0.3, (m + 1) * c)
+    loss, targets = SoftmaxCrossEntropy(), np.eye(c)[generator.integers(0, c, n)]
+    start = generator.standard_normal((m + 1) * c) / 10
+    columns = np.column_stack([features.astype(float), np.ones(n)])
+    basis = np.kron(coordinates.root.T, np.eye(c))  # theta = start + basis phi
+    jacobian = np.kron(columns, np.eye(c)) @ basis
+    held = np.kron(columns[anchors], np.eye(c)) @ basis
+    bent = 0.5 * jacobian.T @ (np.repeat(weights, c)[:, None] * jacobian) / n + 2 * ridge * held.T @ held / len(anchors)
+    largest = np.linalg.eigvalsh(bent)[-1] + 2 * ridge
+    smallest = 2 * ridge * (1 + np.linalg.eigvalsh(held.T @ held / len(anchors))[0])
+    excess, wanted = 1.0, 1e-4
+    exact = np.log(2 * excess / wanted) / -np.log1p(-np.sqrt(smallest / largest))
+    problem = anchors, ridge, coordinates
+    found = gap.gradient_steps(features, True, 0.5, weights, *problem, excess, wanted)
+    assert exact <= found <= exact + 1.01
+
+    def objective(phi):
+        theta = start + basis @ phi
+        logits = columns @ theta.reshape(m + 1, c)
+        change = (logits - columns @ start.reshape(m + 1, c))[anchors]
+        of_change = np.mean(np.sum(change**2, axis=1)) + phi @ phi
+        return np.mean(weights * loss.values(logits, targets)) + ridge * of_change + factors @ theta**2
+
+    least = optimize.minimize(objective, np.zeros((m + 1) * c), method="BFGS", options={"gtol": 1e-8})
+    for phi in (np.zeros((m + 1) * c), least.x + 1e-6 * generator.standard_normal((m + 1) * c)):
+        theta = start + basis @ phi
+        data = head, features, loss, targets, weights, theta, start
+        bound, decrease = gap.gap_and_decrease(*data, *problem, factors)
+        assert objective(phi) - least.fun <= bound + 1e-9
+        assert decrease == pytest.approx(objective(np.zeros_like(phi)) - objective(phi), abs=1e-7)
+    assert bound < 0.1  # next to the minimum
 
 
 def test_none_are_needed_where_the_gap_is_small_already():

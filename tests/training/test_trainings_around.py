@@ -1,7 +1,9 @@
 """Trainings before and after the two lines, and callbacks that read what the monitor logs."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import keras
 import numpy as np
@@ -45,6 +47,18 @@ def test_evaluate_may_have_the_callbacks_of_fit():
     result = monitor.result
     model.evaluate(*images(), verbose=0, callbacks=[monitor])
     assert monitor.result is result
+
+
+def test_a_fit_that_is_over_leaves_nothing_of_itself():
+    class Takes(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.taken = weakref.ref(monitor._fit)
+
+    model, monitor, takes = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)), None, Takes()
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    fit(model, 4, [monitor, takes])
+    gc.collect()
+    assert takes.taken() is None
 
 
 def test_two_loss_scales_are_refused():
