@@ -19,7 +19,7 @@ def conjugate_gradients(product, right, rtol, maxiter, precondition=None):
     if arrays.of(right) is arrays.NUMPY:
         operators = [each and _operator(each, right) for each in (product, precondition)]
         return cg(operators[0], right, rtol=rtol, maxiter=maxiter, M=operators[1])[0]
-    return _of_tensors(product, right, rtol, maxiter, arrays.of(right).dot, precondition or (lambda vector: vector))
+    return _of_tensors(product, right, rtol, maxiter, arrays.of(right).dot, precondition)
 
 
 def _operator(function, right):
@@ -28,10 +28,11 @@ def _operator(function, right):
 
 def _of_tensors(product, right, rtol, maxiter, dot, precondition):
     """Do the same without a copy to the host, but for a few numbers a product (Hestenes and Stiefel, 1952)."""
-    x, residual, direction = 0.0 * right, right, precondition(right)
-    square, enough = dot(residual, direction), rtol**2 * dot(right, right)
+    x, residual, direction = 0.0 * right, right, precondition(right) if precondition else right
+    left = dot(right, right)
+    square, enough = dot(residual, direction) if precondition else left, rtol**2 * left
     for _ in range(maxiter):
-        if not dot(residual, residual) > enough or not np.isfinite(square):
+        if not left > enough or not np.isfinite(square):
             break
         image = product(direction)
         bend = dot(direction, image)
@@ -39,7 +40,7 @@ def _of_tensors(product, right, rtol, maxiter, dot, precondition):
             break
         length = square / bend
         x, residual = x + length * direction, residual - length * image
-        towards = precondition(residual)
-        before, square = square, dot(residual, towards)
+        before, left, towards = square, dot(residual, residual), precondition(residual) if precondition else residual
+        square = dot(residual, towards) if precondition else left  # each is waited for
         direction = towards + (square / before) * direction
     return x

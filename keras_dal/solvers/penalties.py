@@ -27,6 +27,15 @@ class Quadratic:
             self._root = whitening.root
             shape = (len(self._root), -1)
             self._factors, self._start = factors.reshape(shape), np.asarray(start, np.float64).reshape(shape)
+            self._parts = self._factors, self._start, self._root, self._root.T
+
+    @functools.cached_property
+    def _tensors(self):
+        """The factors, the start and the two maps on the device, which are not sent there for every product."""
+        return tuple(arrays.TENSORS.single(part) for part in self._parts)
+
+    def _there(self, xp):
+        return self._parts if xp is arrays.NUMPY else self._tensors
 
     def value(self, phi):
         """Return it as a float."""
@@ -42,7 +51,8 @@ class Quadratic:
         gradient, xp = 2 * self.ridge * phi, arrays.of(phi)
         if self._root is None:
             return gradient
-        return gradient + self._pulled_back(_there(self._start, xp) + self._change(phi, xp), xp)
+        _, start, _, _ = self._there(xp)
+        return gradient + self._pulled_back(start + self._change(phi, xp), xp)
 
     def product(self, direction):
         """Return the second derivative times a direction."""
@@ -59,20 +69,19 @@ class Quadratic:
             return None
         bent = 2 * (self._root * self._factors.mean(axis=1)) @ self._root.T
         inverse = linalg.inv(4 * self.ridge * np.eye(len(bent)) + bent)
+        on_device = functools.cache(lambda: arrays.TENSORS.single(inverse))
 
         def precondition(vector):
             xp = arrays.of(vector)
-            pieces = xp.reshape(vector, (len(inverse), -1))
-            return xp.reshape(xp.matmul(_there(inverse, xp), pieces), (-1,))
+            there = inverse if xp is arrays.NUMPY else on_device()
+            return xp.reshape(xp.matmul(there, xp.reshape(vector, self._factors.shape)), (-1,))
 
         return precondition
 
     def _change(self, phi, xp):
-        return xp.matmul(_there(self._root.T, xp), xp.reshape(phi, self._factors.shape))
+        _, _, _, transposed = self._there(xp)
+        return xp.matmul(transposed, xp.reshape(phi, self._factors.shape))
 
     def _pulled_back(self, theta, xp):
-        return xp.reshape(xp.matmul(_there(self._root, xp), 2 * _there(self._factors, xp) * theta), (-1,))
-
-
-def _there(array, xp):
-    return array if xp is arrays.NUMPY else xp.single(array)
+        factors, _, root, _ = self._there(xp)
+        return xp.reshape(xp.matmul(root, 2 * factors * theta), (-1,))
