@@ -29,8 +29,8 @@ def pairs(rows):
 
 def training_table(rows):
     yield (
-        "| network | dtype | of them with two lines | accuracy alone | two lines, minus that | alone, s | two lines, s "
-        "| over that | programs, alone | two lines |"
+        "| network, epochs alone | dtype | epochs with two lines | test accuracy alone | two lines minus alone, points "
+        "| seconds alone | two lines | two lines over alone | programs compiled alone | two lines |"
     )
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in pairs(rows):
@@ -45,8 +45,8 @@ def training_table(rows):
 
 def parts_table(rows):
     yield (
-        "| network | first epoch, alone | two lines, before it | it | epoch alone | exploring | averaging | the switch "
-        "| of it compiling | of it the solver |"
+        "| network | first epoch, alone | two lines: before the first epoch | first epoch | later epochs, alone "
+        "| two lines: exploring | averaging | switch to the end | of that compiling | of that the solver |"
     )
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in pairs(rows):
@@ -71,7 +71,7 @@ def mean(found, which, key):
 
 def waiting_table(rows):
     """The first seed compiles its steps, the second finds them in the compilation cache."""
-    yield "| network | seed | way | test accuracy | seconds | first epoch, s | epoch, s | the switch |"
+    yield "| network | seed | way | test accuracy | fit, s | first epoch, s | later epochs, s | switch to the end, s |"
     yield "|---|---:|---|---:|---:|---:|---:|---:|"
     for row in rows:
         switch = f"{row['switch_seconds']:.1f}" if "switch_seconds" in row else ""
@@ -83,7 +83,7 @@ def waiting_table(rows):
 
 
 def roofline_table(rows):
-    yield "| network | dtype | images a second | TFLOP/s of convolutions | the card's, in a product | share |"
+    yield "| network | dtype | images a second | TFLOP/s in convolutions | the card's in matrix products | share |"
     yield "|---|---|---:|---:|---:|---:|"
     for name, found in pairs(rows):
         base = found[0][0]
@@ -99,7 +99,7 @@ def seconds(value):
 
 
 def heads_table(rows):
-    yield "| head | way | to 0.01 | to 0.0001 | all | compiling, in all of the call | programs |"
+    yield "| head | way | to 0.01 above the minimum | to 0.0001 | whole call | of that compiling | programs compiled |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for row in rows:
         size = f"{row['samples']:,} x {row['features']:,}, {row['classes']:,} classes{', gated' * row['gated']}"
@@ -114,7 +114,7 @@ def heads_table(rows):
 
 
 def product_table(rows):
-    yield "| head | a product | TFLOP/s | share of the card's | reading the features twice |"
+    yield "| head | one product | TFLOP/s | share of the card's in matrix products | reading the features twice takes |"
     yield "|---|---:|---:|---:|---:|"
     for row in rows:
         product, machine = row["product"], row["machine"]

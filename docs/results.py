@@ -26,6 +26,9 @@ those files by `python docs/results.py`. What `converge` takes against other sol
 
 The images were prepared copies, so figures from the full sets will differ: of CIFAR-10 all 60,000 images, compressed as
 JPEG; of CIFAR-100 10,000 for training and 2,000 for the test; of SVHN 883 and 200, all from its training file.
+
+Files `*.npz` in a command are features of trained networks, made by `python benchmarks/converge_features.py --name SET
+--samples N --seed S --data-dir DIR --output FILE`: `cifar10_0.npz` is that of CIFAR-10 with seed 0.
 """
 
 
@@ -65,7 +68,7 @@ def benchmark_section(path):
     lines += [f"{described}.\n" for described in machines]
     groups = {"": result} | {name: values for name, values in result.items() if isinstance(values, dict)}
     numbers = [
-        (f"{group.replace('_', ' ')}: {name}".removeprefix(": "), value)
+        (f"{group.replace('_', ' ')}: {_readable(name)}".removeprefix(": "), value)
         for group, values in groups.items()
         if group not in ("machine", "settings", "setting")
         for name, value in values.items()
@@ -78,6 +81,11 @@ def benchmark_section(path):
     if (DOCS / f"{path.stem}.md").exists():
         lines += [f"As a table: [{path.stem}.md]({path.stem}.md)", ""]
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
+
+
+def _readable(name):
+    """Return a name in words; in one of several words what is joined is the name of a function or an argument."""
+    return re.sub(r"\w+_\w+", r"`\g<0>`", name) if " " in name else name.replace("_", " ")
 
 
 def _asked(command):
