@@ -46,16 +46,16 @@ class Problem:
         projection = qr.project(float(np.finfo(self.features.dtype).eps))
         rows = [(self.features, targets, self.weights)]
         theta = projection.coefficients.ravel()
-        verdict = decide(head, self.loss, rows, theta, projection.residual_share, True)
+        finding = decide(head, self.loss, rows, theta, projection.residual_share, True)
         zeros = np.zeros(head.num_parameters)
         certificate = certify_head(head, self.features, targets, self.loss, zeros, self.weights)
-        return verdict, certificate
+        return finding, certificate
 
     def false_statements(self):
         """Return the statements that contradict the truth, and how many of the two verdicts are undecided."""
-        verdict, certificate = self.verdicts()
+        finding, certificate = self.verdicts()
         wrong = []
-        for name in (verdict.name, certificate.verdict):
+        for name in (finding.verdict, certificate.verdict):
             if name == "not separable" and self.separable:
                 wrong.append("separable labels called not separable")
             if name in ("separable", "aligned") and not self.separable:
@@ -67,7 +67,7 @@ class Problem:
             wrong.append("an upper bound 0 of an infimum that is positive")
         if low > high:
             wrong.append("bounds in the wrong order")
-        return wrong, (verdict.name == "undecided") + (certificate.verdict == "undecided")
+        return wrong, (finding.verdict == "undecided") + (certificate.verdict == "undecided")
 
 
 def draw(seed):

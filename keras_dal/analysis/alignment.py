@@ -10,7 +10,7 @@ from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
 from keras_dal.analysis.network import ITERATIONS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
-from keras_dal.analysis.separability import Name, Verdict, announced, decide, decisive_share, joined_rows
+from keras_dal.analysis.separability import Finding, Verdict, announced, decide, decisive_share, joined_rows
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
@@ -136,7 +136,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         structure,
         projection,
         num_samples,
-        Verdict(Name.UNDECIDED, "nothing: sums alone are no witness"),
+        Finding(Verdict.UNDECIDED, "nothing: sums alone are no witness"),
         num_features=len(moments) - c - 1,
         lower_bound=(structure.layer is structure.output_layer and bool(structure.gated_layers))
         or (eps > EPS and not projection.complete),
@@ -175,12 +175,12 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
     share = decisive_share(loss, projection.residual, projection.squares)
     least = decisive_share(loss, projection.least, projection.squares)
     complete, used = projection.complete, used.mean()
-    verdict = decide(head, loss, rows, theta, share, decide_separability, least=least, complete=complete, used=used)
+    finding = decide(head, loss, rows, theta, share, decide_separability, least=least, complete=complete, used=used)
     return _report_projection(
         structure,
         projection,
         qr.num_rows,
-        verdict,
+        finding,
         residual_share_per_sample=projection.squares.share(per_sample),
     )
 
@@ -212,11 +212,11 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     )
 
 
-def _report_projection(structure, projection, num_samples, verdict, **fields):
+def _report_projection(structure, projection, num_samples, finding, **fields):
     return report(
         structure,
         num_samples,
-        verdict,
+        finding,
         residual_share=min(projection.residual_share, 1.0),
         residual_share_per_class=projection.residual_share_per_class,
         rank=projection.rank * structure.num_outputs,

@@ -11,7 +11,7 @@ from scipy import linalg
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.certificate_rows import rows_of
 from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
-from keras_dal.analysis.separability import announced, decisive_share, verdict_of
+from keras_dal.analysis.separability import announced, decisive_share, finding_of
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
@@ -296,7 +296,7 @@ def certify_head(
         v = scale * v
     found = _enclosure(objective, v, theta)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
-    verdict = verdict_of(found, share, witnessed, objective, scale, v)
+    finding = finding_of(found, share, witnessed, objective, scale, v)
     beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
@@ -313,8 +313,8 @@ def certify_head(
         method=jac.method,
         exact=jac.factorized,
         residual_share=float(squares.share(left[0].sum())),
-        verdict=verdict.name,
-        decided_by=verdict.decided_by,
+        verdict=finding.verdict,
+        decided_by=finding.decided_by,
         infimum=(found.lower, found.upper),
         margin=found.margin,
         witness_norm=float(linalg.norm(found.theta)),

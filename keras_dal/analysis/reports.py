@@ -150,11 +150,11 @@ def _share(share):
     return f"{share:.6f}" if share == 0 or share >= 1e-6 else f"{share:.0e}"
 
 
-def report(structure, num_samples, verdict, **fields):
-    """Return the `AlignmentReport` of a structure and a `Verdict`, with its other fields by name."""
+def report(structure, num_samples, finding, **fields):
+    """Return the `AlignmentReport` of a structure and a `Finding`, with its other fields by name."""
     sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
     return AlignmentReport(
-        num_samples=num_samples, verdict=verdict.name, decided_by=verdict.decided_by, **{**sizes, **fields}
+        num_samples=num_samples, verdict=finding.verdict, decided_by=finding.decided_by, **{**sizes, **fields}
     )
 
 

@@ -24,7 +24,7 @@ _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model t
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
-class Name(enum.StrEnum):
+class Verdict(enum.StrEnum):
     """What a verdict says; a string for whoever reads it."""
 
     ALIGNED = "aligned"
@@ -37,21 +37,21 @@ class Name(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """A `Name`, and how it was decided."""
+class Finding:
+    """A `Verdict`, and how it was decided."""
 
-    name: Name
+    verdict: Verdict
     decided_by: str
 
 
-MIXED = Verdict(Name.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
+MIXED = Finding(Verdict.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
 
 
 def by_residual(share, otherwise, reason):
     """Return that labels are aligned, where their residual share is small enough, or another verdict."""
     if share <= ALIGNED:
-        return Verdict(Name.ALIGNED, f"a residual share of {share:.1e}, at most {ALIGNED:.0e}")
-    return Verdict(otherwise, f"{reason}, with a residual share of {share:.1e}")
+        return Finding(Verdict.ALIGNED, f"a residual share of {share:.1e}, at most {ALIGNED:.0e}")
+    return Finding(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
 def decisive_share(loss, residual, squares):
@@ -74,7 +74,7 @@ def announced(num_samples, num_parameters):
 
 
 def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, complete=False, used=1.0):
-    """Return the `Verdict` for a head.
+    """Return the `Finding` for a head.
 
     Args:
         head: a `heads.Head`.
@@ -102,11 +102,11 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
     )
     if margin > 0:
         return by_residual(
-            share, Name.SEPARABLE, f"least squares, with a smallest margin of {at_least(margin, 2, 'e')}"
+            share, Verdict.SEPARABLE, f"least squares, with a smallest margin of {at_least(margin, 2, 'e')}"
         )
     if not decide_separability:
-        return Verdict(
-            Name.UNDECIDED, f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
+        return Finding(
+            Verdict.UNDECIDED, f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
         )
     return _separability(head, loss, rows, columns, used)
 
@@ -114,12 +114,14 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
 def _by_least_squares(share, columns, least, complete):
     """Return the verdict where the infimum is attained: labels that no direction at all reaches are not aligned."""
     if columns is not None and not columns.factorized:
-        return by_residual(share, Name.UNDECIDED, f"{columns.method}, which bounds the alignment from below")
+        return by_residual(share, Verdict.UNDECIDED, f"{columns.method}, which bounds the alignment from below")
     hidden = least is not None and least <= ALIGNED
     known = complete or share <= ALIGNED or (columns is not None and columns.is_complete())
     if hidden or not known:
-        return by_residual(share, Name.UNDECIDED, "least squares, where what counts as rounding may reach the labels")
-    return by_residual(share, Name.NOT_ALIGNED, "least squares")
+        return by_residual(
+            share, Verdict.UNDECIDED, "least squares, where what counts as rounding may reach the labels"
+        )
+    return by_residual(share, Verdict.NOT_ALIGNED, "least squares")
 
 
 def _factorized(head, loss, rows):
@@ -146,25 +148,25 @@ def _smallest_margin(head, loss, features, targets, theta):
 
 def _separability(head, loss, rows, columns, used):
     if (size := _num_bytes(rows)) > _DECIDABLE:
-        return Verdict(
-            Name.UNDECIDED, f"least squares alone, because {size:,} bytes of features are too many for a solver"
+        return Finding(
+            Verdict.UNDECIDED, f"least squares alone, because {size:,} bytes of features are too many for a solver"
         )
     features, targets, weights = joined_rows(rows)
     if columns is None:
         columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
     if not columns.factorized:
-        return Verdict(
-            Name.UNDECIDED, f"least squares alone, because the head is too large to factorize ({columns.method})"
+        return Finding(
+            Verdict.UNDECIDED, f"least squares alone, because the head is too large to factorize ({columns.method})"
         )
     infimum = duality.enclose_infimum(columns, loss, targets, weights)
     if not loss.are_hard(targets):
         return _of_mixed(infimum.lower, loss.floor(targets, weights), np.mean(weights), used)
     if infimum.margin is not None and infimum.margin > 0:
-        return Verdict(Name.SEPARABLE, f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
+        return Finding(Verdict.SEPARABLE, f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
     if infimum.lower > 0:
         least = at_least(used * infimum.lower, 4, "e")
-        return Verdict(Name.NOT_SEPARABLE, f"a dual point: no head has a loss below {least}")
-    return Verdict(Name.UNDECIDED, _found_neither(infimum))
+        return Finding(Verdict.NOT_SEPARABLE, f"a dual point: no head has a loss below {least}")
+    return Finding(Verdict.UNDECIDED, _found_neither(infimum))
 
 
 def _of_mixed(lower, floor, weight, used=1.0):
@@ -178,18 +180,18 @@ def _of_mixed(lower, floor, weight, used=1.0):
     """
     if lower > floor + _ABOVE * weight:
         least = at_least(used * lower, 6)
-        return Verdict(
-            Name.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {used * floor:.6g}"
+        return Finding(
+            Verdict.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {used * floor:.6g}"
         )
-    return Verdict(Name.UNDECIDED, f"{NO_SCALE}; the least loss of any model is {used * floor:.6g}")
+    return Finding(Verdict.UNDECIDED, f"{NO_SCALE}; the least loss of any model is {used * floor:.6g}")
 
 
 def _found_neither(enclosure):
     return NEITHER + f" within {duality.SECONDS:g} seconds" * enclosure.out_of_time
 
 
-def verdict_of(found, share, witnessed, objective, scale, v):
-    """Return the `Verdict` of a certificate.
+def finding_of(found, share, witnessed, objective, scale, v):
+    """Return the `Finding` of a certificate.
 
     Args:
         found: the `Enclosure` of the infimum.
@@ -206,21 +208,26 @@ def verdict_of(found, share, witnessed, objective, scale, v):
     proved = proved and not _is_above_rounding(found.lower, objective, v)  # nor does one large label hide all others
     if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
-        return Verdict(Name.ALIGNED, f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}")
+        return Finding(
+            Verdict.ALIGNED, f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
+        )
     if found.margin is not None and found.margin > 0:
         least = at_least(found.margin, 3, "e")
-        return Verdict(Name.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
+        return Finding(Verdict.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
     if np.isfinite(scale) and objective.jacobian.factorized:
         left = f"least squares leaves a residual share of {max(share, witnessed):.2e}"
         if found.lower > floor + _ABOVE * np.mean(objective.weights) * (not objective.loss.quadratic):
-            return Verdict(Name.NOT_ALIGNED, f"no parameters have a loss below {at_least(found.lower, 3)}, and {left}")
-        return Verdict(
-            Name.UNDECIDED, f"{left}, and nothing shows that directions that count as rounding do not reach the labels"
+            return Finding(
+                Verdict.NOT_ALIGNED, f"no parameters have a loss below {at_least(found.lower, 3)}, and {left}"
+            )
+        return Finding(
+            Verdict.UNDECIDED,
+            f"{left}, and nothing shows that directions that count as rounding do not reach the labels",
         )
     if found.lower > floor:
         least = at_least(found.lower, 3)
-        return Verdict(Name.NOT_SEPARABLE, f"an exact dual point near one in float64 has at least the value {least}")
-    return Verdict(Name.UNDECIDED, _found_neither(found))
+        return Finding(Verdict.NOT_SEPARABLE, f"an exact dual point near one in float64 has at least the value {least}")
+    return Finding(Verdict.UNDECIDED, _found_neither(found))
 
 
 def _is_above_rounding(lower, objective, v):

@@ -12,7 +12,7 @@ from keras_dal import _keras
 from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
 from keras_dal.analysis.certificate import Certificate, certify_structure
 from keras_dal.analysis.descent_bound import l2_factors, penalty_at
-from keras_dal.analysis.separability import Name
+from keras_dal.analysis.separability import Verdict
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import FittedHead, Quality, least_scale, logits_of, quality
@@ -106,7 +106,7 @@ class Result:
             return found
         reason = f"nothing: {OF_ROUNDED} are {found.verdict}"
         return dataclasses.replace(
-            found, verdict=Name.UNDECIDED, decided_by=reason, not_covered=(*found.not_covered, ROUNDED)
+            found, verdict=Verdict.UNDECIDED, decided_by=reason, not_covered=(*found.not_covered, ROUNDED)
         )
 
     def choose(self, point: Point | int) -> "Result":
