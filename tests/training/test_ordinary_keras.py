@@ -88,6 +88,20 @@ class Prepares(keras.Model):
         return super().test_step(*state, (x / 50 - 2, y))
 
 
+@pytest.mark.parametrize(("finish", "said"), [("solve", 1), ("descend", 0)])
+def test_that_a_train_step_may_add_what_is_not_solved_for_is_said_once_before_training(finish, said, capsys):
+    x, y = rows()
+    inputs = keras.Input((4,))
+    model = Prepares(inputs, layers.Dense(3)(layers.Dense(8, activation="relu")(inputs)))
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, finish=finish)
+    model.compile(wrap, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    printed = []
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: printed.append(capsys.readouterr().out))
+    model.fit(50 * (x + 2), y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(), look])
+    assert printed[0].count("train_step is the model's own") == said
+    assert "train_step" not in "".join(printed[1:])
+
+
 @pytest.mark.parametrize("average", [0, 0.7])
 def test_a_model_whose_steps_prepare_the_inputs_is_solved_on_what_they_make_of_them(average):
     x, y = rows(128)
