@@ -19,7 +19,7 @@ from keras_dal.features.samples import check_labels, checked_weight, joined, pos
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
-from keras_dal.solvers.jacobian import jacobian
+from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.tables import as_html, as_text
 
@@ -202,7 +202,7 @@ def certify(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    max_jacobian_bytes: int = 2**28,
+    max_jacobian_bytes: int = MAX_BYTES,
     loss: Any = None,
     parameters: Any = "head",
     batch_size: int = 256,
@@ -266,7 +266,7 @@ def certify_structure(structure, head, penalty, features, targets, loss, theta, 
 
 
 def certify_head(
-    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=2**28, eps=None
+    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=MAX_BYTES, eps=None
 ):
     """Certify a head on cached features, in float64 throughout and without Keras.
 

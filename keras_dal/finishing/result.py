@@ -21,6 +21,7 @@ from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
+from keras_dal.solvers.jacobian import MAX_BYTES
 from keras_dal.tables import as_html, at_least, at_most
 
 
@@ -100,7 +101,7 @@ class Result:
         """
         data, train = self._data, self._data.train
         eps = eps_of_features(self.structure, blocks_of(train.features))
-        arguments = train.features, data.targets[:], data.loss, self._theta, train.weights, 2**28, eps
+        arguments = train.features, data.targets[:], data.loss, self._theta, train.weights, MAX_BYTES, eps
         found = certify_structure(self.structure, data.head, data.factors, *arguments)
         if data.exact:
             return found

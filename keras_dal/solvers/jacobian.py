@@ -18,8 +18,10 @@ __all__ = [
     "jacobian",
 ]
 
+MAX_BYTES = 2**28  # of a matrix whose singular values are computed, by default
 
-def jacobian(head, features, weights=None, shift_invariant=False, max_bytes=2**28, eps=EPS):
+
+def jacobian(head, features, weights=None, shift_invariant=False, max_bytes=MAX_BYTES, eps=EPS):
     """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
 
     Args:
