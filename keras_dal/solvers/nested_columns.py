@@ -87,10 +87,7 @@ class NestedColumns:
 
     def _append(self, block, products):
         start, stop = self.size, self.size + block.shape[1]
-        shift = np.zeros(block.shape[1])
-        if self._constant:
-            moved = self._weights @ (block - block[0]) / np.sum(self._weights)  # of a constant exactly its own
-            shift = block[0] + moved
+        shift = safe_mean(block, self._weights) * self._constant
         block = (block - shift) * self._roots
         norms = nonzero(column_norms(block))
         self._shift[start:stop] = np.abs(shift) / norms * products

@@ -125,16 +125,8 @@ class Fit:
                     self._wrap.build(model.trainable_variables)
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
-                checks.check_alone(self._wrap, self)
                 self._began = epoch
-                if self._wrap.solves and self._wrap.is_solved:  # in an earlier fit, whose result stays
-                    self._stage, self._measured = Stage.OVER, tuple(self._measurement.unknown())
-                else:
-                    self._outcome.forget()
-                self._schedule = self._make_schedule()  # now that the phase is known
-                self._schedule.resume(epoch, self._wrap.decision)
-                say = self._announcer.insist if self._stage is Stage.OVER else self._announcer.say
-                say(model, messages.begins, model, self._wrap, self._schedule, epoch, self._params["epochs"])
+                self._begin_first(epoch)
             self._advance(epoch)
         looks = self._schedule.decides_after(epoch) and self._explores
         self._measurement.begin(epoch, now=self._must_measure(epoch), once=looks)
@@ -147,6 +139,19 @@ class Fit:
             self._hooks.read_only(reading, self._take, self._end_phase)
         else:
             self._train()
+
+    def _begin_first(self, epoch):
+        """Find out where in the two phases the first epoch of this fit is, now that its optimizer is known."""
+        wrap = self._wrap
+        checks.check_alone(wrap, self)
+        if wrap.solves and wrap.is_solved:  # in an earlier fit, whose result stays
+            self._stage, self._measured = Stage.OVER, tuple(self._measurement.unknown())
+        else:
+            self._outcome.forget()
+        self._schedule = self._make_schedule()
+        self._schedule.resume(epoch, wrap.decision)
+        say = self._announcer.insist if self._stage is Stage.OVER else self._announcer.say
+        say(self._model, messages.begins, self._model, wrap, self._schedule, epoch, self._params["epochs"])
 
     def _train(self):
         """Let the next steps train what belongs to the phase."""
