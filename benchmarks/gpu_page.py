@@ -45,8 +45,8 @@ def training_table(rows):
 
 def parts_table(rows):
     yield (
-        "| network | first epoch, alone | two lines: before the first epoch | first epoch | later epochs, alone "
-        "| two lines: exploring | averaging | switch to the end | of that compiling | of that the solver |"
+        "| network | first epoch, alone | two lines: before the first epoch | first epoch | a later epoch, alone "
+        "| two lines: exploring | averaging | switch to the end | compiling in it | solver in it |"
     )
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, found in pairs(rows):
@@ -71,7 +71,7 @@ def mean(found, which, key):
 
 def waiting_table(rows):
     """The first seed compiles its steps, the second finds them in the compilation cache."""
-    yield "| network | seed | way | test accuracy | fit, s | first epoch, s | later epochs, s | switch to the end, s |"
+    yield "| network | seed | way | test accuracy | fit, s | first epoch, s | a later epoch, s | switch to the end, s |"
     yield "|---|---:|---|---:|---:|---:|---:|---:|"
     for row in rows:
         switch = f"{row['switch_seconds']:.1f}" if "switch_seconds" in row else ""
@@ -83,7 +83,7 @@ def waiting_table(rows):
 
 
 def roofline_table(rows):
-    yield "| network | dtype | images a second | TFLOP/s in convolutions | the card's in matrix products | share |"
+    yield "| network | dtype | images a second | TFLOP/s of training | the card's in matrix products | share |"
     yield "|---|---|---:|---:|---:|---:|"
     for name, found in pairs(rows):
         base = found[0][0]
@@ -99,7 +99,10 @@ def seconds(value):
 
 
 def heads_table(rows):
-    yield "| head | way | to 0.01 above the minimum | to 0.0001 | whole call | of that compiling | programs compiled |"
+    yield (
+        "| head | way | to 0.01 above the least loss of all ways | to 0.0001 | solver "
+        "| compiling in the whole call | programs compiled in it |"
+    )
     yield "|---|---|---:|---:|---:|---:|---:|"
     for row in rows:
         size = f"{row['samples']:,} x {row['features']:,}, {row['classes']:,} classes{', gated' * row['gated']}"
@@ -114,7 +117,7 @@ def heads_table(rows):
 
 
 def product_table(rows):
-    yield "| head | one product | TFLOP/s | share of the card's in matrix products | reading the features twice takes |"
+    yield "| head | one product | TFLOP/s | share of the card's in matrix products | two reads of the features |"
     yield "|---|---:|---:|---:|---:|"
     for row in rows:
         product, machine = row["product"], row["machine"]

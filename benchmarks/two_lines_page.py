@@ -98,7 +98,7 @@ def of_default(found):
 def main_table(found):
     yield (
         "| data and recipe | seeds | test accuracy alone | two lines minus alone, points "
-        "| compressed minus alone, points | time over alone, clock | processor |"
+        "| compressed minus alone, points | time of the two lines over alone, clock | processor |"
     )
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for setting, ways in found.items():
@@ -120,7 +120,7 @@ def main_table(found):
 
 
 def ways_table(found):
-    yield "| data and recipe | way | seeds | test accuracy | epochs trained |"
+    yield "| data and recipe | way | seeds | test accuracy | epochs, with the one that reads |"
     yield "|---|---|---:|---:|---:|"
     for setting, ways in sorted(found.items(), key=lambda item: order(item[0])):
         for way, title in WAYS.items():
@@ -144,7 +144,7 @@ def shown(value, form):
 
 def price_table(found):
     yield (
-        "| data and recipe | alignment | largest gap | whole fit, s | of it after the switch, s | of it the solver, s "
+        "| data and recipe | alignment | gap, at most | whole fit, s | of it after the switch, s | solver, s "
         "| epochs spared | training accuracy |"
     )
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"

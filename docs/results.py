@@ -27,8 +27,10 @@ those files by `python docs/results.py`. What `converge` takes against other sol
 The images were prepared copies, so figures from the full sets will differ: of CIFAR-10 all 60,000 images, compressed as
 JPEG; of CIFAR-100 10,000 for training and 2,000 for the test; of SVHN 883 and 200, all from its training file.
 
-Files `*.npz` in a command are features of trained networks, made by `python benchmarks/converge_features.py --name SET
---samples N --seed S --data-dir DIR --output FILE`: `cifar10_0.npz` is that of CIFAR-10 with seed 0.
+Files `*.npz` in a command are features of trained networks, `cifar10_0.npz` those of CIFAR-10 with seed 0:
+
+    python benchmarks/converge_features.py --name SET --samples N --seed S --data-dir DIR --output FILE
+    python benchmarks/converge_features.py --name digits --samples 1000 --unlabelled 300 --epochs 40 --output digits.npz
 """
 
 

@@ -132,6 +132,11 @@ def sublayers(layer):
     return layer._flatten_layers(include_self=False)
 
 
+def has_own_train_step(model):
+    """Return whether a model's class overrides the training step."""
+    return type(model).train_step is not keras.Model.train_step
+
+
 def parts(layer):
     """Return the layers that a layer holds itself, in the order in which they were given to it."""
     return list(layer._layers)

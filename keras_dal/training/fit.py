@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.features.inputs import input_specs
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
@@ -152,6 +152,9 @@ class Fit:
         self._schedule.resume(epoch, wrap.decision)
         say = self._announcer.insist if self._stage is Stage.OVER else self._announcer.say
         say(self._model, messages.begins, self._model, wrap, self._schedule, epoch, self._params["epochs"])
+        is_to_come = self._stage is not Stage.OVER and (self._schedule.switch is not None or not self._explores)
+        if wrap.solves and is_to_come and _keras.has_own_train_step(self._model):
+            self._announcer.say(self._model, messages.own_train_step)
 
     def _train(self):
         """Let the next steps train what belongs to the phase."""

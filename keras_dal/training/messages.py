@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 
 from keras_dal.analysis.assumptions import TO_FLOAT32
@@ -35,7 +34,7 @@ def only_measures():
 
 
 def begins(model, wrap, schedule, epoch, epochs):
-    """Return what a reader must know before the training of this fit, or None."""
+    """Return what a reader must know where a fit begins in the middle of things, or None."""
     if wrap.solves and wrap.is_solved:
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
@@ -55,13 +54,16 @@ def begins(model, wrap, schedule, epoch, epochs):
         )
     if schedule.switch is not None and schedule.switch < epoch:
         return f"keras_dal: the switch was due at epoch {schedule.switch + 1}; it comes now, at epoch {epoch + 1}"
-    if schedule.switch is not None and wrap.solves and type(model).train_step is not keras.Model.train_step:
-        return (
-            "keras_dal: train_step is the model's own: what it adds to the compiled loss, a distillation say, trains "
-            "all layers until the switch, and is not in what the last layer is solved for. "
-            "Wrap(finish='descend') trains the last layer with it, too"
-        )
     return None
+
+
+def own_train_step():
+    """Return what the head is solved for where a training step of the user's own may minimize something else."""
+    return (
+        "keras_dal: train_step is the model's own: nothing is to do where it only prepares its inputs. What it adds to "
+        "the compiled loss, a distillation say, is not in what the last layer is solved for; with "
+        "Wrap(..., finish='descend') the last layer is trained with it, too"
+    )
 
 
 def explores_on(alignment, epoch, schedule):

@@ -5,7 +5,6 @@ import functools
 import threading
 import warnings
 
-import keras
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
@@ -138,7 +137,7 @@ class StepHooks:
                 stack.enter_context(self._measuring())
             if self._exploiting:
                 stack.enter_context(replaced(self._model, "call", _in_inference_mode(self._model)))
-            if self._exploiting and type(self._model).train_step is keras.Model.train_step:
+            if self._exploiting and not _keras.has_own_train_step(self._model):
                 # a step of the user's own may work on each gradient, and must find it
                 stack.enter_context(replaced(self.layer, "call", _on_constants(self.layer)))
                 stack.enter_context(_backend.without_gradients(self._frozen))

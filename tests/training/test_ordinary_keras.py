@@ -88,11 +88,13 @@ class Prepares(keras.Model):
         return super().test_step(*state, (x / 50 - 2, y))
 
 
-@pytest.mark.parametrize(("finish", "said"), [("solve", 1), ("descend", 0)])
-def test_that_a_train_step_may_add_what_is_not_solved_for_is_said_once_before_training(finish, said, capsys):
+@pytest.mark.parametrize(
+    ("kind", "finish", "said"), [(Prepares, "solve", 1), (Prepares, "descend", 0), (keras.Model, "solve", 0)]
+)
+def test_that_a_train_step_may_add_what_is_not_solved_for_is_said_once_before_training(kind, finish, said, capsys):
     x, y = rows()
     inputs = keras.Input((4,))
-    model = Prepares(inputs, layers.Dense(3)(layers.Dense(8, activation="relu")(inputs)))
+    model = kind(inputs, layers.Dense(3)(layers.Dense(8, activation="relu")(inputs)))
     wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, finish=finish)
     model.compile(wrap, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     printed = []
