@@ -87,7 +87,7 @@ class NestedColumns:
 
     def _append(self, block, products):
         start, stop = self.size, self.size + block.shape[1]
-        shift = safe_mean(block, self._weights) * self._constant
+        shift = safe_mean(block, self._weights) if self._constant else np.zeros(block.shape[1])
         block = (block - shift) * self._roots
         norms = nonzero(column_norms(block))
         self._shift[start:stop] = np.abs(shift) / norms * products
