@@ -14,7 +14,8 @@ from pathlib import Path
 import keras
 import machine
 import numpy as np
-from two_lines import BATCH, Training, bind, parsed
+from settings import BATCH
+from two_lines import Training, bind, parsed
 
 import keras_dal
 from keras_dal.training.statistics import BatchStatistics

@@ -18,17 +18,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "examples")]
 
+from settings import BATCH, RECIPES, SETS  # noqa: E402
+
 RESULT = Path(__file__).parent / "results" / "two_lines.jsonl"
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
-SETS = {  # padding, mirror images, epochs
-    "cifar10": (4, True, 60),
-    "cifar100": (4, True, 60),
-    "svhn_cropped": (4, False, 60),
-    "fashion_mnist": (2, True, 30),
-}
-RECIPES = ("sgd", "adamw", "steps", "constant", "smoothing", "ema")
 WAYS = ("base", "wrapped", "compressed", "plateau", "swap_ema", "freeze", "gated")
-BATCH, VALIDATED = 128, 1000
+VALIDATED = 1000
 
 
 def parsed():
@@ -55,9 +50,9 @@ if options and options.core is not None:
 import data  # noqa: E402
 import keras  # noqa: E402
 import machine  # noqa: E402
-import models  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from small_trainings import compiled, optimizer_of, resnet8  # noqa: E402
 
 import keras_dal  # noqa: E402
 from keras_dal.training.schedule import EARLIEST  # noqa: E402
@@ -98,44 +93,12 @@ class Training:
 
     def optimizer(self, epochs, **kind):
         """Return the recipe's optimizer for so many epochs."""
-        schedules, total = keras.optimizers.schedules, epochs * self.steps
-        recipe = self.options.recipe
-        if recipe == "adamw":
-            warmup = min(3, epochs // 4) * self.steps
-            rate = schedules.CosineDecay(0.0, total - warmup, warmup_target=2e-3, warmup_steps=warmup)
-            return keras.optimizers.AdamW(rate, weight_decay=0.02, **kind)
-        rate = schedules.CosineDecay(0.1, total)
-        if recipe == "steps":
-            rate = schedules.PiecewiseConstantDecay([total // 2, total * 3 // 4], [0.1, 0.01, 0.001])
-        elif recipe == "constant":
-            rate = 0.05
-        elif recipe == "ema":
-            kind = {"use_ema": True, "ema_momentum": 0.99, **kind}
-        return keras.optimizers.SGD(rate, momentum=0.9, **kind)
+        return optimizer_of(self.options.recipe, epochs, self.steps, **kind)
 
     def model(self, optimizer, gated=False):
-        keras.utils.set_random_seed(self.seed)
-        model = self._augmented(models.build("resnet", 8, self.num_classes, self.train.x))
-        if self.options.recipe == "smoothing":
-            loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
-        else:
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        if gated:
-            model.compile("sgd", loss)
-            model = keras_dal.add_gated_head(model, num_samples=len(self.train), seed=self.seed, verbose=False)
-        model.compile(optimizer, loss, metrics=["accuracy"])
-        return model
-
-    def _augmented(self, network):
-        """Return the network behind layers that shift and mirror images in training, as Keras' guides have it."""
-        if self.options.augment != "model":
-            return network
-        inputs = x = keras.Input(self.train.shape)
-        if self.mirror:
-            x = keras.layers.RandomFlip("horizontal")(x)
-        share = self.padding / self.train.shape[0]
-        shift = keras.layers.RandomTranslation(share, share, fill_mode="constant", interpolation="nearest")
-        return keras.Model(inputs, network(shift(x)))
+        changed = (self.padding, self.mirror) if self.options.augment == "model" else (0, False)
+        network = resnet8(self.train.x, self.num_classes, self.seed, changed)
+        return compiled(network, self.options.recipe, optimizer, self.seed, len(self.train) if gated else None)
 
     def batches(self, epochs):
         batches = data.training_batches(self.train, self.image_set, BATCH, self.seed, 0, epochs)

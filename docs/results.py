@@ -120,6 +120,7 @@ def rows_section(path):
 
 
 _PAGES = {
+    "averages": "two_lines.md",
     "gpu": "gpu.md",
     "gpu_heads": "gpu.md",
     "structures": "width.md",
