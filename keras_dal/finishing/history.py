@@ -115,11 +115,12 @@ class Path:
         """Return the last point if it is what the path was to reach, or else the best one.
 
         That is the best on validation data, where the path was cut short and there are any, and otherwise the one with
-        the most training samples on their right side, or the least loss.
+        the most training samples on their right side, or the least loss. A separation is what was to be reached even
+        where it leaves some samples: a head that was tried before may have more of them right at a much larger loss.
         """
         if self._cut_short and self.points[0].validation is not None:
             return self.points[int(np.argmax(self._validation(0)))]
-        if self.points[-1].separated or self.stopped_by.is_of_a_minimum:
+        if self.points[-1].separated or self.stopped_by.is_of_a_minimum or self.stopped_by == Ending.SEPARATED:
             return self.points[-1]
         return max(self.points, key=lambda point: point.fit)
 

@@ -279,9 +279,7 @@ def finished(task, path, tol, scaled_to):
     kept = _Kept(path.best(), path.stopped_by, path.elapsed())
     result = _evaluated(data, kept.point, tuple(path.points), kept)
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
-        is_last = kept.point is path.points[-1]
-        meant = task.train.rows[task.left] if is_last else result.left  # an earlier point has fewer, and others
-        warn_of_wrong(result.left, meant, len(task.train), result.accuracy)
+        warn_of_wrong(result.left, task.train.rows[task.left], len(task.train), result.accuracy)
     return result
 
 

@@ -6,7 +6,7 @@ from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.finishing.stopping import Ending
 from keras_dal.tables import at_most, percent
 
-_FALLEN = 0.01  # of the validation accuracy, that a reader should know of
+_WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a reader should know of
 
 
 def rows_of(result):
@@ -55,6 +55,10 @@ def _validation(result):
         calibration = "" if quality.accuracy is None else f", ECE {quality.ece:.4g}"
         scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"
-    before, after = (getattr(quality, "accuracy", None) for quality in (result.before, result.after))
-    if before is not None and after is not None and before - after > _FALLEN:
-        yield "validation fell", "gated=False, ridge=1e-2 changes less, and patience ends earlier"
+    if result.before is not None and _is_worse(result.before, result.after):
+        yield "validation worse", "gated=False, ridge=1e-2 changes less, and patience ends earlier"
+
+
+def _is_worse(before, after):
+    fell = before.accuracy is not None and before.accuracy - after.accuracy > _WORSE
+    return fell or after.loss - before.loss > _WORSE * before.loss

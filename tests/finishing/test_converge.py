@@ -738,15 +738,17 @@ def test_statistics_that_were_loaded_are_no_fault():
     converge(model, x, y, gated=False, ridge=0.1, verbose=0)
 
 
-def test_a_validation_accuracy_that_fell_is_said(model, digits):
+def test_validation_data_on_which_the_model_does_worse_are_named(model, digits):
     x, y = digits[0]
     result = converge(model, x, y, validation_data=digits[1], verbose=0)
-    fell = [
-        "validation fell     gated=False, ridge=1e-2"
-        in str(dataclasses.replace(result, before=result.after._replace(accuracy=result.after.accuracy + by)))
-        for by in (0.0, 0.005, 0.02)
-    ]
-    assert fell == [False, False, True]
+
+    def is_said(accuracy=0.0, loss=1.0):
+        after = result.after
+        before = after._replace(accuracy=after.accuracy + accuracy, loss=after.loss / loss)
+        return "validation worse    gated=False, ridge=1e-2" in str(dataclasses.replace(result, before=before))
+
+    assert [is_said(accuracy=by) for by in (0.0, 0.005, 0.02)] == [False, False, True]
+    assert [is_said(loss=by) for by in (0.9, 1.005, 1.02)] == [False, False, True]
 
 
 def test_the_gap_is_printed_for_the_ridge_it_was_proved_for():
