@@ -67,7 +67,8 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_converge(commands)
     _add_finish(commands)
-    _add_command(commands, "certify", _certify, "print what is proved about training the head")
+    certified = _add_command(commands, "certify", _certify, "print what is proved about training the head")
+    certified.add_argument("--time-limit", type=float, help="seconds for each solver, 5 by default")
     _add_command(commands, "alignment", _alignment, "print how much of the labels the head can reach")
     return parser
 
@@ -191,7 +192,7 @@ def _finish(options, model, x, y, weight):
 
 
 def _certify(options, model, x, y, weight):
-    return certify(model, x, y, weight)
+    return certify(model, x, y, weight, time_limit=options.time_limit)
 
 
 def _alignment(options, model, x, y, weight):

@@ -18,7 +18,6 @@ from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_labels, checked_weight, joined, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
-from keras_dal.solvers.duality import Enclosure, enclose_infimum
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.tables import as_html, as_text
@@ -206,6 +205,7 @@ def certify(
     loss: Any = None,
     parameters: Any = "head",
     batch_size: int = 256,
+    time_limit: float | None = None,
     verbose: int = 1,
 ) -> Certificate:
     """Certify what training theta_S alone can reach on these samples, and how fast.
@@ -221,14 +221,18 @@ def certify(
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         batch_size: samples in one evaluation of arrays.
+        time_limit: seconds after which a solver ends with what it knows by then, 5 by default; factorizations are not
+            interrupted.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
     Returns:
         A `Certificate`.
 
     Raises:
-        ValueError: no linear head, an unsupported loss, or bad data.
+        ValueError: no linear head, an unsupported loss, bad data or bad arguments.
     """
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"time_limit must be a positive number. Received: time_limit={time_limit!r}")
     structure = find_structure(model, first_inputs(x), parameters)
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
@@ -240,23 +244,25 @@ def certify(
     targets = resolved.targets(labels, structure.num_outputs)
     head = structure.head()
     if verbose:
-        print(announced(len(labels), head.num_parameters), flush=True)
+        print(announced(len(labels), head.num_parameters, time_limit), flush=True)
     now = structure, head, l2_factors(structure.linear_parameters), features, targets, resolved
     eps = eps_of_features(structure, [features])
-    return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, eps)
+    return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, eps, time_limit)
 
 
-def certify_structure(structure, head, penalty, features, targets, loss, theta, weights, max_bytes, eps):
+def certify_structure(
+    structure, head, penalty, features, targets, loss, theta, weights, max_bytes, eps, time_limit=None
+):
     """Certify the head of a model on cached features, with its L2 penalty and with what the model does in training.
 
     Args:
         structure: a `Structure`.
         head: its head, with the gates that go with the features.
         penalty: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
-        features, targets, loss, theta, weights, max_bytes, eps: as for `certify_head`.
+        features, targets, loss, theta, weights, max_bytes, eps, time_limit: as for `certify_head`.
     """
     factors = 0.0 if penalty is None else penalty
-    certificate = certify_head(head, features, targets, loss, theta, weights, factors, max_bytes, eps)
+    certificate = certify_head(head, features, targets, loss, theta, weights, factors, max_bytes, eps, time_limit)
     open_points = (*certificate.not_covered, *assumptions.of_training(structure, penalty))
     beta = None if penalty is None else certificate.beta
     if certificate.beta is None:
@@ -266,7 +272,16 @@ def certify_structure(structure, head, penalty, features, targets, loss, theta, 
 
 
 def certify_head(
-    head, features, targets, loss, theta, weights=None, penalty: float | np.ndarray = 0.0, max_bytes=MAX_BYTES, eps=None
+    head,
+    features,
+    targets,
+    loss,
+    theta,
+    weights=None,
+    penalty: Any = 0.0,
+    max_bytes=MAX_BYTES,
+    eps=None,
+    time_limit=None,
 ):
     """Certify a head on cached features, in float64 throughout and without Keras.
 
@@ -280,6 +295,7 @@ def certify_head(
         penalty: L2 factors of theta_S, a number or an array `(P,)`.
         max_bytes: largest Jacobian whose singular values are computed.
         eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
+        time_limit: as in `certify`.
 
     Raises:
         ValueError: sample weights that are negative or all zero.
@@ -294,7 +310,7 @@ def certify_head(
     left = [weights @ jac.seen(each) ** 2 for each in _left(jac, matrix, v)]
     if scale is not None and np.isfinite(scale):
         v = scale * v
-    found = _enclosure(objective, v, theta)
+    found = objective.infimum((theta, v), time_limit)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
     finding = finding_of(found, share, witnessed, objective, scale, v)
     beta = objective.smoothness()
@@ -330,21 +346,3 @@ def _left(jac, matrix, v):
     """Return what of Y_l the columns that count do not reach, where that is known, and what v does not, evaluated."""
     witnessed = matrix - jac.logits(v)
     return jac.left_of(matrix) if jac.factorized else witnessed, witnessed
-
-
-def _enclosure(objective, v, theta):
-    """Return what is known about the infimum, from witnesses at hand or else by a search."""
-    jac, best = objective.jacobian, None
-    for candidate in (theta, v):
-        logits, errors = objective.evaluate(candidate)
-        value, margin = objective.largest_loss(logits, errors), objective.smallest_margin(logits, errors)
-        if margin is not None and margin > 0:
-            return Enclosure(0.0, 0.0, candidate, margin)
-        if best is None or value < best.upper:
-            best = Enclosure(objective.floor, max(objective.floor, value), candidate, margin)
-    if not jac.factorized:
-        return best
-    found = enclose_infimum(jac, objective.loss, objective.targets, objective.weights)
-    if found.upper <= best.upper:
-        return found
-    return dataclasses.replace(best, lower=min(found.lower, best.upper), out_of_time=found.out_of_time)

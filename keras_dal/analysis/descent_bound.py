@@ -1,5 +1,6 @@
 """The rate of gradient descent on theta_S: what is minimized, how curved it is, and points to compare with."""
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from scipy import linalg
 from keras_dal.features.tracing import to_numpy
 from keras_dal.heads.base import split
 from keras_dal.solvers import rounded
+from keras_dal.solvers.duality import Enclosure, enclose_infimum
 
 _SCALES = np.geomspace(1e-2, 1e3, 81)
 _TINY = float(np.finfo(np.float64).tiny)
@@ -66,6 +68,28 @@ class Objective:
 
     def largest_loss(self, logits, errors):
         return rounded.largest_loss(self.loss, logits, errors, self.targets, self.weights)
+
+    def infimum(self, candidates, seconds=None):
+        """Return an `Enclosure` of the infimum of the loss, from parameters at hand or else by a search.
+
+        Args:
+            candidates: parameters that may be witnesses, each `(P,)`.
+            seconds: after which the search ends with what it has, as for `enclose_infimum`.
+        """
+        best: Any = None
+        for theta in candidates:
+            logits, errors = self.evaluate(theta)
+            value, margin = self.largest_loss(logits, errors), self.smallest_margin(logits, errors)
+            if margin is not None and margin > 0:
+                return Enclosure(0.0, 0.0, theta, margin)
+            if best is None or value < best.upper:
+                best = Enclosure(self.floor, max(self.floor, value), theta, margin)
+        if not self.jacobian.factorized:
+            return best
+        found = enclose_infimum(self.jacobian, self.loss, self.targets, self.weights, seconds)
+        if found.upper <= best.upper:
+            return found
+        return dataclasses.replace(best, lower=min(found.lower, best.upper), out_of_time=found.out_of_time)
 
     def smoothness(self):
         """Return the `smoothness` of the whole, None where there is no bound."""

@@ -65,11 +65,11 @@ def decisive_share(loss, residual, squares):
     return float(squares.share_per_class(residual).max() if loss.quadratic else squares.share(residual.sum()))
 
 
-def announced(num_samples, num_parameters):
+def announced(num_samples, num_parameters, seconds=None):
     """Return in a line what is about to be decided, and how long a solver may take."""
     return (
         f"keras_dal: deciding what {num_parameters:,} parameters can do for {num_samples:,} samples; each solver has "
-        f"{duality.SECONDS:g} seconds"
+        f"{duality.SECONDS if seconds is None else seconds:g} seconds"
     )
 
 
@@ -187,7 +187,7 @@ def _of_mixed(lower, floor, weight, used=1.0):
 
 
 def _found_neither(enclosure):
-    return NEITHER + f" within {duality.SECONDS:g} seconds" * enclosure.out_of_time
+    return NEITHER if enclosure.out_of_time is None else f"{NEITHER} within {enclosure.out_of_time:g} seconds"
 
 
 def finding_of(found, share, witnessed, objective, scale, v):

@@ -21,7 +21,7 @@ from keras_dal.solvers.rounded import ROUNDING, largest_loss, smallest_margin
 
 _GAP = 1e-7  # of the two bounds, for weights of about one, at which the search ends
 _ITERATIONS = 200
-SECONDS = 5.0  # after which the search ends with the bounds it has
+SECONDS = 5.0  # after which a search ends with the bounds it has, by default
 _SECTIONS, _GOLDEN = 40, 0.5 * (np.sqrt(5.0) - 1.0)  # of the interval for the share of a dual point
 _SLACK = 1e-10  # relative, of bounds that were found for other weights
 _LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
@@ -34,17 +34,18 @@ _NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point wher
 class Enclosure:
     """`lower <= inf L <= upper`, `upper` reached by `theta`; a positive `margin` proves that the infimum is 0.
 
-    `margin` is a lower bound of the smallest one; `out_of_time` says that the search for more ended early.
+    `margin` is a lower bound of the smallest one; `out_of_time` says after how many seconds the search for more ended
+    early, None where it did not.
     """
 
     lower: float
     upper: float
     theta: np.ndarray
     margin: float | None
-    out_of_time: bool = False
+    out_of_time: float | None = None
 
 
-def enclose_infimum(jacobian, loss, targets, weights):
+def enclose_infimum(jacobian, loss, targets, weights, seconds=None):
     """Enclose the infimum of `sum_i w_i l(f_i, y_i) / n` over f in the column space of J.
 
     Args:
@@ -52,41 +53,44 @@ def enclose_infimum(jacobian, loss, targets, weights):
         loss: a `losses.Loss`.
         targets: of the loss, shape `(n, C)`.
         weights: positive sample weights, shape `(n,)`.
+        seconds: after which a search ends with the bounds it has; `SECONDS` by default.
 
     Returns:
         An `Enclosure`; its bounds lie within 2e-7 mean weights of each other unless the search ended early.
     """
     unit = 4.0 ** round(np.log2(np.mean(weights)) / 2)  # its root, by which rows are divided, is exact too
-    found = _enclosed(jacobian.in_unit(unit), loss, targets, weights / unit)
+    seconds = SECONDS if seconds is None else seconds
+    found = _enclosed(jacobian.in_unit(unit), loss, targets, weights / unit, seconds)
     return dataclasses.replace(found, lower=found.lower * unit, upper=found.upper * unit)
 
 
-def _enclosed(jacobian, loss, targets, weights):
+def _enclosed(jacobian, loss, targets, weights, seconds):
     if loss.quadratic:
         return _least_squares(jacobian, loss, targets, weights)
     if not loss.are_hard(targets) or np.max(weights) <= _ALIKE * np.min(weights):
-        return _searched(jacobian, loss, targets, weights)
-    alike = _searched(jacobian.unweighted(), loss, targets, np.ones(len(weights)))  # much better conditioned
+        return _searched(jacobian, loss, targets, weights, seconds)
+    alike = _searched(jacobian.unweighted(), loss, targets, np.ones(len(weights)), seconds)  # much better conditioned
     if alike.margin > 0:
         return alike
-    found = _searched(jacobian, loss, targets, weights)
+    found = _searched(jacobian, loss, targets, weights, seconds)
     return dataclasses.replace(
         found, lower=max(found.lower, min(found.upper, alike.lower * np.min(weights) * (1 - _SLACK)))
     )
 
 
-def _searched(jacobian, loss, targets, weights):
-    search = _Search(jacobian, loss, targets, weights)
+def _searched(jacobian, loss, targets, weights, seconds):
+    search = _Search(jacobian, loss, targets, weights, seconds)
     search.run()
     logits, errors = jacobian.evaluate(search.best)
     theta = jacobian.theta(search.best)
     upper = max(search.floor, largest_loss(loss, logits, errors, targets, weights))
     lower = min(search.lower, upper)  # up to rounding it is below; of the two the evaluated loss is to be trusted
+    ended_after = seconds if search.out_of_time else None
     if not search.hard:
-        return Enclosure(lower, upper, theta, None, search.out_of_time)
+        return Enclosure(lower, upper, theta, None, ended_after)
     margin = smallest_margin(loss, logits, errors, targets)
     lower, upper = (0.0, 0.0) if margin > 0 else (lower, upper)
-    return Enclosure(lower, upper, theta, margin, search.out_of_time)
+    return Enclosure(lower, upper, theta, margin, ended_after)
 
 
 def _best_share(value):
@@ -121,7 +125,7 @@ class _OutOfTime(Exception):
 class _Search:
     """Newton's method with a trust region in an orthonormal basis, ended by a margin or by the duality gap."""
 
-    def __init__(self, jacobian, loss, targets, weights):
+    def __init__(self, jacobian, loss, targets, weights, seconds):
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.scale = weights[:, None] / len(weights)
         self.hard, self.dual = loss.are_hard(targets), loss.separation_dual(targets)
@@ -129,7 +133,7 @@ class _Search:
         self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
         self._last = None, None
         self._tries, self._pause = 0, 0
-        self.out_of_time, self._end = False, time.monotonic() + SECONDS
+        self.out_of_time, self._end = False, time.monotonic() + seconds
         self.steepest = np.linalg.norm(self.gradient(self.best))
 
     def run(self):

@@ -101,7 +101,7 @@ def test_rank_and_alignment_equal_a_dense_svd(block, monkeypatch):
     def skipped(jac, *_):  # the infimum is tested below; here it would only cost time
         return Enclosure(0.0, 1.0, np.zeros(jac.shape[1]), None)
 
-    monkeypatch.setattr("keras_dal.analysis.certificate.enclose_infimum", skipped)
+    monkeypatch.setattr("keras_dal.analysis.descent_bound.enclose_infimum", skipped)
     monkeypatch.setattr("keras_dal.analysis.descent_bound._SCALES", np.ones(1))
     for seed in range(10 * block, 10 * block + 10):
         head, z, targets, loss = make_problem(seed, SIZES.get(seed))

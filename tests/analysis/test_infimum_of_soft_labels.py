@@ -212,7 +212,7 @@ def test_a_lower_bound_counts_how_far_the_basis_may_be_off_for_optimal_logits(na
     targets = loss.targets(q, outputs)
     monkeypatch.setattr(KroneckerJacobian, "basis_error", np.sin(angle))
     columns = jacobian(heads.DenseHead(1, outputs, False), known, shift_invariant=loss.shift_invariant)
-    search = _Search(columns, loss, targets, np.ones(N))
+    search = _Search(columns, loss, targets, np.ones(N), 5.0)
     search.out_of_time = True
     assert search._conjugate_bound(np.zeros((N, outputs))) <= search.floor + 1e-12
 

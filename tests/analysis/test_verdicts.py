@@ -2,6 +2,7 @@
 
 import os
 from fractions import Fraction
+from unittest import mock
 
 import cases
 import keras
@@ -11,6 +12,7 @@ import verdict_problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import keras_dal
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import certify, certify_head
@@ -167,11 +169,22 @@ def test_a_search_that_runs_out_of_time_says_so(monkeypatch):
     generator = np.random.default_rng(7)
     z = generator.standard_normal((200, 30))
     y = (z @ generator.standard_normal(30) + 0.1 * generator.standard_normal(200) ** 3 > 0).astype(int)
-    monkeypatch.setattr(duality, "SECONDS", 0.0)
     monkeypatch.setattr(duality._Search, "_last_bound", lambda self, logits: 0.0)
-    certificate = certify_head(heads.DenseHead(30, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(62))
+    certificate = certify_head(heads.DenseHead(30, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(62), time_limit=1e-9)
     assert certificate.verdict == "undecided"
-    assert "within" in certificate.decided_by
+    assert "within 1e-09 seconds" in certificate.decided_by
+
+
+def test_a_time_limit_of_certify_is_the_solvers(capsys):
+    z, y = np.random.default_rng(0).standard_normal((20, 3)).astype("float32"), np.arange(20) % 2
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with mock.patch.object(duality, "_Search", wraps=duality._Search) as search:
+        keras_dal.certify(model, z, y, time_limit=30)
+    assert search.call_args.args[-1] == 30
+    assert "each solver has 30 seconds" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="time_limit must be a positive number. Received: time_limit=0"):
+        keras_dal.certify(model, z, y, time_limit=0)
 
 
 def test_rank_modulo_a_prime_equals_the_rank():
