@@ -35,7 +35,8 @@ def rows_of(result):
     if len(result.point.theta) > len(result.path[0].theta):
         yield "model", "a copy with a gated head, Result.model; the one that was given is as it was"
     count = f"{len(result.path)} point{'s' * (len(result.path) > 1)}"
-    but = f" of all samples but {left}" if separated and left else ""
+    num_samples = len(result._data.train)
+    but = f" of {num_samples - left:,} of {num_samples:,} samples" if separated and left else ""
     yield "ended by", f"{result.stopped_by}{but}, {count} in {result.seconds:.2f} s"
 
 
