@@ -202,10 +202,10 @@ def certify(
     sample_weight: Any = None,
     *,
     max_jacobian_bytes: int = MAX_BYTES,
+    time_limit: float | None = None,
     loss: Any = None,
     parameters: Any = "head",
     batch_size: int = 256,
-    time_limit: float | None = None,
     verbose: int = 1,
 ) -> Certificate:
     """Certify what training theta_S alone can reach on these samples, and how fast.
@@ -218,11 +218,11 @@ def certify(
         max_jacobian_bytes: of a head with gates, the largest Jacobian whose singular values are computed; beyond it no
             rank is decided, and the witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR,
             which can take long. A plain head is always factorized.
+        time_limit: seconds after which a solver ends with what it knows by then, 5 by default; factorizations are not
+            interrupted.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         batch_size: samples in one evaluation of arrays.
-        time_limit: seconds after which a solver ends with what it knows by then, 5 by default; factorizations are not
-            interrupted.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
     Returns:
