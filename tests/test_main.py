@@ -130,6 +130,10 @@ def test_certify_prints_a_table_or_json(files, capsys):
     assert "Certificate" in capsys.readouterr().out
     assert run(files, "certify", "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_samples"] == 60
+    assert run(files, "certify", "--time-limit", 30) == 0
+    assert "each solver has 30 seconds" in capsys.readouterr().out
+    assert run(files, "certify", "--time-limit", 0) == 2
+    assert "time_limit must be a positive number" in capsys.readouterr().err
 
 
 def test_alignment_prints_its_number(files, capsys):

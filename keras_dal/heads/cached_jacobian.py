@@ -130,7 +130,7 @@ class CachedJacobian:
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""
         widest = max(max(part.working[1], 0 if self._prepared else part.width) for part in self.parts)
         step = max(1, min(self.on.block, self._entries // widest))
-        step = -(-len(self) // max(1, -(-len(self) // step)))  # even: a backend may compile every size
+        step = max(1, -(-len(self) // max(1, -(-len(self) // step))))  # as even as can be: every size may be compiled
         for rows in arrays.slices(len(self), step):
             if self._prepared and len(self) <= step:
                 yield rows, self._prepared
