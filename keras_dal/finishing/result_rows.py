@@ -24,7 +24,10 @@ def rows_of(result):
         yield "training accuracy", f"{percent(result.accuracy)}, smallest margin {result.margin:.4g}"
     left, separated = len(result.left), result.stopped_by == Ending.SEPARATED
     if left:
-        yield "left wrong" if separated else "wrong", f"{left} training samples (Result.left)"
+        yield (
+            "left wrong" if separated else "wrong",
+            f"{left} training samples (Result.left, counted as they were read)",
+        )
     moved = f"{result.point.moved:.4g}, of {result._data.size:.4g} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved
     if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.TOLERANCE and np.isfinite(result.point.gap):

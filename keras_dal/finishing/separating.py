@@ -112,7 +112,8 @@ class SeparableTask(Task):
         if np.any((self._margins(logits) <= 0) & ~self.left):
             warnings.warn(
                 "Interpolation did not separate the samples, and Newton's method goes on, which can take long: "
-                f"time_limit ends it. Received: {reason}; {len(solver.chosen)} samples moved or held, training "
+                "time_limit ends it. Where gates were added for fewer samples, use add_gated_head(num_samples="
+                f"{len(self.train)}). Received: {reason}; {len(solver.chosen)} samples moved or held, training "
                 f"accuracy {point.accuracy}",
                 stacklevel=4,
             )

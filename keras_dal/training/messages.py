@@ -9,6 +9,7 @@ from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 from keras_dal.training.inner import path_to
+from keras_dal.training.statistics import BatchStatistics
 
 _FEW = 5  # samples for each feature, with which a solved head fits what it saw and not much else
 
@@ -39,7 +40,8 @@ def begins(model, wrap, schedule, epoch, epochs):
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
             f"and it ends at once. {path_to(wrap, model)}.restart() before fit goes back to the first phase, to train "
-            "on or where other weights were put back; keras_dal.finish(model, x, y) solves again, on other data"
+            "on or where other weights were put back, and so does compiling the model with a new Wrap; "
+            "keras_dal.finish(model, x, y) solves again, on other data"
         )
     if wrap.phase == "exploit":
         return (
@@ -167,9 +169,12 @@ def _wider(phase):
 def ended_early(model, schedule, wrap):
     """Return that a fit was over before its switch."""
     mean = f", of the averaged weights, or after {path_to(wrap, model)}.drop_average() of those there are"
+    mean *= wrap.is_averaging
+    unsettled = BatchStatistics(model).are_there and not wrap.is_averaging  # those of an average are renewed anyway
     return (
         f"keras_dal: training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
-        f"keras_dal.finish(model, x, y) solves the head now{mean * wrap.is_averaging}; a fit with initial_epoch goes on"
+        f"keras_dal.finish(model, x, y{', statistics_from=x' * unsettled}) solves the head now{mean}; "
+        "a fit with initial_epoch goes on"
     )
 
 

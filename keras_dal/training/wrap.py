@@ -216,8 +216,8 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         if self.phase == "exploit":
             return (
                 "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
-                f"AlignmentMonitor() to the callbacks of fit, or call {self._how_to_restart()} and use explore=None to "
-                f"train everything without it. Received: explore={self.explore!r}"
+                f"AlignmentMonitor() to the callbacks of fit, or train everything again: compile the model with a new "
+                f"optimizer, or call {self._how_to_restart()} and use explore=None. Received: explore={self.explore!r}"
             )
         return (
             "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "

@@ -543,7 +543,9 @@ def test_restart_goes_back_to_the_first_phase():
 
 def test_a_fit_that_ends_before_its_switch_says_so(capsys):
     fit(compiled(keras_dal.Wrap("sgd", explore=100)), 2, [keras_dal.AlignmentMonitor()])
-    assert "ended before the switch, which comes after 100 epochs: nothing was solved" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ended before the switch, which comes after 100 epochs: nothing was solved" in printed
+    assert "keras_dal.finish(model, x, y, statistics_from=x) solves the head now; a fit" in printed
 
 
 def test_what_is_said_at_the_end_is_what_was_done(capsys):
