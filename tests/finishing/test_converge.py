@@ -751,6 +751,16 @@ def test_validation_data_on_which_the_model_does_worse_are_named(model, digits):
     assert [is_said(loss=by) for by in (0.9, 1.005, 1.02)] == [False, False, True]
 
 
+def test_no_gap_is_larger_than_what_is_minimized():
+    generator = np.random.default_rng(0)
+    x, y = 10 * generator.standard_normal((200, 4)).astype("float32"), generator.integers(0, 3, 200)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    first = converge(model, x, y, gated=False, ridge=1e-6, verbose=0).path[0]
+    assert first.moved == 0
+    assert 0 < first.gap <= first.loss * (1 + 1e-6)
+
+
 def test_the_gap_is_printed_for_the_ridge_it_was_proved_for():
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((60, 4)).astype("float32"), generator.integers(0, 3, 60)
