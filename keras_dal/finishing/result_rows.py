@@ -36,7 +36,7 @@ def rows_of(result):
     if not result._data.exact:
         yield "not covered", ROUNDED
     if len(result.point.theta) > len(result.path[0].theta):
-        yield "model", "a copy with a gated head, Result.model; the one that was given is as it was"
+        yield "model", "a copy with a gated head and a new optimizer, Result.model; the one that was given is as it was"
     count = f"{len(result.path)} point{'s' * (len(result.path) > 1)}"
     num_samples = len(result._data.train)
     but = f" of {num_samples - left:,} of {num_samples:,} samples" if separated and left else ""
