@@ -25,7 +25,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "exa
 import jax  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from basics import head_model  # noqa: E402
+from basics import head_model, images_of  # noqa: E402
 from card import described  # noqa: E402
 from jax import numpy as jnp  # noqa: E402
 from machine import describe  # noqa: E402
@@ -48,13 +48,6 @@ CHOICES = (  # explore, average, how its steps count
 )
 DEFAULT = (0.71, 0.15, EVEN)
 CHANGES = (0.001, 0.003, 0.03, 0.1)  # weights of the change of the head, beside the package's own, at the default
-
-
-def images(folder, dataset, count):
-    """Return training images and labels, so many of them, and those of the test."""
-    with np.load(Path(folder) / f"{dataset}.npz") as file:
-        x, y, xt, yt = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    return x[:count], y[:count].astype("int32"), xt, yt.astype("int32")
 
 
 class Programs:
@@ -158,7 +151,8 @@ class Study:
 
     def __init__(self, setting, folder, epochs):
         dataset, count, self.recipe = setting.split(",")
-        self.x, self.y, xt, self.yt = images(folder, dataset, int(count))
+        x, y, xt, self.yt = images_of(folder / f"{dataset}.npz")
+        self.x, self.y = x[: int(count)], y[: int(count)]
         self.num_classes, (padding, mirror, usual) = int(self.y.max()) + 1, SETS[dataset]
         self.augmentation, self.epochs, self.steps = (padding, mirror), epochs or usual, len(self.x) // BATCH
         one_hot = np.eye(self.num_classes, dtype="float32")[self.y]
@@ -185,7 +179,7 @@ class Study:
     def run(self, seed):
         """Return the row of one seed."""
         started, programs = time.perf_counter(), self.programs
-        self.programs.model.set_weights(self._model(seed).get_weights())
+        programs.model.set_weights(self._model(seed).get_weights())
         state, ends, means = programs.start(), [], []
         for epoch in range(self.epochs):
             state, mean = programs.epoch(state, self.order(seed, epoch))
@@ -222,8 +216,7 @@ class Study:
         """Return the test accuracy with the head solved."""
         kernel, bias = (np.asarray(value) for value in trainable[-2:])
         self.head.set_weights([kernel, bias])
-        labels = self.labels if self.recipe == "smoothing" else self.y
-        train = CachedFeatures(z, labels, np.ones(len(z)), np.arange(len(z)), True)
+        train = CachedFeatures(z, self.labels, np.ones(len(z)), np.arange(len(z)), True)
         with mock.patch.object(solve, "CHANGE", change):
             solve.solve_head(self.structure, self.loss, train)
         kernel, bias = self.head.get_weights()

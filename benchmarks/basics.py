@@ -1,4 +1,4 @@
-"""What several benchmarks do alike: a head as a model, its accuracy, images changed at random."""
+"""What several benchmarks do alike: a head as a model, its accuracy, images of a file and changed at random."""
 
 import keras
 import numpy as np
@@ -17,6 +17,13 @@ def head_model(data, gated):
     model.layers[0].set_weights([data["K"], data["b"]])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return add_gated_head(model, data["z"], seed=0, verbose=False) if gated else model
+
+
+def images_of(path):
+    """Return training images and labels, and those of the test, of an .npz file."""
+    with np.load(path) as file:
+        x, y, xt, yt = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    return [x, y.ravel().astype("int32"), xt, yt.ravel().astype("int32")]
 
 
 def accuracy(model, features, labels):

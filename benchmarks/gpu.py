@@ -29,6 +29,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "exa
 import keras  # noqa: E402
 import models  # noqa: E402
 import numpy as np  # noqa: E402
+from basics import images_of  # noqa: E402
 from card import Compiling, described, peaks  # noqa: E402
 from keras import layers, ops  # noqa: E402
 from machine import describe  # noqa: E402
@@ -42,9 +43,7 @@ PADDING = 4
 def images(path):
     """Return training and test images and labels, from a file or made up: stripes in noise."""
     if path is not None:
-        with np.load(path) as file:
-            x, y, xt, yt = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-            return [x, y.ravel().astype("int32"), xt, yt.ravel().astype("int32")]
+        return images_of(path)
     generator = np.random.default_rng(0)
     y = generator.integers(0, 10, 640).astype("int32")
     x = generator.integers(0, 128, (640, 16, 16, 3))

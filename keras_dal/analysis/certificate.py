@@ -15,7 +15,7 @@ from keras_dal.analysis.separability import announced, decisive_share, finding_o
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_labels, checked_weight, joined, positive
+from keras_dal.features.samples import check_labels, check_positive, checked_weight, joined, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
@@ -231,8 +231,8 @@ def certify(
     Raises:
         ValueError: no linear head, an unsupported loss, bad data or bad arguments.
     """
-    if time_limit is not None and not time_limit > 0:
-        raise ValueError(f"time_limit must be a positive number. Received: time_limit={time_limit!r}")
+    if time_limit is not None:
+        check_positive("time_limit", time_limit)
     structure = find_structure(model, first_inputs(x), parameters)
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
@@ -278,7 +278,7 @@ def certify_head(
     loss,
     theta,
     weights=None,
-    penalty: Any = 0.0,
+    penalty: float | np.ndarray = 0.0,
     max_bytes=MAX_BYTES,
     eps=None,
     time_limit=None,

@@ -48,3 +48,9 @@ def check_count(name, count):
     """Raise a ValueError for what is no positive integer."""
     if not (isinstance(count, (int, np.integer)) and count > 0):
         raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
+
+
+def check_positive(name, value):
+    """Raise a ValueError for an argument that is no positive number."""
+    if not isinstance(value, (int, float, np.number)) or not value > 0:
+        raise ValueError(f"{name} must be a positive number. Received: {name}={value!r}")

@@ -66,7 +66,7 @@ class BlockwiseTask:
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.theta)
         last = _Evaluation(self, np.zeros(self.head.num_parameters), penalty)
         self.path.end(Ending.MAX_STEPS)
-        self.path.add(self._point(last, last.gap))
+        self.path.add(self._point(last, min(last.gap, last.value)))  # no term of it is negative
         if self._is_proved(last, gap):
             return
 
@@ -79,7 +79,7 @@ class BlockwiseTask:
             self.num_steps += 1
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, penalty)
-            self.path.add(self._point(step, step.gap))
+            self.path.add(self._point(step, min(step.gap, step.value)))
             if self._is_proved(step, gap):
                 raise StopIteration
 

@@ -11,7 +11,7 @@ from keras import tree
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
-from keras_dal.features.samples import check_labels
+from keras_dal.features.samples import check_labels, check_positive
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import HALVES
 from keras_dal.finishing.history import Path
@@ -214,10 +214,8 @@ def _with_gated_head(task, inputs, verbose):
 def _check(tol, gated, ridge, patience, time_limit, validation_data):
     """Raise a ValueError for bad options; return `gated` as "auto" or a bool."""
     for name, value in (("tol", tol), ("patience", patience), ("time_limit", time_limit)):
-        if value is None and name != "tol":
-            continue
-        if not isinstance(value, (int, float, np.number)) or not value > 0:
-            raise ValueError(f"{name} must be a positive number. Received: {name}={value!r}")
+        if value is not None or name == "tol":
+            check_positive(name, value)
     if gated not in ("auto", True, False):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
     if ridge is not None and not 0 <= ridge < np.inf:

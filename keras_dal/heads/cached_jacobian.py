@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import operator
 
 import numpy as np
@@ -129,8 +130,9 @@ class CachedJacobian:
     def blocks(self):
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""
         widest = max(max(part.working[1], 0 if self._prepared else part.width) for part in self.parts)
-        step = max(1, min(self.on.block, self._entries // widest))
-        step = max(1, -(-len(self) // max(1, -(-len(self) // step))))  # as even as can be: every size may be compiled
+        most = max(1, min(self.on.block, self._entries // widest))
+        count = max(1, math.ceil(len(self) / most))
+        step = max(1, math.ceil(len(self) / count))  # as even as can be: a backend may compile every size
         for rows in arrays.slices(len(self), step):
             if self._prepared and len(self) <= step:
                 yield rows, self._prepared

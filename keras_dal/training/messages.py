@@ -9,7 +9,7 @@ from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 from keras_dal.training.inner import path_to
-from keras_dal.training.statistics import BatchStatistics
+from keras_dal.training.statistics import with_statistics
 
 _FEW = 5  # samples for each feature, with which a solved head fits what it saw and not much else
 
@@ -170,7 +170,7 @@ def ended_early(model, schedule, wrap):
     """Return that a fit was over before its switch."""
     mean = f", of the averaged weights, or after {path_to(wrap, model)}.drop_average() of those there are"
     mean *= wrap.is_averaging
-    unsettled = BatchStatistics(model).are_there and not wrap.is_averaging  # those of an average are renewed anyway
+    unsettled = bool(with_statistics(model)) and not wrap.is_averaging  # those of an average are renewed anyway
     return (
         f"keras_dal: training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
         f"keras_dal.finish(model, x, y{', statistics_from=x' * unsettled}) solves the head now{mean}; "

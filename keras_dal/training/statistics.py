@@ -25,8 +25,8 @@ class BatchStatistics:
     """
 
     def __init__(self, model, inputs_of=lambda batch: keras.utils.unpack_x_y_sample_weight(batch)[0]):
-        pairs = [(layer, _moving(layer)) for layer in _keras.sublayers(model) if hasattr(layer, "momentum")]
-        self._layers = [layer for layer, variables in pairs if variables]
+        pairs = with_statistics(model)
+        self._layers = [layer for layer, _ in pairs]
         self._variables = [variable for _, variables in pairs for variable in variables]
         divided = [layer for layer in _keras.sublayers(model) if isinstance(layer, keras.layers.SpectralNormalization)]
         kernels = [variable for layer in divided for variable in layer.trainable_variables]
@@ -90,6 +90,12 @@ def _mean(layer, values):
     if not values:
         return [v.value for v in _moving(layer)]
     return [sum(call) / len(values) for call in zip(*values, strict=True)]
+
+
+def with_statistics(model):
+    """Return the layers of a model that keep moving statistics, each with the variables of these."""
+    pairs = [(layer, _moving(layer)) for layer in _keras.sublayers(model) if hasattr(layer, "momentum")]
+    return [(layer, variables) for layer, variables in pairs if variables]
 
 
 def _moving(layer):
