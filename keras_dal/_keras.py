@@ -100,6 +100,17 @@ def tracked_metrics(model):
     return model._metrics
 
 
+def lacks_metrics(model):
+    """Return whether the first step of a model makes the variables of the metrics it was compiled with."""
+    metrics = model._compile_metrics
+    return metrics is not None and not metrics.built and not has_own_train_step(model)
+
+
+def build_metrics(model, batch):
+    """Make the variables of the metrics that a model was compiled with, for a batch of symbolic tensors."""
+    model._symbolic_build(data_batch=batch)
+
+
 def logged(metrics):
     """Return results of metrics as `fit` logs them: floats, and arrays where they are no single number."""
     return pythonify_logs(metrics)

@@ -155,6 +155,20 @@ def test_a_tracked_metric_is_part_of_what_a_step_carries(net):
     assert all(metric is not each for each in net.metrics)
 
 
+def test_metrics_are_built_for_symbolic_tensors(net):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    assert _keras.lacks_metrics(model)
+    weights = model.get_weights()
+    _keras.build_metrics(model, (keras.KerasTensor((None, 3), "float32"), keras.KerasTensor((None, 2), "float64")))
+    assert not _keras.lacks_metrics(model) and model.optimizer.built
+    assert [v.name for v in model.metrics_variables].count("total") == 2  # of the loss and the metric
+    assert all(map(np.array_equal, weights, model.get_weights()))
+    assert not _keras.lacks_metrics(net)
+    model.compile("sgd", "mse")
+    assert not _keras.lacks_metrics(model)
+
+
 def test_what_is_no_single_number_is_logged_as_an_array():
     each = keras.ops.convert_to_tensor([1.0, 2.0])
     found = _keras.logged({"loss": keras.ops.convert_to_tensor(3.0), "each": each})

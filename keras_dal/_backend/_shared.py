@@ -62,6 +62,10 @@ def in_replica(function, model, *arguments):
     return function(*arguments)
 
 
+def build_metrics(model, *arguments):
+    """Leave metrics to Keras, which makes their variables before the first step."""
+
+
 def leaves_variables(model):
     """Return whether functions made by `over_replicas` leave the variables of a model as they are."""
     return False

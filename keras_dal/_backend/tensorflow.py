@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from keras_dal import _keras
 from keras_dal._backend import _shared
 
 END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)  # how a train function says that the epoch is over
@@ -115,8 +116,23 @@ def in_replica(function, model, *arguments):
 
 def build(model, iterator):
     """Build a model for the inputs of the first batch that an iterator of `fit` will bring."""
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(iterator.element_spec)
-    model(tf.nest.map_structure(lambda spec: keras.KerasTensor(spec.shape, spec.dtype.name), x), training=False)
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(_symbolic_batch(iterator))
+    model(x, training=False)
+
+
+def build_metrics(model, iterator):
+    """Make the variables of a model's metrics before its first step, which is traced once more where it makes any."""
+    if _keras.lacks_metrics(model):
+        with contextlib.suppress(Exception):  # the step says what is wrong
+            _keras.build_metrics(model, _symbolic_batch(iterator))
+
+
+def _symbolic_batch(iterator):
+    """Return what an iterator of `fit` brings, with symbolic tensors in place of arrays."""
+    return tf.nest.map_structure(
+        lambda spec: None if isinstance(spec, tf.OptionalSpec) else keras.KerasTensor(spec.shape, spec.dtype.name),
+        iterator.element_spec,
+    )
 
 
 def _traced(function):

@@ -62,6 +62,7 @@ class StepHooks:
         function = model.train_function
 
         def training(*args):
+            _backend.build_metrics(model, *args)
             with self._hooks():
                 returned = function(*args)
             self._trained(_flat(_backend.logs_of(returned) or {}))

@@ -563,3 +563,20 @@ def test_a_layer_that_works_eagerly_only_is_trained_eagerly():
     history = model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor]).history
     assert monitor.result is not None
     assert np.isfinite(history["kernel_change"]).all()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends make metrics before they trace")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_step_is_traced_once_whatever_its_metrics_keep(weighted):
+    model = compiled(keras_dal.Wrap(keras.optimizers.Adam(0.01), finish="solve"), weighted_metrics=["accuracy"])
+    compute_loss, traced = model.compute_loss, []
+
+    def counting(x=None, **arguments):
+        traced.append(x)
+        return compute_loss(x=x, **arguments)
+
+    model.compute_loss = counting
+    weights = {"sample_weight": np.ones(96, "float32")} if weighted else {}
+    history = fit(model, epochs=4, **weights)
+    assert len(traced) == 1
+    assert len(history["accuracy"]) == len(history["weighted_accuracy"]) == 4
