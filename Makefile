@@ -15,10 +15,13 @@ OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/tra
 quickstart: .venv/examples
 	$(QUIET) $(BIN)/python examples/quickstart.py
 
-# JAX compiles with few optimizations here, a third sooner; what users compile, test-backends does
+# JAX compiles with few optimizations here, and equal programs once; what users compile, test-backends does
+JAX_QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR=build/jax \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
+
 test: .venv/test
 	$(QUIET) $(PYTEST)
-	$(QUIET) KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) $(OTHER_BACKENDS)
+	$(QUIET) KERAS_BACKEND=jax $(JAX_QUICK) $(PYTEST) $(OTHER_BACKENDS)
 	$(QUIET) KERAS_BACKEND=torch $(PYTEST) $(OTHER_BACKENDS)
 
 # all tests on the other backends, about half an hour each; what is skipped says why

@@ -18,6 +18,7 @@ from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import FEW_RIDGES, RIDGES
 from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.separating import SeparableTask
+from keras_dal.finishing.solve import GAP
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import OVERSAMPLE, add_gated_head, num_gated_parameters
@@ -30,7 +31,7 @@ def converge(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    tol: float = 1e-4,
+    tol: float | None = None,
     validation_data: Any = None,
     anchors: Any = None,
     gated: Literal["auto"] | bool = "auto",
@@ -65,8 +66,9 @@ def converge(
         x: training inputs as Keras takes them, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
         y: labels as the loss takes them, `(n, ...)`.
         sample_weight: weights `(n,)`; weight 0 removes a sample.
-        tol: training loss to reach at `Result.scale`, positive, in the unit of the loss; for soft labels, above their
-            mean entropy. A model that is there already stays as it is, where no `ridge` is given.
+        tol: training loss to reach at `Result.scale`, positive; for soft labels, above their mean entropy. By default
+            1e-4 times the mean sample weight, and for the squared error times the variance of the labels. A model that
+            is there already stays as it is, where no `ridge` is given.
         validation_data: `(x, y)`, or a list of these, or a dataset of such batches; accuracy and calibration on it are
             reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
@@ -109,6 +111,7 @@ def converge(
     rules += [Patience(patience)] if patience is not None else []
     path = Path(rules, bool(verbose))
     task = SeparableTask(structure, loss, train, still, validation, path, max_bytes)
+    tol = GAP * loss.unit(task.targets, train.weights) if tol is None else tol
     if gated is True and not structure.gated_layers and not _fits(task, max_bytes):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
     add_gates = functools.partial(_with_gated_head, inputs=inputs, verbose=verbose)
@@ -214,7 +217,7 @@ def _with_gated_head(task, inputs, verbose):
 def _check(tol, gated, ridge, patience, time_limit, validation_data):
     """Raise a ValueError for bad options; return `gated` as "auto" or a bool."""
     for name, value in (("tol", tol), ("patience", patience), ("time_limit", time_limit)):
-        if value is not None or name == "tol":
+        if value is not None:
             check_positive(name, value)
     if gated not in ("auto", True, False):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")

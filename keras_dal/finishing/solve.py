@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_dal._backend import arrays
 from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.result import finished
@@ -12,7 +11,6 @@ from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.stopping import Stopped
 
 CHANGE = 0.01  # weight of the change of the head
-_BLOCK, _ROUNDING = 4096, 1e-12  # targets at a time; a variance, relative to the squares, that is none
 GAP = 1e-4  # to which the minimum of the convex problem is proved to be reached
 
 
@@ -37,31 +35,20 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         A `Result`.
     """
     samples = train.weighted()
-    path, weight = Path(verbose=verbose), float(np.mean(samples.weights))
+    path = Path(verbose=verbose)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
     task: Any = (
         BlockwiseTask(structure, loss, samples, path, max_bytes)
         if large
         else SeparableTask(structure, loss, samples, None, None, path, max_bytes)
     )
+    gap = GAP * loss.unit(task.targets, samples.weights)
     try:
         if structure.gated_layers and task.is_separable:
             task.separate()
         else:
-            task.minimize_to(CHANGE * weight, GAP * weight * _gap_unit(task))
+            task.minimize_to(CHANGE * float(np.mean(samples.weights)), gap)
     except Stopped as stop:
         path.cut_short(stop.ending)
-    return finished(task, path, None, scaled_to=GAP * weight)
+    return finished(task, path, None, scaled_to=gap)
 
-
-def _gap_unit(task):
-    """Return the unit of the gap: 1, or the variance of numbers to be predicted, where there is any."""
-    if not task.loss.quadratic:
-        return 1.0
-    first, weights = task.targets[:1], task.train.weights / np.sum(task.train.weights)
-    sums = np.zeros((3, first.shape[1]))
-    for rows in arrays.slices(len(weights), _BLOCK):
-        targets, share = task.targets[rows], weights[rows]
-        sums += share @ (targets - first), share @ (targets - first) ** 2, share @ targets**2
-    variance, size = float(np.mean(sums[1] - sums[0] ** 2)), float(np.mean(sums[2]))
-    return variance if variance > _ROUNDING * size else 1.0

@@ -93,6 +93,15 @@ class Loss(abc.ABC):
         """Return the mean of the samples' own infima: the least loss of any model."""
         return float(np.mean(weights * self.infimum(targets)))
 
+    def unit(self, targets, weights):
+        """Return what a difference of mean losses is small or large beside: that of the sample weights.
+
+        Args:
+            targets: of a loss, or `LazyTargets`, `(n, C)`.
+            weights: of the samples, `(n,)`.
+        """
+        return float(np.mean(weights))
+
     @abc.abstractmethod
     def scales(self, targets) -> Any:
         """Return the factors s_i with which `s_i Y_l` attains the infimum of sample i, shape `(n,)`.

@@ -306,6 +306,8 @@ class Fit:
         if self._structure is None:
             return  # there was no step
         self._hooks.remove()
+        if self._stage is Stage.OVER and self._outcome.was_replaced:
+            warnings.warn(messages.other_weights(self._model), stacklevel=2)
         if self._wrap is not None and self._explores and self._schedule.switch is not None:
             self._announcer.say(self._model, messages.ended_early, self._model, self._schedule, self._wrap)
         if self._wrap is not None and self._wrap.driver is self:

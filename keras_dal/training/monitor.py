@@ -64,7 +64,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     @property
     def result(self) -> Result | None:
-        if self._outcome.result is not None and not self._outcome.is_current:
+        if self._outcome.was_replaced:
             warnings.warn(messages.other_weights(self.model), stacklevel=2)
         return self._outcome.result
 

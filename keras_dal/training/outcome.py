@@ -20,7 +20,9 @@ class Outcome:
         self._checksum: int | None = None
 
     @property
-    def is_current(self):
-        """Whether the model still has the weights that were solved."""
+    def was_replaced(self):
+        """Whether there is a result, and the model no longer has the weights that were solved."""
         result = self.result
-        return result is not None and checksum(result.model, result.structure) == self._checksum and is_written(result)
+        return result is not None and not (
+            checksum(result.model, result.structure) == self._checksum and is_written(result)
+        )

@@ -10,6 +10,7 @@ from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import loss_of
+from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.models.structure import find_structure
 
 LOSSES = {
@@ -53,7 +54,7 @@ def test_the_unit_of_sample_weights_changes_no_solved_head(name, unit, max_bytes
 def test_the_unit_of_sample_weights_changes_no_minimum_of_the_loss(unit):
     def solved(unit):
         model, x, y, weights = problem("squared error")
-        return keras_dal.converge(model, x, y, unit * weights, tol=1e-4 * unit, verbose=0)
+        return keras_dal.converge(model, x, y, unit * weights, verbose=0)
 
     plain, scaled = solved(1.0), solved(unit)
     assert scaled.loss == pytest.approx(unit * plain.loss, rel=1e-5)
@@ -72,3 +73,35 @@ def test_the_unit_of_numbers_to_be_predicted_is_no_obstacle_to_a_proof(unit):
     result = keras_dal.finish(model, x, y, verbose=0)
     assert result.reached
     assert 0 <= result.point.gap <= 1e-4 * np.var(y)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_the_unit_of_numbers_to_be_predicted_changes_no_path(unit):
+    def solved(unit):
+        keras.utils.set_random_seed(0)
+        generator = np.random.default_rng(0)
+        x = generator.standard_normal((200, 6)).astype("float32")
+        y = unit * (3 + x[:, :1] + 0.3 * generator.standard_normal((200, 1)))
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.set_weights([unit * each for each in model.get_weights()])
+        return keras_dal.converge(model, x, y, verbose=0), y
+
+    (plain, y), (scaled, scaled_y) = solved(1.0), solved(unit)
+    assert plain.tol == pytest.approx(1e-4 * np.var(y))
+    assert scaled.tol == pytest.approx(1e-4 * np.var(scaled_y))
+    assert scaled.loss == pytest.approx(unit**2 * plain.loss, rel=1e-3)
+    assert scaled.point.ridge == plain.point.ridge
+    assert "not reached, this is about the minimum" in str(plain)
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_differences_of_squared_errors_are_small_beside_the_variance_of_the_labels(lazily):
+    generator = np.random.default_rng(0)
+    y, weights = 5 + generator.standard_normal((5000, 2)), generator.uniform(0.5, 2.0, 5000)
+    loss = loss_of(problem("squared error")[0], "linear")
+    variance = np.mean([np.cov(column, aweights=weights, ddof=0) for column in y.T])
+    targets = LazyTargets(loss, y, 2) if lazily else loss.targets(y, 2)
+    assert loss.unit(targets, weights) == pytest.approx(weights.mean() * variance)
+    constant = np.full((5000, 2), 7.0)
+    assert loss.unit(constant, weights) == pytest.approx(weights.mean())

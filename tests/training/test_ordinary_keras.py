@@ -215,6 +215,12 @@ def test_a_result_says_when_the_weights_it_speaks_of_are_gone():
         assert monitor.result is not None
 
 
+def test_weights_that_a_callback_before_the_monitor_put_back_are_said_when_training_ends():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3))
+    with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
+        fit(model, 6, [Restore(), keras_dal.AlignmentMonitor(verbose=False)])
+
+
 @pytest.mark.parametrize("again", [keras_dal.finish, functools.partial(keras_dal.converge, gated=False)])
 def test_a_result_says_that_the_model_was_solved_again_where_it_was(again):
     monitor = keras_dal.AlignmentMonitor(verbose=False)
