@@ -49,8 +49,9 @@ def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space
     assert kept.averaged[:end] == [3 * max(0, epoch + 1 - end + window) for epoch in range(end)]  # three steps each
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["monitor-first", "backup-first"])
-@pytest.mark.parametrize("options", [{}, {"average": 0}, {"finish": "descend"}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "first"), [({}, True), ({}, False), ({"average": 0}, True), ({"finish": "descend"}, False)], ids=str
+)
 def test_a_fit_that_is_resumed_decides_as_the_one_that_was_not(tmp_path, options, first):
     model, kept = wrapped(**options), Kept(tmp_path)
     history = trained(model, RANDOM, callbacks=[kept], monitor_first=first)
