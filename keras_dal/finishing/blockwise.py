@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import optimize
 
+from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.problem import ANCHORS, l2_penalty, some_rows
 from keras_dal.finishing.proof import prove
@@ -33,23 +34,22 @@ class BlockwiseTask:
     """
 
     method = "L-BFGS"
-    validation = validation_targets = proof = penalty = None
+    proof = penalty = None
     num_steps = 0
 
     def __init__(self, structure, loss, train, path, max_bytes):
-        self.structure, self.loss, self.train, self.path = structure, loss, train, path
-        self.max_bytes = max_bytes
-        self.head, self.theta = structure.head(), structure.theta()
-        self.targets = LazyTargets(loss, train.labels, structure.num_outputs)
+        targets = LazyTargets(loss, train.labels, structure.num_outputs)
+        head, theta = structure.head(), structure.theta()
+        self.data, self.path = HeadData(structure, loss, head, theta, train, targets, max_bytes), path
         entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
         # no bytes, because it would copy the features
-        self._samples = CachedJacobian(self.head, train.features, max_bytes=0, entries=entries)
+        self._samples = CachedJacobian(self.data.head, train.features, max_bytes=0, entries=entries)
         self.anchors = some_rows(len(train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)
         infimum, squares, self.is_separable = 0.0, 0.0, True
-        for rows, logits in self._logits(self.theta):
-            targets = self.targets[rows]
+        for rows, logits in self._logits(self.data.theta):
+            targets = self.data.targets[rows]
             infimum += train.weights[rows] @ loss.infimum(targets)
             squares += np.sum(np.square(logits, dtype=np.float64))
             self.is_separable &= loss.are_hard(targets)
@@ -58,13 +58,13 @@ class BlockwiseTask:
     def unchanged(self):
         """Return the point at which the path begins."""
         distance = Quadratic(self._whitening, 1.0)
-        return self._point(_Evaluation(self, np.zeros(self.head.num_parameters), distance), np.inf)
+        return self._point(_Evaluation(self, np.zeros(self.data.head.num_parameters), distance), np.inf)
 
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
-        self.penalty = l2_penalty(self.structure)
-        penalty = Quadratic(self._whitening, ridge, self.penalty, self.theta)
-        last = _Evaluation(self, np.zeros(self.head.num_parameters), penalty)
+        self.penalty = l2_penalty(self.data.structure)
+        penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
+        last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
         self.path.end(Ending.MAX_STEPS)
         self.path.add(self._point(last, min(last.gap, last.value)))  # no term of it is negative
         if self._is_proved(last, gap):
@@ -117,28 +117,28 @@ class _Evaluation:
     def __init__(self, task, phi, penalty):
         self.phi, self.ridge = phi.copy(), penalty.ridge
         change = task._whitening.theta(phi)
-        self.theta = task.theta + change
+        self.theta = task.data.theta + change
         moved = task._still.logits(change)
         self.moved = float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
         self._loss, self._right, self._margin = 0.0, 0, np.inf
         slope = task._samples.pulled_back(self._cotangents(task))
         slope += task._still.adjoint(np.float32(2 * self.ridge / len(moved)) * moved)
-        self.loss = float(self._loss / len(task.train))
+        self.loss = float(self._loss / len(task.data.train))
         self.value = float(self.loss + self.ridge * self.moved + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
         self.gap = float(self.gradient @ self.gradient) / (4 * self.ridge)
-        has_sides = task.loss.exclusive is not None
-        self.accuracy = self._right / len(task.train) if has_sides else None
+        has_sides = task.data.loss.exclusive is not None
+        self.accuracy = self._right / len(task.data.train) if has_sides else None
         self.margin = float(self._margin) if has_sides else None
 
     def _cotangents(self, task):
         for rows, block in task._samples.blocks():
             task.path.check()
-            logits, targets = task._samples.of_block(block, self.theta), task.targets[rows]
-            weights = task.train.weights[rows]
-            self._loss += weights @ task.loss.values(logits, targets)
-            if task.loss.exclusive is not None:
-                margins = task.loss.margins(logits, targets)
+            logits, targets = task._samples.of_block(block, self.theta), task.data.targets[rows]
+            weights = task.data.train.weights[rows]
+            self._loss += weights @ task.data.loss.values(logits, targets)
+            if task.data.loss.exclusive is not None:
+                margins = task.data.loss.margins(logits, targets)
                 self._right, self._margin = self._right + np.sum(margins > 0), min(self._margin, np.min(margins))
-            shares = (weights / len(task.train))[:, None]
-            yield np.asarray(shares * task.loss.gradient(logits, targets), np.float32), block
+            shares = (weights / len(task.data.train))[:, None]
+            yield np.asarray(shares * task.data.loss.gradient(logits, targets), np.float32), block

@@ -73,8 +73,8 @@ def converge(
             reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
             the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
-        gated: `"auto"` adds a gated head where a classifier's own head is not found to separate the samples, True adds
-            it in any case, False never.
+        gated: `"auto"` adds a gated head where the own head of a classifier with hard labels is not found to separate
+            the samples, True adds it wherever there is anything to do, False never.
         ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative, whatever the loss is
             there; the minimum is reached where the certified gap is at most a hundredth of `tol`. With 0 nothing is
             certified, and the loss is to be at most `tol`.
@@ -111,7 +111,7 @@ def converge(
     rules += [Patience(patience)] if patience is not None else []
     path = Path(rules, bool(verbose))
     task = SeparableTask(structure, loss, train, still, validation, path, max_bytes)
-    tol = GAP * loss.unit(task.targets, train.weights) if tol is None else tol
+    tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
     if gated is True and not structure.gated_layers and not _fits(task, max_bytes):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
     add_gates = functools.partial(_with_gated_head, inputs=inputs, verbose=verbose)
@@ -130,7 +130,7 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
     try:
         if not ridge and own.is_done(tol):
             return own
-        plain = not own.structure.gated_layers
+        plain = not own.data.structure.gated_layers
         if gated is True and plain:
             task = add_gates(own)
         if ridge is not None or not own.is_separable:
@@ -167,7 +167,7 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
 
 def _in_unit(task, ridges):
     """Return weights of the change for a loss in the unit of the sample weights."""
-    return [task.mean_weight * ridge for ridge in ridges]
+    return [task.data.mean_weight * ridge for ridge in ridges]
 
 
 def _data(gather, training, anchors, validation_data):
@@ -197,19 +197,19 @@ def _fits(task, max_bytes):
 
 
 def _size(task):
-    return f"{_gated_parameters(task):,} parameters for {len(task.train):,} samples"
+    return f"{_gated_parameters(task):,} parameters for {len(task.data.train):,} samples"
 
 
 def _gated_parameters(task):
-    return num_gated_parameters(task.train, task.structure)
+    return num_gated_parameters(task.data.train, task.data.structure)
 
 
 def _with_gated_head(task, inputs, verbose):
     """Return the task for a copy of the model with a gated head for its features; the path goes on."""
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
-    model = task.structure.model
-    needed = OVERSAMPLE * (task.structure.num_features + 1) / (task.train.num_independent + 1)
-    copy = add_gated_head(model, few, num_samples=len(task.train), oversample=needed, seed=0, verbose=bool(verbose))
+    model, train = task.data.structure.model, task.data.train
+    needed = OVERSAMPLE * (task.data.structure.num_features + 1) / (train.num_independent + 1)
+    copy = add_gated_head(model, few, num_samples=len(train), oversample=needed, seed=0, verbose=bool(verbose))
     structure = find_structure(copy, few)
     return task.with_head(structure)
 

@@ -104,7 +104,7 @@ class Path:
             raise Stopped(Ending.NOT_FINITE)
         self.points.append(point)
         if self.verbose:
-            print(_line(len(self.points), point), flush=True)
+            print(_line(len(self.points) - 1, point), flush=True)
         self.check()
 
     def validation_of_stage(self):
@@ -130,7 +130,7 @@ class Path:
 
 
 def _line(number, point):
-    """Return a row of the table of points, after its head where it is the first."""
+    """Return the row of a point in the table, after the table's head where it is the first, of number 0."""
     classifies = point.accuracy is not None
     columns = [("step", f"{number:d}"), ("seconds", f"{point.seconds:.2f}"), ("loss", f"{point.loss:.4g}")]
     if classifies:
@@ -139,4 +139,4 @@ def _line(number, point):
     if point.validation is not None:
         columns.append(("validation", percent(point.validation) if classifies else f"{point.validation:.4g}"))
     row = " ".join(f"{value:>10}" for _, value in columns)
-    return row if number > 1 else " ".join(f"{name:>10}" for name, _ in columns) + "\n" + row
+    return row if number else " ".join(f"{name:>10}" for name, _ in columns) + "\n" + row

@@ -8,6 +8,7 @@ from keras_dal import _keras
 from keras_dal._backend import arrays
 from keras_dal._backend.threads import threads_for
 from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
@@ -30,8 +31,8 @@ def with_few_threads(method):
 
     @functools.wraps(method)
     def limited(self, *arguments):
-        moments = (self.structure.num_features + 1) ** 2 // 4  # a quarter: they are made once, not in every step
-        with threads_for(2 * Host.block * max(self.head.num_parameters, moments)):
+        moments = (self.data.structure.num_features + 1) ** 2 // 4  # a quarter: they are made once, not in every step
+        with threads_for(2 * Host.block * max(self.data.head.num_parameters, moments)):
             return method(self, *arguments)
 
     return limited
@@ -52,6 +53,7 @@ class Task:
         max_bytes: as in `CachedJacobian`.
 
     Attributes:
+        data: the `HeadData`, which outlasts the task.
         floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
         proof: the `Proof` of the last point of the path, None where there is none.
         num_steps: how many the minimization took that ended last, for all its weights of the change.
@@ -62,19 +64,19 @@ class Task:
 
     def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
-        self.structure, self.loss, self.train, self.validation, self.path = structure, loss, train, validation, path
-        self.targets = loss.targets(train.labels, structure.num_outputs)
-        known = validation is not None
-        self.validation_targets = loss.targets(validation.labels, structure.num_outputs) if known else None
-        self.floor = loss.floor(self.targets, train.weights)
+        targets_of = functools.partial(loss.targets, num_outputs=structure.num_outputs)
+        targets = targets_of(train.labels)
+        held_out = () if validation is None else (validation, targets_of(validation.labels))
         for layer in structure.gated_layers:
             if layer is structure.output_layer and layer.is_zero:
                 layer.adapt(train.features)
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
-        self.head, self.theta = structure.head(), structure.theta()
-        self.max_bytes, self.proof, self.penalty, self.num_steps = max_bytes, None, None, 0
+        head = structure.head()  # with these gates
+        self.data = HeadData(structure, loss, head, structure.theta(), train, targets, max_bytes, *held_out)
+        self.path, self.floor = path, loss.floor(targets, train.weights)
+        self.proof, self.penalty, self.num_steps = None, None, 0
         self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
-        self.samples = self.jacobian = CachedJacobian(self.head, train.features, max_bytes)
+        self.samples = self.jacobian = CachedJacobian(head, train.features, max_bytes)
         self._num_rows = len(train) + (0 if anchors is None else len(anchors))
         self.start = self._start_of(self.samples)
         if anchors is None:
@@ -82,36 +84,36 @@ class Task:
             still = self.samples.restricted(self.anchors) if len(self.anchors) < len(train) else self.samples
         else:
             self.anchors = len(train) + np.arange(len(anchors))
-            still = CachedJacobian(self.head, anchors, max_bytes, self.samples.on)
+            still = CachedJacobian(head, anchors, max_bytes, self.samples.on)
             self.jacobian = StackedJacobian([self.samples, still])
             self.start = self._where.concatenate([self.start, self._start_of(still)])
         self._still = still
         self._of_validation = (
-            CachedJacobian(self.head, validation.features, max_bytes, self.samples.on) if known else None
+            None if validation is None else CachedJacobian(head, validation.features, max_bytes, self.samples.on)
         )
 
     @functools.cached_property
     def _where(self):
         """The arrays of the solver: tensors where an accelerator computes, has room, and the loss can follow."""
-        fits = _COPIES * 4 * self._num_rows * self.structure.num_outputs <= self.max_bytes
-        follows = fits and vars(type(self.loss)).get("tensors", False)
+        fits = _COPIES * 4 * self._num_rows * self.data.structure.num_outputs <= self.data.max_bytes
+        follows = fits and vars(type(self.data.loss)).get("tensors", False)
         return self.samples.on.xp if follows else arrays.NUMPY
 
     @functools.cached_property
     def _targets_there(self):
-        return self._where.single(self.targets)
+        return self._where.single(self.data.targets)
 
     def _start_of(self, jacobian):
         """Return the logits before any change."""
-        return jacobian.logits(self._where.single(self.theta))
+        return jacobian.logits(self._where.single(self.data.theta))
 
     def _whole_loss(self):
-        return WholeLoss(self.loss, self._targets_there)
+        return WholeLoss(self.data.loss, self._targets_there)
 
     @functools.cached_property
     def size(self):
         """Root mean square of the logits of a sample before any change."""
-        squares = self._where.row_square(self.start[: len(self.train)])
+        squares = self._where.row_square(self.start[: len(self.data.train)])
         return float(np.sqrt(np.mean(self._where.numpy(squares))))
 
     def with_head(self, structure):
@@ -126,20 +128,15 @@ class Task:
     @functools.cached_property
     def is_separable(self):
         """Whether samples have right sides on which the loss goes to 0: labels that are hard, of classes."""
-        return self.loss.are_hard(self.targets)
+        return self.data.loss.are_hard(self.data.targets)
 
     def _margins(self, logits):
-        return self.loss.margins(logits[: len(self.train)], self.targets)
-
-    @property
-    def mean_weight(self):
-        """Mean of the sample weights, the unit of the loss."""
-        return float(np.mean(self.train.weights))
+        return self.data.loss.margins(logits[: len(self.data.train)], self.data.targets)
 
     @property
     def _even_weights(self):
         """Sample weights of mean one: which samples are separated, and how, is no question of their unit."""
-        return self.train.weights / self.mean_weight
+        return self.data.train.weights / self.data.mean_weight
 
     @with_few_threads
     def minimize(self, ridges, tol, enough=None):
@@ -152,13 +149,13 @@ class Task:
         """
         self.num_steps, phi, problem, ending = 0, None, None, None
         for ridge in ridges:
-            problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
+            problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
             step, _, ending = self._minimize(problem, tol, enough, phi)
             self.path.end(ending)
             if ending == Ending.TOLERANCE:
                 return
             phi = step.phi
-        provable = ending == Ending.GAP and self.jacobian is self.samples and self.head.is_plain
+        provable = ending == Ending.GAP and self.jacobian is self.samples and self.data.head.is_plain
         if not provable:
             return
         self.proof = prove(self, problem.ridge, problem.whitening, 1e-2 * tol)
@@ -168,8 +165,8 @@ class Task:
     @with_few_threads
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
-        self.num_steps, self.penalty = 0, l2_penalty(self.structure)
-        problem = self._problem(self._whole_loss(), ridge, weights=self.train.weights)
+        self.num_steps, self.penalty = 0, l2_penalty(self.data.structure)
+        problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
         self.path.end(Ending.MAX_STEPS)
         for step, _ in self._walk(problem, None):
             self.proof = prove(self, ridge, problem.whitening, gap) if step.gap <= gap else None
@@ -204,13 +201,13 @@ class Task:
         hold = np.zeros(len(self.jacobian))
         hold[self.anchors] = ridge / len(self.anchors)
         weights = self._even_weights if weights is None else weights
-        anchored = Anchored(objective, weights / len(self.train), self.start, hold)
+        anchored = Anchored(objective, weights / len(self.data.train), self.start, hold)
         if part is None:
             jacobian, whitening = self.jacobian, self.whitening
         else:
             jacobian = self.jacobian.part(part)
             whitening = Whitening(self._still.part(part), self.samples.part(part))
-        penalty = Quadratic(whitening, ridge, self.penalty, self.theta)
+        penalty = Quadratic(whitening, ridge, self.penalty, self.data.theta)
         return NewtonCG(jacobian, whitening, anchored, penalty, inexact, self.path.check)
 
     def is_done(self, tol):
@@ -224,14 +221,14 @@ class Task:
 
     def unchanged(self):
         """Return the point at which every path begins."""
-        return self._point(self.theta, self.start, RIDGES[0], np.inf)
+        return self._point(self.data.theta, self.start, RIDGES[0], np.inf)
 
     def _walk(self, problem, phi):
         """Yield each step of a problem with its point on the path."""
         for count, step in zip(range(_STEPS), problem.steps(phi), strict=False):  # in this order no step is wasted
             self.num_steps += count > 0
             change = self._change(problem, step.phi)
-            theta = self.theta + np.pad(change, (len(self.theta) - len(change), 0))  # the last part's, or all
+            theta = self.data.theta + np.pad(change, (len(self.data.theta) - len(change), 0))  # the last part's, or all
             gap = min(step.gap, step.objective) if problem.ridge else step.gap  # no term of it is negative
             point = self._point(theta, step.logits, problem.ridge, gap)
             if phi is None or step.phi is not phi:
@@ -245,29 +242,29 @@ class Task:
         return problem.whitening.exact_theta(self._where.numpy(phi).astype(np.float64))
 
     def _point(self, theta, all_logits, ridge, gap, violation=None):
-        xp, logits = arrays.of(all_logits), all_logits[: len(self.train)]
-        targets = self.targets if xp is arrays.NUMPY else self._targets_there
-        values, margins = self.loss.values(logits, targets), self.loss.margins(logits, targets)
+        xp, logits = arrays.of(all_logits), all_logits[: len(self.data.train)]
+        targets = self.data.targets if xp is arrays.NUMPY else self._targets_there
+        values, margins = self.data.loss.values(logits, targets), self.data.loss.margins(logits, targets)
         margins = None if margins is None else xp.numpy(margins)
         start = self.start if xp is self._where else self._where.numpy(self.start)
         moved = xp.numpy(xp.rows(all_logits, self.anchors) - xp.rows(start, self.anchors))
         return Point(
             seconds=self.path.elapsed(),
             ridge=ridge,
-            loss=float(np.mean(self.train.weights * xp.numpy(values))),
+            loss=float(np.mean(self.data.train.weights * xp.numpy(values))),
             accuracy=None if margins is None else float(np.mean(margins > 0)),
             margin=None if margins is None else float(np.min(margins)),
             moved=float(np.sqrt(np.mean(np.sum(moved**2, axis=1)))),
             gap=gap,
-            validation=None if self.validation is None else self._validated(theta),
+            validation=None if self.data.validation is None else self._validated(theta),
             theta=theta,
             violation=violation,
         )
 
     def _validated(self, theta):
-        logits, targets = self._of_validation.logits(theta), self.validation_targets
-        margins = self.loss.margins(logits, targets)
-        return float(np.mean(self.loss.values(logits, targets) if margins is None else margins > 0))
+        logits, targets = self._of_validation.logits(theta), self.data.validation_targets
+        margins = self.data.loss.margins(logits, targets)
+        return float(np.mean(self.data.loss.values(logits, targets) if margins is None else margins > 0))
 
 
 def l2_penalty(structure):

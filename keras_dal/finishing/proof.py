@@ -3,6 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
+
 from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
 
@@ -37,18 +39,20 @@ def prove(task, ridge, whitening, gap):
     Returns:
         A `Proof`, or None where the point is not within it.
     """
-    point, head, loss, train = task.path.points[-1], task.head, task.loss, task.train
-    theta = task.structure.rounded(point.theta)
+    point, data = task.path.points[-1], task.data
+    head, loss, train, theta = data.head, data.loss, data.train, data.structure.rounded(point.theta)
+    if not np.isfinite(theta).all():  # in the dtype of the model
+        return None
     problem, proved, decrease = (task.anchors, ridge, whitening), point.gap, 0.0
     if head.is_plain:
-        data = train.features, loss, task.targets, train.weights
-        proved, decrease = gap_and_decrease(head, *data, theta, task.theta, *problem, task.penalty)
+        samples = train.features, loss, data.targets, train.weights
+        proved, decrease = gap_and_decrease(head, *samples, theta, data.theta, *problem, task.penalty)
     task.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
     if not proved <= gap:  # nor where it is not a number
         return None
     task.path.end(Ending.CERTIFIED if head.is_plain else Ending.GAP)
     curvature, steps = loss.curvature(head.num_outputs), None
     if head.is_plain and curvature is not None and task.penalty is None:  # beside which the bound says nothing useful
-        data = train.features, head.use_bias, curvature, train.weights
-        steps = gradient_steps(*data, *problem, decrease + proved, gap)
+        samples = train.features, head.use_bias, curvature, train.weights
+        steps = gradient_steps(*samples, *problem, decrease + proved, gap)
     return Proof(gap, head.is_plain, steps, task.num_steps)

@@ -10,18 +10,16 @@ import numpy as np
 
 from keras_dal import _keras
 from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
-from keras_dal.analysis.certificate import Certificate, certify_structure
-from keras_dal.analysis.descent_bound import l2_factors, penalty_at
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.descent_bound import penalty_at
 from keras_dal.analysis.separability import Verdict
-from keras_dal.features.cache import CachedFeatures
-from keras_dal.features.precision import blocks_of, eps_of_features
-from keras_dal.finishing.evaluation import FittedHead, Quality, least_scale, logits_of, quality
+from keras_dal.finishing.evaluation import Quality, least_scale, logits_of
+from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
-from keras_dal.solvers.jacobian import MAX_BYTES
 from keras_dal.tables import as_html, at_least, at_most
 
 
@@ -56,7 +54,7 @@ class Result:
         stopped_by: what ended the path, an `Ending`, which says what each of them means.
         seconds: of the solver, without the passes for the features.
         gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4
-            times the mean sample weight in the two lines, in the solver's coordinates; None where none is known.
+            in the unit of the loss in the two lines, in the solver's coordinates; None where none is known.
     """
 
     model: Any
@@ -81,16 +79,16 @@ class Result:
     stopped_by: Ending
     seconds: float
     gradient_steps: int | None
-    _data: Any
+    _data: HeadData
+    _solved: "_Solved"
     _theta: np.ndarray
-    _kept: Any
     _proved_margin: float
 
     @property
     def reached(self) -> bool:
         if self.tol is not None:
             return self.scaled_loss - self.floor <= self.tol
-        separated = self._kept.stopped_by == Ending.SEPARATED and not len(self.left)
+        separated = self._solved.stopped_by == Ending.SEPARATED and not len(self.left)
         return separated or self.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.TOLERANCE)
 
     @functools.cached_property
@@ -99,11 +97,8 @@ class Result:
 
         The features and gates are those the head was solved on, whatever has become of them since.
         """
-        data, train = self._data, self._data.train
-        eps = eps_of_features(self.structure, blocks_of(train.features))
-        arguments = train.features, data.targets[:], data.loss, self._theta, train.weights, MAX_BYTES, eps
-        found = certify_structure(self.structure, data.head, data.factors, *arguments)
-        if data.exact:
+        found = self._data.certificate(self._theta)
+        if self._data.are_exact:
             return found
         reason = f"nothing: {OF_ROUNDED} are {found.verdict}"
         return dataclasses.replace(
@@ -125,7 +120,7 @@ class Result:
             raise ValueError(
                 f"The point must be one of the path or an index below {len(self.path)}. Received: point={point!r}"
             )
-        return _evaluated(self._data, point, self.path, self._kept)
+        return _evaluated(self._data, self._solved, point)
 
     def rescale(self, scale: float | None = None) -> None:
         """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back.
@@ -149,7 +144,7 @@ class Result:
     @property
     def _is_proved(self):
         """Whether the gap of this point is proved, which is one of the last."""
-        proof = self._data.proof
+        proof = self._solved.proof
         return proof is not None and proof.holds and self.point is self.path[-1]
 
     def proof(self):
@@ -162,14 +157,14 @@ class Result:
             divided = _keras.loss_weight(self.structure.model)
             penalty = f" + its L2 penalty{f' / {divided:g}' if divided != 1 else ''}" if self.penalized else ""
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head{penalty}"
-            of = "" if self._data.exact else f", on features {TO_FLOAT32}"
+            of = "" if self._data.are_exact else f", on features {TO_FLOAT32}"
             of += f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
-                steps = f"{self.gradient_steps:,} steps to {at_most(self._data.proof.wanted, 2)}"
-                ours = f"{self._data.method} took {self._data.proof.num_steps:,}"
+                steps = f"{self.gradient_steps:,} steps to {at_most(self._solved.proof.wanted, 2)}"
+                ours = f"{self._solved.method} took {self._solved.proof.num_steps:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
-        if self._proved_margin > 0 and self._data.exact:
+        if self._proved_margin > 0 and self._data.are_exact:
             largest = self._data.fitted(self._theta).largest_loss(self.scale)
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
@@ -198,48 +193,21 @@ class Result:
         return "\n".join(f"{name:<18}  {text}" for name, text in rows_of(self))
 
 
-class _Kept(NamedTuple):
-    """The point that a path came to, and how."""
+class _Solved(NamedTuple):
+    """What the results of all points of a path have in common, beside their `HeadData`."""
 
-    point: Point
+    path: tuple[Point, ...]
+    kept: Point  # that the path came to
     stopped_by: Ending
     seconds: float
-
-
-class _Data(NamedTuple):
-    """What a point of a path is evaluated on."""
-
-    structure: Any
-    head: Any
-    loss: Any
-    train: CachedFeatures
-    targets: Any
-    validation: CachedFeatures | None
-    validation_targets: np.ndarray | None
-    start: np.ndarray
     size: float
     floor: float
-    hard: bool
+    is_separable: bool
     tol: float | None
     scaled_to: float
     method: str
     proof: Proof | None
-    max_bytes: int
-    factors: np.ndarray | None
     penalized: bool
-    exact: bool
-
-    def fitted(self, theta):
-        """Return the head with these parameters on the training samples."""
-        samples = self.train.features, self.targets, self.train.weights
-        return FittedHead(self.head, self.loss, *samples, theta, self.max_bytes)
-
-    def qualities(self, theta, scale):
-        """Return the `Quality` on the validation data before, with these parameters and with them times a factor."""
-        if self.validation is None:
-            return None, None, None
-        before, after = (logits_of(self.head, self.validation.features, each) for each in (self.start, theta))
-        return tuple(quality(each, self.validation_targets, self.loss) for each in (before, after, scale * after))
 
 
 def finished(task, path, tol, scaled_to):
@@ -255,38 +223,30 @@ def finished(task, path, tol, scaled_to):
     """
     if not path.points:
         path.points.append(task.unchanged())
-    data = _Data(
-        structure=task.structure,
-        head=task.head,
-        loss=task.loss,
-        train=task.train,
-        targets=task.targets,
-        validation=task.validation,
-        validation_targets=task.validation_targets,
-        start=task.theta,
+    solved = _Solved(
+        path=tuple(path.points),
+        kept=path.best(),
+        stopped_by=path.stopped_by,
+        seconds=path.elapsed(),
         size=task.size,
         floor=task.floor,
-        hard=task.is_separable,
+        is_separable=task.is_separable,
         tol=tol,
         scaled_to=scaled_to,
         method=task.method,
         proof=task.proof,
-        max_bytes=task.max_bytes,
-        factors=l2_factors(task.structure.linear_parameters),
         penalized=task.penalty is not None,
-        exact=task.train.are_exact(task.structure),
     )
-    kept = _Kept(path.best(), path.stopped_by, path.elapsed())
-    result = _evaluated(data, kept.point, tuple(path.points), kept)
+    result, train = _evaluated(task.data, solved, solved.kept), task.data.train
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
-        warn_of_wrong(result.left, task.train.rows[task.left], len(task.train), result.accuracy)
+        warn_of_wrong(result.left, train.rows[task.left], len(train), result.accuracy)
     return result
 
 
-def _evaluated(data, point, path, kept):
+def _evaluated(data, solved, point):
     """Return the `Result` of a point and, when all else is done, write its weights into the model."""
-    started, structure, as_kept = time.perf_counter(), data.structure, point is kept.point
-    theta = structure.rounded(np.pad(point.theta, (len(data.start) - len(point.theta), 0)))
+    started, structure, as_kept = time.perf_counter(), data.structure, point is solved.kept
+    theta = structure.rounded(np.pad(point.theta, (len(data.theta) - len(point.theta), 0)))
     if not np.isfinite(theta).all():
         raise ValueError(
             "The solved head is not finite in the dtype that the model keeps it in: give the last layer "
@@ -295,9 +255,9 @@ def _evaluated(data, point, path, kept):
     fitted = data.fitted(theta)
     margins = fitted.margins()
     margin = None if margins is None else float(np.min(margins))
-    separates = margin is not None and margin > 0 and data.hard
+    separates = margin is not None and margin > 0 and solved.is_separable
     proved_margin = fitted.least_margin() if separates else -np.inf
-    scale = least_scale(fitted.mean_loss, data.scaled_to) if proved_margin > 0 else 1.0
+    scale = least_scale(fitted.mean_loss, solved.scaled_to) if proved_margin > 0 else 1.0
     before, after, scaled = data.qualities(theta, scale)
     variables = structure.linear_parameters
     structure.assign(theta)
@@ -306,27 +266,27 @@ def _evaluated(data, point, path, kept):
         structure=structure,
         loss_name=data.loss.name,
         point=point,
-        path=path,
+        path=solved.path,
         loss=fitted.mean_loss(),
         accuracy=None if margins is None else float(np.mean(margins > 0)),
         margin=margin,
         scale=scale,
         scaled_loss=fitted.mean_loss(scale),
-        floor=data.floor,
-        tol=data.tol,
+        floor=solved.floor,
+        tol=solved.tol,
         before=before,
         after=after,
         scaled=scaled,
         left=data.train.rows[:0] if margins is None else data.train.rows[margins <= 0],
         penalty=penalty_at(variables, data.factors, theta),
         scaled_penalty=penalty_at(variables, data.factors, scale * theta),
-        penalized=data.penalized,
-        stopped_by=kept.stopped_by if as_kept else Ending.CHOSEN,
-        seconds=kept.seconds + time.perf_counter() - started,
-        gradient_steps=data.proof.gradient_steps if as_kept and data.proof else None,
+        penalized=solved.penalized,
+        stopped_by=solved.stopped_by if as_kept else Ending.CHOSEN,
+        seconds=solved.seconds + time.perf_counter() - started,
+        gradient_steps=solved.proof.gradient_steps if as_kept and solved.proof else None,
         _data=data,
+        _solved=solved,
         _theta=theta,
-        _kept=kept,
         _proved_margin=proved_margin,
     )
 

@@ -11,8 +11,7 @@ _WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a r
 
 def rows_of(result):
     """Yield what a `Result` says, a name and a text for each row."""
-    near = result.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.STALLED)
-    met = "reached" if result.reached else "not reached" + ", this is about the minimum" * near
+    met = "reached" if result.reached else "not reached"
     least = f" above {result.floor:.4g}, the least of any model" if result.floor else ""
     wanted = "" if result.tol is None else f"; wanted {result.tol:.4g}{least}: {met}"
     at_scale = f"; with the head times {result.scale:,.0f} {result.scaled_loss:.4g}" if result.scale != 1 else ""
@@ -29,12 +28,12 @@ def rows_of(result):
             "left wrong" if separated else "wrong",
             f"{left} training samples (Result.left, counted as they were read)",
         )
-    moved = f"{result.point.moved:.4g}, of {result._data.size:.4g} (root mean square on anchors, on training samples)"
+    moved = f"{result.point.moved:.4g}, of {result._solved.size:.4g} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved
     if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.TOLERANCE and np.isfinite(result.point.gap):
         yield "gap to the minimum", _gap(result)
     yield from _validation(result)
-    if not result._data.exact:
+    if not result._data.are_exact:
         yield "not covered", ROUNDED
     if len(result.point.theta) > len(result.path[0].theta):
         yield "model", "a copy with a gated head and a new optimizer, Result.model; the one that was given is as it was"
@@ -61,7 +60,7 @@ def _validation(result):
         scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"
     if result.before is not None and _is_worse(result.before, result.after):
-        yield "validation worse", "gated=False, ridge=1e-2 changes less, and patience ends earlier"
+        yield "validation worse", "ridge=1e-2 changes less, and patience ends earlier"
 
 
 def _is_worse(before, after):

@@ -45,14 +45,14 @@ class SeparableTask(Task):
                 return True
             phi, before = step.phi, left
             left = self._violation(objective, step.logits)
-            if ridge != RIDGES[-1] and left > _STUCK * before and not self.structure.gated_layers:
+            if ridge != RIDGES[-1] and left > _STUCK * before and not self.data.structure.gated_layers:
                 return self._follow(objective, RIDGES[-1], phi, _TRIED)[1].separated
         return False
 
     def _separation(self, logits, margin, targets):
         """Return the criterion for a share of the size of all differences of logits, and their mean square."""
-        exclusive = self.loss.exclusive
-        gaps = Separation(self.targets, 1.0, exclusive).gaps(logits[: len(self.train)])
+        exclusive = self.data.loss.exclusive
+        gaps = Separation(self.data.targets, 1.0, exclusive).gaps(logits[: len(self.data.train)])
         square = float(np.mean(np.square(gaps, dtype=np.float64))) or 1.0
         return Separation(targets, margin * square**0.5, exclusive), square
 
@@ -87,7 +87,7 @@ class SeparableTask(Task):
     @property
     def can_interpolate(self):
         """Whether the head is a mixture beside another head."""
-        return self.head.mixture not in (None, self.head)
+        return self.data.head.mixture not in (None, self.data.head)
 
     def interpolate(self):
         """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
@@ -99,9 +99,9 @@ class SeparableTask(Task):
             self.path.add(self.unchanged())
             return True
         finished = self._problem(self._whole_loss(), _GENTLE, part=1)
-        step, point, _ = self._minimize(finished, _NEARLY, _NEARLY * self.mean_weight)
+        step, point, _ = self._minimize(finished, _NEARLY, _NEARLY * self.data.mean_weight)
         logits = self._where.numpy(step.logits)
-        solver = Interpolation(self.samples.part(0), self._still.part(0), self.max_bytes)
+        solver = Interpolation(self.samples.part(0), self._still.part(0), self.data.max_bytes)
         reason = f"{_ROUNDS} rounds left some"
         try:
             for moved, reached in self._rounds(solver, point.theta, logits):
@@ -113,7 +113,7 @@ class SeparableTask(Task):
             warnings.warn(
                 "Interpolation did not separate the samples, and Newton's method goes on, which can take long: "
                 "time_limit ends it. Where gates were added for fewer samples, use add_gated_head(num_samples="
-                f"{len(self.train)}). Received: {reason}; {len(solver.chosen)} samples moved or held, training "
+                f"{len(self.data.train)}). Received: {reason}; {len(solver.chosen)} samples moved or held, training "
                 f"accuracy {point.accuracy}",
                 stacklevel=4,
             )
@@ -128,9 +128,9 @@ class SeparableTask(Task):
             theta: where it begins, `(P,)`.
             logits: of all rows there.
         """
-        begins, size = (theta, logits), len(self.train)
+        begins, size = (theta, logits), len(self.data.train)
         start = logits[:size]
-        criterion, gaps = self._separation(start, _INTERPOLATED, self.targets)
+        criterion, gaps = self._separation(start, _INTERPOLATED, self.data.targets)
         short = np.sum(self._margins(start) < criterion.delta)
         most = min(_HELD, short) if self.jacobian is self.samples else _HELD
         held = self._still.part(0).restricted(some_rows(len(self._still), most))
@@ -148,9 +148,10 @@ class SeparableTask(Task):
     @property
     def _num_free(self):
         """Independent columns of the mixture for each output, at most."""
-        gates = self.head.mixture.num_parameters // (self.head.num_outputs * (self.structure.num_features + 1))
-        return gates * (self.train.num_independent + 1)
+        head, train = self.data.head, self.data.train
+        gates = head.mixture.num_parameters // (head.num_outputs * (train.features.shape[1] + 1))
+        return gates * (train.num_independent + 1)
 
     def _violation(self, criterion, logits):
-        values = arrays.of(logits).numpy(criterion.values(logits[: len(self.train)]))
-        return float(self._even_weights @ values) / len(self.train)
+        values = arrays.of(logits).numpy(criterion.values(logits[: len(self.data.train)]))
+        return float(self._even_weights @ values) / len(self.data.train)

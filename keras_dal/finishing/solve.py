@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.result import finished
@@ -11,16 +9,17 @@ from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.stopping import Stopped
 
 CHANGE = 0.01  # weight of the change of the head
-GAP = 1e-4  # to which the minimum of the convex problem is proved to be reached
+GAP = 1e-4  # in the unit of the loss, to which a minimum is proved to be reached, and a loss is wanted by default
 
 
 def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     """Solve for the linear parameters of a model on cached features, and write them into the model.
 
     A plain head minimizes `loss + 0.01 * change`, and its L2 penalty if it has one; there is one minimum, and how far
-    the head may still be from it is computed in float64. The weight of the change, and the gap, are for sample weights
-    of mean one and multiplied by their mean. The change is the mean squared change of the logits plus `||phi||^2`, the
-    squared distance in coordinates in which it is about the same and that leave no direction free (see `Whitening`).
+    the head may still be from it is computed in float64. The weight of the change is for sample weights of mean
+    one and multiplied by their mean; the gap is in the unit of the loss. The change is the mean squared change of the
+    logits plus `||phi||^2`, the squared distance in coordinates in which it is about the same and that leave no
+    direction free (see `Whitening`).
     With a gated branch every sample is put on its right side instead, as in `converge`.
 
     Args:
@@ -42,13 +41,12 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         if large
         else SeparableTask(structure, loss, samples, None, None, path, max_bytes)
     )
-    gap = GAP * loss.unit(task.targets, samples.weights)
+    gap = GAP * loss.unit(task.data.targets, samples.weights)
     try:
         if structure.gated_layers and task.is_separable:
             task.separate()
         else:
-            task.minimize_to(CHANGE * float(np.mean(samples.weights)), gap)
+            task.minimize_to(CHANGE * task.data.mean_weight, gap)
     except Stopped as stop:
         path.cut_short(stop.ending)
     return finished(task, path, None, scaled_to=gap)
-

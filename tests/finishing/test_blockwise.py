@@ -71,8 +71,8 @@ def test_it_ends_where_newton_ends(kind, penalty):
 def test_its_gradient_is_that_of_finite_differences():
     train, model = samples("hard", n=200), head(12, 4, LOSSES["hard"])
     task = task_of(model, train)
-    task.penalty = np.linspace(0.0, 0.1, task.head.num_parameters)
-    phi = 0.1 * np.random.default_rng(1).standard_normal(task.head.num_parameters)
+    task.penalty = np.linspace(0.0, 0.1, task.data.head.num_parameters)
+    phi = 0.1 * np.random.default_rng(1).standard_normal(task.data.head.num_parameters)
 
     def at(each):
         return evaluation(task, each).value
@@ -84,7 +84,7 @@ def test_its_gradient_is_that_of_finite_differences():
 
 
 def evaluation(task, phi):
-    return _Evaluation(task, phi, Quadratic(task._whitening, 0.01, task.penalty, task.theta))
+    return _Evaluation(task, phi, Quadratic(task._whitening, 0.01, task.penalty, task.data.theta))
 
 
 def test_memory_does_not_grow_with_samples_times_outputs():
@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_samples_times_outputs():
     train = CachedFeatures(z, y, np.ones(n), np.arange(n))
     task = task_of(model, train)
     tracemalloc.start()
-    evaluation(task, np.full(task.head.num_parameters, 0.01))
+    evaluation(task, np.full(task.data.head.num_parameters, 0.01))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * n * classes  # of one matrix of logits in float32; the anchors take a quarter of it

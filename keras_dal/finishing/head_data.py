@@ -1,0 +1,73 @@
+"""A head and the samples it is solved on: what outlasts the solver, for results and certificates."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from keras_dal.analysis.certificate import certify_structure
+from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.features.cache import CachedFeatures
+from keras_dal.features.precision import blocks_of, eps_of_features
+from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
+from keras_dal.solvers.jacobian import MAX_BYTES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadData:
+    """A head, the samples it is to fit, and those it is judged by.
+
+    Attributes:
+        structure: the `Structure` of the model.
+        loss: a `losses.Loss`.
+        head: the `heads.Head` of the structure, with the gates that go with the features.
+        theta: its parameters before any change, `(P,)`.
+        train: `CachedFeatures` of the samples, all of positive weight.
+        targets: of the loss, `(n, C)`, or `LazyTargets`.
+        max_bytes: up to which logits are kept.
+        validation, validation_targets: `CachedFeatures` and the targets of the loss, or None.
+    """
+
+    structure: Any
+    loss: Any
+    head: Any
+    theta: np.ndarray
+    train: CachedFeatures
+    targets: Any
+    max_bytes: int
+    validation: CachedFeatures | None = None
+    validation_targets: np.ndarray | None = None
+
+    @functools.cached_property
+    def factors(self):
+        """L2 factors of the parameters, None for another penalty."""
+        return l2_factors(self.structure.linear_parameters)
+
+    @functools.cached_property
+    def are_exact(self):
+        """Whether features are as the model computes them."""
+        return self.train.are_exact(self.structure)
+
+    @property
+    def mean_weight(self):
+        """Mean of the sample weights, the unit of weights of the change."""
+        return float(np.mean(self.train.weights))
+
+    def fitted(self, theta):
+        """Return the head with these parameters on the training samples."""
+        samples = self.train.features, self.targets, self.train.weights
+        return FittedHead(self.head, self.loss, *samples, theta, self.max_bytes)
+
+    def qualities(self, theta, scale):
+        """Return the `Quality` on the validation data before, with these parameters and with them times a factor."""
+        if self.validation is None:
+            return None, None, None
+        before, after = (logits_of(self.head, self.validation.features, each) for each in (self.theta, theta))
+        return tuple(quality(each, self.validation_targets, self.loss) for each in (before, after, scale * after))
+
+    def certificate(self, theta):
+        """Return the `Certificate` of the head with these parameters."""
+        train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
+        arguments = train.features, self.targets[:], self.loss, theta, train.weights, MAX_BYTES, eps
+        return certify_structure(self.structure, self.head, self.factors, *arguments)
