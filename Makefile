@@ -12,19 +12,23 @@ OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/tra
 	tests/models/test_gated_layers.py::test_a_gated_head_is_trained_certified_and_saved_on_every_backend \
 	tests/solvers tests/losses tests/finishing/test_converge.py::test_an_accelerator_finds_the_same_head
 
-.PHONY: quickstart test test-backends lint types docs clean
+.PHONY: quickstart test coverage test-backends lint types docs clean
 
 quickstart: .venv/examples
 	$(QUIET) $(BIN)/python examples/quickstart.py
 
 # JAX compiles with few optimizations here, and equal programs once; what users compile, test-backends does
-JAX_QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR=build/jax \
+JAX_QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/jax \
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 
 test: .venv/test
 	$(QUIET) $(PYTEST)
 	$(QUIET) KERAS_BACKEND=jax $(JAX_QUICK) $(PYTEST) $(OTHER_BACKENDS)
 	$(QUIET) KERAS_BACKEND=torch $(PYTEST) $(OTHER_BACKENDS)
+
+# the tests of TensorFlow, and which lines of the package none of them reaches
+coverage: .venv/test
+	$(QUIET) $(PYTEST) --cov --cov-report=term
 
 # all tests on the other backends, about half an hour each; what is skipped says why
 test-backends: .venv/test

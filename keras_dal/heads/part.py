@@ -49,4 +49,5 @@ class WithGates(Part):
 
 
 def with_ones(inputs):
+    """Return inputs with a column of ones after theirs, `(n, m + 1)`."""
     return np.concatenate([inputs, np.ones((len(inputs), 1), inputs.dtype)], axis=1)

@@ -29,6 +29,7 @@ def linear_head(layer, output_layer):
 
 
 def is_head(layer):
+    """Return whether the outputs of a layer are linear in its parameters, as far as its kind tells."""
     return isinstance(layer, keras.layers.Dense) or _is_pointwise(layer) or is_gated(layer, before=False)
 
 
