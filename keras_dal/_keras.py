@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import keras
+from keras.src.backend import compute_output_spec
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.utils.python_utils import pythonify_logs
 
@@ -106,9 +107,10 @@ def lacks_metrics(model):
     return metrics is not None and not metrics.built and not has_own_train_step(model)
 
 
-def build_metrics(model, batch):
-    """Make the variables of the metrics that a model was compiled with, for a batch of symbolic tensors."""
-    model._symbolic_build(data_batch=batch)
+def build_metrics(model, x, y, sample_weight):
+    """Make the variables of the metrics that a model was compiled with, for symbolic tensors."""
+    outputs = compute_output_spec(model, x, training=False)
+    compute_output_spec(model.compute_metrics, x, y, outputs, sample_weight=sample_weight)
 
 
 def logged(metrics):

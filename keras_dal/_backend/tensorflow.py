@@ -116,22 +116,23 @@ def in_replica(function, model, *arguments):
 
 def build(model, iterator):
     """Build a model for the inputs of the first batch that an iterator of `fit` will bring."""
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(_symbolic_batch(iterator))
-    model(x, training=False)
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(iterator.element_spec)
+    model(_symbolic(x), training=False)
 
 
 def build_metrics(model, iterator):
     """Make the variables of a model's metrics before its first step, which is traced once more where it makes any."""
-    if _keras.lacks_metrics(model):
+    if not model.run_eagerly and _keras.lacks_metrics(model):
         with contextlib.suppress(Exception):  # the step says what is wrong
-            _keras.build_metrics(model, _symbolic_batch(iterator))
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(iterator.element_spec)
+            _keras.build_metrics(model, _symbolic(x), _symbolic(y), _symbolic(weight))
 
 
-def _symbolic_batch(iterator):
-    """Return what an iterator of `fit` brings, with symbolic tensors in place of arrays."""
+def _symbolic(specs):
+    """Return symbolic tensors for specifications of tensors, None for those of nothing."""
+    nothing = type(None), tf.OptionalSpec, tf.NoneTensorSpec
     return tf.nest.map_structure(
-        lambda spec: None if isinstance(spec, tf.OptionalSpec) else keras.KerasTensor(spec.shape, spec.dtype.name),
-        iterator.element_spec,
+        lambda spec: None if isinstance(spec, nothing) else keras.KerasTensor(spec.shape, spec.dtype.name), specs
     )
 
 

@@ -56,7 +56,7 @@ class Gathering:
         arrived, self._arrived[:] = list(self._arrived), []
         for batch in arrived:
             if not self._labels and not self._waiting:
-                build_metrics(self._model, batch)
+                _let_metrics_know(self._model, batch)
             if self._statistics is None:
                 self._keep(batch)
                 continue
@@ -107,7 +107,7 @@ class Gathering:
         self._rows.discard()
 
 
-def build_metrics(model, batch):
+def _let_metrics_know(model, batch):
     """Let metrics know their shapes where no step has: `fit` asks for their results."""
 
     def updated(batch):
@@ -131,7 +131,7 @@ def evaluated_once(model, batch):
         loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)
         return {**model.compute_metrics(x, y, outputs, weight), "loss": loss}
 
-    build_metrics(model, batch)
+    _let_metrics_know(model, batch)
     try:
         return _keras.logged(_backend.in_replica(logs, model, batch))
     except Exception as error:  # of a compute_loss or a metric of the user's own: no reason to end a fit

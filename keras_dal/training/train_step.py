@@ -59,10 +59,13 @@ class StepHooks:
             metrics.append(self._moments)  # part of the state that JAX carries
             model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
         model.make_train_function(force=True)
-        function = model.train_function
+        function, is_first = model.train_function, True
 
         def training(*args):
-            _backend.build_metrics(model, *args)
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                _backend.build_metrics(model, *args)
             with self._hooks():
                 returned = function(*args)
             self._trained(_flat(_backend.logs_of(returned) or {}))

@@ -375,8 +375,8 @@ def test_a_gated_head_is_trained_certified_and_saved_on_every_backend(place, gat
     gated.fit(x, y, verbose=0)
     assert certify(gated, x, y, verbose=0).verdict == "aligned"
     before = gated.predict(x, verbose=0)
-    for layer in find_structure(gated).gated_layers:
-        layer.freeze_gates(noise=1e-4, seed=0)
+    (layer,) = find_structure(gated).gated_layers
+    layer.freeze_gates(noise=1e-4, seed=0)
     np.testing.assert_allclose(gated.predict(x, verbose=0), before, atol=1e-2)
     gated.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
