@@ -136,7 +136,7 @@ class Averaging:
     @property
     def lacks_average(self):
         """Whether `begin_average` was called, and no step has counted since."""
-        return self._average is not None and self._average.is_wanted and not self._average.has_begun
+        return self._average is not None and self._average.is_wanted and not self._average.steps
 
     @property
     def has_average(self):

@@ -103,7 +103,6 @@ class Fit:
 
     def _looking_first(self, epoch):
         """Return a train function that looks at the model when the first step has shown what its inputs are."""
-
         model = self._model
 
         def function(*arguments):
@@ -306,12 +305,12 @@ class Fit:
         if self._structure is None:
             return  # there was no step
         self._hooks.remove()
-        if self._stage is Stage.OVER and self._outcome.was_replaced:
-            warnings.warn(messages.other_weights(self._model), stacklevel=2)
         if self._wrap is not None and self._explores and self._schedule.switch is not None:
             self._announcer.say(self._model, messages.ended_early, self._model, self._schedule, self._wrap)
         if self._wrap is not None and self._wrap.driver is self:
             self._wrap.driver = None  # or the model would keep the result, and its features
+        if self._stage is Stage.OVER and self._outcome.was_replaced:
+            warnings.warn(messages.other_weights(self._model), stacklevel=2)
 
     @property
     def _is_automatic(self):

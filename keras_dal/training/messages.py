@@ -104,8 +104,8 @@ def goes_on(error):
 def other_weights(model):
     """Return what a warning says where a result is no longer that of the model."""
     return (
-        "The model no longer has the weights that were solved and that this result speaks of. A callback put others "
-        "back when training ended: leave restore_best_weights out. Or it was trained on, or weights were loaded: "
+        "The model no longer has the weights that were solved and that the monitor's result speaks of. A callback put "
+        "others back when training ended: leave restore_best_weights out. Or it was trained on, or got other weights: "
         "keras_dal.finish(model, x, y) solves for those there are. Or keras_dal.finish or converge solved it again: "
         f"take the result that they returned. Received: model {model.name!r}"
     )

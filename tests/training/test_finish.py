@@ -605,6 +605,15 @@ def test_an_average_that_was_begun_and_lost_is_warned_of():
     keras_dal.finish(model, x, y, statistics_from=x, verbose=0)  # of which no average was asked
 
 
+def test_an_average_that_was_begun_and_has_no_steps_is_warned_of():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None))
+    fit(model, 1, callbacks=[])
+    model.optimizer.begin_average()
+    with pytest.warns(UserWarning, match="No step was averaged since begin_average.*Received: averaged_steps=0"):
+        keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
+
+
 @pytest.mark.parametrize(("options", "said"), [({}, True), ({"average": 0}, False), ({"finish": "descend"}, False)])
 def test_finish_says_that_no_steps_were_averaged_where_some_could_have_been(capsys, options, said):
     x, y = images()

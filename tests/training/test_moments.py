@@ -10,6 +10,7 @@ from keras import ops
 import keras_dal
 from keras_dal import _backend
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from keras_dal.training.kernel_change import NUM_PROBES
 from keras_dal.training.moments import BadLabels, StepMoments
 
 Shape = collections.namedtuple("Shape", "num_features num_outputs")
@@ -78,3 +79,15 @@ def test_products_of_a_step_are_as_precise_as_the_sums():
     expected = rows.T @ (weights[:, None] * rows)
     spacing = np.finfo(_backend.statistics_dtype()).eps
     np.testing.assert_allclose(moments.read()[0], expected, rtol=0, atol=8 * spacing * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("size", [1, 24, 32, 80])
+def test_the_inputs_that_are_kept_are_the_first_each_about_as_often(size):
+    moments = StepMoments(Shape(M, C), SoftmaxCrossEntropy(), keras.KerasTensor((None, M)))
+    x = np.arange(size * M, dtype="float32").reshape(size, M)
+    labels = ops.convert_to_tensor(np.resize(HARD, (size, C)).astype("float32"))
+    for inputs in (x, x + 1000):
+        moments.add(ops.convert_to_tensor(inputs), labels, ops.ones((size, M)))
+    kept, counts = np.unique(moments.samples(), axis=0, return_counts=True)
+    np.testing.assert_array_equal(kept, x[:NUM_PROBES])
+    assert counts.max() - counts.min() <= 1

@@ -577,12 +577,56 @@ def test_a_step_is_traced_once_whatever_its_metrics_keep(weighted):
     model = compiled(keras_dal.Wrap(keras.optimizers.Adam(0.01), finish="solve"), weighted_metrics=["accuracy"])
     compute_loss, traced = model.compute_loss, []
 
-    def counting(x=None, **arguments):
-        traced.append(x)
-        return compute_loss(x=x, **arguments)
+    def counting(*args, **arguments):
+        traced.append(args)
+        return compute_loss(*args, **arguments)
 
     model.compute_loss = counting
     weights = {"sample_weight": np.ones(96, "float32")} if weighted else {}
-    history = fit(model, epochs=4, **weights)
+    history = fit(model, 4, **weights)
     assert len(traced) == 1
     assert len(history["accuracy"]) == len(history["weighted_accuracy"]) == 4
+
+
+class Outputs(keras.metrics.Metric):
+    """A metric that keeps what it saw, as is usual where models run eagerly."""
+
+    def __init__(self):
+        super().__init__(name="outputs")
+        self.seen = []
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.seen.append(keras.ops.convert_to_numpy(y_pred))
+
+    def result(self):
+        return sum(map(len, self.seen))
+
+    def reset_state(self):
+        self.seen.clear()
+
+
+def test_a_metric_that_runs_eagerly_sees_samples_alone():
+    if keras.backend.backend() == "jax":
+        pytest.skip("Keras on JAX calls every metric once without samples")
+    model = small_model()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap("sgd", explore=1), loss, metrics=[Outputs()], run_eagerly=True)
+    assert fit(model, 2)["outputs"] == [96, 96]
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_a_generator_may_say_that_there_are_no_weights(is_built):
+    x, y = rows()
+    hidden = [layers.Dense(8, activation="relu"), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((4,)), *hidden] if is_built else hidden)
+    compiled(keras_dal.Wrap("sgd", explore=2), model)
+
+    def batches():
+        while True:
+            for k in range(0, 120, 40):
+                yield x[k : k + 40], y[k : k + 40], None
+
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(batches(), steps_per_epoch=3, epochs=3, verbose=0, shuffle=False, callbacks=[monitor]).history
+    assert len(history["accuracy"]) == 3
+    assert monitor.result.point.gap <= 1e-4
