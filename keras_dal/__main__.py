@@ -96,7 +96,9 @@ def _add_converge(commands):
     text = "fit every training sample by the head, with little change elsewhere, and save the model"
     command = _add_saving_command(commands, "converge", _converge, text)
     command.add_argument(
-        "--tol", type=float, help="training loss to reach (default 1e-4, of squared errors times the variance of y)"
+        "--tol",
+        type=float,
+        help="training loss to reach (default 1e-4 times the mean weight, for squared errors times the variance of y)",
     )
     command.add_argument("--validation", help=".npz file with x and y")
     command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")

@@ -49,7 +49,7 @@ def run(seed=0, num_train=12_000, epochs=20):
     seconds = time.perf_counter() - start
     rows["keras_dal.finish, balanced"] = {**accuracies(ours, *test), "seconds": seconds}
     free, start = copy_of(model), time.perf_counter()
-    keras_dal.converge(free, x, y, balanced[y], gated=False, ridge=RIDGE, verbose=0)
+    keras_dal.converge(free, x, y, balanced[y], ridge=RIDGE, verbose=0)
     seconds = time.perf_counter() - start
     rows[f"keras_dal.converge, ridge {RIDGE:g}, balanced"] = {**accuracies(free, *test), "seconds": seconds}
     return rows

@@ -46,7 +46,7 @@ def run(seed=0, num_train=3000, epochs=20):
     seconds = time.perf_counter() - start
     rows["keras_dal.finish"] = {**accuracies(ours, *test), "seconds": seconds}
     free, start = widened(model), time.perf_counter()
-    keras_dal.converge(free, x, y, gated=False, ridge=RIDGE, verbose=0)
+    keras_dal.converge(free, x, y, ridge=RIDGE, verbose=0)
     seconds = time.perf_counter() - start
     rows[f"keras_dal.converge, ridge {RIDGE:g}"] = {**accuracies(free, *test), "seconds": seconds}
     start = time.perf_counter()

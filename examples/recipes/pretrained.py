@@ -61,7 +61,7 @@ def run(seed=0, num_train=8000, num_new=1000, epochs=20):
     add("scikit-learn's LogisticRegression", labels, seconds)
     ours = with_new_head(backbone)
     start = time.perf_counter()
-    keras_dal.converge(ours, x, y, gated=False, ridge=RIDGE, verbose=0)
+    keras_dal.converge(ours, x, y, ridge=RIDGE, verbose=0)
     seconds = time.perf_counter() - start
     add(f"keras_dal.converge, ridge {RIDGE:g}", predicted(ours, x_test), seconds)
     seconds += fine_tune(ours, x, y, epochs)

@@ -52,7 +52,7 @@ def run(seed=0, num_train=6000, epochs=20):
     seconds = freeze_and_fit(usual, kept, labels, 10)
     rows["freeze and fit, 10 epochs"] = {**accuracies(usual), "seconds": seconds}
     ours, start = copy_of(model), time.perf_counter()
-    keras_dal.converge(ours, kept, labels, gated=False, ridge=RIDGE, verbose=0)
+    keras_dal.converge(ours, kept, labels, ridge=RIDGE, verbose=0)
     seconds = time.perf_counter() - start
     rows[f"keras_dal.converge, ridge {RIDGE:g}"] = {**accuracies(ours), "seconds": seconds}
     start = time.perf_counter()

@@ -94,7 +94,7 @@ class Loss(abc.ABC):
         return float(np.mean(weights * self.infimum(targets)))
 
     def unit(self, targets, weights):
-        """Return what a difference of mean losses is small or large beside: that of the sample weights.
+        """Return the unit in which differences of mean losses are small or large: the mean sample weight.
 
         Args:
             targets: of a loss, or `LazyTargets`, `(n, C)`.

@@ -54,7 +54,7 @@ class SquaredError(Loss):
         return np.zeros(len(targets))
 
     def unit(self, targets, weights):
-        """Return the mean weight times the variance of the labels, where they have any."""
+        """Return the mean sample weight times the variance of the labels, or times 1 where they have none."""
         shares, first = weights / np.sum(weights), targets[:1]
         sums = np.zeros((3, first.shape[1]))
         for rows in arrays.slices(len(weights), _BLOCK):

@@ -157,7 +157,7 @@ def test_numbers_that_are_not_finite_end_the_path_before_they_reach_the_model(mo
 def test_the_unit_of_sample_weights_changes_nothing_but_the_loss(model, digits, unit):
     x, y = digits[0]
     plain = converge(model, x, y, gated=True, verbose=0)
-    weighted = converge(model, x, y, np.full(len(y), unit), tol=1e-4 * unit, gated=True, verbose=0)
+    weighted = converge(model, x, y, np.full(len(y), unit), gated=True, verbose=0)
     assert weighted.loss == pytest.approx(unit * plain.loss, rel=1e-6)
     assert weighted.margin == pytest.approx(plain.margin, rel=1e-6)
     assert weighted.scale == pytest.approx(plain.scale, rel=1e-4)
@@ -513,7 +513,7 @@ def test_a_time_limit_and_patience_end_the_path(model, digits):
     result = converge(model, x, y, gated=True, time_limit=1e-6, verbose=0)
     assert result.stopped_by == Ending.TIME
     assert len(result.path) == 1
-    result = converge(model, x, y, gated=False, ridge=1e-7, patience=2, validation_data=validation, verbose=0)
+    result = converge(model, x, y, ridge=1e-7, patience=2, validation_data=validation, verbose=0)
     assert result.stopped_by == Ending.PATIENCE
     assert result.point.validation == max(point.validation for point in result.path)
     assert accuracy(model, *validation) == pytest.approx(result.point.validation, abs=2e-3)
@@ -628,7 +628,7 @@ def test_progress_is_shown(model, digits, capsys):
     ("arguments", "message"),
     [
         ({"tol": 0}, "tol must be a positive number. Received: tol=0"),
-        ({"tol": None}, "tol must be a positive number. Received: tol=None"),
+        ({"tol": "1"}, "tol must be a positive number. Received: tol=.1.$"),
         ({"time_limit": "5"}, "time_limit must be a positive number. Received: time_limit=.5.$"),
         ({"gated": "maybe"}, "gated must be .*Received: gated='maybe'"),
         ({"ridge": -1.0}, "ridge must be a number that is not negative. Received: ridge=-1.0"),
@@ -745,7 +745,7 @@ def test_validation_data_on_which_the_model_does_worse_are_named(model, digits):
     def is_said(accuracy=0.0, loss=1.0):
         after = result.after
         before = after._replace(accuracy=after.accuracy + accuracy, loss=after.loss / loss)
-        return "validation worse    gated=False, ridge=1e-2" in str(dataclasses.replace(result, before=before))
+        return "validation worse    ridge=1e-2" in str(dataclasses.replace(result, before=before))
 
     assert [is_said(accuracy=by) for by in (0.0, 0.005, 0.02)] == [False, False, True]
     assert [is_said(loss=by) for by in (0.9, 1.005, 1.02)] == [False, False, True]
@@ -756,7 +756,7 @@ def test_no_gap_is_larger_than_what_is_minimized():
     x, y = 10 * generator.standard_normal((200, 4)).astype("float32"), generator.integers(0, 3, 200)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    first = converge(model, x, y, gated=False, ridge=1e-6, verbose=0).path[0]
+    first = converge(model, x, y, ridge=1e-6, verbose=0).path[0]
     assert first.moved == 0
     assert 0 < first.gap <= first.loss * (1 + 1e-6)
 
@@ -781,7 +781,7 @@ def test_a_tie_is_right_neither_in_the_accuracy_nor_in_the_calibration():
 
 def test_progress_in_a_log_is_a_line_without_escape_codes(model, digits, capsys):
     x, y = digits[0]
-    converge(model, x, y, gated=False, ridge=1e-2, batch_size=500)
+    converge(model, x, y, ridge=1e-2, batch_size=500)
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\b" not in printed

@@ -92,7 +92,7 @@ def test_the_unit_of_numbers_to_be_predicted_changes_no_path(unit):
     assert scaled.tol == pytest.approx(1e-4 * np.var(scaled_y))
     assert scaled.loss == pytest.approx(unit**2 * plain.loss, rel=1e-3)
     assert scaled.point.ridge == plain.point.ridge
-    assert "not reached, this is about the minimum" in str(plain)
+    assert plain.stopped_by == scaled.stopped_by
 
 
 @pytest.mark.parametrize("lazily", [False, True])
