@@ -122,7 +122,8 @@ def build(model, iterator):
 
 def build_metrics(model, iterator):
     """Make the variables of a model's metrics before its first step, which is traced once more where it makes any."""
-    if not model.run_eagerly and _keras.lacks_metrics(model):
+    is_traced = not (model.run_eagerly or tf.config.functions_run_eagerly())
+    if is_traced and _keras.lacks_metrics(model):
         with contextlib.suppress(Exception):  # the step says what is wrong
             x, y, weight = keras.utils.unpack_x_y_sample_weight(iterator.element_spec)
             _keras.build_metrics(model, _symbolic(x), _symbolic(y), _symbolic(weight))

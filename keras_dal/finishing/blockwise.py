@@ -49,10 +49,10 @@ class BlockwiseTask:
         self._whitening = Whitening(self._still, self._samples)
         infimum, squares, self.is_separable = 0.0, 0.0, True
         for rows, logits in self._logits(self.data.theta):
-            targets = self.data.targets[rows]
-            infimum += train.weights[rows] @ loss.infimum(targets)
+            some = targets[rows]
+            infimum += train.weights[rows] @ loss.infimum(some)
             squares += np.sum(np.square(logits, dtype=np.float64))
-            self.is_separable &= loss.are_hard(targets)
+            self.is_separable &= loss.are_hard(some)
         self.floor, self.size = float(infimum / len(train)), float(np.sqrt(squares / len(train)))
 
     def unchanged(self):

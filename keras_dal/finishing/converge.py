@@ -68,7 +68,7 @@ def converge(
         sample_weight: weights `(n,)`; weight 0 removes a sample.
         tol: training loss to reach at `Result.scale`, positive; for soft labels, above their mean entropy. By default
             1e-4 times the mean sample weight, and for the squared error times the variance of the labels. A model that
-            is there already stays as it is, where no `ridge` is given.
+            is there already stays as it is, where no positive `ridge` is given.
         validation_data: `(x, y)`, or a list of these, or a dataset of such batches; accuracy and calibration on it are
             reported.
         anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;

@@ -64,16 +64,16 @@ class Task:
 
     def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
-        targets_of = functools.partial(loss.targets, num_outputs=structure.num_outputs)
-        targets = targets_of(train.labels)
-        held_out = () if validation is None else (validation, targets_of(validation.labels))
+        targets = loss.targets(train.labels, structure.num_outputs)
+        known = validation is not None
+        held_out = (validation, loss.targets(validation.labels, structure.num_outputs)) if known else ()
+        self.path, self.floor = path, loss.floor(targets, train.weights)
         for layer in structure.gated_layers:
             if layer is structure.output_layer and layer.is_zero:
                 layer.adapt(train.features)
             layer.freeze_gates()  # learned gates would move with the kernel that is solved for
         head = structure.head()  # with these gates
         self.data = HeadData(structure, loss, head, structure.theta(), train, targets, max_bytes, *held_out)
-        self.path, self.floor = path, loss.floor(targets, train.weights)
         self.proof, self.penalty, self.num_steps = None, None, 0
         self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
         self.samples = self.jacobian = CachedJacobian(head, train.features, max_bytes)
@@ -88,9 +88,7 @@ class Task:
             self.jacobian = StackedJacobian([self.samples, still])
             self.start = self._where.concatenate([self.start, self._start_of(still)])
         self._still = still
-        self._of_validation = (
-            None if validation is None else CachedJacobian(head, validation.features, max_bytes, self.samples.on)
-        )
+        self._of_validation = CachedJacobian(head, validation.features, max_bytes, self.samples.on) if known else None
 
     @functools.cached_property
     def _where(self):
@@ -160,7 +158,7 @@ class Task:
             return
         self.proof = prove(self, problem.ridge, problem.whitening, 1e-2 * tol)
         if self.proof is None:
-            self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did
+            self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did, or the model cannot hold this
 
     @with_few_threads
     def minimize_to(self, ridge, gap):

@@ -149,7 +149,7 @@ class SeparableTask(Task):
     def _num_free(self):
         """Independent columns of the mixture for each output, at most."""
         head, train = self.data.head, self.data.train
-        gates = head.mixture.num_parameters // (head.num_outputs * (train.features.shape[1] + 1))
+        gates = head.mixture.num_parameters // (head.num_outputs * (self.data.structure.num_features + 1))
         return gates * (train.num_independent + 1)
 
     def _violation(self, criterion, logits):

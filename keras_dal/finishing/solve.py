@@ -16,11 +16,11 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     """Solve for the linear parameters of a model on cached features, and write them into the model.
 
     A plain head minimizes `loss + 0.01 * change`, and its L2 penalty if it has one; there is one minimum, and how far
-    the head may still be from it is computed in float64. The weight of the change is for sample weights of mean
-    one and multiplied by their mean; the gap is in the unit of the loss. The change is the mean squared change of the
-    logits plus `||phi||^2`, the squared distance in coordinates in which it is about the same and that leave no
-    direction free (see `Whitening`).
-    With a gated branch every sample is put on its right side instead, as in `converge`.
+    the head may still be from it is computed in float64. The weight of the change is for sample weights of mean one and
+    multiplied by their mean; the gap is in the unit of the loss. The change is the mean squared change of the logits
+    plus `||phi||^2`, the squared distance in coordinates in which it is about the same and that leave no direction free
+    (see `Whitening`). With a gated branch and hard labels every sample is put on its right side instead, as in
+    `converge`.
 
     Args:
         structure: the `Structure` of the model.

@@ -119,9 +119,9 @@ class Fit:
     def _begin(self, epoch):
         model, self._epoch = self._model, epoch
         if self._wrap is not None:
-            if not self._wrap.built and model.built:  # where a step is traced it takes many times as long
+            if not model.optimizer.built and model.built:  # where a step is traced it takes many times as long
                 with _backend.training_scope(model):
-                    self._wrap.build(model.trainable_variables)
+                    model.optimizer.build(model.trainable_variables)
             self._wrap.synchronize()  # here, not earlier: other callbacks restore weights in on_train_begin
             if self._began is None:
                 self._began = epoch

@@ -26,9 +26,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     With `Wrap(finish="solve")` the epoch of the switch trains nothing: it reads the data once, for the batch statistics
     of the averaged weights and for features; the head is solved on these, and training ends as `EarlyStopping` ends it.
-    What puts other weights back when training ends, as `EarlyStopping(restore_best_weights=True)` does, undoes that,
-    and who then asks for `result` is warned, or everybody where that callback stands before this one. Whatever fails
-    there is said in a warning, the weights from before are put back, and exploration goes on.
+    What puts other weights back when training ends, as `EarlyStopping(restore_best_weights=True)` does, undoes that. A
+    warning says so: when training ends, if that callback comes before this one, and otherwise when `result` is asked
+    for. Whatever fails there is said in a warning, the weights from before are put back, and exploration goes on.
 
     Without data it measures what flows through `fit`, with no second pass: the features are then those of the training
     step, of a model that still changes while they are summed up, and an estimate. With data it measures exactly, in

@@ -63,9 +63,9 @@ class StepHooks:
 
         def training(*args):
             nonlocal is_first
-            if is_first:
-                is_first = False
+            if is_first and model.optimizer.built:  # or the step makes variables all the same
                 _backend.build_metrics(model, *args)
+            is_first = False
             with self._hooks():
                 returned = function(*args)
             self._trained(_flat(_backend.logs_of(returned) or {}))

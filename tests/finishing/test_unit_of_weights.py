@@ -88,6 +88,7 @@ def test_the_unit_of_numbers_to_be_predicted_changes_no_path(unit):
         return keras_dal.converge(model, x, y, verbose=0), y
 
     (plain, y), (scaled, scaled_y) = solved(1.0), solved(unit)
+    assert not plain.reached
     assert plain.tol == pytest.approx(1e-4 * np.var(y))
     assert scaled.tol == pytest.approx(1e-4 * np.var(scaled_y))
     assert scaled.loss == pytest.approx(unit**2 * plain.loss, rel=1e-3)

@@ -1,6 +1,7 @@
 """Models, data and training steps as people write them, through a fit that switches."""
 
 import functools
+import itertools
 import math
 import re
 
@@ -571,21 +572,48 @@ def test_a_layer_that_works_eagerly_only_is_trained_eagerly():
     assert np.isfinite(history["kernel_change"]).all()
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the other backends make metrics before they trace")
-@pytest.mark.parametrize("weighted", [False, True])
-def test_a_step_is_traced_once_whatever_its_metrics_keep(weighted):
-    model = compiled(keras_dal.Wrap(keras.optimizers.Adam(0.01), finish="solve"), weighted_metrics=["accuracy"])
-    compute_loss, traced = model.compute_loss, []
+needs_traces = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the other backends make metrics before they trace"
+)
+
+
+def counted(model):
+    """Return a list that grows with every call of the loss of a model, which a trace makes once."""
+    compute_loss, calls = model.compute_loss, []
 
     def counting(*args, **arguments):
-        traced.append(args)
+        calls.append(arguments)
         return compute_loss(*args, **arguments)
 
     model.compute_loss = counting
+    return calls
+
+
+@needs_traces
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "loss scale"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])
+def test_a_step_is_traced_once_whatever_its_metrics_keep(weighted, scaled):
+    optimizer = keras_dal.Wrap(keras.optimizers.Adam(0.01))
+    optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+    traced = counted(model := compiled(optimizer, weighted_metrics=["accuracy"]))
     weights = {"sample_weight": np.ones(96, "float32")} if weighted else {}
     history = fit(model, 4, **weights)
     assert len(traced) == 1
     assert len(history["accuracy"]) == len(history["weighted_accuracy"]) == 4
+
+
+@needs_traces
+@pytest.mark.parametrize("source", ["generator", "dataset"])
+def test_a_step_without_weights_is_traced_once(source):
+    import tensorflow as tf
+
+    data = ((*images(32), None) for _ in itertools.count())
+    if source == "dataset":
+        data = tf.data.Dataset.from_tensors(images(32)).repeat().map(lambda x, y: (x, y, None))
+    traced = counted(model := compiled(keras_dal.Wrap("sgd", explore=2)))
+    fit_options = {"steps_per_epoch": 3, "epochs": 3, "verbose": 0, "shuffle": False}
+    model.fit(data, callbacks=[keras_dal.AlignmentMonitor(verbose=False)], **fit_options)
+    assert len(traced) == 1
 
 
 class Outputs(keras.metrics.Metric):
@@ -596,10 +624,10 @@ class Outputs(keras.metrics.Metric):
         self.seen = []
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        self.seen.append(keras.ops.convert_to_numpy(y_pred))
+        self.seen.append(y_pred)
 
     def result(self):
-        return sum(map(len, self.seen))
+        return sum(int(each.shape[0]) for each in self.seen)
 
     def reset_state(self):
         self.seen.clear()
