@@ -43,12 +43,12 @@ class BlockwiseTask:
         self.data, self.path = HeadData(structure, loss, head, theta, train, targets, max_bytes), path
         entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
         # no bytes, because it would copy the features
-        self._samples = CachedJacobian(self.data.head, train.features, max_bytes=0, entries=entries)
+        self._samples = CachedJacobian(head, train.features, max_bytes=0, entries=entries)
         self.anchors = some_rows(len(train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)
         infimum, squares, self.is_separable = 0.0, 0.0, True
-        for rows, logits in self._logits(self.data.theta):
+        for rows, logits in self._logits(theta):
             some = targets[rows]
             infimum += train.weights[rows] @ loss.infimum(some)
             squares += np.sum(np.square(logits, dtype=np.float64))

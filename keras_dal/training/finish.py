@@ -38,9 +38,9 @@ def finish(
     `loss + 0.01 * change`, and its L2 penalty if it has one, to within 1e-4 of the minimum, proved in float64. Both
     numbers are multiplied by the mean sample weight, the second for squared errors by the variance of the labels too.
     The change is the mean squared change of the logits plus `||phi||^2`, about the same again, which holds directions
-    that no sample sees. A head with a gated branch puts every sample on its right side, if all
-    labels are hard. This is what `AlignmentMonitor`
-    does at the end of `fit`, with the data that flow through it (the framework of Kawaguchi, Zhang and Deng, 2022).
+    that no sample sees. A head with a gated branch puts every sample on its right side, if all labels are hard. This is
+    what `AlignmentMonitor` does at the end of `fit`, with the data that flow through it (the framework of Kawaguchi,
+    Zhang and Deng, 2022).
 
     Args:
         model: a trained Keras model that `find_structure` understands.
