@@ -101,6 +101,11 @@ def tracked_metrics(model):
     return model._metrics
 
 
+def is_own(function):
+    """Return whether a train function is one that Keras made."""
+    return getattr(function, "__module__", "").startswith("keras.src.backend.")
+
+
 def lacks_metrics(model):
     """Return whether the first step of a model makes the variables of the metrics it was compiled with."""
     metrics = model._compile_metrics

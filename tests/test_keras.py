@@ -251,3 +251,9 @@ def test_private_names_of_other_packages_are_in_one_file():
         if node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own | {"_asdict"}
     }
     assert private == set()
+
+
+def test_a_train_function_of_keras_is_known_from_one_of_somebody_else(net):
+    net.make_train_function(force=True)
+    assert _keras.is_own(net.train_function)
+    assert not _keras.is_own(lambda *arguments: net.train_function(*arguments))

@@ -6,6 +6,7 @@ import keras
 
 from keras_dal import _keras
 from keras_dal.analysis.descent_bound import l2_factors
+from keras_dal.features.inputs import input_specs
 from keras_dal.training import arguments
 from keras_dal.training.moments import sums_fit
 
@@ -24,6 +25,15 @@ def check_same_model(wrap, model):
         raise ValueError(
             "An optimizer belongs to the model it was first used with: make a new Wrap with a new optimizer. "
             f"Received: model {model.name!r}"
+        )
+
+
+def check_inputs(model):
+    """Raise a ValueError where neither Keras nor the first step will say what the inputs of a model look like."""
+    if model.built and input_specs(model) is None:
+        raise ValueError(
+            "Keras does not know the shapes of the model's inputs, because the model says itself that it is built: "
+            f"leave out self.built = True, or pass AlignmentMonitor(data=(x, y)). Received: model {model.name!r}"
         )
 
 

@@ -1,6 +1,8 @@
 """What `evaluate` hands to a model and its loss: of a model with its own `test_step`, what that makes of a batch."""
 
 import functools
+import inspect
+from typing import Any, NamedTuple
 
 import keras
 from keras import tree
@@ -49,10 +51,36 @@ def _seen_in_step(model, batch):
     calls, losses, compute_loss = [], [], model.compute_loss
 
     @functools.wraps(compute_loss)
-    def loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
-        losses.append((y, tree.flatten(y_pred)[0], sample_weight))
-        return compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
+    def loss(*args, **kwargs):
+        given = loss_arguments(compute_loss, *args, **kwargs)
+        if given is not None:
+            losses.append((given.y, tree.flatten(given.y_pred)[0], given.sample_weight))
+        return compute_loss(*args, **kwargs)
 
     with recorded([model], calls.append), replaced(model, "compute_loss", loss):
         _backend.test_step(model, batch)
     return calls, losses
+
+
+class _LossArguments(NamedTuple):
+    y: Any
+    y_pred: Any
+    x: Any = None
+    sample_weight: Any = None
+
+
+def loss_arguments(compute_loss, *args, **kwargs):
+    """Return `x`, `y`, `y_pred` and `sample_weight` of a call of `compute_loss`, by these names; None if unknown.
+
+    A method of the user's own may call them otherwise, or take some of them: then the order in which Keras hands them
+    over says what is what.
+    """
+    try:
+        by_name = inspect.signature(compute_loss).bind(*args, **kwargs).arguments
+    except TypeError:  # the call will say so
+        return None
+    by_order = dict(zip(("x", "y", "y_pred", "sample_weight"), args, strict=False)) | kwargs
+    for given in (by_name, by_order):
+        if {"y", "y_pred"} <= given.keys():
+            return _LossArguments(**{name: given[name] for name in _LossArguments._fields if name in given})
+    return None

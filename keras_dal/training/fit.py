@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend, _keras
-from keras_dal.features.inputs import input_specs
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
@@ -19,6 +18,7 @@ from keras_dal.training.kernel_change import some_samples
 from keras_dal.training.measurement import measurement_of
 from keras_dal.training.schedule import Decision, SwitchSchedule
 from keras_dal.training.stage import Stage
+from keras_dal.training.statistics import UnknownStatistics
 from keras_dal.training.step_size import step_size
 from keras_dal.training.train_step import StepHooks
 
@@ -40,7 +40,7 @@ class Fit:
     """
 
     def __init__(self, model, wrap, data, params, outcome, certificates, announcer):
-        self._model, self._wrap, self._data, self._params = model, wrap, data, params
+        self._model, self._wrap, self._data, self.params = model, wrap, data, params
         self._outcome, self._certificates, self._announcer = outcome, certificates, announcer
         self._stage, self._schedule = Stage.BEGINS, SwitchSchedule.never()
         self._logs: dict[str, Any] = {}  # of the last step
@@ -55,13 +55,16 @@ class Fit:
         self._before: Any = None  # what is put back where a switch fails
         self._convex_phase: Any = None
         self._frozen: Any = None
+        self._unknown: Any = None  # statistics of layers of the user's own
         if wrap is not None:
             checks.check_same_model(wrap, model)
             checks.check_loss_scale(model.optimizer)
             wrap.driver = self  # the last one that is made
         else:
             announcer.say(model, messages.only_measures)
-        if data is not None or (model.built and input_specs(model) is not None):
+        if data is None:
+            checks.check_inputs(model)
+        if data is not None or model.built:
             self._look_at_model()
 
     def _look_at_model(self):
@@ -71,7 +74,7 @@ class Fit:
         self._structure = find_structure(model, samples, "head" if wrap is None else wrap.exploit)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(wrap, self._structure, self._loss, self._data)
-        measured = model, self._structure, self._loss, self._data, self._params["epochs"]
+        measured = model, self._structure, self._loss, self._data, self.params["epochs"]
         self._measurement = measurement_of(*measured)
         driven = wrap if wrap is not None and wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven, self._keep)
@@ -84,7 +87,7 @@ class Fit:
         if not self._explores:
             return SwitchSchedule.never()  # there is nothing left to switch
         average = self._wrap.average if self._wrap.solves else 0
-        return SwitchSchedule(self._wrap.explore, average, self._params["epochs"])
+        return SwitchSchedule(self._wrap.explore, average, self.params["epochs"])
 
     def begin_epoch(self, epoch):
         """Prepare the steps of an epoch."""
@@ -143,6 +146,7 @@ class Fit:
         """Find out where in the two phases the first epoch of this fit is, now that its optimizer is known."""
         wrap = self._wrap
         checks.check_alone(wrap, self)
+        self._unknown = UnknownStatistics(self._model)
         if wrap.solves and wrap.is_solved:  # in an earlier fit, whose result stays
             self._stage, self._measured = Stage.OVER, tuple(self._measurement.unknown())
         else:
@@ -150,7 +154,7 @@ class Fit:
         self._schedule = self._make_schedule()
         self._schedule.resume(epoch, wrap.decision)
         say = self._announcer.insist if self._stage is Stage.OVER else self._announcer.say
-        say(self._model, messages.begins, self._model, wrap, self._schedule, epoch, self._params["epochs"])
+        say(self._model, messages.begins, self._model, wrap, self._schedule, epoch, self.params["epochs"])
         is_to_come = self._stage is not Stage.OVER and (self._schedule.switch is not None or not self._explores)
         if wrap.solves and is_to_come and _keras.has_own_train_step(self._model):
             self._announcer.say(self._model, messages.own_train_step)
@@ -208,10 +212,12 @@ class Fit:
 
     def _solve_next(self, epoch):
         self._convex_phase = ConvexPhase(self._model, self._wrap, self._structure, self._loss)
+        if self._wrap.has_average:
+            self._unknown.warn()
         self._convex_phase.begin(self._model)
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so
-            self._announcer.say(self._model, messages.reads, self._convex_phase, epoch, self._params["epochs"])
+            self._announcer.say(self._model, messages.reads, self._convex_phase, epoch, self.params["epochs"])
 
     def _descend_next(self, epoch):
         model = self._model
@@ -222,7 +228,7 @@ class Fit:
         rate = self._step_size(needed=epoch != self._began) if self._is_automatic else None
         self._wrap.switch(model, learning_rate=rate, structure=self._structure)
         self._before = None
-        switch = messages.Switch(epoch, self._params["epochs"], self._structure, self._loss, self._measurement.report)
+        switch = messages.Switch(epoch, self.params["epochs"], self._structure, self._loss, self._measurement.report)
         self._announcer.say(model, messages.descends, model, switch, self._certificates.get("switch"))
 
     def begin_step(self):
@@ -243,7 +249,7 @@ class Fit:
     def _take(self):
         if self._stage is Stage.READS:
             self._tried(self._convex_phase.take)
-        if self._stage is Stage.READS and self._convex_phase.batches >= (self._params.get("steps") or math.inf):
+        if self._stage is Stage.READS and self._convex_phase.batches >= (self.params.get("steps") or math.inf):
             self._end_phase()
 
     def begin_validation(self):
@@ -261,7 +267,7 @@ class Fit:
 
     def _end_of_reading(self):
         unknown = math.inf if self._model.stop_training else 0
-        self._convex_phase.end(self._params.get("steps") or unknown)
+        self._convex_phase.end(self.params.get("steps") or unknown)
 
     def end_epoch(self, epoch):
         """Return what is logged of an epoch, by name."""
@@ -272,7 +278,7 @@ class Fit:
         if self._stage is Stage.SOLVED:
             found |= self._named_before(self._convex_phase.logs | self._measurement.moved())
             validates = self._validated in (None, epoch)  # None where there are no data for it, for all that is known
-            end = self._convex_phase, self._outcome.result, epoch, self._params["epochs"], validates
+            end = self._convex_phase, self._outcome.result, epoch, self.params["epochs"], validates
             self._announcer.say_later(self._model, messages.ends, *end)
             self._convex_phase, self._stage = None, Stage.OVER
         if self._stage is Stage.OVER:
@@ -285,7 +291,7 @@ class Fit:
         if self._measurement.interval > 1 and not self._said_interval:
             self._said_interval = True
             at_switch = self._is_automatic and self._schedule.switch is not None
-            how_often = self._measurement.interval, self._params["epochs"], at_switch, self._measurement.reason
+            how_often = self._measurement.interval, self.params["epochs"], at_switch, self._measurement.reason
             self._announcer.say_later(self._model, messages.seldom_measured, *how_often)
         if self._explores and self._schedule.decides_after(epoch):
             self._decide(epoch, found.get("alignment", np.nan))

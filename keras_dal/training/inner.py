@@ -67,9 +67,9 @@ def innermost(optimizer):
 
 def path_to(wrap, model):
     """Return how a user reaches a `Wrap`: under a float16 policy `compile` puts a loss scale around it."""
-    around = list(_keras.optimizers(getattr(model, "optimizer", None)))
-    depth = next((index for index, each in enumerate(around) if each is wrap), 0)
-    return "model.optimizer" + depth * ".inner_optimizer" if depth else "optimizer"
+    around = _keras.optimizers(getattr(model, "optimizer", None))
+    depth = next((index for index, each in enumerate(around) if each is wrap), None)
+    return "optimizer" if depth is None else "model.optimizer" + depth * ".inner_optimizer"
 
 
 @contextlib.contextmanager

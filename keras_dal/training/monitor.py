@@ -86,7 +86,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._fit.begin_step()
 
     def on_test_begin(self, logs=None):
-        if self._fit is not None:  # else it is `evaluate` that calls
+        if self._fit is not None and self._fit.params is self.params:  # else it is `evaluate` that calls
             self._fit.begin_validation()
 
     def on_epoch_end(self, epoch, logs=None):

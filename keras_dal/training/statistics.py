@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
+import warnings
 
 import keras
 import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
-from keras_dal.features.tracing import recorded, replaced
+from keras_dal.features.tracing import recorded, replaced, to_numpy
 from keras_dal.features.variables import assign_all, values_of
 
 
@@ -83,6 +84,34 @@ class BatchStatistics:
         if self._count:
             for variable, total in zip(self._variables, self._sums, strict=True):
                 variable.assign((total / self._count).astype(variable.dtype))
+
+
+class UnknownStatistics:
+    """What training changes beside what it trains and the statistics of `with_statistics`: nobody will average it.
+
+    Args:
+        model: the model, before it is trained.
+    """
+
+    def __init__(self, model):
+        layers = _keras.sublayers(model)
+        still = [layer for layer in layers if not layer.trainable]  # a frozen backbone, say
+        still += [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
+        known = {id(v) for layer in still for v in layer.variables}
+        known |= {id(v) for _, variables in with_statistics(model) for v in variables}
+        others = [v for v in model.non_trainable_variables if id(v) not in known and "float" in v.dtype]
+        self._before = list(zip(others, values_of(others), strict=True))
+
+    def warn(self):
+        """Warn of those that have changed since."""
+        moved = [v.path for v, before in self._before if not np.array_equal(to_numpy(v), before, equal_nan=True)]
+        if moved:
+            warnings.warn(
+                "These variables keep what the last steps left in them, beside weights that are averaged: statistics "
+                "are renewed where a layer has a momentum and their names begin with moving_, as BatchNormalization "
+                f"has it; Wrap(average=0) averages nothing. Received: {', '.join(moved)}",
+                stacklevel=3,
+            )
 
 
 def _mean(layer, values):

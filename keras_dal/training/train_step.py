@@ -4,11 +4,13 @@ import contextlib
 import functools
 import threading
 import warnings
+from typing import Any
 
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import pooled, recorded, replaced
+from keras_dal.training.evaluated import loss_arguments
 from keras_dal.training.messages import described
 from keras_dal.training.moments import StepMoments
 
@@ -38,6 +40,7 @@ class StepHooks:
         self._frozen = ()
         self._exploiting = self._skips_mixture = False
         self._armed = False
+        self._made_from: Any = None  # function from a train function of Keras to what stands in for it
 
     def install(self, linear_parameters=None):
         """Makes the train function anew, so that it is traced with the hooks of the phase that begins.
@@ -59,19 +62,28 @@ class StepHooks:
             metrics.append(self._moments)  # part of the state that JAX carries
             model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
         model.make_train_function(force=True)
-        function, is_first = model.train_function, True
+        self._put(self._training)
+
+    def _training(self, function):
+        """Return a train function that trains with the hooks around it."""
+        is_first = True
 
         def training(*args):
             nonlocal is_first
-            if is_first and model.optimizer.built:  # or the step makes variables all the same
-                _backend.build_metrics(model, *args)
+            if is_first and self._model.optimizer.built:  # or the step makes variables all the same
+                _backend.build_metrics(self._model, *args)
             is_first = False
             with self._hooks():
                 returned = function(*args)
             self._trained(_flat(_backend.logs_of(returned) or {}))
             return returned
 
-        model.train_function = self._hooked(training)
+        return training
+
+    def _put(self, made_from):
+        """Lets what a function makes of the train function stand in for it."""
+        self._made_from = made_from
+        self._model.train_function = self._hooked(made_from(self._model.train_function))
 
     def read_only(self, function, read, ended=lambda: None):
         """Lets a function that only reads the data stand in for the train function.
@@ -94,7 +106,7 @@ class StepHooks:
             read()
             return returned
 
-        self._model.train_function = self._hooked(reading)
+        self._put(lambda _: reading)
 
     def remove(self):
         """Leaves the model as it was before `install`; the next `fit` traces its own train function.
@@ -109,6 +121,8 @@ class StepHooks:
     def arm(self):
         """Says that the next step belongs to the `fit` these hooks were installed in."""
         self._armed = True
+        if _keras.is_own(self._model.train_function):  # made anew by another callback, which unfroze layers, say
+            self._put(self._made_from)
 
     def _hooked(self, function):
         """Return a train function that works in the fit which these hooks were installed in, and in no other."""
@@ -172,12 +186,12 @@ class StepHooks:
             else:
                 seen.calls.append((tree.flatten(call.outputs)[0], seen.features))
 
-        def measured_loss(x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
-            loss = compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, **kwargs)
-            features = seen.behind(y_pred)
+        def measured_loss(*args, **kwargs):
+            loss, given = compute_loss(*args, **kwargs), loss_arguments(compute_loss, *args, **kwargs)
+            features = None if given is None else seen.behind(given.y_pred)
             if features is not None:
-                weight = None if sample_weight is None else tree.flatten(sample_weight)[0]
-                self._measure(x, tree.flatten(y)[0], features, weight)
+                weight = None if given.sample_weight is None else tree.flatten(given.sample_weight)[0]
+                self._measure(given.x, tree.flatten(given.y)[0], features, weight)
             return loss
 
         with (

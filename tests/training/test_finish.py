@@ -487,7 +487,7 @@ def test_finish_says_which_weights_it_takes(capsys):
     x, y = images()
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=8, average=0.5))
     fit(model, 6, [keras_dal.AlignmentMonitor()])
-    assert "after optimizer.drop_average() of those there are" in capsys.readouterr().out
+    assert "after model.optimizer.drop_average() of those there are" in capsys.readouterr().out
     before = snapshot(model)
     model.optimizer.drop_average()
     keras_dal.finish(model, x, y, statistics_from=x)

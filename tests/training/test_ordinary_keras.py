@@ -658,3 +658,145 @@ def test_a_generator_may_say_that_there_are_no_weights(is_built):
     history = model.fit(batches(), steps_per_epoch=3, epochs=3, verbose=0, shuffle=False, callbacks=[monitor]).history
     assert len(history["accuracy"]) == 3
     assert monitor.result.point.gap <= 1e-4
+
+
+class BuiltByItself(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = layers.Dense(8, activation="relu"), layers.Dense(3)
+        self.hidden.build((None, 4))
+        self.out.build((None, 8))
+        self.built = True
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+
+def test_a_model_that_says_itself_that_it_is_built_is_trained_on_data_of_the_monitor():
+    x, y = rows()
+    ended(BuiltByItself(), x, y, data=(x, y))
+
+
+def test_a_model_that_says_itself_that_it_is_built_is_refused_with_its_weights_where_its_inputs_are_not_known():
+    x, y = rows()
+    model = BuiltByItself()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"leave out self.built = True, or pass AlignmentMonitor\(data=.*Received"):
+        ended(model, x, y)
+    for value, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, old)
+
+
+class LossOfOtherNames(keras.Model):
+    def compute_loss(self, inputs, targets, outputs, weights=None, training=True):
+        return super().compute_loss(inputs, targets, outputs, weights)
+
+
+class LossOfAnything(keras.Model):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs)
+
+
+class LossOfThree(keras.Model):
+    def compute_loss(self, x, y, y_pred):
+        return super().compute_loss(x, y, y_pred)
+
+    def train_step(self, data):
+        x, y = data
+        return {"loss": self.compute_loss(x, y, self(x, training=True))}
+
+
+class LossOfTwo(keras.Model):
+    def compute_loss(self, y, y_pred):
+        return super().compute_loss(y=y, y_pred=y_pred)
+
+    def train_step(self, data):
+        x, y = data
+        return {"loss": self.compute_loss(y, self(x, training=True))}
+
+
+@pytest.mark.parametrize("kind", [LossOfOtherNames, LossOfAnything, LossOfThree, LossOfTwo])
+def test_compute_loss_may_name_its_arguments_as_it_likes(kind):
+    if kind in (LossOfThree, LossOfTwo) and keras.backend.backend() != "tensorflow":
+        pytest.skip("the training step of this test is one of TensorFlow")
+    x, y = rows()
+    inputs = keras.Input((4,))
+    model = kind(inputs, layers.Dense(3)(layers.Dense(8, activation="relu")(inputs)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.optimizer.learning_rate = 0.0
+    expected = keras_dal.alignment(model, x, y).alignment
+    history = model.fit(x, y, epochs=1, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
+    assert history["alignment"] == [pytest.approx(expected, abs=1e-5)]
+
+
+class RunningMean(layers.Layer):
+    """Statistics that are not named as those of Keras are."""
+
+    def build(self, shape):
+        self.running = self.add_weight(shape=shape[-1:], initializer="zeros", trainable=False, name="running_mean")
+
+    def call(self, x, training=False):
+        if training:
+            self.running.assign(0.9 * self.running + 0.1 * keras.ops.mean(x, axis=0))
+        return x - self.running
+
+
+@pytest.mark.parametrize("average", [0, 0.5])
+def test_statistics_that_nobody_renews_beside_an_average_are_said(average, recwarn):
+    x, y = rows()
+    model = dense(RunningMean(name="centred"), layers.BatchNormalization())
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap("adam", explore=2, average=average), loss)
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+    said = [str(warning.message) for warning in recwarn if "keep what the last steps left" in str(warning.message)]
+    assert len(said) == (average > 0)
+    assert all(text.endswith("centred/running_mean") for text in said)
+
+
+class MadeAnew(keras.callbacks.Callback):
+    """Lets Keras make its train function anew, as whoever unfreezes layers in training must."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch in self.epochs:
+            self.model.make_train_function(force=True)
+
+
+@pytest.mark.parametrize("finish", ["solve", "descend"])
+def test_another_callback_may_let_the_train_function_be_made_anew(finish):
+    x, y = rows()
+    weights = []
+    for before, after in (((), ()), ((1,), (2, 3, 4))):
+        keras.utils.set_random_seed(0)
+        model = dense(layers.BatchNormalization())
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras_dal.Wrap("adam", explore=3, finish=finish), loss)
+        callbacks = [MadeAnew(before), keras_dal.AlignmentMonitor(verbose=False), MadeAnew(after)]
+        history = model.fit(x, y, epochs=5, verbose=0, callbacks=callbacks).history
+        assert history["phase"][-1] == 1
+        assert np.isfinite(history["alignment"]).all()
+        weights.append(model.get_weights())
+    for value, expected in zip(*weights, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+class Interrupts(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if logs.get("phase"):
+            raise KeyboardInterrupt
+
+
+def test_an_evaluation_after_an_interrupted_fit_leaves_the_model_as_it_is():
+    x, y = rows()
+    model = dense(layers.BatchNormalization())
+    model.compile(keras_dal.Wrap("adam", explore=1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[monitor, Interrupts()])
+    before = model.get_weights()
+    model.evaluate(x, y, verbose=0, callbacks=[monitor])
+    for value, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, old)
