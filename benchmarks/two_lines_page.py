@@ -3,6 +3,7 @@
 python benchmarks/two_lines_page.py
 """
 
+import datetime
 from collections import defaultdict
 from pathlib import Path
 
@@ -44,8 +45,8 @@ DETAILS = {
 
 
 def settings(rows):
-    """Return rows by setting, way and seed."""
-    found = defaultdict(lambda: defaultdict(dict))
+    """Return the last rows by setting, way and seed, each with that of the optimizer alone measured nearest to it."""
+    found, alone = defaultdict(lambda: defaultdict(dict)), defaultdict(list)
     for row in rows:
         if row["processor_seconds"] < UNDISTURBED * row["seconds"]:
             row["seconds"] = None
@@ -53,15 +54,25 @@ def settings(rows):
             row["seconds"] = row["processor_seconds"] = None
         setting = row["dataset"], row["images"], row["epochs"], row["recipe"], row.get("explore")
         found[setting][row["way"]][row["seed"]] = row
+        if row["way"] == "base":
+            alone[*setting, row["seed"]].append(row)
+    for setting, ways in found.items():
+        for row in [row for by_seed in ways.values() for row in by_seed.values()]:
+            bases = alone[*setting, row["seed"]] or alone[*setting[:-1], None, row["seed"]]
+            days = {abs((_day(base) - _day(row)).days): base for base in bases}
+            row["alone"] = days[min(days)] if days else None
     for setting in [setting for setting in found if setting[-1] is not None and not found[setting]["base"]]:
         found[setting]["base"] = found[(*setting[:-1], None)]["base"]
     return found
 
 
+def _day(row):
+    return datetime.date.fromisoformat(row["machine"]["date"])
+
+
 def paired(ways, way, field):
     """Return the values of a way and of the base, seed by seed; without those that are not known of one of them."""
-    seeds = sorted(set(ways[way]) & set(ways["base"]))
-    pairs = [[ways[name][seed][field] for name in (way, "base")] for seed in seeds]
+    pairs = [[row[field], row["alone"][field]] for _, row in sorted(ways[way].items()) if row["alone"]]
     return np.array([pair for pair in pairs if None not in pair]).reshape(-1, 2).T
 
 
@@ -73,7 +84,9 @@ def ratio(ways, way, field):
 
 def processor_ratio(ways, way):
     """Return the ratio of processor time, and whether it is that of undisturbed pairs; of all, where there are none."""
-    clear = {name: {seed: row for seed, row in ways[name].items() if row["seconds"]} for name in (way, "base")}
+    clear = {
+        way: {s: row for s, row in ways[way].items() if row["seconds"] and row["alone"] and row["alone"]["seconds"]}
+    }
     exact = ratio(clear, way, "processor_seconds")
     return (ratio(ways, way, "processor_seconds"), False) if np.isnan(exact) else (exact, True)
 
