@@ -2,13 +2,15 @@
 
 import functools
 import inspect
-from typing import Any, NamedTuple
+import types
 
 import keras
 from keras import tree
 
 from keras_dal import _backend
 from keras_dal.features.tracing import recorded, replaced
+
+_LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight")  # of `compute_loss`, in the order in which Keras passes them
 
 
 def evaluated(model, batch):
@@ -62,13 +64,6 @@ def _seen_in_step(model, batch):
     return calls, losses
 
 
-class _LossArguments(NamedTuple):
-    y: Any
-    y_pred: Any
-    x: Any = None
-    sample_weight: Any = None
-
-
 def loss_arguments(compute_loss, *args, **kwargs):
     """Return `x`, `y`, `y_pred` and `sample_weight` of a call of `compute_loss`, by these names; None if unknown.
 
@@ -79,8 +74,8 @@ def loss_arguments(compute_loss, *args, **kwargs):
         by_name = inspect.signature(compute_loss).bind(*args, **kwargs).arguments
     except TypeError:  # the call will say so
         return None
-    by_order = dict(zip(("x", "y", "y_pred", "sample_weight"), args, strict=False)) | kwargs
+    by_order = dict(zip(_LOSS_ARGUMENTS, args, strict=False)) | kwargs
     for given in (by_name, by_order):
         if {"y", "y_pred"} <= given.keys():
-            return _LossArguments(**{name: given[name] for name in _LossArguments._fields if name in given})
+            return types.SimpleNamespace(**{name: given.get(name) for name in _LOSS_ARGUMENTS})
     return None
