@@ -148,44 +148,56 @@ class Task:
         self.num_steps, phi, problem, ending = 0, None, None, None
         for ridge in ridges:
             problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
-            step, _, ending = self._minimize(problem, tol, enough, phi)
+            step, _, ending = self._minimize(problem, 1e-2 * tol, enough, phi)
             self.path.end(ending)
             if ending == Ending.TOLERANCE:
                 return
             phi = step.phi
-        provable = ending == Ending.GAP and self.jacobian is self.samples and self.data.head.is_plain
-        if not provable:
-            return
-        self.proof = prove(self, problem.ridge, problem.whitening, 1e-2 * tol)
-        if self.proof is None:
-            self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did, or the model cannot hold this
+        if self.jacobian is self.samples and self.data.head.is_plain:
+            self._prove(problem, 1e-2 * tol)
 
     @with_few_threads
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
         self.num_steps, self.penalty = 0, l2_penalty(self.data.structure)
         problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
-        self.path.end(Ending.MAX_STEPS)
-        for step, _ in self._walk(problem, None):
-            self.proof = prove(self, ridge, problem.whitening, gap) if step.gap <= gap else None
-            if self.proof:
-                return
+        self.path.end(self._minimize(problem, gap)[2])
+        self._prove(problem, gap)
 
-    def _minimize(self, problem, tol, enough=None, phi=None):
+    def _prove(self, problem, gap):
+        """Prove that the last point is within `gap` of the minimum, where need be after steps in float64."""
+        self.proof = prove(self, problem.ridge, problem.whitening, gap, functools.partial(self._step_at, problem))
+        if self.proof is None and self.path.stopped_by == Ending.GAP:
+            self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did, or the model cannot hold this
+
+    def _step_at(self, problem, theta, gradient):
+        self.num_steps += 1
+        return problem.whitening.exact_theta(problem.step_at(self._logits(theta), gradient))
+
+    def _logits(self, theta):
+        """Return the logits of all rows; what is lost of them is small beside their change."""
+        return self.start + self.jacobian.logits(self._where.single(theta - self.data.theta))
+
+    def at(self, theta, ridge, gap):
+        """Return the point at parameters that no step of the solver came to."""
+        return self._point(theta, self._logits(theta), ridge, gap)
+
+    def _minimize(self, problem, gap, enough=None, phi=None):
         """Return the step and point where the loss is nearly its floor, or nearly the least, and what ended it there.
 
         Args:
             problem: a `NewtonCG`.
-            tol, enough: as in `minimize`.
+            gap: at which a minimum counts as reached, and a decrease as none.
+            enough: as in `minimize`.
             phi: where to start.
         """
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
             if enough is not None and point.loss - self.floor <= enough:
                 return step, point, Ending.TOLERANCE
-            if step.gap <= 1e-2 * tol:
+            if step.gap <= gap:
                 return step, point, Ending.GAP
-            if before - step.objective < 1e-2 * tol:
+            if before - step.objective < gap:
                 return step, point, Ending.STALLED
             before = step.objective
         return step, point, Ending.MAX_STEPS

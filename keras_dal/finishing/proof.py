@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_dal.finishing.stopping import Ending
-from keras_dal.solvers.gap import gap_and_decrease, gradient_steps
+from keras_dal.solvers.gap import Bound, bound_gap, gradient_steps
+
+_GAIN = 0.5  # a step that leaves more of the gap than this is the last: what is left is rounding
 
 
 class Proof(NamedTuple):
@@ -25,7 +27,7 @@ class Proof(NamedTuple):
     num_steps: int
 
 
-def prove(task, ridge, whitening, gap):
+def prove(task, ridge, whitening, gap, step_at=None):
     """Put the last point of a path on parameters as the model will have them, and end the path if it is near enough.
 
     The gap is computed in float64; it is that of the solver, and proves nothing, where the head is not plain.
@@ -35,6 +37,8 @@ def prove(task, ridge, whitening, gap):
         ridge: weight of the change.
         whitening: the `Whitening` in whose coordinates the change is measured.
         gap: the wanted one, positive.
+        step_at: function of theta and of the gradient in phi there, float64, that returns a change of theta: it takes
+            a plain head on from where float32 sees no gap. None for a point that stays where it is.
 
     Returns:
         A `Proof`, or None where the point is not within it.
@@ -43,16 +47,33 @@ def prove(task, ridge, whitening, gap):
     head, loss, train, theta = data.head, data.loss, data.train, data.structure.rounded(point.theta)
     if not np.isfinite(theta).all():  # in the dtype of the model
         return None
-    problem, proved, decrease = (task.anchors, ridge, whitening), point.gap, 0.0
+    problem, bound = (task.anchors, ridge, whitening), Bound(point.gap, 0.0, np.zeros(0))
     if head.is_plain:
         samples = train.features, loss, data.targets, train.weights
-        proved, decrease = gap_and_decrease(head, *samples, theta, data.theta, *problem, task.penalty)
-    task.path.points[-1] = dataclasses.replace(point, theta=theta, gap=proved)
-    if not proved <= gap:  # nor where it is not a number
+
+        def bounded(theta):
+            return bound_gap(head, *samples, theta, data.theta, *problem, task.penalty)
+
+        bound, refined = _refined(bounded, theta, gap, step_at, data.structure.rounded)
+        point, theta = point if refined is theta else task.at(refined, ridge, bound.gap), refined
+    task.path.points[-1] = dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap)
+    if not bound.gap <= gap:  # nor where it is not a number
         return None
     task.path.end(Ending.CERTIFIED if head.is_plain else Ending.GAP)
     curvature, steps = loss.curvature(head.num_outputs), None
     if head.is_plain and curvature is not None and task.penalty is None:  # beside which the bound says nothing useful
         samples = train.features, head.use_bias, curvature, train.weights
-        steps = gradient_steps(*samples, *problem, decrease + proved, gap)
+        steps = gradient_steps(*samples, *problem, bound.decrease + bound.gap, gap)
     return Proof(gap, head.is_plain, steps, task.num_steps)
+
+
+def _refined(bounded, theta, gap, step_at, rounded):
+    """Return the `Bound` of theta, or of what Newton steps in float64 make of it until its gap is the wanted one."""
+    bound = bounded(theta)
+    while step_at is not None and not bound.gap <= gap:
+        further = rounded(theta + step_at(theta, bound.gradient))
+        closer = bounded(further)
+        if not closer.gap < _GAIN * bound.gap:
+            break
+        theta, bound = further, closer
+    return bound, theta

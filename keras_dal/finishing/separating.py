@@ -111,10 +111,10 @@ class SeparableTask(Task):
             reason = str(error).rstrip(".") or type(error).__name__
         if np.any((self._margins(logits) <= 0) & ~self.left):
             warnings.warn(
-                "Interpolation did not separate the samples, and Newton's method goes on, which can take long: "
-                "time_limit ends it. Where gates were added for fewer samples, use add_gated_head(num_samples="
-                f"{len(self.data.train)}). Received: {reason}; {len(solver.chosen)} samples moved or held, training "
-                f"accuracy {point.accuracy}",
+                "Interpolation did not separate the samples, and Newton's method goes on, which can take long "
+                "(time_limit of converge ends it). Where gates were added for fewer samples, use "
+                f"add_gated_head(num_samples={len(self.data.train)}). Received: {reason}; {len(solver.chosen)} samples "
+                f"moved or held, training accuracy {point.accuracy}",
                 stacklevel=4,
             )
             return False

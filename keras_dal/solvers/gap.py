@@ -1,6 +1,7 @@
 """How far a head may be from the minimum of `loss + ridge * change`, and how soon gradient steps get there."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -13,8 +14,22 @@ _SAFETY = 1 + 1e-6  # for rounding in the sums below that have no signs, generou
 _AFFORDABLE = 2e10  # multiplications to say how many gradient steps there would be
 
 
-def gap_and_decrease(head, features, loss, targets, weights, theta, start, anchors, ridge, whitening, factors=None):
-    r"""Return an upper bound of \( F(\theta) - \min F \) for a plain head, and \( F(\theta^0) - F(\theta) \).
+class Bound(NamedTuple):
+    """What float64 sees of a head.
+
+    Attributes:
+        gap: upper bound of how far the objective is above its minimum.
+        decrease: by how much it is below what it was before any change, up to rounding.
+        gradient: in the whitened coordinates, `(P,)`, up to rounding.
+    """
+
+    gap: float
+    decrease: float
+    gradient: np.ndarray
+
+
+def bound_gap(head, features, loss, targets, weights, theta, start, anchors, ridge, whitening, factors=None):
+    r"""Return a `Bound` of \( F(\theta) - \min F \) for a plain head.
 
     \( F = \frac1n \sum_i w_i l(f_i) + \rho \left( \frac1a \sum_a \|f_a - f_a^0\|^2 + \|\phi\|^2 \right) +
     \sum_k \lambda_k \theta_k^2 \) with
@@ -60,7 +75,7 @@ def gap_and_decrease(head, features, loss, targets, weights, theta, start, ancho
     error += EPS * (len(root) + 4) * np.abs(gradient)
     error = (root @ error.reshape(len(root), -1)).ravel() + 2 * ridge * (phi_error + EPS * np.abs(phi))
     gap = _SAFETY * float(np.linalg.norm(pulled_back) + np.linalg.norm(error)) ** 2 / (4 * ridge)
-    return gap, float(decrease - ridge * (phi @ phi))
+    return Bound(gap, float(decrease - ridge * (phi @ phi)), pulled_back)
 
 
 def _slopes_error(loss, logits, targets, slopes, off):
@@ -79,7 +94,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
     r"""Return a number of accelerated gradient steps in \( \phi \) after which F is within `gap` of its minimum.
 
     Let A and M be the second moments of the inputs over samples, by their weights, and over anchors, in the whitening
-    of `gap_and_decrease`. The second derivative of F lies between \( \mu = 2 \rho (1 + \lambda_{min}(M)) \) and
+    of `bound_gap`. The second derivative of F lies between \( \mu = 2 \rho (1 + \lambda_{min}(M)) \) and
     \( \beta = \lambda_{max}(c A + 2 \rho M) + 2 \rho \), so that k steps of size \( 1 / \beta \) with
     momentum \( (1 - q) / (1 + q) \), \( q = \sqrt{\mu / \beta} \), leave at most \( (1 - q)^k \) of twice the excess
     (Nesterov, 2018, theorem 2.2.3 with \( \gamma_0 = \mu \), where \( \frac{\mu}{2} \|\phi^*\|^2 \) is no more than the
@@ -89,7 +104,7 @@ def gradient_steps(features, use_bias, curvature, weights, anchors, ridge, white
         features: `(n, m)`.
         use_bias: whether the head has one.
         curvature: c, an upper bound of the loss's second derivative in the logits.
-        weights, anchors, ridge, whitening: as in `gap_and_decrease`, with no penalty.
+        weights, anchors, ridge, whitening: as in `bound_gap`, with no penalty.
         excess: upper bound of how far F is above its minimum at first.
         gap: how far it may be in the end, positive.
 

@@ -77,6 +77,21 @@ class NewtonCG:
             length = self._line_search(phi, direction, logits, change, self._xp.dot(gradient, direction))
             phi, logits = phi + length * direction, logits + change * length
 
+    def step_at(self, logits, gradient):
+        """Return the Newton step at some logits for a gradient that is known better than float32 knows it.
+
+        Args:
+            logits: `(n, C)`, of the kind of `Step.logits`.
+            gradient: `(P,)` of NumPy, float64; numbers as small as its own may have no float32.
+
+        Returns:
+            A change of phi, `(P,)` of NumPy, float64.
+        """
+        size = np.linalg.norm(gradient) or 1.0
+        towards = gradient / size if self._xp is arrays.NUMPY else self._xp.single(gradient / size)
+        step = self._newton_direction(self.jacobian, self.objective.hessian(logits, ALL), towards)
+        return size * self._xp.numpy(step).astype(np.float64)
+
     def _active(self, logits):
         """Return ascending indices of the rows that count, or ALL; tensors of each new shape would compile anew."""
         if self._xp is not arrays.NUMPY:

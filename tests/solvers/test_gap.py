@@ -53,7 +53,10 @@ def test_steps_are_those_of_the_dense_hessian_and_the_gap_holds_beside_a_penalty
     for phi in (np.zeros((m + 1) * c), least.x + 1e-6 * generator.standard_normal((m + 1) * c)):
         theta = start + basis @ phi
         data = head, features, loss, targets, weights, theta, start
-        bound, decrease = gap.gap_and_decrease(*data, *problem, factors)
+        bound, decrease, gradient = gap.bound_gap(*data, *problem, factors)
+        steps_of = 1e-5 * np.eye(len(phi))
+        slopes = [(objective(phi + each) - objective(phi - each)) / 2e-5 for each in steps_of]
+        assert gradient == pytest.approx(slopes, abs=1e-6)
         assert objective(phi) - least.fun <= bound + 1e-9
         assert decrease == pytest.approx(objective(np.zeros_like(phi)) - objective(phi), abs=1e-7)
     assert bound < 0.1  # next to the minimum
