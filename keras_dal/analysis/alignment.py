@@ -8,7 +8,7 @@ import numpy as np
 from keras_dal import _backend
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
-from keras_dal.analysis.network import ITERATIONS, alignment_of_network
+from keras_dal.analysis.network import PRODUCTS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
 from keras_dal.analysis.separability import Finding, Verdict, announced, decide, decisive_share, joined_rows
 from keras_dal.features.batches import feature_batches, first_inputs
@@ -70,7 +70,7 @@ def alignment(
     loss = loss_of(model, structure.activation, loss)
     if whole:
         if verbose:
-            print(f"keras_dal: at most {2 * ITERATIONS} products with the Jacobian of the whole network", flush=True)
+            print(f"keras_dal: at most {PRODUCTS} products with the Jacobian of the whole network", flush=True)
         return alignment_of_network(structure, loss, x, y, sample_weight, batch_size)
     return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability, verbose)
 
@@ -169,13 +169,15 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, loss.seen(loss.label_matrix(targets)), weight)
-    projection = qr.project(_eps(structure, rows))
+    eps = _eps(structure, rows)
+    projection = qr.project(eps)
     theta = projection.coefficients.ravel()
     per_sample, _ = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, projection.residual, projection.squares)
     least = decisive_share(loss, projection.least, projection.squares)
     complete, used = projection.complete, used.mean()
-    finding = decide(head, loss, rows, theta, share, decide_separability, least=least, complete=complete, used=used)
+    known = {"eps": eps, "least": least, "complete": complete, "used": used}
+    finding = decide(head, loss, rows, theta, share, decide_separability, **known)
     return _report_projection(
         structure,
         projection,
@@ -188,7 +190,8 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
     features, targets, weights = joined_rows(rows)
-    columns = jacobian(head, features, weights, loss.shift_invariant, eps=_eps(structure, rows))
+    eps = _eps(structure, rows)
+    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps)
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
     squares = centred_total(loss.seen(matrix), weights, structure.use_bias)
@@ -197,11 +200,12 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     least = share
     if columns.factorized:
         least = decisive_share(loss, weights @ columns.seen(columns.left_of(matrix, counting=False)) ** 2, squares)
+    known = {"eps": eps, "columns": columns, "least": least, "used": used.mean()}
     spectrum = columns.with_constants()
     return report(
         structure,
         len(features),
-        decide(head, loss, rows, theta, share, decide_separability, columns, least, used=used.mean()),
+        decide(head, loss, rows, theta, share, decide_separability, **known),
         **shares(per_sample, per_class, squares),
         rank=spectrum.rank,
         tolerance=columns.tolerance,

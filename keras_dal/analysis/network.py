@@ -15,9 +15,10 @@ from keras_dal.solvers.jacobian import Products
 from keras_dal.solvers.label_squares import centred_total, safe_mean
 
 _LSQR = "LSQR, which bounds the alignment from below up to an estimate of the rounding in the network"
-ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
+_ITERATIONS = 300  # of LSQR on a whole network: each is two passes over the data
 _DAMPING = 1e-4  # of the largest singular value: what float32 leaves of directions without effect must not grow
 _POWERS = 5  # steps of the power method that finds it well enough
+PRODUCTS = 3 + 2 * (_POWERS + _ITERATIONS)  # at most: one to begin each, and one for what is left
 
 
 def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
@@ -46,7 +47,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
     scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
     with _backend.full_precision():
         size = _power_method(scaled, right)
-        direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=ITERATIONS)[0]
+        direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
         residual = right - scaled @ direction
     rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, an estimate
     left = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2

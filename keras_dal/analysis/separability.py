@@ -21,6 +21,7 @@ from keras_dal.tables import at_least
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
+_ROOM = 100.0  # for squares of rounding errors: ten times as large as they are taken to be
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
@@ -73,7 +74,9 @@ def announced(num_samples, num_parameters, seconds=None):
     )
 
 
-def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, complete=False, used=1.0):
+def decide(
+    head, loss, rows, theta, share, decide_separability, *, eps, columns=None, least=None, complete=False, used=1.0
+):
     """Return the `Finding` for a head.
 
     Args:
@@ -83,6 +86,7 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
         theta: least-squares solution, the first candidate for a witness.
         share: its residual share, as `decisive_share` returns it.
         decide_separability: whether a solver is run where least squares are no witness.
+        eps: spacing at one of the numbers that the features are.
         columns: the `Jacobian`, where there is one already.
         least: the share that all directions leave that float64 can tell from rounding; by default `share`.
         complete: whether it is known that there are no other directions.
@@ -94,6 +98,8 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
     if np.isfinite(scale):
         if columns is None and decide_separability and not complete and share > ALIGNED:
             columns = _factorized(head, loss, rows)
+        if share <= ALIGNED and loss.quadratic and _hides_some(head, loss, rows, theta, eps):
+            return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, of labels of which few are large")
         return _by_least_squares(share, columns, least, complete)
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
@@ -155,9 +161,7 @@ def _separability(head, loss, rows, columns, used):
     if columns is None:
         columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
     if not columns.factorized:
-        return Finding(
-            Verdict.UNDECIDED, f"least squares alone, because the head is too large to factorize ({columns.method})"
-        )
+        return Finding(Verdict.UNDECIDED, _too_large(columns))
     infimum = duality.enclose_infimum(columns, loss, targets, weights)
     if not loss.are_hard(targets):
         return _of_mixed(infimum.lower, loss.floor(targets, weights), np.mean(weights), used)
@@ -227,7 +231,13 @@ def finding_of(found, share, witnessed, objective, scale, v):
     if found.lower > floor:
         least = at_least(found.lower, 3)
         return Finding(Verdict.NOT_SEPARABLE, f"an exact dual point near one in float64 has at least the value {least}")
+    if not objective.jacobian.factorized:
+        return Finding(Verdict.UNDECIDED, _too_large(objective.jacobian))
     return Finding(Verdict.UNDECIDED, _found_neither(found))
+
+
+def _too_large(columns):
+    return f"least squares alone, because the head is too large to factorize ({columns.method})"
 
 
 def _is_above_rounding(lower, objective, v):
@@ -235,5 +245,20 @@ def _is_above_rounding(lower, objective, v):
     jac, targets = objective.jacobian, objective.targets
     if not objective.loss.quadratic or lower == 0:
         return False
-    size = jac.head.magnitudes(jac.features, np.abs(v)) + np.abs(targets)
-    return lower > objective.loss_of(targets + jac.eps * size)
+    return lower > objective.loss_of(targets + jac.eps * _size(jac.head, jac.features, targets, v))
+
+
+def _size(head, features, targets, theta):
+    """Return what the rounding of features and labels is relative to, `(n, C)`."""
+    return head.magnitudes(features, np.abs(theta)) + np.abs(targets)
+
+
+def _hides_some(head, loss, rows, theta, eps):
+    """Whether a small residual share is more than rounding leaves: labels that are few and large hide all others."""
+    left = rounded = 0.0
+    for features, targets, weights in rows:
+        features = features.astype(np.float64)
+        noise = head.rounding(features, theta) + eps * _size(head, features, targets, theta)
+        left += weights @ loss.values(head.logits(features, theta), targets)
+        rounded += weights @ loss.values(targets + noise, targets)
+    return left > _ROOM * rounded

@@ -58,7 +58,7 @@ def width_curve(
     """Predict, from one pass over the data and no training, what more gates beside the head would gain.
 
     For each draw of the gates there is one set of columns: a wider head has those of the narrower ones and more. With
-    p columns a draw takes `n p^2` products in float64 and `8 p (n + p)` bytes. Ranks follow the rule of `alignment`,
+    p columns a draw takes `n p^2` products in float64 and `8 p (n + 3 p)` bytes. Ranks follow the rule of `alignment`,
     for features in float32. Shares are what evaluated coefficients leave, exact to about 1e-9 where no direction lies
     near the tolerance; those that do are left out column by column, each with about an nth part of the labels.
     Constraints on the parameters, and which of them are trainable, count for nothing here.
@@ -73,7 +73,7 @@ def width_curve(
         draws: how often the gates are drawn.
         loss: as for `model.compile`; the compiled one by default.
         cache: directory in which features of arrays are kept and found again.
-        max_bytes: memory for features, and for columns with their Gram matrix.
+        max_bytes: memory for features, and for columns with their Gram matrix and its factors.
         batch_size: samples in one evaluation of arrays.
         seed: integer for the gates and for the order of the samples.
         verbose: 0 for silence; else a line for each width of each draw.

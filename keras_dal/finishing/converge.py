@@ -116,7 +116,7 @@ def converge(
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
     add_gates = functools.partial(_with_gated_head, inputs=inputs, verbose=verbose)
     task = _walked(task, gated, ridge, tol, max_bytes, add_gates)
-    goal = {"tol": tol if ridge is None else None, "scaled_to": tol}
+    goal = {"tol": None if ridge else tol, "scaled_to": tol}
     try:
         return finished(task, path, **goal)
     except KeyboardInterrupt:

@@ -154,11 +154,11 @@ class Result:
             Lines of text; none where nothing is proved.
         """
         if self._is_proved:
-            divided = _keras.loss_weight(self.structure.model)
+            divided = _keras.loss_weight(self.structure.model) or 1.0
             penalty = f" + its L2 penalty{f' / {divided:g}' if divided != 1 else ''}" if self.penalized else ""
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head{penalty}"
             of = "" if self._data.are_exact else f", on features {TO_FLOAT32}"
-            of += f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
+            of += self._of_logits
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
                 steps = f"{self.gradient_steps:,} steps to {at_most(self._solved.proof.wanted, 2)}"
@@ -169,8 +169,13 @@ class Result:
             yield (
                 "proved:     the infimum of the loss is 0, as every margin is positive (least "
                 f"{at_least(self._proved_margin, 2)}); with the head times {self.scale:,.0f} the loss is "
-                f"{at_most(largest, 2, 'e')}"
+                f"{at_most(largest, 2, 'e')}{self._of_logits}"
             )
+
+    @property
+    def _of_logits(self):
+        """What is said where Keras' own loss is that of probabilities that it clips."""
+        return f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
 
     def logits(self, features):
         """Evaluate the head at `point`, before any `rescale`.

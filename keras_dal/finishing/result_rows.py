@@ -60,7 +60,7 @@ def _validation(result):
         scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"
     if result.before is not None and _is_worse(result.before, result.after):
-        yield "validation worse", "ridge=1e-2 changes less, and patience ends earlier"
+        yield "validation worse", f"a larger ridge than {result.point.ridge:g} changes less, and patience ends earlier"
 
 
 def _is_worse(before, after):

@@ -99,7 +99,7 @@ class SeparableTask(Task):
             self.path.add(self.unchanged())
             return True
         finished = self._problem(self._whole_loss(), _GENTLE, part=1)
-        step, point, _ = self._minimize(finished, _NEARLY, _NEARLY * self.data.mean_weight)
+        step, point, _ = self._minimize(finished, 1e-2 * _NEARLY, _NEARLY * self.data.mean_weight)
         logits = self._where.numpy(step.logits)
         solver = Interpolation(self.samples.part(0), self._still.part(0), self.data.max_bytes)
         reason = f"{_ROUNDS} rounds left some"

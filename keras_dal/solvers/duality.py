@@ -56,7 +56,8 @@ def enclose_infimum(jacobian, loss, targets, weights, seconds=None):
         seconds: after which a search ends with the bounds it has; `SECONDS` by default.
 
     Returns:
-        An `Enclosure`; its bounds lie within 2e-7 mean weights of each other unless the search ended early.
+        An `Enclosure`. Where a search for it ends by itself its bounds are 2e-7 mean weights apart at most; they may be
+        far apart where it ends early, or where directions that count as rounding might reach more of the labels.
     """
     unit = 4.0 ** round(np.log2(np.mean(weights)) / 2)  # its root, by which rows are divided, is exact too
     seconds = SECONDS if seconds is None else seconds

@@ -117,6 +117,8 @@ class FactorizedJacobian(Jacobian):
     @property
     def basis_error(self):
         """A bound, with room, of how far the orthonormal vectors are from the span of the columns."""
+        if not len(self._right):
+            return 0.0  # nothing is reached, and exactly so
         smallest = self.values[len(self._right) - 1] / self.values[0]
         sizes = column_norms((self.magnitude * self.roots[:, :, None]).reshape(-1, self.columns.shape[2]))
         varying = self.columns.any(axis=(0, 1))

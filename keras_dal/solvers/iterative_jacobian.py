@@ -11,7 +11,7 @@ from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.whitening import Whitening
 
-_ITERATIONS, _RESTARTS = 150, 6
+_ITERATIONS, _RESTARTS = 150, 12
 _LSQR = f"LSQR, at most {_RESTARTS} times {_ITERATIONS} iterations"
 _CLOSE = 3e-5  # residual over targets at which LSQR need not go on
 _GAIN = 0.9  # a restart that leaves more of the residual than this ends the search
@@ -76,7 +76,7 @@ class IterativeJacobian(Jacobian):
         shift = safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias  # beside which all else looks reached
         targets = targets - shift
         theta, residual = np.zeros(self.head.num_parameters), targets
-        for _ in range(2 * _RESTARTS):
+        for _ in range(_RESTARTS):
             step = theta + self.solve(residual)
             before, left = size(residual), targets - self.logits(step)
             if size(left) < before:

@@ -299,6 +299,7 @@ def test_a_large_label_does_not_make_a_regression_aligned(outputs):
     certificate, curve = certify(model, x, y), width_curve(model, x, y, widths=[0], draws=1, verbose=0)
     assert certificate.infimum == pytest.approx((least, least), rel=1e-5)
     assert certificate.verdict == "not aligned"
+    assert alignment(model, x, y).verdict == "undecided"
     assert curve.settled is None
     assert "to a share of 1e-08" in str(curve)
 
