@@ -12,6 +12,7 @@ from keras import ops
 from scipy import special
 
 EPS = float(np.finfo(np.float64).eps)  # spacing of float64 at one
+SPREAD = 4 * EPS  # of labels, relative to their size, that is none
 _TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers for zero
 
 

@@ -25,7 +25,7 @@ class AlignmentReport:
         num_features: m.
         num_outputs: C.
         num_parameters: P, the number of columns of J_S.
-        verdict: `"aligned"`, `"separable"`, `"not separable"`, `"not aligned"` (squared error, smoothed labels) or
+        verdict: `"aligned"`, `"separable"`, `"not separable"`, `"not aligned"` (squared error, soft labels) or
             `"undecided"`.
         decided_by: how the verdict was reached.
         lower_bound: whether an iterative method bounds the alignment from below only; with a whole network up to

@@ -58,9 +58,10 @@ class Task:
         proof: the `Proof` of the last point of the path, None where there is none.
         num_steps: how many the minimization took that ended last, for all its weights of the change.
         penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
+        is_copy: whether the head is that of a copy of the model that was given.
     """
 
-    method = "Newton's method"
+    method, is_copy = "Newton's method", False
 
     def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
         self._arguments = (loss, train, anchors, validation, path, max_bytes)
@@ -115,8 +116,10 @@ class Task:
         return float(np.sqrt(np.mean(self._where.numpy(squares))))
 
     def with_head(self, structure):
-        """Return the same task for another head on the same features."""
-        return type(self)(structure, *self._arguments)
+        """Return the same task for the head of a copy of the model, on the same features."""
+        task = type(self)(structure, *self._arguments)
+        task.is_copy = True
+        return task
 
     @functools.cached_property
     def whitening(self):

@@ -213,6 +213,7 @@ class _Solved(NamedTuple):
     method: str
     proof: Proof | None
     penalized: bool
+    is_copy: bool
 
 
 def finished(task, path, tol, scaled_to):
@@ -241,6 +242,7 @@ def finished(task, path, tol, scaled_to):
         method=task.method,
         proof=task.proof,
         penalized=task.penalty is not None,
+        is_copy=task.is_copy,
     )
     result, train = _evaluated(task.data, solved, solved.kept), task.data.train
     if len(result.left) and path.stopped_by == Ending.SEPARATED:

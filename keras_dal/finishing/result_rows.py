@@ -35,7 +35,7 @@ def rows_of(result):
     yield from _validation(result)
     if not result._data.are_exact:
         yield "not covered", ROUNDED
-    if len(result.point.theta) > len(result.path[0].theta):
+    if result._solved.is_copy:
         yield "model", "a copy with a gated head and a new optimizer, Result.model; the one that was given is as it was"
     count = f"{len(result.path)} point{'s' * (len(result.path) > 1)}"
     num_samples = len(result._data.train)

@@ -5,10 +5,11 @@ import numpy as np
 from keras import ops
 
 from keras_dal._backend import arrays
+from keras_dal._backend.arrays import SPREAD
 from keras_dal.losses.base import Loss, checked_matrix, register
 
 _LARGEST = 1e120  # of labels, whose squares are summed up and divided by one another
-_BLOCK, _ROUNDING = 4096, 1e-12  # targets at a time; a variance, relative to the squares, that is none
+_BLOCK = 4096  # targets at a time
 _SMALLEST = 1e-150  # of the labels of one output beside others in this batch, whose squares must not be zero
 
 
@@ -55,13 +56,13 @@ class SquaredError(Loss):
 
     def unit(self, targets, weights):
         """Return the mean sample weight times the variance of the labels, or times 1 where they have none."""
-        shares, first = weights / np.sum(weights), targets[:1]
+        shares, first = weights / np.sum(weights), targets[:1]  # distances to it are zero where labels are constant
         sums = np.zeros((3, first.shape[1]))
         for rows in arrays.slices(len(weights), _BLOCK):
             some, share = targets[rows], shares[rows]
             sums += share @ (some - first), share @ (some - first) ** 2, share @ some**2
         variance, size = float(np.mean(sums[1] - sums[0] ** 2)), float(np.mean(sums[2]))
-        return super().unit(targets, weights) * (variance if variance > _ROUNDING * size else 1.0)
+        return super().unit(targets, weights) * (variance if variance > SPREAD**2 * size else 1.0)
 
     def scales(self, targets):
         return np.ones(len(targets))

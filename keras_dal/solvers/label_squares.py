@@ -4,9 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_dal._backend.arrays import EPS
-
-_ROUNDING = 4 * EPS  # of labels, relative to their size: a spread below it is none
+from keras_dal._backend.arrays import SPREAD
 
 
 def safe_mean(columns, weights=None):
@@ -36,7 +34,7 @@ class LabelSquares:
     whole: np.ndarray
 
     @classmethod
-    def settled(cls, centred, whole, rounding=_ROUNDING**2):
+    def settled(cls, centred, whole, rounding=SPREAD**2):
         """Return them with what is only rounding set to zero.
 
         Args:

@@ -60,7 +60,7 @@ class Interpolation:
         """Add samples, by their indices in ascending order.
 
         Raises:
-            np.linalg.LinAlgError: Q is singular in float32, or its factor larger than max_bytes.
+            np.linalg.LinAlgError: Q is singular in float32, or its factor larger than `max_bytes`.
         """
         if len(rows):
             self._join(self._mixture.restricted(rows), 0)
@@ -68,7 +68,7 @@ class Interpolation:
 
     def _join(self, samples, variance):
         if 4 * (self._held + len(self.chosen) + len(samples)) ** 2 > self._max_bytes:
-            raise np.linalg.LinAlgError("The factor is larger than max_bytes.")
+            raise np.linalg.LinAlgError(f"The factor takes more than {self._max_bytes:,} bytes.")
         inputs, gates = self._whitening.rows(*samples.inputs_and_gates())
         above = self._forward([self._on.cross_gram(each.inputs, each.gates, inputs, gates) for each in self._panels])
         lower = self._factor(inputs, gates, above, variance, _JITTER)

@@ -105,6 +105,7 @@ def test_the_head_that_separates_changes_less_than_the_one_of_least_loss(model, 
         change = result.model.predict(unlabelled, verbose=0) - start
         return np.sqrt(np.mean(np.sum(change**2, axis=1)))
 
+    assert "a copy with a gated head" in str(gentle)
     assert gentle.point.moved == pytest.approx(moved(gentle), rel=1e-2)
     assert moved(gentle) < 0.5 * moved(plain)
     assert plain.loss < 1e-3 < gentle.loss
@@ -426,7 +427,7 @@ def test_a_branch_that_was_trained_is_finished_from_where_it_is(model, digits):
 
 def test_a_factor_that_does_not_fit_is_not_made(model, digits):
     x, y = digits[0]
-    with pytest.warns(UserWarning, match="larger than max_bytes"):
+    with pytest.warns(UserWarning, match="The factor takes more than"):
         result = converge(model, x, y, gated=True, max_bytes=105_000, verbose=0)  # enough for 162 samples
     assert not gated_points(result)
     assert accuracy(result.model, x, y) == 1.0

@@ -106,3 +106,12 @@ def test_differences_of_squared_errors_are_small_beside_the_variance_of_the_labe
     assert loss.unit(targets, weights) == pytest.approx(weights.mean() * variance)
     constant = np.full((5000, 2), 7.0)
     assert loss.unit(constant, weights) == pytest.approx(weights.mean())
+
+
+def test_timestamps_of_a_minute_are_fitted_to_a_share_of_their_own_variance():
+    """The labels are linear in x up to a tenth of a second, beside 1.7e9 seconds since 1970."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((200, 6)).astype("float32")
+    y = 1.7e9 + 20.0 * x[:, :1].astype(float) + 0.1 * generator.standard_normal((200, 1))
+    loss = loss_of(problem("squared error")[0], "linear")
+    assert loss.unit(loss.targets(y, 1), np.ones(200)) == pytest.approx(np.var(y), rel=1e-6)
