@@ -245,29 +245,26 @@ def certify(
     head = structure.head()
     if verbose:
         print(announced(len(labels), head.num_parameters, time_limit), flush=True)
-    now = structure, head, l2_factors(structure.linear_parameters), features, targets, resolved
-    eps = eps_of_features(structure, [features])
-    return certify_structure(*now, structure.theta(), weights, max_jacobian_bytes, eps, time_limit)
+    theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
+    limits = max_jacobian_bytes, eps_of_features(structure, [features]), time_limit
+    found = certify_head(head, features, targets, resolved, theta, weights, factors, *limits)
+    return of_model(found, structure, factors, theta)
 
 
-def certify_structure(
-    structure, head, penalty, features, targets, loss, theta, weights, max_bytes, eps, time_limit=None
-):
-    """Certify the head of a model on cached features, with its L2 penalty and with what the model does in training.
+def of_model(certificate, structure, factors, theta):
+    """Complete the `Certificate` of a head by what its model does in training.
 
     Args:
-        structure: a `Structure`.
-        head: its head, with the gates that go with the features.
-        penalty: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
-        features, targets, loss, theta, weights, max_bytes, eps, time_limit: as for `certify_head`.
+        certificate: of the head with these L2 factors.
+        structure: the `Structure` of the model.
+        factors: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
+        theta: theta_S now, shape `(P,)`.
     """
-    factors = 0.0 if penalty is None else penalty
-    certificate = certify_head(head, features, targets, loss, theta, weights, factors, max_bytes, eps, time_limit)
-    open_points = (*certificate.not_covered, *assumptions.of_training(structure, penalty))
-    beta = None if penalty is None else certificate.beta
+    open_points = (*certificate.not_covered, *assumptions.of_training(structure, factors))
     if certificate.beta is None:
         open_points = (*open_points, assumptions.CURVATURE)
-    now = penalty_at(structure.linear_parameters, penalty, theta)
+    beta = None if factors is None else certificate.beta
+    now = penalty_at(structure.linear_parameters, factors, theta)
     return dataclasses.replace(certificate, beta=beta, penalty=now, not_covered=open_points)
 
 
@@ -278,7 +275,7 @@ def certify_head(
     loss,
     theta,
     weights=None,
-    penalty: float | np.ndarray = 0.0,
+    penalty: float | np.ndarray | None = None,
     max_bytes=MAX_BYTES,
     eps=None,
     time_limit=None,
@@ -292,7 +289,7 @@ def certify_head(
         loss: a `losses.Loss`.
         theta: theta_S now, shape `(P,)`.
         weights: sample weights `(n,)`, not negative, ones by default.
-        penalty: L2 factors of theta_S, a number or an array `(P,)`.
+        penalty: L2 factors of theta_S, a number or an array `(P,)`, none by default.
         max_bytes: largest Jacobian whose singular values are computed.
         eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
         time_limit: as in `certify`.
@@ -304,7 +301,8 @@ def certify_head(
     eps = eps_of(features.dtype) if eps is None else eps
     features, targets = features[kept].astype(np.float64), targets[kept]
     jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, eps)
-    objective, matrix = Objective(jac, loss, targets, weights, penalty), loss.label_matrix(targets)
+    objective = Objective(jac, loss, targets, weights, 0.0 if penalty is None else penalty)
+    matrix = loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
     squares = centred_total(jac.seen(matrix), weights, head.use_bias)
     left = [weights @ jac.seen(each) ** 2 for each in _left(jac, matrix, v)]

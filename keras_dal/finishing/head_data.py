@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_dal.analysis.certificate import certify_structure
+from keras_dal.analysis.certificate import certify_head, of_model
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
-from keras_dal.solvers.jacobian import MAX_BYTES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,5 +68,5 @@ class HeadData:
     def certificate(self, theta):
         """Return the `Certificate` of the head with these parameters."""
         train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
-        arguments = train.features, self.targets[:], self.loss, theta, train.weights, MAX_BYTES, eps
-        return certify_structure(self.structure, self.head, self.factors, *arguments)
+        samples = train.features, self.targets[:], self.loss, theta, train.weights
+        return of_model(certify_head(self.head, *samples, self.factors, eps=eps), self.structure, self.factors, theta)
