@@ -11,6 +11,7 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses.lazy_targets import LazyTargets
+from keras_dal.solvers.newton_cg import gap_of
 from keras_dal.solvers.penalties import Quadratic
 from keras_dal.solvers.whitening import Whitening
 
@@ -58,7 +59,7 @@ class BlockwiseTask:
     def unchanged(self):
         """Return the point at which the path begins."""
         distance = Quadratic(self._whitening, 1.0)
-        return self._point(_Evaluation(self, np.zeros(self.data.head.num_parameters), distance), np.inf)
+        return self._point(_Evaluation(self, np.zeros(self.data.head.num_parameters), distance))
 
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
@@ -66,7 +67,7 @@ class BlockwiseTask:
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
         last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
         self.path.end(Ending.MAX_STEPS)
-        self.path.add(self._point(last, min(last.gap, last.value)))  # no term of it is negative
+        self.path.add(self._point(last))
         if self._is_proved(last, gap):
             return
 
@@ -79,7 +80,7 @@ class BlockwiseTask:
             self.num_steps += 1
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, penalty)
-            self.path.add(self._point(step, min(step.gap, step.value)))
+            self.path.add(self._point(step))
             if self._is_proved(step, gap):
                 raise StopIteration
 
@@ -92,7 +93,7 @@ class BlockwiseTask:
         self.proof = prove(self, step.ridge, self._whitening, gap) if step.gap <= gap else None
         return self.proof is not None
 
-    def _point(self, step, gap):
+    def _point(self, step):
         return Point(
             seconds=self.path.elapsed(),
             ridge=step.ridge,
@@ -100,7 +101,7 @@ class BlockwiseTask:
             accuracy=step.accuracy,
             margin=step.margin,
             moved=float(np.sqrt(step.moved)),
-            gap=gap,
+            gap=step.gap,
             validation=None,
             theta=step.theta,
         )
@@ -126,7 +127,7 @@ class _Evaluation:
         self.loss = float(self._loss / len(task.data.train))
         self.value = float(self.loss + self.ridge * self.moved + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
-        self.gap = float(self.gradient @ self.gradient) / (4 * self.ridge)
+        self.gap = gap_of(self.gradient, self.ridge, self.value)
         has_sides = task.data.loss.exclusive is not None
         self.accuracy = self._right / len(task.data.train) if has_sides else None
         self.margin = float(self._margin) if has_sides else None

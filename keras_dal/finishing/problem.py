@@ -242,8 +242,7 @@ class Task:
             self.num_steps += count > 0
             change = self._change(problem, step.phi)
             theta = self.data.theta + np.pad(change, (len(self.data.theta) - len(change), 0))  # the last part's, or all
-            gap = min(step.gap, step.objective) if problem.ridge else step.gap  # no term of it is negative
-            point = self._point(theta, step.logits, problem.ridge, gap)
+            point = self._point(theta, step.logits, problem.ridge, step.gap)
             if phi is None or step.phi is not phi:
                 self.path.add(point)
             yield step, point

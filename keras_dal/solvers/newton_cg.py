@@ -36,6 +36,17 @@ class Step:
     gap: float
 
 
+def gap_of(gradient, ridge, value):
+    """Return an upper bound of how far an objective is above its minimum.
+
+    Args:
+        gradient: of all of it, in the coordinates whose squared distance the ridge weights, `(P,)`.
+        ridge: that weight; without one, the objective need not have a minimum.
+        value: of the objective, none of whose terms is negative.
+    """
+    return min(float(arrays.of(gradient).dot(gradient, gradient)) / (4 * ridge), value) if ridge else np.inf
+
+
 class NewtonCG:
     """`objective(f) + penalty(phi)` with `f = start + J T phi`.
 
@@ -70,8 +81,8 @@ class NewtonCG:
             restricted = self.jacobian if active is ALL else self.jacobian.restricted(active)
             slopes = self.objective.gradient(logits)[active]
             gradient = self._pulled_back(restricted, slopes) + self.penalty.gradient(phi)
-            gap = float(self._xp.dot(gradient, gradient)) / (4 * self.ridge) if self.ridge else np.inf
-            yield Step(phi, logits, self.value(phi, logits), gap)
+            value = self.value(phi, logits)
+            yield Step(phi, logits, value, gap_of(gradient, self.ridge, value))
             direction = self._newton_direction(restricted, self.objective.hessian(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
             length = self._line_search(phi, direction, logits, change, self._xp.dot(gradient, direction))
