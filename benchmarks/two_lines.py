@@ -36,6 +36,7 @@ def parsed():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--explore", type=float, help="of the wrapped runs; its default where none is given")
+    parser.add_argument("--average", type=float, help="the same")
     parser.add_argument("--augment", choices=("model", "dataset"), default="model", help="where images are changed")
     parser.add_argument("--threads", type=int, default=0, help="0 for all")
     parser.add_argument("--core", type=int, help="the one core to run on")
@@ -145,7 +146,8 @@ class Training:
 
     def wrapped(self, gated=False):
         parts = Parts()
-        chosen = {} if self.options.explore is None else {"explore": self.options.explore}
+        given = {"explore": self.options.explore, "average": self.options.average}
+        chosen = {name: value for name, value in given.items() if value is not None}
         model = self.model(keras_dal.Wrap(self.optimizer(self.epochs), **chosen), gated)
         monitor = keras_dal.AlignmentMonitor()
         measured = self.fit(model, self.epochs, [monitor, parts])
@@ -233,7 +235,7 @@ def main():
     bind(options.core, options.threads)
     setting = {
         name: getattr(options, name)
-        for name in ("dataset", "images", "recipe", "augment", "core", "threads", "explore")
+        for name in ("dataset", "images", "recipe", "augment", "core", "threads", "explore", "average")
     }
     for seed in options.seeds:
         training = Training(options, seed)

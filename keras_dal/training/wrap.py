@@ -59,7 +59,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         *,
         explore: float | int | str | None = "auto",
         exploit: Any = "head",
-        average: float = 0.15,
+        average: float = 0.07,
         finish: str | None = None,
         noise: float = 1e-3,
         exploit_learning_rate: Any = None,
