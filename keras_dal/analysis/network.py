@@ -11,7 +11,7 @@ from keras_dal.features.batches import in_one_array
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import common_scale
 from keras_dal.models.tangent import tangent_operator
-from keras_dal.solvers.jacobian import Products
+from keras_dal.solvers.jacobian_base import Products
 from keras_dal.solvers.label_squares import centred_total, safe_mean
 
 _LSQR = "LSQR, which bounds the alignment from below up to an estimate of the rounding in the network"

@@ -221,7 +221,7 @@ def _check(tol, gated, ridge, patience, time_limit, validation_data):
             check_positive(name, value)
     if gated not in ("auto", True, False):
         raise ValueError(f"gated must be 'auto', True or False. Received: gated={gated!r}")
-    if ridge is not None and not 0 <= ridge < np.inf:
+    if ridge is not None and not (isinstance(ridge, (int, float, np.number)) and 0 <= ridge < np.inf):
         raise ValueError(f"ridge must be a number that is not negative. Received: ridge={ridge!r}")
     if validation_data is not None and len(validation_data) not in (1, 2):
         raise ValueError(f"validation_data must be (x, y). Received: {len(validation_data)} parts")

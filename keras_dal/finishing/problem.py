@@ -156,7 +156,7 @@ class Task:
             if ending == Ending.TOLERANCE:
                 return
             phi = step.phi
-        if self.jacobian is self.samples and self.data.head.is_plain:
+        if problem.ridge and self.jacobian is self.samples and self.data.head.is_plain:
             self._prove(problem, 1e-2 * tol)
 
     @with_few_threads

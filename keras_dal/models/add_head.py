@@ -126,8 +126,8 @@ def _check(x, num_samples, place, gates, oversample):
         raise ValueError(
             f"Beside the last layer gates are random; learned ones go before it. Received: gates={gates!r}"
         )
-    if not oversample >= 1:
-        raise ValueError(f"oversample must be at least 1. Received: oversample={oversample!r}")
+    if not 1 <= oversample < np.inf:
+        raise ValueError(f"oversample must be a finite number of at least 1. Received: oversample={oversample!r}")
 
 
 def _has_free_constant(model, loss, activation):

@@ -87,7 +87,7 @@ class _Gated(keras.layers.Layer):
         Raises:
             ValueError: negative noise.
         """
-        if noise < 0:
+        if not noise >= 0:
             raise ValueError(f"noise must not be negative. Received: noise={noise!r}")
         if not self.gates_frozen:
             self._freeze(noise, seed)

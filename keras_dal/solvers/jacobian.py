@@ -3,20 +3,8 @@
 import numpy as np
 
 from keras_dal._backend.arrays import EPS
-from keras_dal.solvers.factorized_jacobian import DenseJacobian, FactorizedJacobian, KroneckerJacobian
+from keras_dal.solvers.factorized_jacobian import DenseJacobian, KroneckerJacobian
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
-from keras_dal.solvers.jacobian_base import Jacobian, Products, Spectrum
-
-__all__ = [
-    "DenseJacobian",
-    "FactorizedJacobian",
-    "IterativeJacobian",
-    "Jacobian",
-    "KroneckerJacobian",
-    "Products",
-    "Spectrum",
-    "jacobian",
-]
 
 MAX_BYTES = 2**28  # of a matrix whose singular values are computed, by default
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from keras import tree
 from scipy import linalg
 
 from keras_dal.features.batches import first_inputs
+from keras_dal.features.inputs import spread
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import assign_all, restored, values_of
 
@@ -91,5 +91,4 @@ def some_samples(x):
     inputs = first_inputs(x)
     if inputs is None:
         raise ValueError(f"There are no samples. Pass at least one. Received: an empty {type(x).__name__}")
-    count = tree.flatten(inputs)[0].shape[0]
-    return tree.map_structure(lambda part: part[:: max(1, count // NUM_PROBES)][:NUM_PROBES], inputs)
+    return spread(inputs, NUM_PROBES)

@@ -15,12 +15,9 @@ from keras_dal.analysis.certificate import Certificate, certify, certify_head
 from keras_dal.analysis.width import width_curve
 from keras_dal.finishing.converge import converge
 from keras_dal.solvers.duality import Enclosure
-from keras_dal.solvers.jacobian import (
-    DenseJacobian,
-    IterativeJacobian,
-    KroneckerJacobian,
-    jacobian,
-)
+from keras_dal.solvers.factorized_jacobian import DenseJacobian, KroneckerJacobian
+from keras_dal.solvers.iterative_jacobian import IterativeJacobian
+from keras_dal.solvers.jacobian import jacobian
 
 LOSSES = {
     "softmax": losses.SoftmaxCrossEntropy(),

@@ -14,7 +14,8 @@ from keras_dal.analysis.certificate import Certificate, certify_head
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers import duality
 from keras_dal.solvers.duality import _Search
-from keras_dal.solvers.jacobian import KroneckerJacobian, jacobian
+from keras_dal.solvers.factorized_jacobian import KroneckerJacobian
+from keras_dal.solvers.jacobian import jacobian
 
 N, C = 60, 3
 ONE_HOT, MIXED, FULL = labels.one_hot(N, C), labels.mixed(N, C), labels.full(N, C)

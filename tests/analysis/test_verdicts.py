@@ -20,7 +20,8 @@ from keras_dal.analysis.width import width_curve
 from keras_dal.heads.norms import sigma_max_bound
 from keras_dal.solvers import duality
 from keras_dal.solvers.exact_dual import rank_modulo, residues_modulo
-from keras_dal.solvers.jacobian import FactorizedJacobian, jacobian
+from keras_dal.solvers.factorized_jacobian import FactorizedJacobian
+from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.nested_columns import NestedColumns
 

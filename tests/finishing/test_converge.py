@@ -235,6 +235,15 @@ def test_without_any_weight_of_the_change_the_loss_is_all_there_is_to_reach(mode
     assert result.loss <= 0.01
 
 
+def test_without_any_weight_of_the_change_nothing_is_proved_where_the_loss_stays_above_the_tolerance(digits):
+    x, y = digits[0]
+    result = converge(network(), x, np.roll(y, 1), gated=False, ridge=0, tol=1e-3, verbose=0)
+    assert result.stopped_by in (Ending.STALLED, Ending.MAX_STEPS)
+    assert not result.reached
+    assert result.point.gap == np.inf
+    assert not list(result.proof())
+
+
 def test_the_certificate_has_the_margin_as_its_witness(model, digits):
     x, y = digits[0]
     result = converge(model, x[:60], y[:60], verbose=0, gated=True)
@@ -649,6 +658,7 @@ def test_progress_is_shown(model, digits, capsys):
         ({"ridge": -1.0}, "ridge must be a number that is not negative. Received: ridge=-1.0"),
         ({"patience": 2}, "patience needs validation_data.*Received: patience=2"),
         ({"ridge": np.inf}, "ridge must be a number.*Received: ridge=inf"),
+        ({"ridge": "0.1"}, "ridge must be a number.*Received: ridge='0.1'"),
         ({"anchors": np.zeros((3, 9))}, r"The anchors must have shapes.*\(64,\).*Received: \[\(9,\)\]"),
         ({"validation_data": (np.zeros((3, 9)), [0])}, "The validation data must have shapes.*Received"),
         ({"validation_data": (np.zeros((3, 64)), None)}, "validation_data must be .*Received: no labels"),

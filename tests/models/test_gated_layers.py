@@ -343,7 +343,8 @@ def test_bad_arguments_get_one_clear_sentence():
         ({}, "Pass the training inputs"),
         ({"num_samples": 0}, "num_samples must be a positive integer"),
         ({"num_samples": 9, "place": "after"}, "place must be one of"),
-        ({"num_samples": 9, "oversample": 0.5}, "oversample must be at least 1"),
+        ({"num_samples": 9, "oversample": 0.5}, "oversample must be a finite number of at least 1"),
+        ({"num_samples": 9, "oversample": np.inf}, "oversample must be a finite number of at least 1"),
         ({"num_samples": 9, "gates": "fixed", "place": "before"}, "gates must be one of"),
         ({"num_samples": 9, "gates": "learned"}, "Beside the last layer gates are random"),
         ({"num_samples": 9, "sharpness": 0}, "sharpness must be positive"),
@@ -360,8 +361,9 @@ def test_bad_arguments_get_one_clear_sentence():
         GatedDense(2).adapt(np.full((3, 2), np.nan))
     layer = GatedDense(2)
     layer.build((None, 3))
-    with pytest.raises(ValueError, match="noise must not be negative.*Received"):
-        layer.freeze_gates(noise=-1.0)
+    for noise in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="noise must not be negative.*Received"):
+            layer.freeze_gates(noise=noise)
 
 
 @pytest.mark.parametrize(("place", "gates"), [("beside", "random"), ("before", "learned")])

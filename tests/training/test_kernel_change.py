@@ -40,10 +40,10 @@ def test_the_start_is_looked_at_without_a_trace_in_the_model():
         np.testing.assert_array_equal(to_numpy(variable), value)
 
 
-@pytest.mark.parametrize("count", [1, NUM_PROBES - 1, NUM_PROBES, 3 * NUM_PROBES + 1])
+@pytest.mark.parametrize("count", [1, NUM_PROBES - 1, NUM_PROBES, 2 * NUM_PROBES - 1, 3 * NUM_PROBES + 1])
 def test_the_samples_are_of_all_rows(count):
     rows = np.arange(count)[:, None]
     found = some_samples((rows, keras.ops.convert_to_tensor(rows)))
-    assert len(found[0]) == min(count, NUM_PROBES)
+    assert min(count, NUM_PROBES) / 2 < len(found[0]) <= NUM_PROBES
     assert found[0][-1] - found[0][0] >= (1 - 2 / NUM_PROBES) * (count - 1) - 1
     np.testing.assert_array_equal(found[0], to_numpy(found[1]))
