@@ -6,7 +6,7 @@ from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import report, shares
-from keras_dal.analysis.separability import MIXED, Verdict, by_residual, decisive_share
+from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residual, decisive_share
 from keras_dal.features.batches import in_one_array
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import common_scale
@@ -56,7 +56,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
     return report(
         structure,
         int(np.sum(used)),
-        MIXED if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR),
+        OF_MIXED_LABELS if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR),
         **shares(left.sum(axis=1), left.sum(axis=0), squares),
         num_parameters=operator.shape[1],
         lower_bound=True,

@@ -45,7 +45,7 @@ class Finding:
     decided_by: str
 
 
-MIXED = Finding(Verdict.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
+OF_MIXED_LABELS = Finding(Verdict.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
 
 
 def by_residual(share, otherwise, reason):
@@ -94,7 +94,7 @@ def decide(
     """
     scale = common_scale(np.concatenate([loss.scales(targets) for _, targets, _ in rows if len(targets)]))
     if scale is None:
-        return _separability(head, loss, rows, columns, used) if decide_separability else MIXED
+        return _separability(head, loss, rows, columns, used) if decide_separability else OF_MIXED_LABELS
     if np.isfinite(scale):
         if columns is None and decide_separability and not complete and share > ALIGNED:
             columns = _factorized(head, loss, rows)

@@ -173,15 +173,16 @@ def _as_arrays(evaluated):
     return feature_array(features), to_numpy(outputs)
 
 
+def features_of(model, layer, x):
+    """Return what a layer sees of a batch of inputs in inference mode, last of all."""
+    with tap(layer) as features:
+        inference(model, x)
+    return features[-1]
+
+
 def feature_function(model, layer):
     """Return a compiled function of one batch of inputs that returns the features that a layer sees."""
-
-    def evaluate(x):
-        with tap(layer) as features:
-            inference(model, x)
-        return features[-1]
-
-    return _backend.compiled(evaluate, model)
+    return _backend.compiled(functools.partial(features_of, model, layer), model)
 
 
 def recorded_calls(model, x):

@@ -36,7 +36,7 @@ class BlockwiseTask:
 
     method = "L-BFGS"
     proof = penalty = None
-    num_steps, left, is_copy = 0, (), False
+    num_steps, is_copy = 0, False
 
     def __init__(self, structure, loss, train, path, max_bytes):
         targets = LazyTargets(loss, train.labels, structure.num_outputs)

@@ -29,11 +29,9 @@ class SeparableTask(Task):
 
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""
-        self.path.end(Ending.SEPARATED)
-        if (self.can_interpolate and self.interpolate()) or self._follow_weights():
-            return True
-        self.path.end(Ending.EXHAUSTED)
-        return False
+        found = (self.can_interpolate and self.interpolate()) or self._follow_weights()
+        self.path.end(Ending.SEPARATED if found else Ending.EXHAUSTED)
+        return found
 
     @with_few_threads
     def _follow_weights(self):

@@ -1,4 +1,4 @@
-"""Heads as functions of cached features: linear in the flat parameter vector, in plain NumPy."""
+"""Heads as functions of cached features: linear in the flat parameter vector."""
 
 from keras_dal.heads.base import Head
 from keras_dal.heads.dense import DenseHead

@@ -1,4 +1,4 @@
-"""Heads as functions of cached features: linear in the flat parameter vector, in plain NumPy.
+"""Heads as functions of cached features: linear in the flat parameter vector.
 
 A head has `shapes` (of its linear parameters, in the order of `Structure.linear_parameters`), `num_parameters`,
 `num_outputs` and two maps that are transposes of each other in the parameters: `logits` and `adjoint`.

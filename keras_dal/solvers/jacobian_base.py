@@ -1,4 +1,4 @@
-"""What the Jacobian J_S of a head on cached features offers, however it is computed. Plain NumPy and SciPy.
+"""What the Jacobian J_S of a head on cached features offers, however it is computed.
 
 Rows are what the loss sees: scaled by the square roots of the sample weights and, for softmax, with the mean over the
 outputs removed, because a constant per sample changes neither the loss nor a prediction.

@@ -1,4 +1,4 @@
-"""What a residual of least squares is compared with: the squares of labels about their means. NumPy only."""
+"""What a residual of least squares is compared with: the squares of labels about their means."""
 
 import dataclasses
 

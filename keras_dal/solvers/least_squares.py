@@ -1,4 +1,4 @@
-r"""Projection of labels on the columns of features, from a streamed QR factorization or from moments. NumPy only.
+r"""Projection of labels on the columns of features, from a streamed QR factorization or from moments.
 
 With J = [Z, 1] kron I_C the alignment is the R^2 of the least-squares regression of the labels on the features: one
 factorization of [Z, 1 | Y] serves all outputs. The one rule for ranks: columns are centred where there is a bias and

@@ -10,28 +10,29 @@ class Announcer:
     """Prints what functions of `messages` return, called only where somebody reads it.
 
     Args:
+        model: the model that is trained; only its chief speaks.
         verbose: whether anything is printed.
     """
 
-    def __init__(self, verbose):
-        self._verbose, self._unsaid = verbose, []
+    def __init__(self, model, verbose):
+        self._model, self._verbose, self._unsaid = model, verbose, []
 
-    def say(self, model, message, *arguments):
+    def say(self, message, *arguments):
         """Print a message now."""
-        self.say_later(model, message, *arguments)
+        self.say_later(message, *arguments)
         self.say_all()
 
-    def say_later(self, model, message, *arguments):
+    def say_later(self, message, *arguments):
         """Print it when the line of this epoch is complete: Keras writes on it until then."""
-        if self._verbose and (text := _text(model, message, *arguments)):
+        if self._verbose and (text := _text(self._model, message, *arguments)):
             self._unsaid.append(text)
 
-    def insist(self, model, message, *arguments):
+    def insist(self, message, *arguments):
         """Print a message now; where nothing is printed, warn of it."""
         if self._verbose:
-            self.say(model, message, *arguments)
-        elif text := _text(model, message, *arguments):
-            warnings.warn(f"{text}. Received: model {model.name!r}", stacklevel=3)
+            self.say(message, *arguments)
+        elif text := _text(self._model, message, *arguments):
+            warnings.warn(f"{text}. Received: model {self._model.name!r}", stacklevel=3)
 
     def say_all(self):
         """Print what is still to be said."""

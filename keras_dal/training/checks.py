@@ -47,10 +47,10 @@ def check_loss_scale(optimizer):
         )
 
 
-def warn_of_what_is_not_solved(model, structure):
+def warn_of_what_is_not_solved(structure):
     """Warn of what training minimizes and the convex phase does not."""
     left_out = {
-        "compute_loss of the model's own": type(model).compute_loss is not keras.Model.compute_loss,
+        "compute_loss of the model's own": type(structure.model).compute_loss is not keras.Model.compute_loss,
         "activity regularizer of the last layer": structure.output_layer.activity_regularizer is not None,
         "regularizer of the last layer": _is_left_out(structure),
     }
@@ -58,7 +58,7 @@ def warn_of_what_is_not_solved(model, structure):
     if what is not None:
         warnings.warn(
             f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
-            f"Wrap(finish='descend') it is trained with all of it. Received: model {model.name!r}",
+            f"Wrap(finish='descend') it is trained with all of it. Received: model {structure.model.name!r}",
             stacklevel=3,
         )
 
@@ -95,7 +95,7 @@ def check_second_phase(wrap, structure, loss, data):
         arguments.check_trained([v for v in structure.linear_parameters if id(v) not in trained])
     if wrap is not None and wrap.finish == "solve":
         structure.check_solvable()
-        warn_of_what_is_not_solved(structure.model, structure)
+        warn_of_what_is_not_solved(structure)
     if wrap is None or not wrap.has_auto_rate:
         return
     if loss.curvature(structure.num_outputs) is None:

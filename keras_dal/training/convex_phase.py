@@ -16,7 +16,7 @@ from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering
-from keras_dal.training.measurement import logged
+from keras_dal.training.measurement import as_logs
 from keras_dal.training.messages import described
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
@@ -27,42 +27,40 @@ class ConvexPhase:
     """From the switch to the solved head, within one epoch of `fit`.
 
     Args:
-        model: the model that `fit` trains.
-        wrap: its `Wrap`.
+        wrap: the `Wrap` of the model that `fit` trains.
         structure: the `Structure` of the model.
         loss: the `losses.Loss` it is compiled with.
     """
 
-    def __init__(self, model, wrap, structure, loss):
-        self._wrap, self.structure, self.loss = wrap, structure, loss
-        self._weight = _keras.loss_weight(model)
-        self._before = Snapshot(model, wrap)
+    def __init__(self, wrap, structure, loss):
+        self._model, self._wrap, self.structure, self.loss = structure.model, wrap, structure, loss
+        self._weight = _keras.loss_weight(structure.model)
+        self._before = Snapshot(structure.model, wrap)
         self.averaged_steps = wrap.averaged_steps
         self._gathering: Any = None
         self._shown, self._live, self.logs = {}, {}, {}
         self.train: Any = None
         self.result: Any = None
 
-    def begin(self, model):
+    def begin(self):
         """Freeze everything but the linear parameters; what was averaged becomes the weights."""
         averaged = self._wrap.has_average
-        self._wrap.switch(model, structure=self.structure)
-        self._gathering = Gathering(model, self.structure, renew=averaged)
+        self._wrap.switch(self._model, structure=self.structure)
+        self._gathering = Gathering(self.structure, renew=averaged)
 
-    def train_function(self, model, logs):
+    def train_function(self, logs):
         """Return what stands in for the model's train function: it only reads.
 
         Args:
-            model: the model.
             logs: of the last step that trained, which other callbacks see again; with the phase, so that Keras does not
                 take the metrics, of which nothing is known yet, in their place.
         """
         self._shown, self._live = logs, {**logs, "phase": 1.0}
-        return self._gathering.train_function(model, self._live)
+        return self._gathering.train_function(self._live)
 
-    def show(self, model, with_alignment=True):
+    def show(self, with_alignment=True):
         """Let the logs that the epoch ends with, for callbacks before the monitor too, be of the solved model."""
-        self.logs = self._solved_logs(model, with_alignment)
+        self.logs = self._solved_logs(with_alignment)
         self._live.update({name: value for name, value in self.logs.items() if name in self._live})
 
     def take(self):
@@ -94,7 +92,7 @@ class ConvexPhase:
                 f"{self.batches} of {of} batches"
             )
         if self.result is None:
-            lost = [v.path for v in self.structure.model.trainable_variables if not np.isfinite(to_numpy(v)).all()]
+            lost = [v.path for v in self._model.trainable_variables if not np.isfinite(to_numpy(v)).all()]
             if lost:
                 raise ValueError(f"Weights are not finite: the training has diverged. Received: {', '.join(lost)}")
             self.train = self._gathering.finish()
@@ -124,7 +122,7 @@ class ConvexPhase:
         if self.structure.layer is not self.structure.output_layer:
             return {}
         train = self.train.weighted()
-        return logged(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
+        return as_logs(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
 
     def undo(self):
         """Put back the weights from before, and explore; what was averaged is kept."""
@@ -133,17 +131,17 @@ class ConvexPhase:
         self._before.restore()
         self._wrap.explore_again()  # where the fit began in this phase, too
 
-    def _solved_logs(self, model, with_alignment):
+    def _solved_logs(self, with_alignment):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""
         unknown = {name: _not_known(value) for name, value in self._shown.items()}
         logs = {**unknown, "loss": self._weight * self.result.loss}
         try:
             # not model.losses: what layers add of their outputs belongs to the graph of a step
-            regularized = [v for v in model.trainable_variables if v.regularizer is not None]
+            regularized = [v for v in self._model.trainable_variables if v.regularizer is not None]
             if regularized:
-                added = _backend.in_one(lambda _: [v.regularizer(v) for v in regularized], model)
+                added = _backend.in_one(lambda _: [v.regularizer(v) for v in regularized], self._model)
                 logs["loss"] += sum(float(to_numpy(loss)) for loss in added(()))
-            logs |= {**self._metrics(model, self.train), "loss": logs["loss"]}
+            logs |= {**self._metrics(), "loss": logs["loss"]}
             logs |= self._measured() if with_alignment else {}
         except Exception as error:  # a metric of the user's own may take what only a training step has
             warnings.warn(
@@ -153,8 +151,8 @@ class ConvexPhase:
             )
         return logs
 
-    def _metrics(self, model, train):
-        activation = keras.activations.get(self.structure.activation)
+    def _metrics(self):
+        model, train, activation = self._model, self.train, keras.activations.get(self.structure.activation)
         model.reset_metrics()
         found = {}
         shown = [metric for metric in model.metrics if metric.name in model.get_metrics_result()]

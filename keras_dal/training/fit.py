@@ -61,7 +61,7 @@ class Fit:
             checks.check_loss_scale(model.optimizer)
             wrap.driver = self  # the last one that is made
         else:
-            announcer.say(model, messages.only_measures)
+            announcer.say(messages.only_measures)
         if data is None:
             checks.check_inputs(model)
         if data is not None or model.built:
@@ -74,10 +74,14 @@ class Fit:
         self._structure = find_structure(model, samples, "head" if wrap is None else wrap.exploit)
         self._loss = loss_of(model, self._structure.activation)
         checks.check_second_phase(wrap, self._structure, self._loss, self._data)
-        measured = model, self._structure, self._loss, self._data, self.params["epochs"]
+        measured = model, self._structure, self._loss, self._data, self._epochs
         self._measurement = measurement_of(*measured)
         driven = wrap if wrap is not None and wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven, self._keep)
+
+    @property
+    def _epochs(self):
+        return self.params["epochs"]
 
     @property
     def _explores(self):
@@ -87,7 +91,7 @@ class Fit:
         if not self._explores:
             return SwitchSchedule.never()  # there is nothing left to switch
         average = self._wrap.average if self._wrap.solves else 0
-        return SwitchSchedule(self._wrap.explore, average, self.params["epochs"])
+        return SwitchSchedule(self._wrap.explore, average, self._epochs)
 
     def begin_epoch(self, epoch):
         """Prepare the steps of an epoch."""
@@ -137,7 +141,7 @@ class Fit:
             self._logs = {**self._logs, "phase": 1.0}
             self._hooks.read_only(_backend.reading(model, self._spared.append, self._logs), self._look_at_last)
         elif self._stage is Stage.READS:
-            reading = self._convex_phase.train_function(model, self._logs)
+            reading = self._convex_phase.train_function(self._logs)
             self._hooks.read_only(reading, self._take, self._end_phase)
         else:
             self._train()
@@ -154,10 +158,10 @@ class Fit:
         self._schedule = self._make_schedule()
         self._schedule.resume(epoch, wrap.decision)
         say = self._announcer.insist if self._stage is Stage.OVER else self._announcer.say
-        say(self._model, messages.begins, self._model, wrap, self._schedule, epoch, self.params["epochs"])
+        say(messages.begins, self._model, wrap, self._schedule, epoch, self._epochs)
         is_to_come = self._stage is not Stage.OVER and (self._schedule.switch is not None or not self._explores)
         if wrap.solves and is_to_come and _keras.has_own_train_step(self._model):
-            self._announcer.say(self._model, messages.own_train_step)
+            self._announcer.say(messages.own_train_step)
 
     def _train(self):
         """Let the next steps train what belongs to the phase."""
@@ -171,7 +175,7 @@ class Fit:
         """Explore for longer where too little of the labels lies in the column space by then."""
         self._wrap.decision = self._schedule.decide(alignment)
         if self._wrap.decision == Decision.LATEST:
-            self._announcer.say_later(self._model, messages.explores_on, alignment, epoch, self._schedule)
+            self._announcer.say_later(messages.explores_on, alignment, epoch, self._schedule)
 
     def _advance(self, epoch):
         """Take the step of the schedule that is due before this epoch."""
@@ -211,13 +215,13 @@ class Fit:
             warnings.warn(f"The proven step stays what it was. Received: {messages.described(error)}", stacklevel=2)
 
     def _solve_next(self, epoch):
-        self._convex_phase = ConvexPhase(self._model, self._wrap, self._structure, self._loss)
+        self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
         if self._wrap.has_average:
             self._unknown.warn()
-        self._convex_phase.begin(self._model)
+        self._convex_phase.begin()
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so
-            self._announcer.say(self._model, messages.reads, self._convex_phase, epoch, self.params["epochs"])
+            self._announcer.say(messages.reads, self._convex_phase, epoch, self._epochs)
 
     def _descend_next(self, epoch):
         model = self._model
@@ -228,8 +232,8 @@ class Fit:
         rate = self._step_size(needed=epoch != self._began) if self._is_automatic else None
         self._wrap.switch(model, learning_rate=rate, structure=self._structure)
         self._before = None
-        switch = messages.Switch(epoch, self.params["epochs"], self._structure, self._loss, self._measurement.report)
-        self._announcer.say(model, messages.descends, model, switch, self._certificates.get("switch"))
+        found = self._measurement.report, self._certificates.get("switch")
+        self._announcer.say(messages.descends, epoch, self._epochs, self._structure, self._loss, *found)
 
     def begin_step(self):
         """Let the next step be one of this fit."""
@@ -263,7 +267,7 @@ class Fit:
         if self._stage is Stage.READS:
             phase, self._stage = self._convex_phase, Stage.SOLVED
             self._outcome.take(phase.result)
-            phase.show(self._model, self._measurement.is_affordable(self._epoch, len(phase.train)))
+            phase.show(self._measurement.is_affordable(self._epoch, len(phase.train)))
 
     def _end_of_reading(self):
         unknown = math.inf if self._model.stop_training else 0
@@ -278,8 +282,8 @@ class Fit:
         if self._stage is Stage.SOLVED:
             found |= self._named_before(self._convex_phase.logs | self._measurement.moved())
             validates = self._validated in (None, epoch)  # None where there are no data for it, for all that is known
-            end = self._convex_phase, self._outcome.result, epoch, self.params["epochs"], validates
-            self._announcer.say_later(self._model, messages.ends, *end)
+            end = self._convex_phase, self._outcome.result, epoch, self._epochs, validates
+            self._announcer.say_later(messages.ends, *end)
             self._convex_phase, self._stage = None, Stage.OVER
         if self._stage is Stage.OVER:
             self._model.stop_training = True
@@ -291,8 +295,8 @@ class Fit:
         if self._measurement.interval > 1 and not self._said_interval:
             self._said_interval = True
             at_switch = self._is_automatic and self._schedule.switch is not None
-            how_often = self._measurement.interval, self.params["epochs"], at_switch, self._measurement.reason
-            self._announcer.say_later(self._model, messages.seldom_measured, *how_often)
+            how_often = self._measurement.interval, self._epochs, at_switch, self._measurement.reason
+            self._announcer.say_later(messages.seldom_measured, *how_often)
         if self._explores and self._schedule.decides_after(epoch):
             self._decide(epoch, found.get("alignment", np.nan))
         self._measured = tuple(found)
@@ -312,7 +316,7 @@ class Fit:
             return  # there was no step
         self._hooks.remove()
         if self._wrap is not None and self._explores and self._schedule.switch is not None:
-            self._announcer.say(self._model, messages.ended_early, self._model, self._schedule, self._wrap)
+            self._announcer.say(messages.ended_early, self._model, self._schedule, self._wrap)
         if self._wrap is not None and self._wrap.driver is self:
             self._wrap.driver = None  # or the model would keep the result, and its features
         if self._stage is Stage.OVER and self._outcome.was_replaced:

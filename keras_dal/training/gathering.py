@@ -10,7 +10,7 @@ from keras_dal import _backend, _keras
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.samples import checked_weight, joined
 from keras_dal.features.store import RowWriter
-from keras_dal.features.tracing import inference, tap
+from keras_dal.features.tracing import features_of, inference
 from keras_dal.training.evaluated import evaluated
 from keras_dal.training.messages import described
 from keras_dal.training.statistics import BatchStatistics
@@ -27,14 +27,13 @@ class Gathering:
     inference mode. Nothing else of the model changes.
 
     Args:
-        model: the model that `fit` trains.
-        structure: its `Structure`.
+        structure: the `Structure` of the model that `fit` trains.
         renew: whether batch statistics are to be renewed, as after averaging weights.
     """
 
-    def __init__(self, model, structure, renew):
-        self._model = model
-        self._features = _backend.over_replicas(_features(model, structure), model)
+    def __init__(self, structure, renew):
+        self._model = model = structure.model
+        self._features = _backend.over_replicas(_features(structure), model)
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
         self._arrived, self._waiting, self._bytes = [], [], 0
@@ -42,9 +41,9 @@ class Gathering:
         self.batches = self.steps_of_statistics = 0
         self._discarded = False
 
-    def train_function(self, model, logs):
+    def train_function(self, logs):
         """Return what stands in for the model's train function: it only reads, and returns these logs."""
-        return _backend.reading(model, self._arrive, logs)
+        return _backend.reading(self._model, self._arrive, logs)
 
     def _arrive(self, batch):
         self.batches += 1
@@ -141,15 +140,15 @@ def evaluated_once(model, batch):
         model.reset_metrics()
 
 
-def _features(model, structure):
+def _features(structure):
     """Return a function from a batch of `fit` to features, labels and weights."""
+    model = structure.model
 
     def gathered(batch):
         x, y, weight = evaluated(model, batch)
-        with tap(structure.layer) as features:
-            inference(model, x)
-        ones = keras.ops.ones(keras.ops.shape(features[-1])[:1])
-        return features[-1], tree.flatten(y)[0], ones if weight is None else tree.flatten(weight)[0]
+        features = features_of(model, structure.layer, x)
+        ones = keras.ops.ones(keras.ops.shape(features)[:1])
+        return features, tree.flatten(y)[0], ones if weight is None else tree.flatten(weight)[0]
 
     return gathered
 

@@ -15,7 +15,7 @@ from keras_dal.training.messages import described
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
 
 
-def logged(report=None):
+def as_logs(report=None):
     """Return an `AlignmentReport` by the names of the logs; NaN without one."""
     return {
         "alignment": np.nan if report is None else report.alignment,
@@ -122,13 +122,13 @@ class OnData(Measurement):
 
     def _measured(self, epoch):
         self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
-        return logged(self.report) | self._moved_now()
+        return as_logs(self.report) | self._moved_now()
 
     def _moved_now(self):
         return self._moved(self._samples)
 
     def unknown(self):
-        return {**logged(), "kernel_change": np.nan}
+        return {**as_logs(), "kernel_change": np.nan}
 
 
 class OnStream(Measurement):
@@ -143,7 +143,7 @@ class OnStream(Measurement):
 
     def __init__(self, model, structure, loss, epochs):
         super().__init__(structure, loss)
-        self._last, self._last_change = logged(), {}
+        self._last, self._last_change = as_logs(), {}
         self._measured_at: int | None = None
         self._changed_at: int | None = None
         self._count: int | None = None
@@ -205,11 +205,11 @@ class OnStream(Measurement):
         if self._is_due(epoch, count) and self._sums_up:
             with threads_for((self._structure.num_features + 1) ** 3):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
-            self._last, self._measured_at = logged(self.report), epoch
+            self._last, self._measured_at = as_logs(self.report), epoch
         return self._last | moved
 
     def unknown(self):
-        alignment = logged() if self._tells else {}
+        alignment = as_logs() if self._tells else {}
         return alignment | ({"kernel_change": np.nan} if self.has_samples else {})
 
     def is_affordable(self, epochs, count):

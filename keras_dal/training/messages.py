@@ -1,7 +1,5 @@
 """What the monitor says: one function for each moment of a fit."""
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
 from keras_dal.analysis.assumptions import TO_FLOAT32
@@ -12,16 +10,6 @@ from keras_dal.training.inner import path_to
 from keras_dal.training.statistics import with_statistics
 
 _FEW = 5  # samples for each feature, with which a solved head fits what it saw and not much else
-
-
-class Switch(NamedTuple):
-    """The moment of the switch to gradient steps for the linear parameters."""
-
-    epoch: int
-    epochs: int
-    structure: Any
-    loss: Any
-    report: Any
 
 
 def described(error):
@@ -76,19 +64,18 @@ def explores_on(alignment, epoch, schedule):
     )
 
 
-def descends(model, switch, certificate):
+def descends(epoch, epochs, structure, loss, report, certificate):
     """Return what is trained, frozen and minimized from the switch on."""
-    trained = switch.structure.linear_parameters
-    frozen = [v for v in model.trainable_variables if not any(v is other for other in trained)]
-    report = switch.report
+    trained = structure.linear_parameters
+    frozen = [v for v in structure.model.trainable_variables if not any(v is other for other in trained)]
     measured = "not measured yet" if report is None else report.summary().removesuffix(", undecided")
     penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
     lines = [
-        f"keras_dal: exploitation begins at epoch {switch.epoch + 1} of {switch.epochs}",
+        f"keras_dal: exploitation begins at epoch {epoch + 1} of {epochs}",
         f"  labels in the column space of the head: {measured}",
         f"  trained:   {', '.join(v.path for v in trained)} ({_size(trained):,} parameters)",
         f"  frozen:    {len(frozen)} variables with {_size(frozen):,} parameters, batch statistics and dropout too",
-        f"  minimized: {' plus '.join([switch.loss.name, *penalties])}, convex in what is trained",
+        f"  minimized: {' plus '.join([loss.name, *penalties])}, convex in what is trained",
     ]
     return "\n".join(lines if certificate is None else [*lines, str(certificate)])
 

@@ -77,7 +77,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             self._outcome.forget()
         self.certificates = Certificates(model, rows, "head" if self._wrap is None else self._wrap.exploit)
         kept = self._outcome, self.certificates
-        self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(self.verbose))
+        self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(model, self.verbose))
 
     def on_epoch_begin(self, epoch, logs=None):
         self._fit.begin_epoch(epoch)
