@@ -1,4 +1,4 @@
-"""How far an optimizer has come: what `Wrap` keeps in its variables, in place of 1 for a parameter that is linear."""
+"""How far an optimizer has come: what `Wrap` keeps in its variables, one number for each variable that it trains."""
 
 import enum
 from typing import Any
@@ -10,7 +10,7 @@ from keras_dal.training.train_step import is_hooked
 
 
 class Progress(enum.IntEnum):
-    """From one to the next by `switch` and `mark_solved`, and back to the first by `restart`."""
+    """Of linear variables: from one to the next by `switch` and `mark_solved`, back by `restart`. Others stay at 0."""
 
     EXPLORING = 0
     SWITCHED = 1
@@ -25,8 +25,8 @@ class Progressing:
     settle_averages: Any
     drop_average: Any
     _model: Any = None  # a weak reference, once it has been switched
-    _is_linear: Any
-    _linear_indices: tuple[int, ...] | None = None  # host copy of `_is_linear`: a traced step cannot read a variable
+    _progress_of_variables: Any
+    _linear_indices: tuple[int, ...] | None = None  # where that is not EXPLORING: a traced step cannot read it
 
     @property
     def phase(self) -> str:
@@ -37,7 +37,7 @@ class Progressing:
     def progress(self):
         """The `Progress`, once `synchronize` has read the optimizer's variables."""
         exploits = self._linear_indices is not None
-        return Progress(int(np.max(to_numpy(self._is_linear)))) if exploits else Progress.EXPLORING
+        return Progress(int(np.max(to_numpy(self._progress_of_variables)))) if exploits else Progress.EXPLORING
 
     @property
     def is_solved(self):
@@ -58,12 +58,13 @@ class Progressing:
         self.settle_averages()
         self.drop_average()
         progress = Progress.RENEWED if renewed else Progress.SOLVED
-        self._is_linear.assign(np.where(to_numpy(self._is_linear) > 0, progress, 0).astype("int32"))
+        before = to_numpy(self._progress_of_variables)
+        self._progress_of_variables.assign(np.where(before, progress, Progress.EXPLORING).astype("int32"))
 
     def synchronize(self):
         """Reads the phase from the optimizer's variables, after they were restored from outside."""
         if self.built:
-            before, linear = self._linear_indices, np.flatnonzero(to_numpy(self._is_linear))
+            before, linear = self._linear_indices, np.flatnonzero(to_numpy(self._progress_of_variables))
             self._linear_indices = tuple(linear.tolist()) or None
             if self._linear_indices != before:
                 self._trace_anew()

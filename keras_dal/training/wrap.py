@@ -16,7 +16,7 @@ from keras_dal.models.structure import Structure, find_structure
 from keras_dal.training import arguments
 from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost, path_to
-from keras_dal.training.progress import Progressing
+from keras_dal.training.progress import Progress, Progressing
 from keras_dal.training.rates import PhaseRates
 from keras_dal.training.schedule import Deciding
 
@@ -144,7 +144,9 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         indices = self._indices_of(structure.linear_parameters)
         self.adopt_average()
         self.freeze_gates(structure)
-        self._is_linear.assign(np.isin(np.arange(len(_keras.optimized(self))), indices).astype("int32"))
+        is_linear = np.isin(np.arange(len(_keras.optimized(self))), indices)
+        progress = np.where(is_linear, Progress.SWITCHED, Progress.EXPLORING)
+        self._progress_of_variables.assign(progress.astype("int32"))
         self.synchronize()
         self.settle_averages(also_linear=False)
 
@@ -159,7 +161,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
     def explore_again(self):
         """As `restart`, but what was averaged is kept."""
         if self.phase == "exploit":
-            self._is_linear.assign(np.zeros(self._is_linear.shape, "int32"))
+            self._progress_of_variables.assign(np.zeros(self._progress_of_variables.shape, "int32"))
             self.synchronize()
 
     @property
@@ -195,8 +197,8 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         if self.built:
             return
         var_list = list(var_list)
-        self._is_linear = self.add_variable(
-            shape=(len(var_list),), dtype="int32", aggregation="only_first_replica", name="is_linear"
+        self._progress_of_variables = self.add_variable(
+            shape=(len(var_list),), dtype="int32", aggregation="only_first_replica", name="progress_of_variables"
         )
         self._add_decision()
         if not self.inner_optimizer.built:
@@ -249,7 +251,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
 
     def _apply_all(self, grads, variables):
         _backend.check_in_step(
-            keras.ops.max(self._is_linear.value),
+            keras.ops.max(self._progress_of_variables.value),
             "This step was traced before the switch, and would train everything. Trace it anew after switch(model). "
             "Received: a step of the first phase",
         )
@@ -260,7 +262,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
 
     def _apply_linear(self, grads, variables):
         _backend.check_in_step(
-            keras.ops.cast(keras.ops.equal(keras.ops.max(self._is_linear.value), 0), "int32"),
+            keras.ops.cast(keras.ops.equal(keras.ops.max(self._progress_of_variables.value), 0), "int32"),
             "This step was traced after the switch, and would train the linear parameters only. Trace it anew after "
             "restart(). Received: a step of the second phase",
         )
