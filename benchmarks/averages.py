@@ -46,7 +46,7 @@ CHOICES = (  # explore, average, how its steps count
     *((0.8, average, EVEN) for average in (0.1, 0.15, 0.2, 0.3)),
     *((1.0, average, EVEN) for average in (0, 0.1, 0.15)),
 )
-DEFAULT = (0.71, 0.15, EVEN)
+DEFAULT = (0.71, 0.07, EVEN)
 CHANGES = (0.001, 0.003, 0.03, 0.1)  # weights of the change of the head, beside the package's own, at the default
 
 

@@ -43,11 +43,10 @@ class Problem:
         for rows in (slice(0, n // 2), slice(n // 2, n)):
             seen = targets - targets.mean(axis=1, keepdims=True) * softmax
             qr.update(self.features[rows], seen[rows], self.weights[rows])
-        eps = float(np.finfo(self.features.dtype).eps)
-        projection = qr.project(eps)
+        projection = qr.project(float(np.finfo(self.features.dtype).eps))
         rows = [(self.features, targets, self.weights)]
         theta = projection.coefficients.ravel()
-        finding = decide(head, self.loss, rows, theta, projection.residual_share, True, eps=eps)
+        finding = decide(head, self.loss, rows, theta, projection.residual_share, True)
         zeros = np.zeros(head.num_parameters)
         certificate = certify_head(head, self.features, targets, self.loss, zeros, self.weights)
         return finding, certificate

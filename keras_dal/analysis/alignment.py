@@ -169,15 +169,13 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, loss.seen(loss.label_matrix(targets)), weight)
-    eps = _eps(structure, rows)
-    projection = qr.project(eps)
+    projection = qr.project(_eps(structure, rows))
     theta = projection.coefficients.ravel()
     per_sample, _ = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, projection.residual, projection.squares)
     least = decisive_share(loss, projection.least, projection.squares)
     complete, used = projection.complete, used.mean()
-    known = {"eps": eps, "least": least, "complete": complete, "used": used}
-    finding = decide(head, loss, rows, theta, share, decide_separability, **known)
+    finding = decide(head, loss, rows, theta, share, decide_separability, least=least, complete=complete, used=used)
     return _report_projection(
         structure,
         projection,
@@ -190,8 +188,7 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
     features, targets, weights = joined_rows(rows)
-    eps = _eps(structure, rows)
-    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps)
+    columns = jacobian(head, features, weights, loss.shift_invariant, eps=_eps(structure, rows))
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
     squares = centred_total(loss.seen(matrix), weights, structure.use_bias)
@@ -200,12 +197,11 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     least = share
     if columns.factorized:
         least = decisive_share(loss, weights @ columns.seen(columns.left_of(matrix, counting=False)) ** 2, squares)
-    known = {"eps": eps, "columns": columns, "least": least, "used": used.mean()}
     spectrum = columns.with_constants()
     return report(
         structure,
         len(features),
-        decide(head, loss, rows, theta, share, decide_separability, **known),
+        decide(head, loss, rows, theta, share, decide_separability, columns, least, used=used.mean()),
         **shares(per_sample, per_class, squares),
         rank=spectrum.rank,
         tolerance=columns.tolerance,

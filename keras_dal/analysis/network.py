@@ -6,7 +6,7 @@ from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
 from keras_dal.analysis.reports import report, shares
-from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residual, decisive_share
+from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residual, decisive_share, of_all_labels
 from keras_dal.features.batches import in_one_array
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import common_scale
@@ -53,10 +53,13 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
     left = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
     squares = centred_total(targets[used], weights[used], bias)
     share = decisive_share(loss, left.sum(axis=0), squares)
+    found = OF_MIXED_LABELS if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR)
+    if loss.quadratic and found.verdict == Verdict.ALIGNED:
+        found = of_all_labels(found, share, left[used], right.reshape(targets.shape)[used] ** 2)
     return report(
         structure,
         int(np.sum(used)),
-        OF_MIXED_LABELS if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR),
+        found,
         **shares(left.sum(axis=1), left.sum(axis=0), squares),
         num_parameters=operator.shape[1],
         lower_bound=True,

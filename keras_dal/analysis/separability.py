@@ -15,13 +15,14 @@ from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
+from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.rounded import smallest_margin
 from keras_dal.tables import at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
-_ROOM = 100.0  # for squares of rounding errors: ten times as large as they are taken to be
+_LARGE, _HIDDEN = 4.0, 1e-6  # squares of labels over their mean; share of what is left of the others that is much
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
@@ -55,6 +56,37 @@ def by_residual(share, otherwise, reason):
     return Finding(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
+def of_all_labels(found, share, left, squares):
+    """Return that a regression is aligned, or that few large labels may hide that others are missed.
+
+    Args:
+        found: the `Finding` that it is aligned.
+        share: the residual share.
+        left: squares of what is left of each label, `(n, C)`.
+        squares: of the labels about their mean, `(n, C)`.
+    """
+    if not any(map(_hides_some, left.T, squares.T)):
+        return found
+    return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, where few large labels outweigh all others")
+
+
+def _hides_some(left, squares):
+    """Whether labels of one output are missed beside larger ones, for squares `(n,)` as above."""
+    while not (others := squares <= _LARGE * np.mean(squares)).all():
+        left, squares = left[others], squares[others]
+        if left.sum() > _HIDDEN * squares.sum() > 0:
+            return True
+    return False
+
+
+def _squares_of_rows(head, rows, theta):
+    """Return weighted squares of what parameters leave of each label, and of the labels about their mean."""
+    logits = np.concatenate([head.logits(features.astype(np.float64), theta) for features, _, _ in rows])
+    _, targets, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    centred = targets - safe_mean(targets, weights) if head.use_bias else targets
+    return weights[:, None] * (targets - logits) ** 2, weights[:, None] * centred**2
+
+
 def decisive_share(loss, residual, squares):
     """Return the residual share that decides: of classes together, of outputs in units of their own the largest.
 
@@ -74,9 +106,7 @@ def announced(num_samples, num_parameters, seconds=None):
     )
 
 
-def decide(
-    head, loss, rows, theta, share, decide_separability, *, eps, columns=None, least=None, complete=False, used=1.0
-):
+def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, complete=False, used=1.0):
     """Return the `Finding` for a head.
 
     Args:
@@ -86,7 +116,6 @@ def decide(
         theta: least-squares solution, the first candidate for a witness.
         share: its residual share, as `decisive_share` returns it.
         decide_separability: whether a solver is run where least squares are no witness.
-        eps: spacing at one of the numbers that the features are.
         columns: the `Jacobian`, where there is one already.
         least: the share that all directions leave that float64 can tell from rounding; by default `share`.
         complete: whether it is known that there are no other directions.
@@ -98,9 +127,10 @@ def decide(
     if np.isfinite(scale):
         if columns is None and decide_separability and not complete and share > ALIGNED:
             columns = _factorized(head, loss, rows)
-        if share <= ALIGNED and loss.quadratic and _hides_some(head, loss, rows, theta, eps):
-            return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, of labels of which few are large")
-        return _by_least_squares(share, columns, least, complete)
+        found = _by_least_squares(share, columns, least, complete)
+        if loss.quadratic and found.verdict == Verdict.ALIGNED:
+            return of_all_labels(found, share, *_squares_of_rows(head, rows, theta))
+        return found
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
         for features, targets, _ in rows
@@ -251,14 +281,3 @@ def _is_above_rounding(lower, objective, v):
 def _size(head, features, targets, theta):
     """Return what the rounding of features and labels is relative to, `(n, C)`."""
     return head.magnitudes(features, np.abs(theta)) + np.abs(targets)
-
-
-def _hides_some(head, loss, rows, theta, eps):
-    """Whether a small residual share is more than rounding leaves: labels that are few and large hide all others."""
-    left = rounded = 0.0
-    for features, targets, weights in rows:
-        features = features.astype(np.float64)
-        noise = head.rounding(features, theta) + eps * _size(head, features, targets, theta)
-        left += weights @ loss.values(head.logits(features, theta), targets)
-        rounded += weights @ loss.values(targets + noise, targets)
-    return left > _ROOM * rounded

@@ -103,9 +103,17 @@ class Path:
         if not np.isfinite(point.loss):
             raise Stopped(Ending.NOT_FINITE)
         self.points.append(point)
+        self._show(point)
+        self.check()
+
+    def replace_last(self, point):
+        """Put a point in place of the last one, which it is but for its rounding, and show it."""
+        self.points[-1] = point
+        self._show(point)
+
+    def _show(self, point):
         if self.verbose:
             print(_line(len(self.points) - 1, point), flush=True)
-        self.check()
 
     def validation_of_stage(self):
         """Return the validation values of this stage, the better the larger; none where patience does not count."""

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_dal.finishing.stopping import Ending
+from keras_dal.finishing.stopping import Ending, Stopped
 from keras_dal.solvers.gap import Bound, bound_gap, gradient_steps
 
-_GAIN = 0.5  # a step that leaves more of the gap than this is the last: what is left is rounding
+_GAIN = 0.5  # a step that leaves more of the gap than this is the last one: what is left is rounding
 
 
 class Proof(NamedTuple):
@@ -54,8 +54,10 @@ def prove(task, ridge, whitening, gap, step_at=None):
         def bounded(theta):
             return bound_gap(head, *samples, theta, data.theta, *problem, task.penalty)
 
-        bound, refined = _refined(bounded, theta, gap, step_at, data.structure.rounded)
-        point, theta = point if refined is theta else task.at(refined, ridge, bound.gap), refined
+        bound, refined = refined_by_steps(bounded, theta, gap, step_at, data.structure.rounded)
+        if refined is not theta:
+            task.path.replace_last(task.at(refined, ridge, bound.gap))
+            point, theta = task.path.points[-1], refined
     task.path.points[-1] = dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap)
     if not bound.gap <= gap:  # nor where it is not a number
         return None
@@ -67,13 +69,16 @@ def prove(task, ridge, whitening, gap, step_at=None):
     return Proof(gap, head.is_plain, steps, task.num_steps)
 
 
-def _refined(bounded, theta, gap, step_at, rounded):
+def refined_by_steps(bounded, theta, gap, step_at, rounded):
     """Return the `Bound` of theta, or of what Newton steps in float64 make of it until its gap is the wanted one."""
-    bound = bounded(theta)
-    while step_at is not None and not bound.gap <= gap:
-        further = rounded(theta + step_at(theta, bound.gradient))
-        closer = bounded(further)
-        if not closer.gap < _GAIN * bound.gap:
+    bound, gains = bounded(theta), step_at is not None
+    while gains and gap < bound.gap < np.inf:
+        try:
+            further = rounded(theta + step_at(theta, bound.gradient))
+        except (Stopped, KeyboardInterrupt):  # the minimum that was found is not lost
             break
-        theta, bound = further, closer
+        closer = bounded(further)
+        gains = closer.gap < _GAIN * bound.gap
+        if closer.gap < bound.gap:
+            theta, bound = further, closer
     return bound, theta

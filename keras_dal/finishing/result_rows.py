@@ -60,7 +60,9 @@ def _validation(result):
         scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"
     if result.before is not None and _is_worse(result.before, result.after):
-        yield "validation worse", f"a larger ridge than {result.point.ridge:g} changes less, and patience ends earlier"
+        of_loss = result.stopped_by.is_of_a_minimum and result.point.ridge  # a separation weights it in another unit
+        less = f"a larger ridge than {result.point.ridge:g}" if of_loss else "ridge=1e-2"
+        yield "validation worse", f"{less} changes less, and patience ends earlier"
 
 
 def _is_worse(before, after):

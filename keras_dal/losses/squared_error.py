@@ -10,6 +10,7 @@ from keras_dal.losses.base import Loss, checked_matrix, register
 
 _LARGEST = 1e120  # of labels, whose squares are summed up and divided by one another
 _BLOCK = 4096  # targets at a time
+_SPREAD_OF_FLOAT32 = 4 * float(np.finfo(np.float32).eps)  # as `SPREAD`, of labels that float32 holds
 _SMALLEST = 1e-150  # of the labels of one output beside others in this batch, whose squares must not be zero
 
 
@@ -55,17 +56,24 @@ class SquaredError(Loss):
         return np.zeros(len(targets))
 
     def unit(self, targets, weights):
-        """Return the mean sample weight times the variance of the labels, or times 1 where they have none."""
+        """Return the mean sample weight times the variance of the labels, or times 1 where that is only rounding."""
         shares, first = weights / np.sum(weights), targets[:1]  # distances to it are zero where labels are constant
-        sums = np.zeros((3, first.shape[1]))
+        sums, in_float32 = np.zeros((3, first.shape[1])), True
         for rows in arrays.slices(len(weights), _BLOCK):
             some, share = targets[rows], shares[rows]
+            in_float32 = in_float32 and _are_in_float32(some)
             sums += share @ (some - first), share @ (some - first) ** 2, share @ some**2
         variance, size = float(np.mean(sums[1] - sums[0] ** 2)), float(np.mean(sums[2]))
-        return super().unit(targets, weights) * (variance if variance > SPREAD**2 * size else 1.0)
+        spread = _SPREAD_OF_FLOAT32 if in_float32 else SPREAD
+        return super().unit(targets, weights) * (variance if variance > spread**2 * size else 1.0)
 
     def scales(self, targets):
         return np.ones(len(targets))
 
     def conjugate(self, slopes, targets):
         return np.sum(slopes * targets + 0.25 * targets.shape[1] * slopes**2, axis=1)
+
+
+def _are_in_float32(targets):
+    with np.errstate(over="ignore"):
+        return np.array_equal(targets, targets.astype(np.float32))

@@ -288,11 +288,11 @@ def test_labels_out_of_reach_are_still_called_so(use_bias):
     assert certificate.infimum == pytest.approx((least, least), rel=1e-9)
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
-def test_a_large_label_does_not_make_a_regression_aligned(outputs):
+@pytest.mark.parametrize(("outputs", "large"), [(1, 1e6), (2, 1e6), (1, 1e8)])
+def test_a_large_label_does_not_make_a_regression_aligned(outputs, large):
     """By hand: the indicator of a sample and a bias leave the deviations of the other labels from their mean."""
     n, rest = 1000, np.random.default_rng(0).standard_normal((999, outputs))
-    x, y = np.zeros((n, 1), "float32"), np.vstack([np.full((1, outputs), 1e6), rest])
+    x, y = np.zeros((n, 1), "float32"), np.vstack([np.full((1, outputs), large), rest])
     x[0] = 1.0
     least = np.sum((rest - rest.mean(axis=0)) ** 2) / (n * outputs)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(outputs)])
@@ -300,7 +300,10 @@ def test_a_large_label_does_not_make_a_regression_aligned(outputs):
     certificate, curve = certify(model, x, y), width_curve(model, x, y, widths=[0], draws=1, verbose=0)
     assert certificate.infimum == pytest.approx((least, least), rel=1e-5)
     assert certificate.verdict == "not aligned"
-    assert alignment(model, x, y).verdict == "undecided"
+    for parameters in ("head", "all"):
+        report = alignment(model, x, y, parameters=parameters, verbose=0)
+        assert report.verdict == "undecided"
+        assert "where few large labels outweigh all others" in report.decided_by
     assert curve.settled is None
     assert "to a share of 1e-08" in str(curve)
 
@@ -315,7 +318,7 @@ def test_labels_that_are_rounded_are_aligned_still(offset):
     model.compile("sgd", "mse")
     z = z.astype("float32")
     certificate, curve = certify(model, z, y), width_curve(model, z, y, widths=[0], draws=1, verbose=0)
-    assert certificate.verdict == "aligned"
+    assert certificate.verdict == alignment(model, z, y).verdict == "aligned"
     assert curve.settled == 0
 
 

@@ -108,10 +108,14 @@ def test_differences_of_squared_errors_are_small_beside_the_variance_of_the_labe
     assert loss.unit(constant, weights) == pytest.approx(weights.mean())
 
 
-def test_timestamps_of_a_minute_are_fitted_to_a_share_of_their_own_variance():
-    """The labels are linear in x up to a tenth of a second, beside 1.7e9 seconds since 1970."""
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((200, 6)).astype("float32")
-    y = 1.7e9 + 20.0 * x[:, :1].astype(float) + 0.1 * generator.standard_normal((200, 1))
+def test_timestamps_within_a_minute_have_their_own_variance_for_a_unit():
+    y = 1.7e9 + 20.0 * np.random.default_rng(0).standard_normal((200, 1))  # seconds since 1970, in float64
     loss = loss_of(problem("squared error")[0], "linear")
     assert loss.unit(loss.targets(y, 1), np.ones(200)) == pytest.approx(np.var(y), rel=1e-6)
+
+
+def test_labels_that_differ_by_the_rounding_of_float32_are_constant():
+    y = np.full((200, 1), 0.1, "float32")
+    y[::3] = np.nextafter(y[::3], np.float32(1))
+    loss = loss_of(problem("squared error")[0], "linear")
+    assert loss.unit(loss.targets(y, 1), np.ones(200)) == 1.0

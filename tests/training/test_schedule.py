@@ -45,7 +45,7 @@ def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space
     assert history["phase"].index(1) == end
     assert (history["alignment"][LOOK - 1] < ENOUGH) == (end == LATE)
     assert ("which is little: exploration goes on to the end of epoch 18" in capsys.readouterr().out) == (end == LATE)
-    window = round(0.07 * end)
+    window = 1  # 7 % of 16 and of 18 epochs, rounded
     assert kept.averaged[:end] == [3 * max(0, epoch + 1 - end + window) for epoch in range(end)]  # three steps each
 
 

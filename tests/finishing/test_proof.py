@@ -1,0 +1,73 @@
+"""The last Newton steps, with gradients in float64, and what they leave to prove."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_dal.finishing.converge import converge
+from keras_dal.finishing.problem import Task
+from keras_dal.finishing.proof import refined_by_steps
+from keras_dal.finishing.stopping import Ending, Stopped
+from keras_dal.solvers.gap import Bound
+
+RIDGE, TOL = 1e-3, 1e-14  # a gradient in float32 is wrong by about 1e-8, which is a gap of 1e-16 / (4 RIDGE)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "kept"),
+    [([0.9], 0), ([9.0, 0.9], 1), ([1.5, 0.9], 1), ([9.0, 8.0, 0.1], 1), ([9.0, 3.0, 4.0], 1), ([np.nan, 0.1], 0)],
+)
+def test_steps_end_at_the_wanted_gap_or_where_one_gains_little_and_the_best_is_kept(gaps, kept):
+    """Theta is the number of steps that were taken; the wanted gap is 1."""
+    bound, theta = refined_by_steps(
+        lambda theta: Bound(gaps[theta], 0.0, np.zeros(1)), 0, 1.0, lambda theta, gradient: 1, lambda theta: theta
+    )
+    assert theta == kept
+    assert bound.gap == pytest.approx(gaps[kept], nan_ok=True)
+
+
+@pytest.fixture
+def data():
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((150, 8)).astype("float32")
+    return x, generator.integers(0, 3, 150)
+
+
+def solved(data, **options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, dtype="float64")])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return converge(model, *data, gated=False, ridge=RIDGE, tol=TOL, verbose=0, **options)
+
+
+@pytest.mark.parametrize("where", ["host", "accelerator"])
+def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch):
+    if where == "accelerator":
+        monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)
+        monkeypatch.setattr("keras_dal._backend.COMPILES_SHAPES", False)
+        monkeypatch.setattr("keras_dal._backend.WORTH_AN_ACCELERATOR", 0)
+    taken, step_at = [], Task._step_at
+
+    def counted(task, problem, theta, gradient):
+        taken.append(np.linalg.norm(gradient))
+        return step_at(task, problem, theta, gradient)
+
+    monkeypatch.setattr(Task, "_step_at", counted)
+    result = solved(data)
+    assert result.stopped_by == Ending.CERTIFIED
+    assert result.point.gap <= 1e-2 * TOL
+    assert taken
+    assert result.point is result.path[-1]
+    assert result._solved.proof.num_steps == len(result.path) - 1 + len(taken)
+
+
+@pytest.mark.parametrize("stop", [Stopped(Ending.TIME), KeyboardInterrupt()], ids=lambda stop: type(stop).__name__)
+def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(data, stop, monkeypatch):
+    def stopped(*arguments):
+        raise stop
+
+    monkeypatch.setattr(Task, "_step_at", stopped)
+    result = solved(data)
+    assert result.point is result.path[-1]
+    assert result.point.gap < 1e-6
+    assert not list(result.proof())
