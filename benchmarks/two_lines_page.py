@@ -155,7 +155,7 @@ def ways_table(found):
     for setting, ways in found.items():
         for way, title in WAYS.items():
             rows = list(ways[way].values())
-            is_of_default = way in SHARED and setting[-1] is not None or way == "base"
+            is_of_default = (way in SHARED and setting[-1] is not None) or way == "base"
             if rows and (is_default(setting) or not is_of_default):
                 accuracy, trained = mean_of(rows, "test_accuracy"), mean_of(rows, "epochs_trained")
                 yield (f"| {described(setting)} | {title} | {len(rows)} | {100 * accuracy:.2f} % | {trained:.1f} |")

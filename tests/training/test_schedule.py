@@ -6,7 +6,7 @@ import pytest
 from fits import NUM_CLASSES, compiled, images, small_model
 
 import keras_dal
-from keras_dal.training.schedule import ENOUGH
+from keras_dal.training.schedule import ENOUGH, SwitchSchedule
 
 EPOCHS, LOOK, EARLY, LATE = 22, 13, 16, 18
 X, Y = images()
@@ -47,6 +47,12 @@ def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space
     assert ("which is little: exploration goes on to the end of epoch 18" in capsys.readouterr().out) == (end == LATE)
     window = 1  # 7 % of 16 and of 18 epochs, rounded
     assert kept.averaged[:end] == [3 * max(0, epoch + 1 - end + window) for epoch in range(end)]  # three steps each
+
+
+@pytest.mark.parametrize(("epochs", "averaged"), [(60, [40, 41, 42]), (200, [*range(132, 142)]), (8, [5])])
+def test_by_default_the_last_fourteenth_of_the_explored_epochs_is_averaged_and_one_at_least(epochs, averaged):
+    schedule = SwitchSchedule("auto", keras_dal.Wrap("sgd").average, epochs)
+    assert [epoch for epoch in range(epochs) if schedule.average_is_due(epoch)] == averaged
 
 
 @pytest.mark.parametrize(
