@@ -55,7 +55,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
     share = decisive_share(loss, left.sum(axis=0), squares)
     found = OF_MIXED_LABELS if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR)
     if loss.quadratic and found.verdict == Verdict.ALIGNED:
-        found = of_all_labels(found, share, left[used], right.reshape(targets.shape)[used] ** 2)
+        found = of_all_labels(found, share, left[used], targets[used], weights[used], bias)
     return report(
         structure,
         int(np.sum(used)),

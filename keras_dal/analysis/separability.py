@@ -56,35 +56,32 @@ def by_residual(share, otherwise, reason):
     return Finding(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
-def of_all_labels(found, share, left, squares):
+def of_all_labels(found, share, left, labels, weights, use_bias):
     """Return that a regression is aligned, or that few large labels may hide that others are missed.
 
     Args:
         found: the `Finding` that it is aligned.
         share: the residual share.
-        left: squares of what is left of each label, `(n, C)`.
-        squares: of the labels about their mean, `(n, C)`.
+        left: weighted squares of what is left of each label, `(n, C)`.
+        labels: `(n, C)`.
+        weights: of the samples, positive, `(n,)`.
+        use_bias: whether a constant of each output is free.
     """
-    if not any(map(_hides_some, left.T, squares.T)):
+    if not any(_hides_some(*columns, weights, use_bias) for columns in zip(left.T, labels.T, strict=True)):
         return found
     return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, where few large labels outweigh all others")
 
 
-def _hides_some(left, squares):
-    """Whether labels of one output are missed beside larger ones, for squares `(n,)` as above."""
-    while not (others := squares <= _LARGE * np.mean(squares)).all():
-        left, squares = left[others], squares[others]
+def _hides_some(left, labels, weights, use_bias):
+    """Whether labels of one output are missed beside larger ones; arguments as above, `(n,)`."""
+    while True:
+        squares = weights * (labels - safe_mean(labels, weights) * use_bias) ** 2
         if left.sum() > _HIDDEN * squares.sum() > 0:
             return True
-    return False
-
-
-def _squares_of_rows(head, rows, theta):
-    """Return weighted squares of what parameters leave of each label, and of the labels about their mean."""
-    logits = np.concatenate([head.logits(features.astype(np.float64), theta) for features, _, _ in rows])
-    _, targets, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    centred = targets - safe_mean(targets, weights) if head.use_bias else targets
-    return weights[:, None] * (targets - logits) ** 2, weights[:, None] * centred**2
+        others = squares <= _LARGE * np.mean(squares)
+        if others.all():
+            return False
+        left, labels, weights = left[others], labels[others], weights[others]
 
 
 def decisive_share(loss, residual, squares):
@@ -129,7 +126,11 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
             columns = _factorized(head, loss, rows)
         found = _by_least_squares(share, columns, least, complete)
         if loss.quadratic and found.verdict == Verdict.ALIGNED:
-            return of_all_labels(found, share, *_squares_of_rows(head, rows, theta))
+            logits = np.concatenate([head.logits(features.astype(np.float64), theta) for features, _, _ in rows])
+            _, labels, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+            return of_all_labels(
+                found, share, weights[:, None] * (labels - logits) ** 2, labels, weights, head.use_bias
+            )
         return found
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)

@@ -36,15 +36,14 @@ class Step:
     gap: float
 
 
-def gap_of(gradient, ridge, value):
-    """Return an upper bound of how far an objective is above its minimum.
+def gap_of(gradient, ridge):
+    """Return an upper bound of how far a convex objective is above its minimum.
 
     Args:
         gradient: of all of it, in the coordinates whose squared distance the ridge weights, `(P,)`.
         ridge: that weight; without one, the objective need not have a minimum.
-        value: of the objective, none of whose terms is negative.
     """
-    return min(float(arrays.of(gradient).dot(gradient, gradient)) / (4 * ridge), value) if ridge else np.inf
+    return float(arrays.of(gradient).dot(gradient, gradient)) / (4 * ridge) if ridge else np.inf
 
 
 class NewtonCG:
@@ -81,8 +80,7 @@ class NewtonCG:
             restricted = self.jacobian if active is ALL else self.jacobian.restricted(active)
             slopes = self.objective.gradient(logits)[active]
             gradient = self._pulled_back(restricted, slopes) + self.penalty.gradient(phi)
-            value = self.value(phi, logits)
-            yield Step(phi, logits, value, gap_of(gradient, self.ridge, value))
+            yield Step(phi, logits, self.value(phi, logits), gap_of(gradient, self.ridge))
             direction = self._newton_direction(restricted, self.objective.hessian(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
             length = self._line_search(phi, direction, logits, change, self._xp.dot(gradient, direction))

@@ -770,7 +770,7 @@ def test_validation_data_on_which_the_model_does_worse_are_named(model, digits):
     def is_said(accuracy=0.0, loss=1.0):
         after = result.after
         before = after._replace(accuracy=after.accuracy + accuracy, loss=after.loss / loss)
-        return "validation worse    a larger ridge than" in str(dataclasses.replace(result, before=before))
+        return "validation worse    ridge=1e-2 changes less" in str(dataclasses.replace(result, before=before))
 
     assert [is_said(accuracy=by) for by in (0.0, 0.005, 0.02)] == [False, False, True]
     assert [is_said(loss=by) for by in (0.9, 1.005, 1.02)] == [False, False, True]
