@@ -10,7 +10,7 @@ from keras_dal.features.inputs import spread
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import assign_all, restored, values_of
 
-NUM_PROBES = 64  # samples: enough for the kernel's main directions, one small batch to evaluate
+NUM_PROBES = 64  # samples, at most: enough for the kernel's main directions, one small batch to evaluate
 
 
 class KernelChange:

@@ -131,11 +131,12 @@ def test_validation_does_not_disturb_the_measurement():
 
 
 def test_kernel_change_against_the_kernels_themselves():
+    """Of 96 samples every other one is looked at, 64 at most."""
     x, y = images()
     model = compiled("sgd")
-    before = features_of(model, x[:64])
+    before = features_of(model, x[::2])
     history = fit(model, 1, [keras_dal.AlignmentMonitor(data=(x, y))])
-    after = features_of(model, x[:64])
+    after = features_of(model, x[::2])
     expected = np.linalg.norm(after @ after.T - before @ before.T) / np.linalg.norm(before @ before.T)
     assert history["kernel_change"][-1] == pytest.approx(expected, rel=1e-4)
 
