@@ -47,7 +47,8 @@ def prove(task, ridge, whitening, gap, step_at=None):
     head, loss, train, theta = data.head, data.loss, data.train, data.structure.rounded(point.theta)
     if not np.isfinite(theta).all():  # in the dtype of the model
         return None
-    problem, bound = (task.anchors, ridge, whitening), Bound(point.gap, 0.0, np.zeros(0))
+    problem = task.anchors, ridge, whitening
+    bound, refined = Bound(point.gap, 0.0, np.zeros(0)), theta
     if head.is_plain:
         samples = train.features, loss, data.targets, train.weights
 
@@ -55,10 +56,10 @@ def prove(task, ridge, whitening, gap, step_at=None):
             return bound_gap(head, *samples, theta, data.theta, *problem, task.penalty)
 
         bound, refined = refined_by_steps(bounded, theta, gap, step_at, data.structure.rounded)
-        if refined is not theta:
-            task.path.replace_last(task.at(refined, ridge, bound.gap))
-            point, theta = task.path.points[-1], refined
-    task.path.points[-1] = dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap)
+    if refined is theta:
+        task.path.points[-1] = dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap)
+    else:
+        task.path.replace_last(task.at(refined, ridge, bound.gap))
     if not bound.gap <= gap:  # nor where it is not a number
         return None
     task.path.end(Ending.CERTIFIED if head.is_plain else Ending.GAP)
