@@ -99,9 +99,12 @@ def over_replicas(function, model):
     traced = run if model.run_eagerly else tf.function(run, autograph=False, reduce_retracing=True)
 
     def call(data):
-        parts = traced(data)
         if strategy.num_replicas_in_sync > 1:
-            parts = tf.nest.map_structure(lambda part: strategy.gather(part, axis=0), parts)
+            parts = tf.nest.map_structure(lambda part: strategy.gather(part, axis=0), traced(data))
+        elif model.run_eagerly:
+            parts = run(data)
+        else:  # not called directly, as in `_traced`
+            parts = traced.get_concrete_function(data)(data)
         return tf.nest.map_structure(lambda part: part.numpy(), parts)
 
     return call

@@ -11,7 +11,7 @@ _WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a r
 
 def rows_of(result):
     """Yield what a `Result` says, a name and a text for each row."""
-    met = "reached" if result.reached else "not reached"
+    met = "reached" + " at that scale (Result.rescale)" * (result.scale != 1) if result.reached else "not reached"
     least = f" above {result.floor:.4g}, the least of any model" if result.floor else ""
     wanted = "" if result.tol is None else f"; wanted {result.tol:.4g}{least}: {met}"
     at_scale = f"; with the head times {result.scale:,.0f} {result.scaled_loss:.4g}" if result.scale != 1 else ""

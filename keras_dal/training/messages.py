@@ -132,7 +132,8 @@ def ends(phase, result, epoch, epochs, validates):
     if result.penalty and not result.penalized:
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     if result.accuracy is not None:
-        lines.append(f"  training:   {percent(result.accuracy)} right, loss {result.loss:.4g}")
+        right = f"{percent(result.accuracy)} of what this epoch read is right"  # which may be augmented
+        lines.append(f"  training:   {right}, loss {result.loss:.4g}")
         if result.accuracy < 1 and not structure.gated_layers:
             lines.append(f"  more:       {_wider(phase)}")
     if not validates:

@@ -219,7 +219,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
             return (
                 "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
                 f"AlignmentMonitor() to the callbacks of fit, or train everything again: compile the model with a new "
-                f"optimizer, or call {self._how_to_restart()} and use explore=None. Received: explore={self.explore!r}"
+                f"optimizer, or call {self._how_to_restart()} and keep the monitor. Received: explore={self.explore!r}"
             )
         return (
             "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "

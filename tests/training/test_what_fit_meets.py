@@ -2,6 +2,7 @@
 
 import warnings
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -230,3 +231,13 @@ def test_labels_that_cannot_be_measured_do_not_end_a_training(optimizer):
         history = model.fit(x, y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=0)])
     assert len(history.epoch) == 2
     assert any("cannot be measured in this training step" in str(each.message) for each in caught)
+
+
+@cases.needs_tensorflow(reason="the warning is TensorFlow's")
+def test_fits_in_a_row_trace_anew_without_a_warning(caplog):
+    """Of 90 images the last batch is a smaller one."""
+    x, y = (part[:90] for part in images())
+    for _ in range(6):
+        model = compiled(keras_dal.Wrap("sgd", explore=1))
+        model.fit(x, y, epochs=2, batch_size=16, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+    assert "retracing" not in caplog.text
