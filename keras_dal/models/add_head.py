@@ -212,7 +212,7 @@ def _message(model, copy, count, place, head, n, shares):
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
-        f"Gated head: {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
+        f"keras_dal: gated head of {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
         f"fixed parameters more.{_SHARES if shares else ''}"
     )
 
