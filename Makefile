@@ -4,7 +4,7 @@ BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
 # two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make. More threads
 # in each would wait for one another: PyTorch's take four times as long
-PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/training/test_finish.py tests/training/test_cells.py \
 	tests/training/test_ordinary_keras.py tests/training/test_what_fit_meets.py tests/training/test_delegation.py tests/training/test_moments.py \
 	tests/training/test_trainings_around.py tests/training/test_wrap.py::test_stateless_apply tests/features/test_batches.py::test_every_kind_of_data \

@@ -558,7 +558,7 @@ def test_what_is_said_at_the_end_is_what_was_done(capsys):
     assert "statistics: means over 6 batches" in said
     (shown,) = re.findall(r"proved:     at most (\S+) above the minimum", said)
     assert monitor.result.point.gap <= float(shown) <= 1.1 * monitor.result.point.gap
-    assert f"{monitor.result.accuracy:.2%} right" in said
+    assert f"{monitor.result.accuracy:.2%} of what this epoch read is right" in said
 
 
 @pytest.mark.parametrize(("every", "skipped"), [(2, False), (3, True), (None, False)])
