@@ -212,8 +212,8 @@ def _message(model, copy, count, place, head, n, shares):
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
-        f"keras_dal: gated head of {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable and {fixed:,} "
-        f"fixed parameters more.{_SHARES if shares else ''}"
+        f"keras_dal: gated head of {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable "
+        f"and {fixed:,} fixed parameters more.{_SHARES if shares else ''}"
     )
 
 
