@@ -276,9 +276,5 @@ def _is_above_rounding(lower, objective, v):
     jac, targets = objective.jacobian, objective.targets
     if not objective.loss.quadratic or lower == 0:
         return False
-    return lower > objective.loss_of(targets + jac.eps * _size(jac.head, jac.features, targets, v))
-
-
-def _size(head, features, targets, theta):
-    """Return what the rounding of features and labels is relative to, `(n, C)`."""
-    return head.magnitudes(features, np.abs(theta)) + np.abs(targets)
+    size = jac.head.magnitudes(jac.features, np.abs(v)) + np.abs(targets)
+    return lower > objective.loss_of(targets + jac.eps * size)

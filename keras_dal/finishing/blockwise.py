@@ -127,7 +127,7 @@ class _Evaluation:
         self.loss = float(self._loss / len(task.data.train))
         self.value = float(self.loss + self.ridge * self.moved + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
-        self.gap = min(gap_of(self.gradient, self.ridge), self.value - task.floor)  # as of `problem.Task`
+        self.gap = min(gap_of(self.gradient, self.ridge), max(self.value - task.floor, 0.0))  # as of `problem.Task`
         has_sides = task.data.loss.exclusive is not None
         self.accuracy = self._right / len(task.data.train) if has_sides else None
         self.margin = float(self._margin) if has_sides else None

@@ -243,7 +243,7 @@ class Task:
             change = self._change(problem, step.phi)
             theta = self.data.theta + np.pad(change, (len(self.data.theta) - len(change), 0))  # the last part's, or all
             # no model's loss is below the floor, and no other term is negative
-            gap = min(step.gap, step.objective - self.floor) if problem.ridge else step.gap
+            gap = min(step.gap, max(step.objective - self.floor, 0.0)) if problem.ridge else step.gap
             point = self._point(theta, step.logits, problem.ridge, gap)
             if phi is None or step.phi is not phi:
                 self.path.add(point)
