@@ -336,6 +336,7 @@ def runs():
 
 def written(found, switches, averages, machine):
     """Return the lines of the page."""
+    default = of_default(found)
     return [
         "# The two lines, measured",
         "",
@@ -362,7 +363,7 @@ def written(found, switches, averages, machine):
         "Rows with `average=0.15` were measured when that was the default, which is 0.07 now: of the time nothing",
         "hangs on it, and what accuracy gains by it is [below](#over-many-seeds).",
         "",
-        *main_table(of_default(found)),
+        *main_table(default),
         "",
         "## What each part costs, and what is proved",
         "",
@@ -370,7 +371,7 @@ def written(found, switches, averages, machine):
         "After the switch come tracing, the pass for batch statistics and features, the solver and validation.",
         "The alignment is the share of the labels in the column space of the head at the switch, where noted.",
         "",
-        *price_table(of_default(found)),
+        *price_table(default),
         "",
         "## Beside what people do today",
         "",
@@ -429,7 +430,7 @@ def written(found, switches, averages, machine):
         "",
         "With `explore=` or `average=` other than the default, as in the first table:",
         "",
-        *main_table({setting: ways for setting, ways in found.items() if setting not in of_default(found)}),
+        *main_table({setting: ways for setting, ways in found.items() if setting not in default}),
         "",
     ]
 

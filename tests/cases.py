@@ -23,6 +23,13 @@ DTYPE = computed_dtype("float64")  # the finest in which layers compute here, fo
 needs_tensorflow = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")  # with a reason
 
 
+def pretend_accelerator(monkeypatch):
+    """Let solvers keep their arrays on the device of the backend, however small the head is."""
+    monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)
+    monkeypatch.setattr("keras_dal._backend.COMPILES_SHAPES", False)
+    monkeypatch.setattr("keras_dal._backend.WORTH_AN_ACCELERATOR", 0)
+
+
 def within(exact, spacings=64):
     """Return a tolerance: `exact` for models that compute in float64, else some spacings of float32 at one."""
     return exact if DTYPE == "float64" else spacings * 2.0**-23

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -522,9 +523,7 @@ def test_anchors_are_held_while_samples_are_moved(model, digits):
 def test_an_accelerator_finds_the_same_head(model, digits, monkeypatch):
     (x, y), validation, _, _ = digits
     on_host = converge(model, x, y, gated=True, verbose=0)
-    monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)
-    monkeypatch.setattr("keras_dal._backend.COMPILES_SHAPES", False)
-    monkeypatch.setattr("keras_dal._backend.WORTH_AN_ACCELERATOR", 0)
+    cases.pretend_accelerator(monkeypatch)
     on_accelerator = converge(model, x, y, gated=True, verbose=0)
     assert on_accelerator.point.separated
     # after several Newton steps in float32 the sums' order shows, and so does the step at which the path ends

@@ -1,5 +1,6 @@
 """The last Newton steps, with gradients in float64, and what they leave to prove."""
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -40,12 +41,11 @@ def solved(data, **options):
     return converge(model, *data, gated=False, ridge=RIDGE, tol=TOL, verbose=0, **options)
 
 
+@cases.HAS_FLOAT64
 @pytest.mark.parametrize("where", ["host", "accelerator"])
 def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch):
     if where == "accelerator":
-        monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)
-        monkeypatch.setattr("keras_dal._backend.COMPILES_SHAPES", False)
-        monkeypatch.setattr("keras_dal._backend.WORTH_AN_ACCELERATOR", 0)
+        cases.pretend_accelerator(monkeypatch)
     taken, step_at = [], Task._step_at
 
     def counted(task, problem, theta, gradient):
@@ -61,6 +61,7 @@ def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch)
     assert result._solved.proof.num_steps == len(result.path) - 1 + len(taken)
 
 
+@cases.HAS_FLOAT64
 @pytest.mark.parametrize("stop", [Stopped(Ending.TIME), KeyboardInterrupt()], ids=lambda stop: type(stop).__name__)
 def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(data, stop, monkeypatch):
     def stopped(*arguments):
