@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_dal.finishing.stopping import Ending, Stopped
-from keras_dal.solvers.gap import Bound, bound_gap, gradient_steps
+from keras_dal.solvers.gap import Bound, ProximalLoss
 
 _GAIN = 0.5  # a step that leaves more of the gap than this is the last one: what is left is rounding
 
@@ -44,30 +44,24 @@ def prove(task, ridge, whitening, gap, step_at=None):
         A `Proof`, or None where the point is not within it.
     """
     point, data = task.path.points[-1], task.data
-    head, loss, train, theta = data.head, data.loss, data.train, data.structure.rounded(point.theta)
+    theta = data.structure.rounded(point.theta)
     if not np.isfinite(theta).all():  # in the dtype of the model
         return None
-    problem = task.anchors, ridge, whitening
-    bound, refined = Bound(point.gap, 0.0, np.zeros(0)), theta
-    if head.is_plain:
-        samples = train.features, loss, data.targets, train.weights
-
-        def bounded(theta):
-            return bound_gap(head, *samples, theta, data.theta, *problem, task.penalty)
-
-        bound, refined = refined_by_steps(bounded, theta, gap, step_at, data.structure.rounded)
+    bound, refined, objective = Bound(point.gap, 0.0, np.zeros(0)), theta, None
+    if data.head.is_plain:
+        samples = data.train.features, data.targets, data.train.weights
+        change = data.theta, task.anchors, ridge, whitening
+        objective = ProximalLoss(data.head, data.loss, *samples, *change, task.penalty)
+        bound, refined = refined_by_steps(objective.bound, theta, gap, step_at, data.structure.rounded)
     if refined is theta:
         task.path.points[-1] = dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap)
     else:
         task.path.replace_last(task.at(refined, ridge, bound.gap))
     if not bound.gap <= gap:  # nor where it is not a number
         return None
-    task.path.end(Ending.CERTIFIED if head.is_plain else Ending.GAP)
-    curvature, steps = loss.curvature(head.num_outputs), None
-    if head.is_plain and curvature is not None and task.penalty is None:  # beside which the bound says nothing useful
-        samples = train.features, head.use_bias, curvature, train.weights
-        steps = gradient_steps(*samples, *problem, bound.decrease + bound.gap, gap)
-    return Proof(gap, head.is_plain, steps, task.num_steps)
+    task.path.end(Ending.CERTIFIED if objective else Ending.GAP)
+    steps = objective and objective.gradient_steps(bound.decrease + bound.gap, gap)
+    return Proof(gap, objective is not None, steps, task.num_steps)
 
 
 def refined_by_steps(bounded, theta, gap, step_at, rounded):

@@ -1,5 +1,7 @@
 """Numbers of gradient steps where there is nothing to do, or nothing to see."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -14,9 +16,10 @@ from keras_dal.solvers.whitening import Whitening
 def steps(features, use_bias=True, excess=1.0, wanted=1e-4):
     head = DenseHead(features.shape[1], 3, use_bias)
     coordinates = Whitening(CachedJacobian(head, features.astype(np.float32)))
-    everything = np.arange(len(features))
-    arguments = features, use_bias, 0.5, np.ones(len(features)), everything, 0.01, coordinates
-    return gap.gradient_steps(*arguments, excess, wanted)
+    everything, targets = np.arange(len(features)), np.eye(3)[np.zeros(len(features), int)]
+    samples = features, targets, np.ones(len(features))
+    change = np.zeros(head.num_parameters), everything, 0.01, coordinates
+    return gap.ProximalLoss(head, SoftmaxCrossEntropy(), *samples, *change).gradient_steps(excess, wanted)
 
 
 def test_steps_are_those_of_the_dense_hessian_and_the_gap_holds_beside_a_penalty():
@@ -38,9 +41,10 @@ def test_steps_are_those_of_the_dense_hessian_and_the_gap_holds_beside_a_penalty
     smallest = 2 * ridge * (1 + np.linalg.eigvalsh(held.T @ held / len(anchors))[0])
     excess, wanted = 1.0, 1e-4
     exact = np.log(2 * excess / wanted) / -np.log1p(-np.sqrt(smallest / largest))
-    problem = anchors, ridge, coordinates
-    found = gap.gradient_steps(features, True, 0.5, weights, *problem, excess, wanted)
-    assert exact <= found <= exact + 1.01
+    proximal = gap.ProximalLoss(head, loss, features, targets, weights, start, anchors, ridge, coordinates)
+    assert exact <= proximal.gradient_steps(excess, wanted) <= exact + 1.01
+    penalized = dataclasses.replace(proximal, factors=factors)
+    assert penalized.gradient_steps(excess, wanted) is None
 
     def objective(phi):
         theta = start + basis @ phi
@@ -52,8 +56,7 @@ def test_steps_are_those_of_the_dense_hessian_and_the_gap_holds_beside_a_penalty
     least = optimize.minimize(objective, np.zeros((m + 1) * c), method="BFGS", options={"gtol": 1e-8})
     for phi in (np.zeros((m + 1) * c), least.x + 1e-6 * generator.standard_normal((m + 1) * c)):
         theta = start + basis @ phi
-        data = head, features, loss, targets, weights, theta, start
-        bound, decrease, gradient = gap.bound_gap(*data, *problem, factors)
+        bound, decrease, gradient = penalized.bound(theta)
         steps_of = 1e-5 * np.eye(len(phi))
         slopes = [(objective(phi + each) - objective(phi - each)) / 2e-5 for each in steps_of]
         assert gradient == pytest.approx(slopes, abs=1e-6)
