@@ -9,7 +9,8 @@ def rows_of(certificate):
     if not certificate.exact:
         share = f"at least {at_least(certificate.alignment, 8)}"
         left = f"at most {at_most(certificate.residual_share, 3, 'e')}"
-    rank = "not decided" if certificate.rank is None else f"{certificate.rank:,} of {certificate.full_rank:,}"
+    aligned = f"{certificate.full_rank:,} with which any labels are aligned"
+    rank = "not decided" if certificate.rank is None else f"{certificate.rank:,} of {aligned}"
     yield "loss now", f"{certificate.loss:.6g} ({certificate.loss_name})"
     if certificate.penalty:
         yield "penalty now", f"{certificate.penalty:.6g} (on theta_S, part of the objective)"

@@ -4,8 +4,16 @@ import dataclasses
 
 import numpy as np
 
-from keras_dal.analysis.separability import ALIGNED
+from keras_dal.analysis.separability import ALIGNED, Verdict
 from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
+
+_NEXT = {  # for whoever has the report of a head
+    Verdict.ALIGNED: "finish(model, x, y), or the end of fit, comes to the least loss of any model",
+    Verdict.SEPARABLE: "converge(model, x, y) puts every sample on its right side with this head",
+    Verdict.NOT_SEPARABLE: "converge(model, x, y) adds a gated head, which can; more exploration raises the alignment",
+    Verdict.NOT_ALIGNED: "more exploration raises the alignment; add_gated_head(model, num_samples=n) makes it one",
+    Verdict.UNDECIDED: "certify(model, x, y) says between what bounds the least loss of this head is",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +38,7 @@ class AlignmentReport:
         decided_by: how the verdict was reached.
         lower_bound: whether an iterative method bounds the alignment from below only; with a whole network up to
             rounding, which is estimated.
+        chance: about the alignment that labels drawn at random would have; None where there is no rank.
     """
 
     residual_share: float
@@ -46,6 +55,7 @@ class AlignmentReport:
     singular_values: np.ndarray | None = None
     sigma_max: float | None = None
     lower_bound: bool = False
+    chance: float | None = None
 
     @property
     def alignment(self) -> float:
@@ -54,31 +64,37 @@ class AlignmentReport:
 
     def summary(self) -> str:
         """Return alignment, rank and verdict in one line."""
-        most = min(self.num_samples * self.num_outputs, self.num_parameters)
-        rank = "rank not decided" if self.rank is None else f"rank {self.rank:,} of {most:,} at {self.tolerance:.0e}"
-        return f"alignment {self._shown()}, {rank}, {self.verdict}"
+        return f"alignment {self._shown()}, rank {self._rank()}, {self.verdict}"
+
+    def _rank(self):
+        if self.rank is None:
+            return "not decided"
+        labels, parameters = self.num_samples * self.num_outputs, self.num_parameters
+        return f"{self.rank:,} of {min(labels, parameters):,} ({parameters:,} parameters, {labels:,} labels)"
 
     def _shown(self):
         if self.lower_bound or self.residual_share > ALIGNED:  # one is printed for what is aligned alone
             return "at least " * self.lower_bound + at_least(self.alignment, 6, "f")
         return f"{self.alignment:.6f}"
 
-    def _repr_html_(self):
-        return as_html(
-            [
-                ("rank", None if self.rank is None else f"{self.rank:,} at {self.tolerance:.0e}"),
-                ("samples; features; outputs", f"{self.num_samples:,}; {self.num_features:,}; {self.num_outputs:,}"),
-                ("parameters", f"{self.num_parameters:,}"),
-                (self.verdict, self.decided_by),
-            ],
-            ("alignment", self._shown()),
-        )
-
     def __str__(self):
-        return (
-            f"{self.summary()}\n  n = {self.num_samples:,}, m = {self.num_features:,}, C = {self.num_outputs:,}, "
-            f"P = {self.num_parameters:,}\n  decided by {self.decided_by}"
+        return as_text(self._rows(), ("alignment", self.summary().removeprefix("alignment ")))
+
+    def _repr_html_(self):
+        rows = ("rank", self._rank()), ("verdict", self.verdict), *self._rows()
+        return as_html(rows, ("alignment", self._shown()))
+
+    def _rows(self):
+        known = self.rank is not None
+        yield "by chance", f"about {self.chance:.2g}, of labels drawn at random" if known else None
+        yield "decided by", self.decided_by
+        yield "next", _NEXT[self.verdict] if known else None
+        yield (
+            "counted",
+            f"singular values above {self.tolerance:.0e} of the largest, columns of norm one" if known else None,
         )
+        sizes = f"m = {self.num_features:,}, C = {self.num_outputs:,}, P = {self.num_parameters:,}"
+        yield "data", f"n = {self.num_samples:,}, {sizes}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +166,18 @@ def _share(share):
     return f"{share:.6f}" if share == 0 or share >= 1e-6 else f"{share:.0e}"
 
 
-def report(structure, num_samples, finding, **fields):
+def report(structure, num_samples, finding, rank=None, **fields):
     """Return the `AlignmentReport` of a structure and a `Finding`, with its other fields by name."""
     sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
-    return AlignmentReport(
-        num_samples=num_samples, verdict=finding.verdict, decided_by=finding.decided_by, **{**sizes, **fields}
-    )
+    chance = None if rank is None else _chance(rank, num_samples * structure.num_outputs, structure)
+    named = {"verdict": finding.verdict, "decided_by": finding.decided_by, "rank": rank, "chance": chance}
+    return AlignmentReport(num_samples=num_samples, **named, **{**sizes, **fields})
+
+
+def _chance(rank, num_labels, structure):
+    """Return the mean share of random labels in a column space: its dimensions over theirs, without their means."""
+    means = structure.num_outputs * structure.use_bias
+    return (rank - means) / max(num_labels - means, 1)
 
 
 def shares(per_sample, per_class, squares):

@@ -385,6 +385,21 @@ def test_report_reads_well():
     assert "rank 15 of 15" in text
     assert "n = 31, m = 4, C = 3, P = 15" in text
     assert "decided by" in text
+    assert "15 parameters, 93 labels" in text
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_chance_is_the_mean_alignment_of_random_labels(use_bias, gated):
+    generator, dense = np.random.default_rng(0), layers.Dense(3, use_bias=use_bias)
+    model = keras.Sequential([layers.Input((4,)), GatedBranch(dense, 2, seed=0) if gated else dense])
+    x = generator.standard_normal((30, 4)).astype("float32")
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    draws = [np.eye(3)[generator.permutation(np.arange(30) % 3)] for _ in range(60)]
+    found = [alignment(model, x, y, decide_separability=False, loss=loss, verbose=0) for y in draws]
+    assert {report.chance for report in found} == {found[0].chance}
+    assert np.mean([report.alignment for report in found]) == pytest.approx(found[0].chance, rel=0.1)
+    assert f"about {found[0].chance:.2g}" in str(found[0])
 
 
 class TestBadInput:
