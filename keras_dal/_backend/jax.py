@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_dal import _keras
 from keras_dal._backend import _shared
+from keras_dal._backend.warning import warn
 
 COMPILES_SHAPES = True  # each operation, for each shape of its arguments: about 0.25 s on a GPU
 WORTH_AN_ACCELERATOR = 5e10  # operations of a product: a solver makes a hundred, and compiles for 15 s
@@ -87,7 +88,7 @@ def refuse(error, variables):
     if not any(map(_keras.is_taken, variables)):
         raise error
     lost = "Training goes on, as a step that raises on JAX loses the model's weights"
-    warnings.warn(f"{lost}. {error}, {variables[0].path}", stacklevel=2)  # by name: Python shows a text once
+    warn(f"{lost}. {error}, {variables[0].path}")  # by name: Python shows a text once
 
 
 def check_in_step(failed, message):

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import pathlib
-import warnings
 from typing import Any
 
 import numpy as np
 from keras import tree
 
+from keras_dal._backend.warning import warn
 from keras_dal.features.batches import are_arrays, batches, feature_batches
 from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint
@@ -87,10 +87,7 @@ def cached_features(
     """
     path = None
     if directory is not None and not are_arrays(x):
-        warnings.warn(
-            f"Features of a dataset are not kept: only arrays can be recognized. Received: {type(x).__name__}",
-            stacklevel=3,
-        )
+        warn(f"Features of a dataset are not kept: only arrays can be recognized. Received: {type(x).__name__}")
     elif directory is not None:
         path = pathlib.Path(directory) / f"{fingerprint(structure, x)}.features"
         features = _valid_file(path, structure, x, max_bytes)
@@ -136,7 +133,7 @@ def _valid_file(path, structure, x, max_bytes):
         if not _agrees(rows, structure, x):
             raise ValueError("the model computes other features")
     except ValueError as error:
-        warnings.warn(f"The features are computed again: {error}. Received: {path}", stacklevel=3)
+        warn(f"The features are computed again: {error}. Received: {path}")
         return None
     return rows if rows.nbytes > max_bytes else np.array(rows)
 

@@ -1,12 +1,12 @@
 """Whether the moving statistics of batch normalization have left where they began, as after a training of few steps."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
+from keras_dal._backend.warning import warn
 from keras_dal.features.batches import are_arrays
 from keras_dal.features.inputs import spread
 from keras_dal.features.tracing import inference, recorded, to_numpy
@@ -36,11 +36,10 @@ def warn_of_statistics(model, x, inputs, advice):
         return
     for layer, (mean, squares) in zip(young, _moments(model, young, few), strict=True):
         if mean is not None and _differ(layer, mean, squares - mean**2):
-            warnings.warn(
+            warn(
                 f"Batch statistics have not settled: {layer.momentum**steps:.0%} of them is where they began, and "
                 f"features that are computed with them mislead. {advice}, lower the momentum, or train for longer. "
-                f"Received: layer {layer.name!r} with momentum={layer.momentum} after {steps} steps",
-                stacklevel=3,
+                f"Received: layer {layer.name!r} with momentum={layer.momentum} after {steps} steps"
             )
             return
 

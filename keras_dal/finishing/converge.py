@@ -2,12 +2,12 @@
 
 import functools
 import os
-import warnings
 from typing import Any, Literal
 
 import numpy as np
 from keras import tree
 
+from keras_dal._backend.warning import warn
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
@@ -152,10 +152,9 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
             task.separate()
             return task
         if gated == "auto":
-            warnings.warn(
+            warn(
                 "The own head was not found to separate the samples, and a gated one is too large: its own loss is "
-                f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}",
-                stacklevel=3,
+                f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}"
             )
         own.minimize(_in_unit(own, FEW_RIDGES), tol, tol)
     except Stopped as stop:
@@ -251,9 +250,8 @@ def _check_shapes(name, training_x, x):
 def _warn_of_precision(structure):
     dtype = structure.output_layer.compute_dtype
     if dtype in HALVES:
-        warnings.warn(
+        warn(
             f"The logits are computed in {dtype}, whose rounding can undo small margins: the result speaks of the head "
             "in float64. Give the last layer dtype='float32', as Keras advises for mixed precision. Received: layer "
-            f"{structure.output_layer.name!r}",
-            stacklevel=3,
+            f"{structure.output_layer.name!r}"
         )

@@ -1,10 +1,9 @@
 """How a head comes to put every sample on its right side: along a path of weights, or by interpolation."""
 
-import warnings
-
 import numpy as np
 
 from keras_dal._backend import arrays
+from keras_dal._backend.warning import warn
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.problem import RIDGES, Task, some_rows, with_few_threads
 from keras_dal.finishing.stopping import Ending
@@ -108,12 +107,11 @@ class SeparableTask(Task):
         except (np.linalg.LinAlgError, MemoryError) as error:
             reason = str(error).rstrip(".") or type(error).__name__
         if np.any((self._margins(logits) <= 0) & ~self.left):
-            warnings.warn(
+            warn(
                 "Interpolation did not separate the samples, and Newton's method goes on, which can take long "
                 "(time_limit of converge ends it). Where gates were added for fewer samples, use "
                 f"add_gated_head(num_samples={len(self.data.train)}). Received: {reason}; {len(solver.chosen)} samples "
-                f"moved or held, training accuracy {point.accuracy}",
-                stacklevel=4,
+                f"moved or held, training accuracy {point.accuracy}"
             )
             return False
         return True

@@ -1,9 +1,8 @@
 """Warnings about the samples that a separation leaves on their wrong side."""
 
-import warnings
-
 import numpy as np
 
+from keras_dal._backend.warning import warn
 from keras_dal.tables import percent
 
 
@@ -18,17 +17,15 @@ def warn_of_wrong(left, meant, num_samples, accuracy):
     """
     costly = int(np.sum(np.isin(left, meant)))
     if costly:
-        warnings.warn(
+        warn(
             f"{costly} of {num_samples} samples stay on their wrong side, because their features barely "
             "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
             "these samples weight 0, and the others can be certified; where labels are right, it is the network that "
-            f"does not tell samples apart: train it further. Received: training accuracy {percent(accuracy)}",
-            stacklevel=4,
+            f"does not tell samples apart: train it further. Received: training accuracy {percent(accuracy)}"
         )
     if rounded := len(left) - costly:
-        warnings.warn(
+        warn(
             f"{rounded} of {num_samples} samples are on their wrong side by rounding alone (Result.left): the "
             "solver separated them, by less than the dtype of the head or float32 features can hold. Give the last "
-            f"layer dtype='float32', or normalize its inputs. Received: training accuracy {percent(accuracy)}",
-            stacklevel=4,
+            f"layer dtype='float32', or normalize its inputs. Received: training accuracy {percent(accuracy)}"
         )

@@ -1,8 +1,7 @@
 """When the monitor's messages are printed: never on a line that Keras still writes, nor at the price of a training."""
 
-import warnings
-
 from keras_dal import _backend
+from keras_dal._backend.warning import warn
 from keras_dal.training.messages import described
 
 
@@ -32,7 +31,7 @@ class Announcer:
         if self._verbose:
             self.say(message, *arguments)
         elif text := _text(self._model, message, *arguments):
-            warnings.warn(f"{text}. Received: model {self._model.name!r}", stacklevel=3)
+            warn(f"{text}. Received: model {self._model.name!r}")
 
     def say_all(self):
         """Print what is still to be said."""
@@ -48,9 +47,7 @@ def _text(model, message, *arguments):
     try:
         return message(*arguments)
     except Exception as error:  # of whatever kind: a line of text is not worth a training
-        warnings.warn(
-            "A message of the monitor could not be made, and training goes on without it. Received: "
-            f"{described(error)}",
-            stacklevel=4,
+        warn(
+            f"A message of the monitor could not be made, and training goes on without it. Received: {described(error)}"
         )
         return None

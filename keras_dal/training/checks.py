@@ -1,10 +1,9 @@
 """What the monitor refuses, all of it before or at the first step."""
 
-import warnings
-
 import keras
 
 from keras_dal import _keras
+from keras_dal._backend.warning import warn
 from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.features.inputs import input_specs
 from keras_dal.training import arguments
@@ -56,10 +55,9 @@ def warn_of_what_is_not_solved(structure):
     }
     what = next((what for what, is_there in left_out.items() if is_there), None)
     if what is not None:
-        warnings.warn(
+        warn(
             f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
-            f"Wrap(finish='descend') it is trained with all of it. Received: model {structure.model.name!r}",
-            stacklevel=3,
+            f"Wrap(finish='descend') it is trained with all of it. Received: model {structure.model.name!r}"
         )
 
 

@@ -1,6 +1,5 @@
 """The second phase of `fit`: averaged weights, one pass over the stream for features, and the solved head."""
 
-import warnings
 from typing import Any
 
 import keras
@@ -9,6 +8,7 @@ from keras import ops
 
 from keras_dal import _backend, _keras
 from keras_dal._backend import arrays
+from keras_dal._backend.warning import warn
 from keras_dal.analysis.alignment import alignment_of_cached
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import values_of
@@ -144,10 +144,9 @@ class ConvexPhase:
             logs |= {**self._metrics(), "loss": logs["loss"]}
             logs |= self._measured() if with_alignment else {}
         except Exception as error:  # a metric of the user's own may take what only a training step has
-            warnings.warn(
+            warn(
                 "The metrics of the last epoch are missing: they could not be computed from labels and outputs alone. "
-                f"Received: {described(error)}",
-                stacklevel=2,
+                f"Received: {described(error)}"
             )
         return logs
 

@@ -1,9 +1,9 @@
 """The second phase on data that are at hand: in a loop of one's own, or after `fit`."""
 
 import itertools
-import warnings
 from typing import Any
 
+from keras_dal._backend.warning import warn
 from keras_dal.features.batches import are_arrays, batches, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.samples import check_labels
@@ -102,11 +102,10 @@ def _say_weights(model, wrap, averaged, verbose):
     """Say of which weights the head is about to be solved, and warn where an average was wanted and is not there."""
     explores = wrap is not None and wrap.phase == "explore"
     if explores and wrap.lacks_average:
-        warnings.warn(
+        warn(
             "No step was averaged since begin_average(), and the weights stay as they are. Where stateless_apply takes "
             "the steps, it was given the state from before: assign that to optimizer.variables, call begin_average(), "
-            "and take the state from them again. Received: averaged_steps=0",
-            stacklevel=3,
+            "and take the state from them again. Received: averaged_steps=0"
         )
     elif verbose and averaged:
         print(_of_average(model, wrap), flush=True)

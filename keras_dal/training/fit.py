@@ -1,12 +1,12 @@
 """One call of `fit`: what is measured in it, which phase it is in, and how the convex phase ends it."""
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 
 from keras_dal import _backend, _keras
+from keras_dal._backend.warning import warn
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
@@ -206,13 +206,13 @@ class Fit:
             self._certificates.pop("switch", None)
         self._convex_phase, self._stage = None, Stage.WAITS
         self._schedule.postpone()
-        warnings.warn(messages.goes_on(error), stacklevel=2)
+        warn(messages.goes_on(error))
 
     def _take_exact_step(self):
         try:
             self._wrap.set_exploit_rate(self._step_size())  # now of constant features
         except Exception as error:  # as in `_tried`
-            warnings.warn(f"The proven step stays what it was. Received: {messages.described(error)}", stacklevel=2)
+            warn(f"The proven step stays what it was. Received: {messages.described(error)}")
 
     def _solve_next(self, epoch):
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
@@ -320,7 +320,7 @@ class Fit:
         if self._wrap is not None and self._wrap.driver is self:
             self._wrap.driver = None  # or the model would keep the result, and its features
         if self._stage is Stage.OVER and self._outcome.was_replaced:
-            warnings.warn(messages.other_weights(self._model), stacklevel=2)
+            warn(messages.other_weights(self._model))
 
     @property
     def _is_automatic(self):

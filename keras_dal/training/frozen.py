@@ -1,10 +1,10 @@
 """What is to stand still while only the linear parameters are trained, whether it did, and what there was before."""
 
-import warnings
 import zlib
 
 import numpy as np
 
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import assign_all, values_of
 
@@ -28,12 +28,11 @@ class FrozenState:
         if not moved:
             return
         self._state = []
-        warnings.warn(
+        warn(
             "State of the model moved after the switch, where it was to stand still: batch statistics, if a "
             "train_step of your own calls layers with training=True. Where outputs depend on it, the problem is "
             "not convex and no proof holds: call the model itself there, or use finish='solve'. Received: "
-            f"{', '.join(moved)}",
-            stacklevel=3,
+            f"{', '.join(moved)}"
         )
 
 

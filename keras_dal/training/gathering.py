@@ -1,12 +1,11 @@
 """One pass over the stream of `fit` that trains nothing: batch statistics of frozen weights, then their features."""
 
-import warnings
-
 import keras
 import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
+from keras_dal._backend.warning import warn
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.samples import checked_weight, joined
 from keras_dal.features.store import RowWriter
@@ -134,7 +133,7 @@ def evaluated_once(model, batch):
     try:
         return _keras.logged(_backend.in_replica(logs, model, batch))
     except Exception as error:  # of a compute_loss or a metric of the user's own: no reason to end a fit
-        warnings.warn(f"Loss and metrics are not known. Received: {described(error)}", stacklevel=3)
+        warn(f"Loss and metrics are not known. Received: {described(error)}")
         return {}
     finally:
         model.reset_metrics()

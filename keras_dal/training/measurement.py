@@ -1,12 +1,12 @@
 """What is measured at the end of an epoch: the alignment of the head, and how far the features have moved."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from keras_dal import _backend
 from keras_dal._backend.threads import threads_for
+from keras_dal._backend.warning import warn
 from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.inputs import input_specs
 from keras_dal.training.budget import Budget
@@ -99,10 +99,9 @@ class Measurement:
     def _failed(self, error):
         if not self._said:
             self._said = True
-            warnings.warn(
+            warn(
                 "The alignment or the kernel change could not be measured, and training goes on. Received: "
-                f"{described(error)}",
-                stacklevel=4,
+                f"{described(error)}"
             )
         return self.unknown()
 
@@ -175,7 +174,7 @@ class OnStream(Measurement):
         try:
             sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
-            warnings.warn(str(error), stacklevel=4)
+            warn(str(error))
             return self.unknown()
         if self.moments.has_failed:  # which has been said
             return {}
@@ -183,19 +182,17 @@ class OnStream(Measurement):
             model = self._structure.model
             hidden = not any(metric is self.moments for metric in model.metrics)
             cause = "train_step does not call compute_loss, or not with the outputs of a call of the model"
-            warnings.warn(
+            warn(
                 f"Nothing was measured: the model's {'metrics leave out those of super().metrics' if hidden else cause}"
-                f". Give the monitor its own data, AlignmentMonitor(data=(x, y)). Received: model {model.name!r}",
-                stacklevel=4,
+                f". Give the monitor its own data, AlignmentMonitor(data=(x, y)). Received: model {model.name!r}"
             )
             return {}
         self._count = count
         if sums is not None and not np.isfinite(sums).all():
-            warnings.warn(
+            warn(
                 "The alignment is not a number: the features or the labels of this epoch are not finite. Lower the "
                 "learning rate, or look for NaN in the data. Received: inputs of layer "
-                f"{self._structure.layer.name!r}",
-                stacklevel=4,
+                f"{self._structure.layer.name!r}"
             )
             return self.unknown()
         moved = self._seldom_moved(epoch, count)

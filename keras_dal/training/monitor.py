@@ -1,10 +1,10 @@
 """AlignmentMonitor: measures the alignment condition in `fit`, and drives the two phases of `Wrap`."""
 
-import warnings
 from typing import Any
 
 import keras
 
+from keras_dal._backend.warning import warn
 from keras_dal.features.batches import as_arguments
 from keras_dal.finishing.result import Result
 from keras_dal.training import checks, messages
@@ -65,7 +65,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
     @property
     def result(self) -> Result | None:
         if self._outcome.was_replaced:
-            warnings.warn(messages.other_weights(self.model), stacklevel=2)
+            warn(messages.other_weights(self.model))
         return self._outcome.result
 
     def on_train_begin(self, logs=None):

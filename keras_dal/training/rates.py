@@ -1,11 +1,11 @@
 """The learning rate of each phase, as other callbacks read and set it."""
 
-import warnings
 from typing import Any
 
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal import _keras
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
 
 
@@ -43,10 +43,9 @@ class PhaseRates:
             return
         self._said_rate = True
         own = "the one for which convergence is proved" if self.has_auto_rate else "that of its schedule"
-        warnings.warn(
+        warn(
             f"After the switch the step size is {own}, and a callback that sets another is not heard: give "
-            f"exploit_learning_rate a float for rates of your own. Received: learning_rate={value}",
-            stacklevel=5,
+            f"exploit_learning_rate a float for rates of your own. Received: learning_rate={value}"
         )
 
     def set_exploit_rate(self, rate):

@@ -2,13 +2,13 @@
 
 import contextlib
 import threading
-import warnings
 
 import keras
 import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import recorded, replaced, to_numpy
 from keras_dal.features.variables import assign_all, values_of
 
@@ -106,11 +106,10 @@ class UnknownStatistics:
         """Warn of those that have changed since."""
         moved = [v.path for v, before in self._before if not np.array_equal(to_numpy(v), before, equal_nan=True)]
         if moved:
-            warnings.warn(
+            warn(
                 "These variables keep what the last steps left in them, beside weights that are averaged: statistics "
                 "are renewed where a layer has a momentum and their names begin with moving_, as BatchNormalization "
-                f"has it; Wrap(average=0) averages nothing. Received: {', '.join(moved)}",
-                stacklevel=3,
+                f"has it; Wrap(average=0) averages nothing. Received: {', '.join(moved)}"
             )
 
 

@@ -3,12 +3,12 @@
 import contextlib
 import functools
 import threading
-import warnings
 from typing import Any
 
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import pooled, recorded, replaced
 from keras_dal.training.evaluated import loss_arguments
 from keras_dal.training.messages import described
@@ -169,10 +169,9 @@ class StepHooks:
             self._moments.add(*batch)
         except Exception as error:  # labels of another form, or variables that a step on JAX keeps for itself
             self._moments.has_failed = True
-            warnings.warn(
+            warn(
                 "The alignment cannot be measured in this training step, and training goes on: give the monitor its "
-                f"own data, AlignmentMonitor(data=(x, y)). Received: {described(error)}",
-                stacklevel=2,
+                f"own data, AlignmentMonitor(data=(x, y)). Received: {described(error)}"
             )
 
     @contextlib.contextmanager

@@ -1,0 +1,18 @@
+"""Warnings that point to the user's own line."""
+
+import inspect
+import warnings
+
+_INSIDE = {"keras_dal", "keras", "tensorflow", "jax", "torch", "contextlib", "functools"}
+
+
+def warn(message):
+    """Warn as of the innermost line outside of this package and of what calls it: Keras, and backends that trace.
+
+    Args:
+        message: what was met, what to do, and what was received.
+    """
+    frame, level = inspect.currentframe(), 1
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
