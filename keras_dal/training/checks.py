@@ -86,11 +86,22 @@ def check_alone(wrap, fit):
         )
 
 
+def check_traced_anew(wrap, model):
+    """Raise a ValueError where a step is traced once for both phases."""
+    if wrap.finish == "descend" and hasattr(model.train_step, "get_concrete_function"):
+        raise ValueError(
+            "A train_step that is a tf.function keeps what it traced before the switch, and would train everything: "
+            "leave the decorator out, as Keras compiles the step itself, or use finish='solve'. Received: model "
+            f"{model.name!r}"
+        )
+
+
 def check_second_phase(wrap, structure, loss, data):
     """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
     if wrap is not None and wrap.explore is not None and wrap.phase == "explore":
         trained = {id(variable) for variable in structure.model.trainable_variables}
         arguments.check_trained([v for v in structure.linear_parameters if id(v) not in trained])
+        check_traced_anew(wrap, structure.model)
     if wrap is not None and wrap.finish == "solve":
         structure.check_solvable()
         warn_of_what_is_not_solved(structure)

@@ -18,9 +18,14 @@ from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering
 from keras_dal.training.measurement import as_logs
 from keras_dal.training.messages import described
+from keras_dal.training.statistics import have_moved
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
 _BLOCK = 4096  # samples whose metrics are computed at a time
+
+
+class Incomplete(ValueError):
+    """An epoch that was to read all data read some of it: the next one may read all."""
 
 
 class ConvexPhase:
@@ -42,11 +47,15 @@ class ConvexPhase:
         self.train: Any = None
         self.result: Any = None
 
-    def begin(self):
-        """Freeze everything but the linear parameters; what was averaged becomes the weights."""
-        averaged = self._wrap.has_average
+    def begin(self, statistics=None):
+        """Freeze everything but the linear parameters; what was averaged becomes the weights.
+
+        Args:
+            statistics: as `since` of `have_moved`.
+        """
+        renew = self._wrap.has_average and have_moved(self._model, statistics)
         self._wrap.switch(self._model, structure=self.structure)
-        self._gathering = Gathering(self.structure, renew=averaged)
+        self._gathering = Gathering(self.structure, renew)
 
     def train_function(self, logs):
         """Return what stands in for the model's train function: it only reads.
@@ -83,11 +92,12 @@ class ConvexPhase:
             expected: how many batches there are, infinity where that is not known and reading was stopped, else 0.
 
         Raises:
-            ValueError: nothing was read, or not all, or numbers are not finite.
+            Incomplete: not everything was read.
+            ValueError: nothing was, or numbers are not finite.
         """
         if self.batches < expected:
             of = "an unknown number of" if np.isinf(expected) else expected
-            raise ValueError(
+            raise Incomplete(
                 "The epoch that reads the data was stopped by another callback, or the data ran out. Received: "
                 f"{self.batches} of {of} batches"
             )
@@ -108,9 +118,10 @@ class ConvexPhase:
         trained, start = float(to_numpy(self._shown.get("loss", np.nan))), self._weight * result.path[0].loss
         if start > _FAR * (trained + 1.0):
             raise ValueError(
-                "On what was read the loss is far above that of training: does a train_step of the model prepare its "
-                "inputs? Do that in its test_step, too, or use finish='descend'. Received: loss "
-                f"{start:.4g} before the head was solved, {trained:.4g} in training"
+                "On what was read the loss is far above that of training. Where a train_step of the model prepares its "
+                "inputs, do that in its test_step, too; where batch statistics have not settled, leave average as it "
+                f"is; or use finish='descend'. Received: loss {start:.4g} before the head was solved, {trained:.4g} in "
+                "training"
             )
 
     def targets(self, train):

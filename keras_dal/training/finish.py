@@ -15,7 +15,7 @@ from keras_dal.models.structure import find_structure
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import STATISTICS_STEPS
 from keras_dal.training.inner import path_to
-from keras_dal.training.statistics import BatchStatistics
+from keras_dal.training.statistics import BatchStatistics, have_moved
 from keras_dal.training.wrap import find_wrap
 
 
@@ -82,7 +82,7 @@ def finish(
                 wrap.enter_exploit(model, structure)
             structure.check_solvable()  # again: the average of a training that diverged is not finite
         statistics = BatchStatistics(model)
-        renews = (averaged or statistics_from is not None) and statistics.are_there
+        renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
         if renews:
             for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
                 statistics.add((batch[0],))

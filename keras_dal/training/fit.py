@@ -7,10 +7,11 @@ import numpy as np
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
+from keras_dal.features.variables import values_of
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
-from keras_dal.training.convex_phase import ConvexPhase
+from keras_dal.training.convex_phase import ConvexPhase, Incomplete
 from keras_dal.training.frozen import FrozenState, Snapshot
 from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.inner import innermost
@@ -18,7 +19,7 @@ from keras_dal.training.kernel_change import some_samples
 from keras_dal.training.measurement import measurement_of
 from keras_dal.training.schedule import Decision, SwitchSchedule
 from keras_dal.training.stage import Stage
-from keras_dal.training.statistics import UnknownStatistics
+from keras_dal.training.statistics import UnknownStatistics, statistics_of
 from keras_dal.training.step_size import step_size
 from keras_dal.training.train_step import StepHooks
 
@@ -56,6 +57,8 @@ class Fit:
         self._convex_phase: Any = None
         self._frozen: Any = None
         self._unknown: Any = None  # statistics of layers of the user's own
+        self._statistics: Any = None  # those of batch normalization, before the first step of this fit
+        self._reads_again = True  # after an epoch that did not read everything, once
         if wrap is not None:
             checks.check_same_model(wrap, model)
             checks.check_loss_scale(model.optimizer)
@@ -150,7 +153,7 @@ class Fit:
         """Find out where in the two phases the first epoch of this fit is, now that its optimizer is known."""
         wrap = self._wrap
         checks.check_alone(wrap, self)
-        self._unknown = UnknownStatistics(self._model)
+        self._unknown, self._statistics = UnknownStatistics(self._model), values_of(statistics_of(self._model))
         if wrap.solves and wrap.is_solved:  # in an earlier fit, whose result stays
             self._stage, self._measured = Stage.OVER, tuple(self._measurement.unknown())
         else:
@@ -205,8 +208,13 @@ class Fit:
             self._before.restore()
             self._certificates.pop("switch", None)
         self._convex_phase, self._stage = None, Stage.WAITS
-        self._schedule.postpone()
-        warn(messages.goes_on(error))
+        more_follow = self._epoch is not None and self._epoch + 1 < self._epochs and not self._model.stop_training
+        if isinstance(error, Incomplete) and self._reads_again and more_follow:
+            self._reads_again = False
+            warn(messages.reads_again(error))
+        else:
+            self._schedule.postpone()
+            warn(messages.goes_on(error))
 
     def _take_exact_step(self):
         try:
@@ -218,7 +226,7 @@ class Fit:
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
         if self._wrap.has_average:
             self._unknown.warn()
-        self._convex_phase.begin()
+        self._convex_phase.begin(self._statistics if epoch != self._began else None)
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so
             self._announcer.say(messages.reads, self._convex_phase, epoch, self._epochs)

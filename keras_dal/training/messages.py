@@ -4,6 +4,8 @@ import numpy as np
 
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
+from keras_dal.features.tracing import HALVES
+from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 from keras_dal.training.inner import path_to
@@ -88,6 +90,14 @@ def goes_on(error):
     )
 
 
+def reads_again(error):
+    """Return what a warning says where one epoch was shorter than others."""
+    return (
+        "Not all data were read in this epoch, and nothing was solved: the next one reads them again. An epoch is "
+        f"shorter where steps_per_epoch does not divide the number of batches. Received: {described(error)}"
+    )
+
+
 def other_weights(model):
     """Return what a warning says where a result is no longer that of the model."""
     return (
@@ -121,24 +131,32 @@ def ends(phase, result, epoch, epochs, validates):
     structure, left = phase.structure, epochs - epoch - 1
     spared = f": {left} spared" if left else ""
     count = f"{len(phase.train):,} samples of {structure.num_features:,} features"
-    lines = [f"keras_dal: the head is solved, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
+    over = "the head is solved" if result.reached or result.stopped_by == Ending.SEPARATED else "the solver ended"
+    lines = [f"keras_dal: {over}, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     if len(phase.train) < _FEW * (structure.num_features + 1):
         lines.append("  few:        less than five samples for each feature; where an epoch is not all data")
         lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
-    lines += [f"  {line}" for line in result.proof()]
+    lines += [f"  {line}" for line in result.proof()] or _not_proved(result)
+    if (dtype := structure.output_layer.compute_dtype) in HALVES:
+        lines.append(f"  rounding:   the model computes its logits in {dtype}: this is of the head in float64")
     if result.penalty and not result.penalized:
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     if result.accuracy is not None:
         right = f"{percent(result.accuracy)} of what this epoch read is right"  # which may be augmented
         lines.append(f"  training:   {right}, loss {result.loss:.4g}")
-        if result.accuracy < 1 and not structure.gated_layers:
+        if result.accuracy < 1 and not structure.gated_layers and not result.floor:  # soft labels have no right sides
             lines.append(f"  more:       {_wider(phase)}")
     if not validates:
         lines.append("  validation: none of this model, validation_freq skips its epoch: model.evaluate does it")
     return "\n".join(lines)
+
+
+def _not_proved(result):
+    gap = f", about {result.point.gap:.2g} above the minimum" if np.isfinite(result.point.gap) else ""
+    return [f"  not proved: the solver was ended by {result.stopped_by}{gap}"]
 
 
 def _wider(phase):

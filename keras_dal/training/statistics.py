@@ -86,6 +86,26 @@ class BatchStatistics:
                 variable.assign((total / self._count).astype(variable.dtype))
 
 
+def have_moved(model, since=None):
+    """Return whether training moves the batch statistics of a model.
+
+    It does not where `call` of a subclass has no `training` and Keras' own training step runs it in inference mode.
+    Statistics of batches would be those of another network then.
+
+    Args:
+        model: the model.
+        since: values of `statistics_of` from before some training steps; by default those that statistics begin with.
+    """
+    variables = statistics_of(model)
+    since = [_at_first(variable) for variable in variables] if since is None else since
+    pairs = zip(values_of(variables), since, strict=True)
+    return not all(np.array_equal(now, before, equal_nan=True) for now, before in pairs)
+
+
+def _at_first(variable):
+    return np.full(variable.shape, float("variance" in variable.name), variable.dtype)
+
+
 class UnknownStatistics:
     """What training changes beside what it trains and the statistics of `with_statistics`: nobody will average it.
 
@@ -98,7 +118,7 @@ class UnknownStatistics:
         still = [layer for layer in layers if not layer.trainable]  # a frozen backbone, say
         still += [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
         known = {id(v) for layer in still for v in layer.variables}
-        known |= {id(v) for _, variables in with_statistics(model) for v in variables}
+        known |= {id(v) for v in statistics_of(model)}
         others = [v for v in model.non_trainable_variables if id(v) not in known and "float" in v.dtype]
         self._before = list(zip(others, values_of(others), strict=True))
 
@@ -124,6 +144,11 @@ def with_statistics(model):
     """Return the layers of a model that keep moving statistics, each with the variables of these."""
     pairs = [(layer, _moving(layer)) for layer in _keras.sublayers(model) if hasattr(layer, "momentum")]
     return [(layer, variables) for layer, variables in pairs if variables]
+
+
+def statistics_of(model):
+    """Return the variables of all moving statistics of a model."""
+    return [variable for _, variables in with_statistics(model) for variable in variables]
 
 
 def _moving(layer):

@@ -536,6 +536,12 @@ def test_a_head_under_a_mask_that_an_average_leaves_out_is_refused():
         keras_dal.find_structure(model)
 
 
+def test_a_mask_of_whole_samples_that_the_loss_leaves_out_is_refused():
+    model = keras.Sequential([keras.Input((4,)), layers.Masking(), layers.Dense(3)])
+    with pytest.raises(ValueError, match="a mask leaves samples out of the loss.*Received"):
+        keras_dal.find_structure(model)
+
+
 def test_statistics_leave_a_spectral_norm_where_it_is():
     inputs = keras.Input((4,))
     x = layers.SpectralNormalization(layers.Dense(6))(inputs)

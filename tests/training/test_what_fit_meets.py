@@ -10,6 +10,8 @@ from fits import NUM_CLASSES, StopsReading, compiled, fit, images, moved, small_
 from keras import layers
 
 import keras_dal
+from keras_dal.finishing import problem
+from keras_dal.training import convex_phase
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -240,4 +242,114 @@ def test_fits_in_a_row_trace_anew_without_a_warning(caplog):
     for _ in range(6):
         model = compiled(keras_dal.Wrap("sgd", explore=1))
         model.fit(x, y, epochs=2, batch_size=16, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
-    assert "retracing" not in caplog.text
+    told = [text for text in caplog.messages if "retracing" in text]
+    assert [text for text in told if "TensorFlowTrainer" not in text] == []  # Keras' own step is traced for each model
+
+
+class WithoutTraining(keras.Model):
+    """A `call` that takes no `training`: Keras' own step runs it, and its normalization, in inference mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.norm, self.head = layers.Flatten(), layers.BatchNormalization(), layers.Dense(NUM_CLASSES)
+
+    def call(self, inputs):
+        return self.head(self.norm(self.before(inputs)))
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5])  # as in the beginning, or of an earlier training
+def test_statistics_that_training_does_not_move_are_left_as_they_are(mean):
+    x, y = images()
+    keras.utils.set_random_seed(0)
+    model, monitor = WithoutTraining(), keras_dal.AlignmentMonitor(verbose=False)
+    model(x[:1])
+    model.norm.moving_mean.assign(np.full(128, mean))
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), average=0.5), model).fit(
+        5 * x + 3, y, epochs=6, verbose=0, callbacks=[monitor]
+    )
+    assert monitor.result.reached
+    np.testing.assert_array_equal(model.norm.moving_mean, np.full(128, mean, "float32"))
+    np.testing.assert_array_equal(model.norm.moving_variance, np.ones(128, "float32"))
+
+
+def test_finish_leaves_statistics_as_they_are_that_no_step_moved():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=None), WithoutTraining())
+    model(x[:1])
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.begin_average()
+    fit(model, 1, callbacks=[])
+    assert keras_dal.finish(model, x, y, verbose=0).reached
+    np.testing.assert_array_equal(model.norm.moving_mean, np.zeros(128, "float32"))
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_an_epoch_that_is_shorter_than_others_is_followed_by_one_that_reads_again():
+    """Of 6 batches and 4 steps an epoch, every second one has 2."""
+    x, y = images()
+    model, monitor = (
+        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3)),
+        keras_dal.AlignmentMonitor(verbose=0),
+    )
+    with pytest.warns(UserWarning, match="next one reads them again.*Received: Incomplete.*2 of 4 batches"):
+        history = model.fit(x, y, batch_size=16, steps_per_epoch=4, epochs=8, verbose=0, callbacks=[monitor])
+    assert len(history.epoch) == 5
+    assert monitor.result.reached
+
+
+def test_epochs_that_never_read_everything_are_trained(monkeypatch):
+    def never(self, expected):
+        raise convex_phase.Incomplete("Received: none")
+
+    monkeypatch.setattr(convex_phase.ConvexPhase, "end", never)
+    model, monitor = (
+        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)),
+        keras_dal.AlignmentMonitor(verbose=0),
+    )
+    with pytest.warns(UserWarning, match="reads them again"), pytest.warns(UserWarning, match="exploration goes on"):
+        phases = fit(model, 6, [monitor])["phase"]
+    assert phases == [0.0] * 6
+    assert monitor.result is None
+
+
+@cases.needs_tensorflow(reason="the decorator is TensorFlow's")
+def test_a_step_that_keeps_its_trace_is_refused_before_training_where_it_would_have_to_change():
+    import tensorflow as tf
+
+    class Traced(keras.Sequential):
+        @tf.function
+        def train_step(self, data):
+            return super().train_step(data)
+
+    model = Traced([keras.Input((8, 8, 2)), layers.Flatten(), layers.Dense(NUM_CLASSES)])
+    compiled(keras_dal.Wrap("sgd", explore=2, finish="descend"), model)
+    with pytest.raises(ValueError, match="keeps what it traced before the switch.*Received: model"):
+        fit(model, 4)
+
+
+def test_what_was_not_proved_is_not_called_solved(capsys, monkeypatch):
+    monkeypatch.setattr(problem, "prove", lambda *arguments: None)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    fit(model, 4, [keras_dal.AlignmentMonitor()])
+    said = capsys.readouterr().out
+    assert "the head is solved" not in said
+    assert "the solver ended, and training ends at epoch 3 of 4: 1 spared" in said
+    assert "not proved: the solver was ended by a step that gained nothing, about" in said
+
+
+def test_a_head_in_half_precision_is_spoken_of_as_one_in_float64(capsys):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 2)), layers.Flatten(), layers.Dense(NUM_CLASSES, dtype="mixed_bfloat16")]
+    )
+    fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), model), 4, [keras_dal.AlignmentMonitor()])
+    assert "computes its logits in bfloat16: this is of the head in float64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_right_sides_are_promised_for_hard_labels_only(capsys, smoothing):
+    x, y = images()
+    model = small_model()
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), loss)
+    model.fit(x, np.eye(NUM_CLASSES)[y], epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+    assert ("can put every sample on its right side" in capsys.readouterr().out) == (not smoothing)
