@@ -18,6 +18,7 @@ import numpy as np
 from keras_dal import __version__
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.features.samples import check_positive
 from keras_dal.finishing.converge import converge
 from keras_dal.training.finish import finish
 
@@ -30,8 +31,7 @@ def main(arguments=None):
     """
     options = _parser().parse_args(arguments)
     try:
-        if "output" in options:
-            _check_output(options.output)
+        _check_options(options)
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
             found = options.run(options, _load(options.model), *_read(options.data))
             if not getattr(options, "quiet", True):
@@ -156,9 +156,14 @@ def _read(path):
         return tuple(arrays.get(name) for name in ("x", "y", "sample_weight"))
 
 
-def _check_output(path):
-    """Raise before anything is computed, if the model could not be saved."""
-    path = pathlib.Path(path)
+def _check_options(options):
+    """Raise before anything is read for bad numbers, or where the model could not be saved."""
+    for name in ("tol", "patience", "time_limit"):
+        if getattr(options, name, None) is not None:
+            check_positive(name, getattr(options, name))
+    if "output" not in options:
+        return
+    path = pathlib.Path(options.output)
     if path.suffix != ".keras" or not path.parent.is_dir():
         raise ValueError(f"--output must be a .keras file in a directory that exists. Received: {path}")
 

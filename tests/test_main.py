@@ -105,6 +105,18 @@ def test_where_to_save_is_checked_first(files, capsys, output):
     assert printed.out == ""
 
 
+def test_options_are_checked_before_anything_is_read(tmp_path, capsys):
+    nowhere = [
+        str(tmp_path / "none.keras"),
+        "--data",
+        str(tmp_path / "none.npz"),
+        "--output",
+        str(tmp_path / "a.keras"),
+    ]
+    assert main(["converge", *nowhere, "--tol", "-1"]) == 2
+    assert "tol must be a positive number. Received: tol=-1.0" in capsys.readouterr().err
+
+
 def test_an_interrupt_before_there_is_a_model_is_said(files, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

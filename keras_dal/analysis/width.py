@@ -84,6 +84,7 @@ def width_curve(
     Raises:
         ValueError: no linear head, or one after gated units; an unsupported loss, bad data or bad arguments.
     """
+    _check(widths, draws)
     structure = find_structure(model, first_inputs(x))
     if structure.layer is not structure.output_layer:
         raise ValueError(
@@ -93,7 +94,7 @@ def width_curve(
     loss = loss_of(model, structure.activation, loss)
     data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes).weighted()
     problem = _problem(structure, loss, data, max_bytes, x)
-    widths = _checked(widths, draws, problem)
+    widths = _affordable(widths, problem)
     with threads_for(Host.block * (2 * structure.num_features + 2) ** 2):
         found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
         infimum = _infimum(problem, widths, found[0], seed)
@@ -215,21 +216,25 @@ def _problem(structure, loss, data, max_bytes, x):
     return _WidthData(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, eps)
 
 
-def _checked(widths, draws, problem):
-    """Return the widths as a tuple; raises a ValueError for bad ones."""
+def _check(widths, draws):
     check_count("draws", draws)
-    if widths is None:
-        return _default_widths(problem)
-    given = tuple(widths)
+    given = (0,) if widths is None else tuple(widths)
     whole = all(isinstance(width, (int, np.integer)) and width >= 0 for width in given)
     if not given or not whole or any(after <= before for before, after in itertools.pairwise(given)):
         raise ValueError(f"widths must be ascending integers, not negative. Received: widths={widths!r}")
+
+
+def _affordable(widths, problem):
+    """Return the widths as a tuple; raises a ValueError for columns that are too many."""
+    if widths is None:
+        return _default_widths(problem)
+    given = tuple(int(width) for width in widths)
     if problem.num_bytes(given[-1]) > problem.max_bytes:
         raise ValueError(
             f"The columns of {given[-1]:,} gates need {problem.num_bytes(given[-1]):,} bytes. Raise max_bytes, or pass "
             f"fewer gates or samples. Received: max_bytes={problem.max_bytes:,}"
         )
-    return tuple(int(width) for width in given)
+    return given
 
 
 def _default_widths(problem):

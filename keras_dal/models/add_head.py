@@ -13,7 +13,7 @@ from keras_dal.features.samples import check_count
 from keras_dal.features.tracing import evaluate, recorded_calls, to_numpy
 from keras_dal.losses import resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
-from keras_dal.models.gated_layers import GatedBranch, GatedDense
+from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpness
 from keras_dal.models.structure import find_structure
 
 OVERSAMPLE = 4.0
@@ -70,6 +70,7 @@ def add_gated_head(
         ValueError: a model without a linear head, or with a gated one, or bad arguments.
     """
     _check(x, num_samples, place, gates, oversample)
+    check_sharpness(sharpness)
     samples = None if x is None else first_inputs(x)
     structure = find_structure(model, samples)
     head = structure.layer

@@ -13,13 +13,18 @@ _BLOCK = 16_384  # samples that are looked at together
 _FLOAT32 = np.finfo(np.float32)
 
 
+def check_sharpness(sharpness):
+    """Raise a ValueError for a slope of gates that is none."""
+    if not sharpness > 0:
+        raise ValueError(f"sharpness must be positive. Received: sharpness={sharpness!r}")
+
+
 class _Gated(keras.layers.Layer):
     """Standardized inputs and the parameters of fixed gates, which are no part of what is trained."""
 
     def __init__(self, num_gates, sharpness, seed, **kwargs):
         super().__init__(**kwargs)
-        if not sharpness > 0:
-            raise ValueError(f"sharpness must be positive. Received: sharpness={sharpness!r}")
+        check_sharpness(sharpness)
         self.num_gates, self.sharpness, self.seed = int(num_gates), float(sharpness), seed
 
     def _build_gates(self, m, random):
