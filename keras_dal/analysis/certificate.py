@@ -82,17 +82,17 @@ class Certificate:
     mean_weight: float = 1.0
 
     @property
-    def alignment(self):
+    def alignment(self) -> float:
         """Share of the labels in the column space of J_S, or a lower bound of it where `exact` is False."""
         return 1.0 - self.residual_share
 
     @property
-    def objective(self):
+    def objective(self) -> float:
         """Loss and penalty now: what is minimized."""
         return self.loss + self.penalty
 
     @property
-    def step(self):
+    def step(self) -> float:
         """The gradient descent step the bound is about, `1 / beta`; infinite where no step changes the loss.
 
         Raises:

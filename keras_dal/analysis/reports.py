@@ -7,7 +7,7 @@ import numpy as np
 from keras_dal.analysis.separability import ALIGNED, Verdict
 from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
-_NEXT = {  # for whoever has the report of a head
+_NEXT: dict[str, str] = {  # for whoever has the report of a head
     Verdict.ALIGNED: "finish(model, x, y), or the end of fit, comes to the least loss of any model",
     Verdict.SEPARABLE: "converge(model, x, y) puts every sample on its right side with this head",
     Verdict.NOT_SEPARABLE: "converge(model, x, y) adds a gated head, which can; more exploration raises the alignment",

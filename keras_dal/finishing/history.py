@@ -41,12 +41,12 @@ class Point:
     violation: float | None = None
 
     @property
-    def separated(self):
+    def separated(self) -> bool:
         """Whether every training sample is on its right side."""
         return self.margin is not None and self.margin > 0
 
     @property
-    def fit(self):
+    def fit(self) -> tuple[float, float]:
         """What orders points by their training samples, the better the larger."""
         return (self.accuracy or 0.0, -self.loss)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -147,7 +148,7 @@ class Result:
         proof = self._solved.proof
         return proof is not None and proof.holds and self.point is self.path[-1]
 
-    def proof(self):
+    def proof(self) -> Iterator[str]:
         """Say what is proved about this point.
 
         Yields:
@@ -177,7 +178,7 @@ class Result:
         """What is said where Keras' own loss is that of probabilities that it clips."""
         return f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
 
-    def logits(self, features):
+    def logits(self, features: Any) -> np.ndarray:
         """Evaluate the head at `point`, before any `rescale`.
 
         Args:

@@ -1,5 +1,7 @@
 """Gates: heads whose Jacobian gains columns with every gate, not only with every feature."""
 
+from typing import Any, Literal
+
 import keras
 import numpy as np
 from keras import ops
@@ -46,7 +48,7 @@ class _Gated(keras.layers.Layer):
     def _sigmoid(self, preactivation):
         return ops.sigmoid(ops.multiply(preactivation, self.sharpness))
 
-    def adapt(self, features):
+    def adapt(self, features: Any) -> None:
         """Standardize by these features and put the threshold of every random gate through one of them.
 
         Args:
@@ -78,11 +80,11 @@ class _Gated(keras.layers.Layer):
         return {name: _numpy(value) for name, value in values.items()} | {"sharpness": self.sharpness}
 
     @property
-    def gates_frozen(self):
+    def gates_frozen(self) -> bool:
         """True when the outputs are linear in the trainable parameters."""
         return self._random
 
-    def freeze_gates(self, noise=0.0, seed=None):
+    def freeze_gates(self, noise: float = 0.0, seed: int | None = None) -> None:
         """Fix learned gates where they are, plus Gaussian noise; a second call, or random gates, change nothing.
 
         Args:
@@ -124,13 +126,13 @@ class GatedDense(_Gated):
 
     def __init__(
         self,
-        units,
-        gates="learned",
-        sharpness=10.0,
-        kernel_initializer="glorot_uniform",
-        kernel_regularizer=None,
-        seed=None,
-        **kwargs,
+        units: int,
+        gates: Literal["learned", "random"] = "learned",
+        sharpness: float = 10.0,
+        kernel_initializer: Any = "glorot_uniform",
+        kernel_regularizer: Any = None,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         check_count("units", units)
         if gates not in _GATES:
@@ -140,7 +142,7 @@ class GatedDense(_Gated):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.kernel = self.add_weight(
             name="kernel",
             shape=(input_shape[-1], self.units),
@@ -151,14 +153,14 @@ class GatedDense(_Gated):
         self._build_gates(input_shape[-1], self._random)
         self.frozen = self._fixed("frozen", (), "ones" if self._random else "zeros")
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         u = self._standardize(inputs)
         linear, gate = ops.matmul(u, self.kernel) + self.bias, self._preactivation(u)
         if self.gates == "learned":  # a weight decides, not a Python flag, so that a compiled function follows it
             gate = ops.where(self.frozen > 0.5, gate, linear)
         return linear * self._sigmoid(gate)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*input_shape[:-1], self.units)
 
     @property
@@ -166,7 +168,7 @@ class GatedDense(_Gated):
         return self.gates == "random"
 
     @property
-    def gates_frozen(self):
+    def gates_frozen(self) -> bool:
         """True when the layer is linear in its kernel and bias."""
         return bool(_numpy(self.frozen) > 0.5)
 
@@ -177,7 +179,7 @@ class GatedDense(_Gated):
         self.gate_bias.assign(gates[-1])
         self.frozen.assign(1.0)
 
-    def linear_head(self, output_layer):
+    def linear_head(self, output_layer: Any) -> Any:
         """Return the head that this layer and a `Dense` layer after it make, with the gates as they are now.
 
         Returns:
@@ -189,7 +191,7 @@ class GatedDense(_Gated):
         head = heads.GatedHead(**self._gates(*gates), **output)
         return head, (self.kernel, self.bias, *bias)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "units": self.units,
@@ -225,7 +227,7 @@ class GatedBranch(_Gated):
 
     _random = True
 
-    def __init__(self, dense, num_gates, sharpness=10.0, seed=None, **kwargs):
+    def __init__(self, dense: Any, num_gates: int, sharpness: float = 10.0, seed: int | None = None, **kwargs: Any):
         check_count("num_gates", num_gates)
         if isinstance(dense, dict):
             dense = keras.saving.deserialize_keras_object(dense)
@@ -234,7 +236,7 @@ class GatedBranch(_Gated):
         self.activation = dense.activation
         self.dense = keras.layers.Dense.from_config({**dense.get_config(), "activation": "linear"})
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         m, outputs = input_shape[-1], self.dense.units
         self.dense.build(input_shape)
         self.kernel = self.add_weight(name="kernel", shape=(m, self.num_gates, outputs), initializer="zeros")
@@ -244,24 +246,24 @@ class GatedBranch(_Gated):
         self._build_gates(m, random=True)
 
     @property
-    def is_zero(self):
+    def is_zero(self) -> bool:
         """Whether the mixture adds nothing, so that gates can move without a change of the outputs."""
         return not (_numpy(self.kernel).any() or _numpy(self.bias).any())
 
-    def without_mixture(self, inputs):
+    def without_mixture(self, inputs: Any) -> Any:
         """Return what the layer computes while its mixture is zero."""
         return self.activation(self.dense(inputs))
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         u = self._standardize(inputs)
         maps = ops.tensordot(u, self.kernel, 1) + self.bias
         mixed = ops.einsum("...k,...kc->...c", self._sigmoid(self._preactivation(u)), maps)
         return self.activation(self.dense(inputs) + mixed)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*input_shape[:-1], self.dense.units)
 
-    def linear_head(self):
+    def linear_head(self) -> Any:
         """Return the sum of the mixture and the dense head.
 
         Returns:
@@ -272,7 +274,7 @@ class GatedBranch(_Gated):
         head = heads.SumHead([mixture, heads.DenseHead(dense.kernel.shape[0], dense.units, dense.use_bias)])
         return head, (self.kernel, self.bias, dense.kernel, *bias)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "dense": self._dense_config,

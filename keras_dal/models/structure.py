@@ -70,7 +70,7 @@ class Structure:
             f"{self.num_outputs} logits, activation {self.activation!r}, linear parameters {shapes}>"
         )
 
-    def check_solvable(self):
+    def check_solvable(self) -> None:
         """Raise a ValueError if a linear parameter is not finite, or has a constraint, which a solver does not know."""
         if not np.isfinite(self.theta()).all():
             raise ValueError(
@@ -85,7 +85,7 @@ class Structure:
             )
 
     @property
-    def use_bias(self):
+    def use_bias(self) -> bool:
         """Whether the logits have a bias among the linear parameters."""
         return bool(getattr(self.output_layer, "dense", self.output_layer).use_bias)
 
@@ -93,11 +93,11 @@ class Structure:
         """Return the head as a function of features in NumPy, with its gates as they are now."""
         return linear_head(self.layer, self.output_layer)[0]
 
-    def theta(self):
+    def theta(self) -> np.ndarray:
         """Return theta_S, flat and float64."""
         return Head.join([to_numpy(variable) for variable in self.linear_parameters])
 
-    def assign(self, theta):
+    def assign(self, theta: np.ndarray) -> None:
         """Writes a flat theta_S into the model.
 
         Args:
@@ -105,13 +105,13 @@ class Structure:
         """
         assign_all(self.linear_parameters, self.split(theta))
 
-    def rounded(self, theta):
+    def rounded(self, theta: np.ndarray) -> np.ndarray:
         """Return a flat theta_S as the model's variables would hold it, float64."""
         parts = zip(self.split(theta), self.linear_parameters, strict=True)
         with np.errstate(over="ignore"):  # infinite then, which whoever writes it refuses
             return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
 
-    def split(self, theta):
+    def split(self, theta: np.ndarray) -> list[np.ndarray]:
         """Return a flat theta_S in parts.
 
         Args:
@@ -123,11 +123,11 @@ class Structure:
         return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
 
     @functools.cached_property
-    def feature_function(self):
+    def feature_function(self) -> Any:
         """The features of one batch of inputs as a tensor, compiled once, at the first access."""
         return tracing.feature_function(self.model, self.layer)
 
-    def features(self, x):
+    def features(self, x: Any) -> np.ndarray:
         """Return the features of one batch of inputs as the model computes them, in inference mode.
 
         Args:
@@ -138,7 +138,7 @@ class Structure:
         """
         return evaluate(self.model, self.layer, x)[0]
 
-    def logits(self, x):
+    def logits(self, x: Any) -> np.ndarray:
         """Return the logits of one batch of inputs, in inference mode.
 
         What comes before the last layer is evaluated by the model, in its own precision; the last layer in float64.

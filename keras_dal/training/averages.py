@@ -116,7 +116,7 @@ class Averaging:
         if self._average is not None:
             self._average.begin()
 
-    def drop_average(self):
+    def drop_average(self) -> None:
         """Forgets the steps that were averaged, and averages no more."""
         if self._average is not None:
             self._average.end()
@@ -134,12 +134,12 @@ class Averaging:
         return 0 if self._average is None else self._average.steps
 
     @property
-    def lacks_average(self):
+    def lacks_average(self) -> bool:
         """Whether `begin_average` was called, and no step has counted since."""
         return self._average is not None and self._average.is_wanted and not self._average.steps
 
     @property
-    def has_average(self):
+    def has_average(self) -> bool:
         """Whether there is an average whose batch statistics are still to be found.
 
         Of averages of the inner optimizer that is known once the linear parameters are solved for.
@@ -155,12 +155,12 @@ class Averaging:
         inner = innermost(self.inner_optimizer)
         return inner.use_ema and inner.built and int(to_numpy(inner.iterations)) > 0
 
-    def inner_averages(self):
+    def inner_averages(self) -> list[Any]:
         """Return the inner optimizer's own averages, of which there may be none."""
         inner = innermost(self.inner_optimizer)
         return list(_keras.moving_averages(inner)) if inner.use_ema and inner.built else []
 
-    def adopt_average(self):
+    def adopt_average(self) -> None:
         """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs."""
         if self.finish != "solve":
             return
@@ -175,7 +175,7 @@ class Averaging:
             if variable.constraint is not None:  # of unit norms, say, a mean has none
                 variable.assign(variable.constraint(ops.convert_to_tensor(variable)))
 
-    def settle_averages(self, also_linear=True):
+    def settle_averages(self, also_linear: bool = True) -> None:
         """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
         inner = innermost(self.inner_optimizer)
         if inner.use_ema:

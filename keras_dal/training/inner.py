@@ -1,6 +1,7 @@
 """What a wrapper shows of the optimizer inside."""
 
 import contextlib
+from typing import Any
 
 from keras_dal import _keras
 from keras_dal.features.tracing import replaced
@@ -44,7 +45,7 @@ class Delegating:
 
 
 def _option(name, default):
-    def read(self):
+    def read(self) -> Any:
         inner = vars(self).get("inner_optimizer")
         return default if inner is None or vars(self).get("_is_alone") else getattr(inner, name)
 

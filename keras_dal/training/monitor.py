@@ -68,7 +68,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
             warn(messages.other_weights(self.model))
         return self._outcome.result
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         check_readable(self.data)
         checks.check_epochs(self.params)
         model, rows, self._fit = self.model, as_arguments(self.data), None
@@ -79,22 +79,22 @@ class AlignmentMonitor(keras.callbacks.Callback):
         kept = self._outcome, self.certificates
         self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(model, self.verbose))
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._fit.begin_epoch(epoch)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._fit.begin_step()
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self._fit is not None and self._fit.params is self.params:  # else it is `evaluate` that calls
             self._fit.begin_validation()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         found = self._fit.end_epoch(epoch)
         if logs is not None:
             logs.update(found)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._fit is not None:  # else it was listed twice
             self._fit.end()
         self._fit = None

@@ -34,22 +34,22 @@ class Progressing:
         return "explore" if self._linear_indices is None else "exploit"
 
     @property
-    def progress(self):
+    def progress(self) -> Any:
         """The `Progress`, once `synchronize` has read the optimizer's variables."""
         exploits = self._linear_indices is not None
         return Progress(int(np.max(to_numpy(self._progress_of_variables)))) if exploits else Progress.EXPLORING
 
     @property
-    def is_solved(self):
+    def is_solved(self) -> bool:
         """Whether the linear parameters were solved for since the switch."""
         return self.progress >= Progress.SOLVED
 
     @property
-    def has_renewed_statistics(self):
+    def has_renewed_statistics(self) -> bool:
         """Whether the head is solved, for batch statistics that were made anew."""
         return self.progress == Progress.RENEWED
 
-    def mark_solved(self, renewed):
+    def mark_solved(self, renewed: bool) -> None:
         """Let the second phase be over with the weights there are, which averages of the inner optimizer become.
 
         Args:
@@ -61,7 +61,7 @@ class Progressing:
         before = to_numpy(self._progress_of_variables)
         self._progress_of_variables.assign(np.where(before, progress, Progress.EXPLORING).astype("int32"))
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Reads the phase from the optimizer's variables, after they were restored from outside."""
         if self.built:
             before, linear = self._linear_indices, np.flatnonzero(to_numpy(self._progress_of_variables))

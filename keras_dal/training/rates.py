@@ -18,18 +18,18 @@ class PhaseRates:
     _said_rate = False
 
     @property
-    def has_auto_rate(self):
+    def has_auto_rate(self) -> bool:
         """Whether the steps after the switch are those of plain gradient descent with 1/beta."""
         return self.exploit_learning_rate == "auto"
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         if self._linear_indices is None or self.exploit_learning_rate is None:
             return self.inner_optimizer.learning_rate
         return self._current_exploit_learning_rate()
 
     @learning_rate.setter
-    def learning_rate(self, value):
+    def learning_rate(self, value: Any) -> None:
         if self._linear_indices is None or self.exploit_learning_rate is None:
             self.inner_optimizer.learning_rate = value
         elif self.has_auto_rate or isinstance(self.exploit_learning_rate, LearningRateSchedule):
@@ -48,7 +48,7 @@ class PhaseRates:
             f"exploit_learning_rate a float for rates of your own. Received: learning_rate={value}"
         )
 
-    def set_exploit_rate(self, rate):
+    def set_exploit_rate(self, rate: float | None) -> None:
         """Let this be the step size from here on."""
         _keras.rate_variable(self).assign(rate)
 

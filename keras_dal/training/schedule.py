@@ -113,10 +113,10 @@ class Deciding:
             )
 
     @property
-    def decision(self):
+    def decision(self) -> Decision:
         return Decision.NONE if self._decision is None else Decision(int(np.asarray(self._decision)))
 
     @decision.setter
-    def decision(self, value):
+    def decision(self, value: Decision) -> None:
         if self._decision is not None:
             self._decision.assign(int(value))

@@ -3,11 +3,11 @@
 import contextlib
 import functools
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import replaced
@@ -136,7 +136,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
             self.set_exploit_rate(learning_rate)
         return structure
 
-    def enter_exploit(self, model, structure):
+    def enter_exploit(self, model: Any, structure: Any) -> None:
         """Let the average be the weights, and freeze everything but the linear parameters."""
         if not self.built:
             self.build(model.trainable_variables)
@@ -158,33 +158,33 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         self.explore_again()
         self.drop_average()
 
-    def explore_again(self):
+    def explore_again(self) -> None:
         """As `restart`, but what was averaged is kept."""
         if self.phase == "exploit":
             self._progress_of_variables.assign(np.zeros(self._progress_of_variables.shape, "int32"))
             self.synchronize()
 
     @property
-    def averages_itself(self):
+    def averages_itself(self) -> bool:
         """Whether it keeps an average of its own, for the linear parameters to be solved for."""
         return self.finish == "solve" and self.average > 0 and not innermost(self.inner_optimizer).use_ema
 
     @property
-    def solves(self):
+    def solves(self) -> bool:
         """Whether `AlignmentMonitor` solves for the linear parameters, instead of stepping towards them."""
         return self.finish == "solve" and self.explore is not None
 
-    def was_built_for(self, variable):
+    def was_built_for(self, variable: Any) -> bool:
         """Whether a variable is one of those that this optimizer trains."""
         return _keras.index_of(self, variable) is not None
 
-    def freeze_gates(self, structure):
+    def freeze_gates(self, structure: Any) -> None:
         """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""
         for layer in structure.gated_layers:
             layer.freeze_gates(noise=self.noise, seed=0)
 
     @contextlib.contextmanager
-    def driven(self):
+    def driven(self) -> Iterator[None]:
         """While this is open, whoever opened it promises to call `switch` in time."""
         with replaced(self, "_driven", True):
             yield
@@ -193,7 +193,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         arguments.check_trained([v for v in variables if not self.was_built_for(v)])
         return [_keras.index_of(self, v) for v in variables]
 
-    def build(self, var_list):
+    def build(self, var_list: Any) -> None:
         if self.built:
             return
         var_list = list(var_list)
@@ -208,7 +208,7 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         if self.averages_itself:
             self._average = WeightAverage(functools.partial(_keras.track, self), var_list)
 
-    def check_driven(self):
+    def check_driven(self) -> None:
         """Raise a RuntimeError where nobody has promised to call `switch`."""
         if not self._driven:
             raise RuntimeError(self._undriven())
@@ -233,10 +233,10 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
         return f"{path_to(self, model)}.restart(){either}"
 
     @property
-    def variables(self):
+    def variables(self) -> list[Any]:
         return super().variables + self.inner_optimizer.variables
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         if not self._driven:
             _backend.refuse(RuntimeError(self._undriven()), _keras.optimized(self))
         if trainable_variables is not None:
@@ -287,20 +287,20 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
     def _is_linear_variable(self, variable):
         return _keras.index_of(self, variable) in (self._linear_indices or ())
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * gradient)
 
     @property
-    def iterations(self):
+    def iterations(self) -> Any:
         return self.inner_optimizer.iterations
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Any) -> Any:
         return self.inner_optimizer.scale_loss(loss)
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Any) -> None:
         if self._linear_indices is None:
             self.inner_optimizer.finalize_variable_values(var_list)
             return
@@ -312,17 +312,16 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
     def _model_variables_moving_average(self):  # SwapEMAWeights asks for it where a loss scale stands in between
         return _keras.moving_averages(innermost(self.inner_optimizer))
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Any) -> None:
         for variable, value in zip(self.variables, weights, strict=True):
             variable.assign(value)
         self.synchronize()
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         super().load_own_variables(store)
         self.synchronize()
 
-    def get_config(self):
-        rate = self.exploit_learning_rate
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
@@ -331,13 +330,11 @@ class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optim
             "average": self.average,
             "finish": self.finish,
             "noise": self.noise,
-            "exploit_learning_rate": keras.saving.serialize_keras_object(rate)
-            if isinstance(rate, LearningRateSchedule)
-            else rate,
+            "exploit_learning_rate": keras.saving.serialize_keras_object(self.exploit_learning_rate),
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Wrap":
         config = {"average": 0, "finish": "descend", **config}  # what was saved before these existed
         for key in ("optimizer", "exploit_learning_rate"):
             if isinstance(config[key], dict):

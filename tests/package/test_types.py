@@ -1,5 +1,6 @@
 """What a type checker sees of the public surface from outside, at its strictest."""
 
+import inspect
 import json
 import os
 import shutil
@@ -9,8 +10,34 @@ from pathlib import Path
 
 import pytest
 
+import keras_dal
+
 ROOT = Path(__file__).parents[2]
 PYRIGHT = shutil.which("pyright", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def functions_of(exported):
+    """Yield names and functions of ours that a user of an exported object can call or read."""
+    if inspect.isfunction(exported):
+        yield exported.__name__, exported
+    for name in dir(exported) if inspect.isclass(exported) else ():
+        attribute = inspect.getattr_static(exported, name)
+        of_property = getattr(attribute, "fget", None) or getattr(attribute, "func", attribute)
+        function = getattr(of_property, "__func__", of_property)
+        ours = inspect.isfunction(function) and function.__module__.startswith("keras_dal")
+        if ours and (name == "__init__" or not name.startswith("_")):
+            yield f"{exported.__name__}.{name}", function
+
+
+@pytest.mark.parametrize("exported", keras_dal.__all__)
+def test_all_that_is_public_is_annotated(exported):
+    bare = []
+    for name, function in functions_of(getattr(keras_dal, exported)):
+        signature = inspect.signature(function)
+        parameters = [each for each in signature.parameters.values() if each.name not in ("self", "cls")]
+        bare += [f"{name}: {each.name}" for each in parameters if each.annotation is each.empty]
+        bare += [name] * (signature.return_annotation is signature.empty and not name.endswith("__init__"))
+    assert bare == []
 
 
 @pytest.mark.skipif(PYRIGHT is None, reason="the type checker is in the test extra")
