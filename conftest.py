@@ -1,7 +1,8 @@
-"""Runs the Python blocks of the README and of the pages in docs/, one page after the other in a folder of its own."""
+"""Runs the blocks of the README and of the pages in docs/, one page after the other in a folder of its own."""
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -79,8 +80,30 @@ def on_jax(example):
     return None if ran.returncode == 0 else ran.stderr.decode()
 
 
+def in_shell(example):
+    """Run the lines of a block that call `keras-dal`, on the files that they name; the others train for hours."""
+    import numpy as np
+
+    from keras_dal.__main__ import main
+
+    for line in example.parsed.splitlines():
+        if not line.startswith("keras-dal "):
+            continue
+        if not Path("model.keras").exists():
+            x, y, xv, yv = digits()
+            np.savez("train.npz", x=x, y=y)
+            np.savez("test.npz", x=xv, y=yv)
+            network().save("model.keras")
+        status = main(shlex.split(line)[1:])
+        assert status in (0, 1), f"{line} ended with {status}"
+
+
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), CodeBlockParser(language="py", evaluator=on_jax)],  # py: what needs JAX
+    parsers=[
+        PythonCodeBlockParser(),
+        CodeBlockParser(language="py", evaluator=on_jax),  # what needs JAX
+        CodeBlockParser(language="bash", evaluator=in_shell),
+    ],
     patterns=["README.md", "docs/*.md"],
     setup=begin,
     teardown=end,
