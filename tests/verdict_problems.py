@@ -1,6 +1,8 @@
-"""Problems whose separability is known exactly, in awkward units: what no verdict may contradict.
+"""Problems whose separability or alignment is known exactly, in awkward units: what no verdict may contradict.
 
 A small problem of whole numbers is decided by linear programming, whose optimum there is 0 or far above any tolerance.
+Soft labels are probabilities whose ratios are powers of two: a head reaches them if it reaches the exponents, whole
+numbers again, which elimination decides.
 Then columns are multiplied by powers of two, moved where a bias undoes it, mixed with each other by powers of two,
 repeated and padded, all exactly in floating point: none of it changes what a linear head can separate.
 """
@@ -68,6 +70,67 @@ class Problem:
         if low > high:
             wrong.append("bounds in the wrong order")
         return wrong, (finding.verdict == "undecided") + (certificate.verdict == "undecided")
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftProblem(Problem):
+    """The same with probabilities for labels; `separable` says whether a head reaches them exactly."""
+
+    def false_statements(self):
+        finding, certificate = self.verdicts()
+        wrong = []
+        for name in (finding.verdict, certificate.verdict):
+            if name == "not aligned" and self.separable:
+                wrong.append("labels that a head reaches called not aligned")
+            if name == "aligned" and not self.separable:
+                wrong.append("labels that no head reaches called aligned")
+            if name in ("separable", "not separable"):
+                wrong.append(f"soft labels called {name}")
+        floor = self.loss.floor(self.targets, self.weights)
+        (low, high), rounded = certificate.infimum, 1e-9 * (floor + np.mean(self.weights))
+        if not floor - rounded <= low <= high + rounded:
+            wrong.append("bounds below the least loss of any model, or in the wrong order")
+        if self.separable and low > floor + rounded:
+            wrong.append("a lower bound above the infimum of labels that a head reaches")
+        if not self.separable and high <= floor:
+            wrong.append("an upper bound that labels out of reach cannot have")
+        return wrong, (finding.verdict == "undecided") + (certificate.verdict == "undecided")
+
+
+def draw_soft(seed):
+    """Return the problem with soft labels of a seed."""
+    generator = np.random.default_rng(seed)
+    n, m, num_outputs = int(generator.integers(1, 15)), int(generator.integers(1, 5)), int(generator.integers(2, 5))
+    whole, use_bias = generator.integers(-3, 4, (n, m)), bool(generator.random() < 0.8)
+    columns = np.column_stack([whole, np.ones(n, int)]) if use_bias else whole
+    softmax = generator.random() < 0.7
+    exponents = columns @ generator.integers(-1, 2, (columns.shape[1], num_outputs))
+    if generator.random() < 0.5:
+        exponents = generator.integers(-3, 4, exponents.shape)
+    powers = 2.0**exponents
+    labels = powers / powers.sum(axis=1, keepdims=True) if softmax else powers / (1 + powers)
+    seen = exponents - exponents[:, -1:] if softmax else exponents
+    reached = exact_rank(np.hstack([columns, seen])) == exact_rank(columns)
+    features = awkward(generator, whole.astype(np.float64), use_bias)
+    weights = 10.0 ** generator.uniform(-12, 12, n) if generator.random() < 0.3 else np.ones(n)
+    loss = losses.SoftmaxCrossEntropy() if softmax else losses.SigmoidCrossEntropy()
+    return SoftProblem(features, labels, weights, num_outputs, use_bias, loss, reached)
+
+
+def exact_rank(whole):
+    """Return the rank of a matrix of whole numbers, by elimination without rounding."""
+    rows, rank = [[Fraction(int(value)) for value in row] for row in whole], 0
+    for column in range(len(rows[0])):
+        pivot = next((row for row in rows[rank:] if row[column]), None)
+        if pivot is None:
+            continue
+        rows.remove(pivot)
+        rows.insert(rank, pivot)
+        for index in range(rank + 1, len(rows)):
+            factor = rows[index][column] / pivot[column]
+            rows[index] = [value - factor * other for value, other in zip(rows[index], pivot, strict=True)]
+        rank += 1
+    return rank
 
 
 def draw(seed):

@@ -37,6 +37,13 @@ def test_no_verdict_contradicts_the_truth(seed):
     assert not wrong
 
 
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_no_verdict_of_soft_labels_contradicts_the_truth(seed):
+    wrong, _ = verdict_problems.draw_soft(seed).false_statements()
+    assert not wrong
+
+
 def test_most_verdicts_are_decided():
     undecided = sum(verdict_problems.draw(seed).false_statements()[1] for seed in range(40))
     assert undecided <= 8  # of 80
