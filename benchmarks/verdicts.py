@@ -1,4 +1,4 @@
-"""Count false and undecided verdicts on problems whose separability is known exactly, in awkward units.
+"""Count false and undecided verdicts on problems whose separability or alignment is known exactly, in awkward units.
 
 python benchmarks/verdicts.py [--examples 10000]
 """
@@ -18,25 +18,31 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import verdict_problems  # noqa: E402
 
+KINDS = (  # labels, problems, and the truth where it is no and where it is yes
+    ("hard", verdict_problems.draw, ("not separable", "separable")),
+    ("soft", verdict_problems.draw_soft, ("soft labels out of reach", "soft labels in reach")),
+)
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=10_000)
     examples = parser.parse_args().examples
     counts, undecided, false, start = collections.Counter(), collections.Counter(), [], time.perf_counter()
-    for seed in range(examples):
-        problem = verdict_problems.draw(seed)
-        wrong, open_verdicts = problem.false_statements()
-        truth = "separable" if problem.separable else "not separable"
-        counts[truth] += 1
-        undecided[truth] += open_verdicts
-        false += [{"seed": seed, "statement": statement} for statement in wrong]
+    for kind, draw, truths in KINDS:
+        for seed in range(examples):
+            problem = draw(seed)
+            wrong, open_verdicts = problem.false_statements()
+            truth = truths[problem.separable]
+            counts[truth] += 1
+            undecided[truth] += open_verdicts
+            false += [{"labels": kind, "seed": seed, "statement": statement} for statement in wrong]
     RESULT.write_text(
         json.dumps(
             {
                 "command": f"python benchmarks/verdicts.py --examples {examples}",
                 "problems": dict(counts),
-                "verdicts": 2 * examples,
+                "verdicts": 2 * sum(counts.values()),
                 "false_statements": len(false),
                 "which": false,
                 "undecided": dict(undecided),

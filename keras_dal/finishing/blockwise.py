@@ -48,12 +48,12 @@ class BlockwiseTask:
         self.anchors = some_rows(len(train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)
-        infimum, squares, self.is_separable = 0.0, 0.0, True
+        infimum, squares, self.has_hard_labels = 0.0, 0.0, True
         for rows, logits in self._logits(theta):
             some = targets[rows]
             infimum += train.weights[rows] @ loss.infimum(some)
             squares += np.sum(np.square(logits, dtype=np.float64))
-            self.is_separable &= loss.are_hard(some)
+            self.has_hard_labels &= loss.are_hard(some)
         self.floor, self.size = float(infimum / len(train)), float(np.sqrt(squares / len(train)))
 
     def unchanged(self):

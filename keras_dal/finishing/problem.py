@@ -127,7 +127,7 @@ class Task:
         return Whitening(self._still, self.samples)
 
     @functools.cached_property
-    def is_separable(self):
+    def has_hard_labels(self):
         """Whether samples have right sides on which the loss goes to 0: labels that are hard, of classes."""
         return self.data.loss.are_hard(self.data.targets)
 

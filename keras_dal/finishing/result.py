@@ -208,7 +208,7 @@ class _Solved(NamedTuple):
     seconds: float
     size: float
     floor: float
-    is_separable: bool
+    has_hard_labels: bool
     tol: float | None
     scaled_to: float
     method: str
@@ -237,7 +237,7 @@ def finished(task, path, tol, scaled_to):
         seconds=path.elapsed(),
         size=task.size,
         floor=task.floor,
-        is_separable=task.is_separable,
+        has_hard_labels=task.has_hard_labels,
         tol=tol,
         scaled_to=scaled_to,
         method=task.method,
@@ -263,7 +263,7 @@ def _evaluated(data, solved, point):
     fitted = data.fitted(theta)
     margins = fitted.margins()
     margin = None if margins is None else float(np.min(margins))
-    separates = margin is not None and margin > 0 and solved.is_separable
+    separates = margin is not None and margin > 0 and solved.has_hard_labels
     proved_margin = fitted.least_margin() if separates else -np.inf
     scale = least_scale(fitted.mean_loss, solved.scaled_to) if proved_margin > 0 else 1.0
     before, after, scaled = data.qualities(theta, scale)

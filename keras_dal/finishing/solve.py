@@ -43,7 +43,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     )
     gap = GAP * loss.unit(task.data.targets, samples.weights)
     try:
-        if structure.gated_layers and task.is_separable:
+        if structure.gated_layers and task.has_hard_labels:
             task.separate()
         else:
             task.minimize_to(CHANGE * task.data.mean_weight, gap)

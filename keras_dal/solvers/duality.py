@@ -24,10 +24,10 @@ _ITERATIONS = 200
 SECONDS = 5.0  # after which a search ends with the bounds it has, by default
 _SECTIONS, _GOLDEN = 40, 0.5 * (np.sqrt(5.0) - 1.0)  # of the interval for the share of a dual point
 _SLACK = 1e-10  # relative, of bounds that were found for other weights
-_LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
 _ALIKE = 1e3  # ratio of weights up to which one search decides
 _NEAR = 1e-2  # gradient, relative to the first one, from which a dual point is worth its price
 _NEGLIGIBLE = (0.0, 1e-9, 1e-6)  # probabilities left out of the dual point where they keep it from being exact
+_LAST = (1e-12, 1e-4, 1e-3, 1e-2, 0.1)  # the same, tried once the search has ended
 
 
 @dataclasses.dataclass(frozen=True)

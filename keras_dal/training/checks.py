@@ -27,6 +27,17 @@ def check_same_model(wrap, model):
         )
 
 
+def check_data(data):
+    """Raise a ValueError for data that are none, or can be read only once."""
+    if isinstance(data, (tuple, list)) and not data:
+        raise ValueError(f"The data of the monitor must be (x, y) or a dataset. Received: data={data!r}")
+    if data is not None and hasattr(data, "__next__"):
+        raise ValueError(
+            "The data of the monitor are read after every epoch, and an iterator can be read once: pass arrays (x, y) "
+            f"or a dataset. Received: data of type {type(data).__name__}"
+        )
+
+
 def check_inputs(model):
     """Raise a ValueError where neither Keras nor the first step will say what the inputs of a model look like."""
     if model.built and input_specs(model) is None:

@@ -72,17 +72,6 @@ def kernel_change(features_now, features_start):
     return float(changed / before)
 
 
-def check_readable(data):
-    """Raise a ValueError for data that are none, or can be read only once."""
-    if isinstance(data, (tuple, list)) and not data:
-        raise ValueError(f"The data of the monitor must be (x, y) or a dataset. Received: data={data!r}")
-    if data is not None and hasattr(data, "__next__"):
-        raise ValueError(
-            "The data of the monitor are read after every epoch, and an iterator can be read once: pass arrays (x, y) "
-            f"or a dataset. Received: data of type {type(data).__name__}"
-        )
-
-
 def some_samples(x):
     """Return a few inputs, which a look at the data does not use up.
 

@@ -11,7 +11,6 @@ from keras_dal.training import checks, messages
 from keras_dal.training.announcer import Announcer
 from keras_dal.training.certificates import Certificates
 from keras_dal.training.fit import Fit
-from keras_dal.training.kernel_change import check_readable
 from keras_dal.training.outcome import Outcome
 from keras_dal.training.wrap import find_wrap
 
@@ -69,7 +68,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         return self._outcome.result
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        check_readable(self.data)
+        checks.check_data(self.data)
         checks.check_epochs(self.params)
         model, rows, self._fit = self.model, as_arguments(self.data), None
         self._wrap = find_wrap(model.optimizer)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal.features.tracing import to_numpy
+from keras_dal.training.schedule import Decision
 from keras_dal.training.train_step import is_hooked
 
 
@@ -22,10 +23,13 @@ class Progressing:
     """What `Wrap` knows of its progress: saved and restored with the optimizer's variables."""
 
     built: bool
+    explore: Any
+    add_variable: Any
     settle_averages: Any
     drop_average: Any
     _model: Any = None  # a weak reference, once it has been switched
     _progress_of_variables: Any
+    _decision: Any = None  # of explore="auto"
     _linear_indices: tuple[int, ...] | None = None  # where that is not EXPLORING: a traced step cannot read it
 
     @property
@@ -74,3 +78,19 @@ class Progressing:
         model = self._model and self._model()
         if model is not None and model.train_function is not None and not is_hooked(model.train_function):
             model.train_function = None
+
+    def _add_decision(self):
+        if self.explore == "auto":
+            self._decision = self.add_variable(
+                shape=(), dtype="int32", aggregation="only_first_replica", name="decision"
+            )
+
+    @property
+    def decision(self) -> Decision:
+        """What `explore="auto"` has decided."""
+        return Decision.NONE if self._decision is None else Decision(int(np.asarray(self._decision)))
+
+    @decision.setter
+    def decision(self, value: Decision) -> None:
+        if self._decision is not None:
+            self._decision.assign(int(value))

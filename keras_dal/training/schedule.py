@@ -1,9 +1,6 @@
 """When to average and when to switch: `Wrap(explore=..., average=...)` as epochs."""
 
 import enum
-from typing import Any
-
-import numpy as np
 
 LOOK, EARLIEST, LATEST = 0.6, 0.71, 0.8  # of all epochs, for explore="auto"; what follows takes a few per cent
 ENOUGH = 0.25  # an alignment from which the convex phase has enough to work with, for explore="auto"
@@ -97,26 +94,3 @@ class SwitchSchedule:
     def postpone(self):
         """Leave everything to exploration from now on."""
         self.switch = self._look = None
-
-
-class Deciding:
-    """What `Wrap` keeps of a `Decision`: a variable, so that it is saved and resumed with the optimizer."""
-
-    explore: Any
-    add_variable: Any
-    _decision: Any = None
-
-    def _add_decision(self):
-        if self.explore == "auto":
-            self._decision = self.add_variable(
-                shape=(), dtype="int32", aggregation="only_first_replica", name="decision"
-            )
-
-    @property
-    def decision(self) -> Decision:
-        return Decision.NONE if self._decision is None else Decision(int(np.asarray(self._decision)))
-
-    @decision.setter
-    def decision(self, value: Decision) -> None:
-        if self._decision is not None:
-            self._decision.assign(int(value))

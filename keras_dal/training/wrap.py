@@ -18,11 +18,10 @@ from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost, path_to
 from keras_dal.training.progress import Progress, Progressing
 from keras_dal.training.rates import PhaseRates
-from keras_dal.training.schedule import Deciding
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(Progressing, Averaging, Deciding, PhaseRates, Delegating, keras.optimizers.Optimizer):
+class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Optimizer):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
     While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
