@@ -1,8 +1,9 @@
-"""Time of a training step: bare optimizer, wrapped, monitored, and after the switch.
+"""Time of a training step: bare optimizer, wrapped, averaging, monitored, and after the switch.
 
-All variants take turns in one process, so that their ratios mean something on a machine that is not quiet.
+All variants take turns in one process, so that their ratios mean something on a machine that is not quiet: a ratio is
+the median over rounds of that of the medians of a round.
 
-    python benchmarks/step_time.py            # 3 to 5 minutes on two cores
+    python benchmarks/step_time.py            # ten minutes on two cores
 """
 
 import argparse
@@ -46,6 +47,7 @@ def sgd():
 VARIANTS = {
     "bare optimizer": lambda: (sgd(), []),
     "wrapped, no monitor": lambda: (keras_dal.Wrap(sgd(), explore=None), []),
+    "wrapped, averaging": lambda: (keras_dal.Wrap(sgd(), explore=None), []),
     "bare optimizer, monitor": lambda: (sgd(), [keras_dal.AlignmentMonitor(verbose=False)]),
     "wrapped, monitor": lambda: (keras_dal.Wrap(sgd(), explore=10**6), [keras_dal.AlignmentMonitor(verbose=False)]),
     "after the switch": lambda: (keras_dal.Wrap(sgd(), explore=None), [keras_dal.AlignmentMonitor(verbose=False)]),
@@ -60,6 +62,9 @@ def build(variant, depth):
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     if variant == "after the switch":
         optimizer.switch(model)
+    if variant == "wrapped, averaging":
+        optimizer.build(model.trainable_variables)
+        optimizer.begin_average()
     return model, callbacks
 
 
@@ -73,37 +78,47 @@ def measure(depth, batch, steps, rounds):
         for variant, (model, callbacks) in models.items():
             clock = Clock()
             model.fit(x, y, batch_size=batch, epochs=1, verbose=0, callbacks=[*callbacks, clock])
-            seconds[variant].append(clock.seconds[SKIPPED:])
-    return {variant: float(np.median(np.concatenate(parts))) for variant, parts in seconds.items()}
+            seconds[variant].append(np.median(clock.seconds[SKIPPED:]))
+    return {variant: np.array(medians) for variant, medians in seconds.items()}
+
+
+def ratio(seconds, variant, other):
+    """Return the ratio of two variants, and its standard error over rounds."""
+    ratios = seconds[variant] / seconds[other]
+    return {"median": float(np.median(ratios)), "standard error": float(np.std(ratios, ddof=1) / len(ratios) ** 0.5)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=16)
     arguments = parser.parse_args()
     seconds = measure(arguments.depth, arguments.batch, arguments.steps, arguments.rounds)
-    bare, explore = seconds["bare optimizer"], seconds["wrapped, monitor"]
+    bare = "bare optimizer"
     ratios = {
-        "wrapped over bare": seconds["wrapped, no monitor"] / bare,
-        "monitored over bare": seconds["bare optimizer, monitor"] / bare,
-        "wrapped and monitored over bare": explore / bare,
-        "after the switch over before it": seconds["after the switch"] / explore,
+        "wrapped over bare": ratio(seconds, "wrapped, no monitor", bare),
+        "averaging over wrapped": ratio(seconds, "wrapped, averaging", "wrapped, no monitor"),
+        "monitored over bare": ratio(seconds, "bare optimizer, monitor", bare),
+        "wrapped and monitored over bare": ratio(seconds, "wrapped, monitor", bare),
+        "after the switch over before it": ratio(seconds, "after the switch", "wrapped, monitor"),
     }
+    medians = {variant: float(np.median(values)) for variant, values in seconds.items()}
     RESULT.parent.mkdir(exist_ok=True)
     result = {
         "command": " ".join(["python benchmarks/step_time.py", *sys.argv[1:]]),
         "machine": machine.describe(),
         "backend": keras.backend.backend(),
         "settings": vars(arguments),
-        "median_seconds_per_step": seconds,
+        "median_seconds_per_step": medians,
         "ratios": ratios,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    for name, value in {**seconds, **ratios}.items():
+    for name, value in medians.items():
         print(f"{name:<34}{value:10.4f}")
+    for name, value in ratios.items():
+        print(f"{name:<34}{value['median']:10.4f} +- {value['standard error']:.4f}")
 
 
 if __name__ == "__main__":

@@ -353,3 +353,21 @@ def test_right_sides_are_promised_for_hard_labels_only(capsys, smoothing):
     model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), loss)
     model.fit(x, np.eye(NUM_CLASSES)[y], epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
     assert ("can put every sample on its right side" in capsys.readouterr().out) == (not smoothing)
+
+
+@cases.needs_tensorflow(reason="the layers run in tf.data")
+@pytest.mark.parametrize("layer", [layers.MixUp, layers.CutMix])
+def test_labels_that_a_data_set_mixes_are_solved_for_to_a_proved_gap(layer):
+    import tensorflow as tf
+
+    x, y = images()
+    data = tf.data.Dataset.from_tensor_slices({"images": x, "labels": np.eye(NUM_CLASSES, dtype="float32")[y]})
+    mixed = data.shuffle(96, seed=0).batch(16).map(layer(seed=0)).map(lambda both: (both["images"], both["labels"]))
+    model, monitor = small_model(), keras_dal.AlignmentMonitor(verbose=False)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3), loss, metrics=["accuracy"])
+    history = model.fit(mixed, epochs=6, shuffle=False, verbose=0, callbacks=[monitor]).history
+    assert len(history["loss"]) == 4
+    assert monitor.result.reached
+    assert 0 < monitor.result.floor < monitor.result.loss
+    assert history["loss"][-1] == pytest.approx(monitor.result.loss, rel=1e-5)
