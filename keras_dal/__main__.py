@@ -212,11 +212,12 @@ _NOT_PLAIN = ("model", "structure", "theta")
 
 
 def _json(found):
-    """Return what a command found as a JSON object of its plain fields, `reached` or `alignment` among them."""
+    """Return what a command found as a JSON object of its plain fields, numbers first, lists of all samples last."""
     if isinstance(found, Certificate):
         return found.to_json()
     more = {name: getattr(found, name) for name in ("reached", "alignment") if hasattr(found, name)}
-    return json.dumps({**_plain(found), **more})
+    fields = {**more, **_plain(found)}
+    return json.dumps(dict(sorted(fields.items(), key=lambda field: isinstance(field[1], (list, dict)))))
 
 
 def _plain(value) -> Any:

@@ -1,6 +1,7 @@
 """The package as it is handed out: what the wheel and the source archive hold, and that the wheel works elsewhere."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def run(*command, cwd, **environment):
     command = [sys.executable, *map(str, command)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -49,6 +50,18 @@ def test_the_installed_wheel_imports_from_where_it_was_installed(installed, tmp_
 def test_the_installed_command_speaks(installed, tmp_path):
     command = installed / "bin" / "keras-dal"
     assert "keras-dal converge" in run(command, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+
+
+def test_what_a_user_meets_first_works_from_the_installed_wheel(installed, tmp_path):
+    """The commands and the two lines, by the tests of this checkout, beside which there is no package."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for path in [*(ROOT / "tests").glob("*.py"), ROOT / "tests" / "training" / "test_two_lines.py"]:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "test_where.py").write_text(
+        f"import keras_dal\ndef test(): assert keras_dal.__file__.startswith({str(installed)!r})\n"
+    )
+    tests = "test_where.py", "test_main.py", "test_two_lines.py"
+    run("-m", "pytest", "--override-ini=addopts=", "-p", "no:xdist", *tests, cwd=tmp_path, PYTHONPATH=str(installed))
 
 
 def test_the_wheel_holds_every_module_the_types_and_the_licence_and_nothing_else(built):
