@@ -4,22 +4,11 @@ import re
 
 import keras
 import pytest
-from fits import compiled, fit, images
+from fits import compiled, images
 
 import keras_dal
 from keras_dal._backend.warning import warn
-
-
-class Meeting(keras_dal.AlignmentMonitor):
-    """A monitor that meets something when training begins."""
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        of_the_monitor()
-
-
-def of_the_monitor():
-    exec(compile("warn('said within fit')", "inside.py", "exec"), {"__name__": "keras_dal.training", "warn": warn})
+from keras_dal.training import checks
 
 
 def converge_in_half_precision(x, y):
@@ -57,8 +46,20 @@ def test_a_warning_points_to_the_call_of_the_user(program, said):
     assert pointing(seen, said, program)
 
 
-def test_frames_of_the_package_and_of_keras_are_passed_over():
+def fit_with_a_monitor(x, y):
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None))
+    model.fit(x, y, batch_size=16, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+
+
+def test_frames_of_the_package_and_of_keras_are_passed_over(monkeypatch):
+    inside = {"__name__": "keras_dal.training.made_up", "warn": warn}
+    exec("def check(params): warn('said within fit')", inside)
+    monkeypatch.setattr(checks, "check_epochs", inside["check"])
     with pytest.warns(UserWarning, match="said within fit") as seen:
-        fit(model, 1, callbacks=[Meeting(verbose=False)])
-    assert pointing(seen, "said within fit", of_the_monitor)
+        fit_with_a_monitor(*images())
+    assert pointing(seen, "said within fit", fit_with_a_monitor)
+
+
+def test_code_without_a_module_can_be_warned():
+    with pytest.warns(UserWarning, match="said to nobody"):
+        exec("warn('said to nobody')", {"warn": warn})

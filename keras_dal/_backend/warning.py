@@ -13,6 +13,6 @@ def warn(message):
         message: what was met, what to do, and what was received.
     """
     frame, level = inspect.currentframe(), 1
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in _INSIDE:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

@@ -8,10 +8,10 @@ from keras_dal.analysis.separability import ALIGNED, Verdict
 from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
 
 _NEXT: dict[str, str] = {  # for whoever has the report of a head
-    Verdict.ALIGNED: "finish(model, x, y), or the end of fit, comes to the least loss of any model",
+    Verdict.ALIGNED: "converge(model, x, y) comes to within tol of the least loss of any model",
     Verdict.SEPARABLE: "converge(model, x, y) puts every sample on its right side with this head",
-    Verdict.NOT_SEPARABLE: "converge(model, x, y) adds a gated head, which can; more exploration raises the alignment",
-    Verdict.NOT_ALIGNED: "more exploration raises the alignment; add_gated_head(model, num_samples=n) makes it one",
+    Verdict.NOT_SEPARABLE: "gates, which converge adds to a plain head, separate samples that do not contradict others",
+    Verdict.NOT_ALIGNED: "more exploration raises the alignment, and so do gates: add_gated_head to a plain head",
     Verdict.UNDECIDED: "certify(model, x, y) says between what bounds the least loss of this head is",
 }
 

@@ -84,6 +84,7 @@ def width_curve(
     Raises:
         ValueError: no linear head, or one after gated units; an unsupported loss, bad data or bad arguments.
     """
+    widths = None if widths is None else tuple(widths)
     _check(widths, draws)
     structure = find_structure(model, first_inputs(x))
     if structure.layer is not structure.output_layer:
@@ -218,7 +219,7 @@ def _problem(structure, loss, data, max_bytes, x):
 
 def _check(widths, draws):
     check_count("draws", draws)
-    given = (0,) if widths is None else tuple(widths)
+    given = (0,) if widths is None else widths
     whole = all(isinstance(width, (int, np.integer)) and width >= 0 for width in given)
     if not given or not whole or any(after <= before for before, after in itertools.pairwise(given)):
         raise ValueError(f"widths must be ascending integers, not negative. Received: widths={widths!r}")

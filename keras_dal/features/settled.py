@@ -28,7 +28,8 @@ def warn_of_statistics(model, x, inputs, advice):
         advice: what to do, for the message.
     """
     steps = _steps(model)
-    young = [layer for layer in _keras.sublayers(model) if _is_normalization(layer) and layer.momentum**steps > _START]
+    known = [layer for layer in _keras.sublayers(model) if _is_normalization(layer) and _has_moved(layer)]
+    young = [layer for layer in known if layer.momentum**steps > _START]
     if not steps or not young:
         return
     few = spread(x if are_arrays(x) else inputs, _MOST)
@@ -56,6 +57,11 @@ def _steps(model):
 def _is_normalization(layer):
     names = ("momentum", "axis", "epsilon", "moving_mean", "moving_variance")
     return layer.built and layer.trainable and all(hasattr(layer, name) for name in names)
+
+
+def _has_moved(layer):
+    """Whether training moves these statistics: not in inference mode, as that of a `call` without `training` is."""
+    return bool(np.any(to_numpy(layer.moving_mean) != 0) or np.any(to_numpy(layer.moving_variance) != 1))
 
 
 def _moments(model, layers, x):

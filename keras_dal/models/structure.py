@@ -311,7 +311,8 @@ def _checked_activation(form, calls, evaluated):
         raise _refusal(layer, "its kernel is not a plain variable of the model (LoRA or quantization)")
     if any(_is_masked_average(call) for call in calls):
         raise _refusal(layer, "a mask leaves positions out of the average of its outputs: average before it")
-    if any(call.layer is layer and call.is_masked and len(call.outputs.shape) == 2 for call in calls):
+    own = [call for call in calls if call.layer is layer and len(call.outputs.shape) == 2 and layer.supports_masking]
+    if any(call.is_masked for call in own):
         raise _refusal(layer, "a mask leaves samples out of the loss: give them sample_weight 0 instead")
     fitting = dict(_ACTIVATIONS)
     if form.num_outputs == 1:

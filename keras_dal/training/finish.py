@@ -18,6 +18,11 @@ from keras_dal.training.inner import path_to
 from keras_dal.training.statistics import BatchStatistics, have_moved
 from keras_dal.training.wrap import find_wrap
 
+_STAY = (
+    "keras_dal: no step of training has moved the batch statistics, and they stay as they are: a model whose call has "
+    "no training argument is trained in inference mode. statistics_from=x renews them all the same"
+)
+
 
 def finish(
     model: Any,
@@ -50,9 +55,9 @@ def finish(
         sample_weight: weights `(n,)`.
         statistics_from: what batch statistics are renewed on, inputs or a dataset: the first 100 batches, in their
             order, so shuffle what is sorted by class. Those of averaged weights are renewed in any case, by default on
-            x; those of other models only where this is given, as after a training too short for moving averages. Where
-            images are augmented outside of the model, give the augmented batches: statistics of other images than those
-            that were trained on cost accuracy.
+            x, unless no step has moved them; those of other models only where this is given, as after a training too
+            short for moving averages. Where images are augmented outside of the model, give the augmented batches:
+            statistics of other images than those that were trained on cost accuracy.
         loss: as for `model.compile`; the compiled one by default.
         max_bytes: memory for features, for what is computed from them once, and for the logits of a plain head, each.
             Larger features are memory-mapped, and more logits exist for a block of samples at a time.
@@ -83,6 +88,8 @@ def finish(
             structure.check_solvable()  # again: the average of a training that diverged is not finite
         statistics = BatchStatistics(model)
         renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
+        if verbose and averaged and statistics.are_there and not renews:
+            print(_STAY, flush=True)
         if renews:
             for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
                 statistics.add((batch[0],))

@@ -57,8 +57,7 @@ class Fit:
         self._convex_phase: Any = None
         self._frozen: Any = None
         self._unknown: Any = None  # statistics of layers of the user's own
-        self._statistics: Any = None  # those of batch normalization, before the first step of this fit
-        self._reads_again = True  # after an epoch that did not read everything, once
+        self._statistics: Any = None  # those of batch normalization, before the first step of this fit that trained
         if wrap is not None:
             checks.check_same_model(wrap, model)
             checks.check_loss_scale(model.optimizer)
@@ -153,7 +152,7 @@ class Fit:
         """Find out where in the two phases the first epoch of this fit is, now that its optimizer is known."""
         wrap = self._wrap
         checks.check_alone(wrap, self)
-        self._unknown, self._statistics = UnknownStatistics(self._model), values_of(statistics_of(self._model))
+        self._unknown = UnknownStatistics(self._model)
         if wrap.solves and wrap.is_solved:  # in an earlier fit, whose result stays
             self._stage, self._measured = Stage.OVER, tuple(self._measurement.unknown())
         else:
@@ -168,6 +167,8 @@ class Fit:
 
     def _train(self):
         """Let the next steps train what belongs to the phase."""
+        if self._statistics is None:
+            self._statistics = values_of(statistics_of(self._model))
         stage = Stage.DESCENDS if not self._explores else Stage.EXPLORES
         if stage is not self._stage:
             descends = stage is Stage.DESCENDS
@@ -208,9 +209,8 @@ class Fit:
             self._before.restore()
             self._certificates.pop("switch", None)
         self._convex_phase, self._stage = None, Stage.WAITS
-        more_follow = self._epoch is not None and self._epoch + 1 < self._epochs and not self._model.stop_training
-        if isinstance(error, Incomplete) and self._reads_again and more_follow:
-            self._reads_again = False
+        stays = isinstance(error, Incomplete) and not self._model.stop_training
+        if stays and self._schedule.is_due_again(self._epoch):
             warn(messages.reads_again(error))
         else:
             self._schedule.postpone()
@@ -226,7 +226,7 @@ class Fit:
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
         if self._wrap.has_average:
             self._unknown.warn()
-        self._convex_phase.begin(self._statistics if epoch != self._began else None)
+        self._convex_phase.begin(self._statistics)
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so
             self._announcer.say(messages.reads, self._convex_phase, epoch, self._epochs)

@@ -9,7 +9,7 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 from keras_dal.training.inner import path_to
-from keras_dal.training.statistics import with_statistics
+from keras_dal.training.statistics import have_moved
 
 _FEW = 5  # samples for each feature, with which a solved head fits what it saw and not much else
 
@@ -139,7 +139,7 @@ def ends(phase, result, epoch, epochs, validates):
         lines.append("  few:        less than five samples for each feature; where an epoch is not all data")
         lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
-    lines += [f"  {line}" for line in result.proof()] or _not_proved(result)
+    lines += [f"  {line}" for line in result.proof()] or list(_not_proved(result))
     if (dtype := structure.output_layer.compute_dtype) in HALVES:
         lines.append(f"  rounding:   the model computes its logits in {dtype}: this is of the head in float64")
     if result.penalty and not result.penalized:
@@ -155,8 +155,10 @@ def ends(phase, result, epoch, epochs, validates):
 
 
 def _not_proved(result):
-    gap = f", about {result.point.gap:.2g} above the minimum" if np.isfinite(result.point.gap) else ""
-    return [f"  not proved: the solver was ended by {result.stopped_by}{gap}"]
+    known = result.stopped_by.is_of_a_minimum and np.isfinite(result.point.gap)
+    gap = f", about {result.point.gap:.2g} above the minimum" if known else ""
+    if result.stopped_by != Ending.SEPARATED:
+        yield f"  not proved: the solver was ended by {result.stopped_by}{gap}"
 
 
 def _wider(phase):
@@ -176,7 +178,7 @@ def ended_early(model, schedule, wrap):
     """Return that a fit was over before its switch."""
     mean = f", of the averaged weights, or after {path_to(wrap, model)}.drop_average() of those there are"
     mean *= wrap.is_averaging
-    unsettled = bool(with_statistics(model)) and not wrap.is_averaging  # those of an average are renewed anyway
+    unsettled = have_moved(model) and not wrap.is_averaging  # those of an average are renewed anyway
     return (
         f"keras_dal: training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
         f"keras_dal.finish(model, x, y{', statistics_from=x' * unsettled}) solves the head now{mean}; "

@@ -34,7 +34,7 @@ class SwitchSchedule:
 
     def __init__(self, explore, average, epochs):
         self.switch: int | None = None
-        self._average = average
+        self._average, self._epochs, self._tries_again = average, epochs, True
         self._look: int | None = None  # while there is something to decide
         self._latest = min(round(LATEST * epochs), epochs - 1)
         if explore is None:
@@ -90,6 +90,12 @@ class SwitchSchedule:
     def is_due(self, epoch):
         """Return whether the switch happens before this epoch."""
         return self.switch is not None and epoch >= self.switch
+
+    def is_due_again(self, epoch):
+        """Return whether a switch that failed in this epoch is due with the next one: once."""
+        again = self._tries_again and self.is_due(epoch + 1) and epoch + 1 < self._epochs
+        self._tries_again = False
+        return again
 
     def postpone(self):
         """Leave everything to exploration from now on."""

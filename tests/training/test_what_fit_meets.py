@@ -371,3 +371,43 @@ def test_labels_that_a_data_set_mixes_are_solved_for_to_a_proved_gap(layer):
     assert monitor.result.reached
     assert 0 < monitor.result.floor < monitor.result.loss
     assert history["loss"][-1] == pytest.approx(monitor.result.loss, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_fit_that_begins_with_a_short_reading_says_what_to_do():
+    """Of a training that was stopped while it read: the optimizer has switched."""
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    fit(model, 1)
+    model.optimizer.switch(model)
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    with pytest.warns(UserWarning, match="exploration goes on.*2 of 4 batches"):
+        model.fit(x[:32], y[:32], batch_size=16, steps_per_epoch=4, epochs=3, verbose=0, callbacks=[monitor])
+    assert monitor.result is None
+
+
+def test_statistics_are_renewed_where_no_epoch_of_this_fit_trained_before_a_short_reading(monkeypatch):
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    fit(model, 2)
+    short, whole = iter([True, False]), convex_phase.ConvexPhase.end
+
+    def once(self, expected):
+        if next(short, False):
+            raise convex_phase.Incomplete("Received: some")
+        whole(self, expected)
+
+    monkeypatch.setattr(convex_phase.ConvexPhase, "end", once)
+    before = np.array(model.get_layer("norm").moving_mean)
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    with pytest.warns(UserWarning, match="reads them again"):
+        model.fit(x, y, batch_size=16, initial_epoch=2, epochs=6, verbose=0, callbacks=[monitor])
+    assert monitor.result.reached
+    assert np.any(before != model.get_layer("norm").moving_mean)
+
+
+def test_statistics_that_no_step_moved_are_not_called_unsettled():
+    x, y = images()
+    model = compiled(keras.optimizers.SGD(0.01), WithoutTraining())
+    model.fit(5 * x + 3, y, epochs=1, verbose=0)
+    keras_dal.converge(model, 5 * x + 3, y, gated=False, verbose=0)
