@@ -1,14 +1,11 @@
 r"""Dual points in floating point that an exact one is provably close to: what `not separable` rests on.
 
-Masses q >= 0, not all zero, on pairs of a sample and a wrong class are a dual point if `J' u = 0` for the u they make;
-then no theta has positive margins (Gordan), and the entropy of q bounds the loss from below. Floats leave a residual
-`r = J' u`. With D the least masses of the samples, `-D^2 J (J' D^2 J)^+ r` removes it exactly, and moves no mass by
-more than the share `|r| / sigma_min(D J)` of the least one: if bounds of `|r|` and of `sigma_min`, with all rounding
-counted, make that share small, an exact dual point exists although no float is one. Our derivation.
+Masses q >= 0, not all zero, on pairs of a sample and a wrong class are a dual point if `J' u = 0` for the u they make.
+Floats leave a residual `r = J' u`. With D the least masses of the samples an exact dual point differs from q by a share
+of at most `|r| / sigma_min(D J)`; docs/theory.md has the proof. Here are bounds of both with all rounding counted.
 
 `sigma_min` is the smallest singular value that is not zero. Where columns are dependent this needs to be known of the
-matrix itself, not of its rounding: its rank is compared with that modulo two primes, which is never larger, and smaller
-by an accident of a chance near 1e-18 only. The matrix is that of the features (and gates) as the model gave them.
+matrix itself, the features (and gates) as the model gave them, and not of its rounding.
 """
 
 import dataclasses
