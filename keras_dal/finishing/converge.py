@@ -42,6 +42,7 @@ def converge(
     cache: str | os.PathLike[str] | None = None,
     max_bytes: int = 2**32,
     batch_size: int = 256,
+    seed: int = 0,
     verbose: int = 1,
 ) -> Result:
     """Train the last layer of a model to its global optimum, in seconds, on features that are computed once.
@@ -87,6 +88,7 @@ def converge(
             interpolation, each. Larger features are memory-mapped, more gates are computed again in every product, a
             larger head is not added, and instead of a larger factor there is Newton's method.
         batch_size: samples in one evaluation of arrays.
+        seed: integer for the gates that are added.
         verbose: 0 for silence; else a bar for each pass over data, and a line for each point of the path.
 
     Returns:
@@ -114,7 +116,7 @@ def converge(
     tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
     if gated is True and not structure.gated_layers and not _fits(task, max_bytes):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
-    add_gates = functools.partial(_with_gated_head, inputs=inputs, verbose=verbose)
+    add_gates = functools.partial(_with_gated_head, inputs=inputs, seed=seed, verbose=verbose)
     task = _walked(task, gated, ridge, tol, max_bytes, add_gates)
     goal = {"tol": None if ridge else tol, "scaled_to": tol}
     try:
@@ -203,12 +205,12 @@ def _gated_parameters(task):
     return num_gated_parameters(task.data.train, task.data.structure)
 
 
-def _with_gated_head(task, inputs, verbose):
+def _with_gated_head(task, inputs, seed, verbose):
     """Return the task for a copy of the model with a gated head for its features; the path goes on."""
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
     model, train = task.data.structure.model, task.data.train
     needed = OVERSAMPLE * (task.data.structure.num_features + 1) / (train.num_independent + 1)
-    copy = add_gated_head(model, few, num_samples=len(train), oversample=needed, seed=0, verbose=bool(verbose))
+    copy = add_gated_head(model, few, num_samples=len(train), oversample=needed, seed=seed, verbose=bool(verbose))
     structure = find_structure(copy, few)
     return task.with_head(structure)
 

@@ -245,6 +245,18 @@ def test_without_any_weight_of_the_change_nothing_is_proved_where_the_loss_stays
     assert not list(result.proof())
 
 
+def test_gates_are_those_of_the_seed(model, digits):
+    x, y = digits[0]
+    gates = [
+        find_structure(converge(model, x[:60], y[:60], gated=True, seed=seed, verbose=0).model)
+        .head()
+        .mixture.gate_kernel
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(gates[0], gates[1])
+    assert np.all(gates[0] != gates[2])
+
+
 def test_the_certificate_has_the_margin_as_its_witness(model, digits):
     x, y = digits[0]
     result = converge(model, x[:60], y[:60], verbose=0, gated=True)
