@@ -209,11 +209,12 @@ class Fit:
             self._before.restore()
             self._certificates.pop("switch", None)
         self._convex_phase, self._stage = None, Stage.WAITS
-        stays = isinstance(error, Incomplete) and not self._model.stop_training
-        if stays and self._schedule.is_due_again(self._epoch):
+        is_short, was_told = isinstance(error, Incomplete), self._schedule.has_tried_again
+        if is_short and not self._model.stop_training and self._schedule.tries_again_after(self._epoch):
             warn(messages.reads_again(error))
-        else:
-            self._schedule.postpone()
+            return
+        self._schedule.postpone()
+        if not (is_short and was_told):
             warn(messages.goes_on(error))
 
     def _take_exact_step(self):

@@ -94,7 +94,8 @@ def reads_again(error):
     """Return what a warning says where one epoch was shorter than others."""
     return (
         "Not all data were read in this epoch, and nothing was solved: the next one reads them again. An epoch is "
-        f"shorter where steps_per_epoch does not divide the number of batches. Received: {described(error)}"
+        "shorter where steps_per_epoch does not divide the number of batches. Where the data have come to their end, "
+        f"call keras_dal.finish after training. Received: {described(error)}"
     )
 
 

@@ -27,6 +27,7 @@ class SwitchSchedule:
 
     Attributes:
         switch: the epoch before which exploration ends; None where it does not.
+        has_tried_again: whether it was due again after an epoch in which it failed.
 
     Raises:
         ValueError: a fraction of the epochs that leaves none to one of the phases.
@@ -34,7 +35,7 @@ class SwitchSchedule:
 
     def __init__(self, explore, average, epochs):
         self.switch: int | None = None
-        self._average, self._epochs, self._tries_again = average, epochs, True
+        self._average, self._epochs, self.has_tried_again = average, epochs, False
         self._look: int | None = None  # while there is something to decide
         self._latest = min(round(LATEST * epochs), epochs - 1)
         if explore is None:
@@ -91,10 +92,10 @@ class SwitchSchedule:
         """Return whether the switch happens before this epoch."""
         return self.switch is not None and epoch >= self.switch
 
-    def is_due_again(self, epoch):
+    def tries_again_after(self, epoch):
         """Return whether a switch that failed in this epoch is due with the next one: once."""
-        again = self._tries_again and self.is_due(epoch + 1) and epoch + 1 < self._epochs
-        self._tries_again = False
+        again = not self.has_tried_again and self.is_due(epoch + 1) and epoch + 1 < self._epochs
+        self.has_tried_again |= again
         return again
 
     def postpone(self):
