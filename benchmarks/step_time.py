@@ -82,10 +82,11 @@ def measure(depth, batch, steps, rounds):
     return {variant: np.array(medians) for variant, medians in seconds.items()}
 
 
-def ratio(seconds, variant, other):
-    """Return the ratio of two variants, and its standard error over rounds."""
+def ratio(seconds, name, variant, other):
+    """Return the ratio of two variants, and its standard error over rounds, by name."""
     ratios = seconds[variant] / seconds[other]
-    return {"median": float(np.median(ratios)), "standard error": float(np.std(ratios, ddof=1) / len(ratios) ** 0.5)}
+    error = np.std(ratios, ddof=1) / len(ratios) ** 0.5
+    return {name: float(np.median(ratios)), f"{name}, standard error": float(error)}
 
 
 def main():
@@ -98,11 +99,11 @@ def main():
     seconds = measure(arguments.depth, arguments.batch, arguments.steps, arguments.rounds)
     bare = "bare optimizer"
     ratios = {
-        "wrapped over bare": ratio(seconds, "wrapped, no monitor", bare),
-        "averaging over wrapped": ratio(seconds, "wrapped, averaging", "wrapped, no monitor"),
-        "monitored over bare": ratio(seconds, "bare optimizer, monitor", bare),
-        "wrapped and monitored over bare": ratio(seconds, "wrapped, monitor", bare),
-        "after the switch over before it": ratio(seconds, "after the switch", "wrapped, monitor"),
+        **ratio(seconds, "wrapped over bare", "wrapped, no monitor", bare),
+        **ratio(seconds, "averaging over wrapped", "wrapped, averaging", "wrapped, no monitor"),
+        **ratio(seconds, "monitored over bare", "bare optimizer, monitor", bare),
+        **ratio(seconds, "wrapped and monitored over bare", "wrapped, monitor", bare),
+        **ratio(seconds, "after the switch over before it", "after the switch", "wrapped, monitor"),
     }
     medians = {variant: float(np.median(values)) for variant, values in seconds.items()}
     RESULT.parent.mkdir(exist_ok=True)
@@ -115,10 +116,8 @@ def main():
         "ratios": ratios,
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    for name, value in medians.items():
-        print(f"{name:<34}{value:10.4f}")
-    for name, value in ratios.items():
-        print(f"{name:<34}{value['median']:10.4f} +- {value['standard error']:.4f}")
+    for name, value in {**medians, **ratios}.items():
+        print(f"{name:<50}{value:10.4f}")
 
 
 if __name__ == "__main__":
