@@ -160,15 +160,18 @@ def main_table(found, everything):
 
 
 def ways_table(found):
-    yield "| data and recipe | way | seeds | test accuracy | epochs, with the one that reads |"
-    yield "|---|---|---:|---:|---:|"
+    yield "| data and recipe | way | seeds | test accuracy | minus its own alone | epochs, with the one that reads |"
+    yield "|---|---|---:|---:|---:|---:|"
     for setting, ways in found.items():
         for way, title in WAYS.items():
             rows = list(ways[way].values())
             is_of_default = (way in SHARED and setting[-1] is not None) or way == "base"
             if rows and (is_default(setting) or not is_of_default):
                 accuracy, trained = mean_of(rows, "test_accuracy"), mean_of(rows, "epochs_trained")
-                yield (f"| {described(setting)} | {title} | {len(rows)} | {100 * accuracy:.2f} % | {trained:.1f} |")
+                ours, base = 100 * paired(ways, way, "test_accuracy")
+                above = "" if way == "base" else f"{np.mean(ours - base):+.2f}"
+                shares = f"{100 * accuracy:.2f} % | {above} | {trained:.1f}"
+                yield f"| {described(setting)} | {title} | {len(rows)} | {shares} |"
 
 
 def mean_of(rows, field):
@@ -344,7 +347,16 @@ def runs():
     return [row for row in rows_of(RESULT) if row["core"] is not None]
 
 
-def written(found, switches, averages, machine):
+def machines(rows):
+    """Return on what the rows were measured, each with its dates."""
+    dates = defaultdict(set)
+    for row in rows:
+        each = row["machine"]
+        dates[f"{hardware(each)}, {packages(each, 'keras', 'tensorflow')}"].add(each["date"])
+    return "; ".join(f"{', '.join(sorted(days))}: {name}" for name, days in dates.items()) + "."
+
+
+def written(found, switches, averages, measured):
     """Return the lines of the page."""
     default = of_default(found)
     return [
@@ -362,7 +374,7 @@ def written(found, switches, averages, machine):
         "`python benchmarks/two_lines_page.py` from [the rows](../benchmarks/results/two_lines.jsonl) of",
         "`python benchmarks/two_lines.py SET --data-dir DIR --images N --recipe NAME --ways ...",
         "--seeds 0 1 2 --core 0`,",
-        f"{machine['date']}: {hardware(machine)}, {packages(machine, 'keras', 'tensorflow')}.",
+        measured,
         "",
         "![test accuracy against time](images/accuracy_seconds.png)",
         "",
@@ -451,7 +463,7 @@ def written(found, switches, averages, machine):
 def pages():
     """Return the text of the page by its path."""
     rows = runs()
-    return {PAGE: "\n".join(written(settings(rows), rows_of(SWITCH), rows_of(AVERAGES), rows[-1]["machine"]))}
+    return {PAGE: "\n".join(written(settings(rows), rows_of(SWITCH), rows_of(AVERAGES), machines(rows)))}
 
 
 def main():

@@ -9,7 +9,7 @@ from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.batches import are_arrays
 from keras_dal.features.inputs import spread
-from keras_dal.features.tracing import inference, recorded, to_numpy
+from keras_dal.features.tracing import inference, recorded, takes_training, to_numpy
 
 _START = 0.05  # share of where they began, from which moving statistics may mislead
 _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarithms: what one batch explains is less
@@ -28,8 +28,9 @@ def warn_of_statistics(model, x, inputs, advice):
         advice: what to do, for the message.
     """
     steps = _steps(model)
-    known = [layer for layer in _keras.sublayers(model) if _is_normalization(layer) and _has_moved(layer)]
-    young = [layer for layer in known if layer.momentum**steps > _START]
+    known = [layer for layer in _keras.sublayers(model) if _is_normalization(layer)]
+    moved = known if takes_training(model) else [layer for layer in known if _has_moved(layer)]
+    young = [layer for layer in moved if layer.momentum**steps > _START]
     if not steps or not young:
         return
     few = spread(x if are_arrays(x) else inputs, _MOST)
@@ -60,7 +61,7 @@ def _is_normalization(layer):
 
 
 def _has_moved(layer):
-    """Whether training moves these statistics: not in inference mode, as that of a `call` without `training` is."""
+    """Whether training has moved these statistics."""
     return bool(np.any(to_numpy(layer.moving_mean) != 0) or np.any(to_numpy(layer.moving_variance) != 1))
 
 

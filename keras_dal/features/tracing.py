@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import keras
@@ -35,6 +36,11 @@ def feature_array(tensor):
     array = to_numpy(tensor)
     dtype = computed_dtype(array.dtype)
     return array if dtype == str(array.dtype) else array.astype(dtype)
+
+
+def takes_training(model):
+    """Return whether Keras' own step trains a model in training mode: not where its `call` has no `training`."""
+    return "training" in inspect.signature(model.call).parameters
 
 
 def inference(model, x):

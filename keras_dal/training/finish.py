@@ -55,9 +55,10 @@ def finish(
         sample_weight: weights `(n,)`.
         statistics_from: what batch statistics are renewed on, inputs or a dataset: the first 100 batches, in their
             order, so shuffle what is sorted by class. Those of averaged weights are renewed in any case, by default on
-            x, unless no step has moved them; those of other models only where this is given, as after a training too
-            short for moving averages. Where images are augmented outside of the model, give the augmented batches:
-            statistics of other images than those that were trained on cost accuracy.
+            x, unless they are what they begin with and the model's `call` has no `training`; those of other models only
+            where this is given, as after a training too short for moving averages. Where images are augmented outside
+            of the model, give the augmented batches: statistics of other images than those that were trained on cost
+            accuracy.
         loss: as for `model.compile`; the compiled one by default.
         max_bytes: memory for features, for what is computed from them once, and for the logits of a plain head, each.
             Larger features are memory-mapped, and more logits exist for a block of samples at a time.

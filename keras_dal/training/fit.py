@@ -214,7 +214,7 @@ class Fit:
             warn(messages.reads_again(error))
             return
         self._schedule.postpone()
-        if not (is_short and was_told):
+        if not (is_short and was_told) or self._model.stop_training:
             warn(messages.goes_on(error))
 
     def _take_exact_step(self):

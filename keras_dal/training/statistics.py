@@ -9,7 +9,7 @@ from keras import tree
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
-from keras_dal.features.tracing import recorded, replaced, to_numpy
+from keras_dal.features.tracing import recorded, replaced, takes_training, to_numpy
 from keras_dal.features.variables import assign_all, values_of
 
 
@@ -94,9 +94,12 @@ def have_moved(model, since=None):
 
     Args:
         model: the model.
-        since: values of `statistics_of` from before some training steps; by default those that statistics begin with.
+        since: values of `statistics_of` from before some training steps. By default it is looked at what `call` takes,
+            and whether statistics are what they begin with: a loop of one's own may train such a model otherwise.
     """
     variables = statistics_of(model)
+    if since is None and takes_training(model):
+        return bool(variables)
     since = [_at_first(variable) for variable in variables] if since is None else since
     pairs = zip(values_of(variables), since, strict=True)
     return not all(np.array_equal(now, before, equal_nan=True) for now, before in pairs)

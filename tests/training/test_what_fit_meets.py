@@ -411,3 +411,17 @@ def test_statistics_that_no_step_moved_are_not_called_unsettled():
     model = compiled(keras.optimizers.SGD(0.01), WithoutTraining())
     model.fit(5 * x + 3, y, epochs=1, verbose=0)
     keras_dal.converge(model, 5 * x + 3, y, gated=False, verbose=0)
+
+
+def test_a_second_reading_that_another_callback_stops_is_said(monkeypatch):
+    model, said = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)), []
+
+    def short(self, expected):
+        model.stop_training = bool(said)
+        said.append(expected)
+        raise convex_phase.Incomplete("Received: some")
+
+    monkeypatch.setattr(convex_phase.ConvexPhase, "end", short)
+    with pytest.warns(UserWarning, match="reads them again"), pytest.warns(UserWarning, match="exploration goes on"):
+        fit(model, 6)
+    assert len(said) == 2
