@@ -11,6 +11,7 @@ import enum
 
 import numpy as np
 
+from keras_dal._backend.arrays import SPREAD
 from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
@@ -22,7 +23,7 @@ from keras_dal.tables import at_least
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
-_LARGE, _HIDDEN = 4.0, 1e-6  # squares of labels over their mean; share of what is left of the others that is much
+_LARGE, _HIDDEN = 4.0, 1e-6  # squares of labels over the mean of the others; share of these that is much to miss
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
@@ -57,7 +58,7 @@ def by_residual(share, otherwise, reason):
 
 
 def of_all_labels(found, share, left, labels, weights, use_bias):
-    """Return that a regression is aligned, or that few large labels may hide that others are missed.
+    """Return that labels are aligned, or that few with large squares or weights may hide that others are missed.
 
     Args:
         found: the `Finding` that it is aligned.
@@ -76,9 +77,11 @@ def _hides_some(left, labels, weights, use_bias):
     """Whether labels of one output are missed beside larger ones; arguments as above, `(n,)`."""
     while True:
         squares = weights * (labels - safe_mean(labels, weights) * use_bias) ** 2
-        if left.sum() > _HIDDEN * squares.sum() > 0:
+        if squares.sum() <= SPREAD**2 * (weights @ labels**2):  # what is left of them is constant
+            return False
+        if left.sum() > _HIDDEN * squares.sum():
             return True
-        others = squares <= _LARGE * np.mean(squares)
+        others = squares <= _LARGE * (squares.sum() - squares) / max(len(squares) - 1, 1)
         if others.all():
             return False
         left, labels, weights = left[others], labels[others], weights[others]
@@ -125,12 +128,12 @@ def decide(head, loss, rows, theta, share, decide_separability, columns=None, le
         if columns is None and decide_separability and not complete and share > ALIGNED:
             columns = _factorized(head, loss, rows)
         found = _by_least_squares(share, columns, least, complete)
-        if loss.quadratic and found.verdict == Verdict.ALIGNED:
+        if found.verdict == Verdict.ALIGNED:
             logits = np.concatenate([head.logits(features.astype(np.float64), theta) for features, _, _ in rows])
-            _, labels, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-            return of_all_labels(
-                found, share, weights[:, None] * (labels - logits) ** 2, labels, weights, head.use_bias
-            )
+            _, targets, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+            labels = loss.label_matrix(targets)
+            left = weights[:, None] * loss.seen(labels - logits) ** 2
+            return of_all_labels(found, share, left, loss.seen(labels), weights, head.use_bias)
         return found
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
@@ -241,6 +244,7 @@ def finding_of(found, share, witnessed, objective, scale, v):
         return _of_mixed(found.lower, floor, np.mean(objective.weights))
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
     proved = proved and not _is_above_rounding(found.lower, objective, v)  # nor does one large label hide all others
+    proved = proved and not (floor and _misses_faint_ones(objective, v / scale))
     if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return Finding(
@@ -269,6 +273,15 @@ def finding_of(found, share, witnessed, objective, scale, v):
 
 def _too_large(columns):
     return f"least squares alone, because the head is too large to factorize ({columns.method})"
+
+
+def _misses_faint_ones(objective, v):
+    """Whether soft labels are missed by v beside others of a much larger weight."""
+    jac, loss, weights = objective.jacobian, objective.loss, objective.weights
+    labels = loss.label_matrix(objective.targets)
+    left = weights[:, None] * loss.seen(labels - jac.logits(v)) ** 2
+    columns = zip(left.T, loss.seen(labels).T, strict=True)
+    return any(_hides_some(*each, weights, jac.head.use_bias) for each in columns)
 
 
 def _is_above_rounding(lower, objective, v):
