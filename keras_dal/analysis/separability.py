@@ -82,7 +82,7 @@ def _hides_some(left, labels, weights, use_bias):
         if left.sum() > _HIDDEN * squares.sum():
             return True
         others = squares <= _LARGE * (squares.sum() - squares) / max(len(squares) - 1, 1)
-        if others.all():
+        if others.all() or not others.any():
             return False
         left, labels, weights = left[others], labels[others], weights[others]
 

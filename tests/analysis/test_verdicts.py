@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import keras_dal
 from keras_dal import heads, losses
+from keras_dal.analysis import separability
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import certify, certify_head
 from keras_dal.analysis.width import width_curve
@@ -48,6 +49,11 @@ def test_smoothed_labels_that_are_missed_beside_much_heavier_ones_are_not_called
     """Of 10,000 problems the one about which a statement was false: weights of 1e-4 and 1e9 on contradicting labels."""
     wrong, undecided = verdict_problems.draw_soft(5197).false_statements()
     assert (wrong, undecided) == ([], 2)
+
+
+def test_one_label_hides_none():
+    one = np.ones(1)
+    assert not separability._hides_some(1e-20 * one, one, one, False)
 
 
 def test_most_verdicts_are_decided():
