@@ -68,9 +68,14 @@ def of_all_labels(found, share, left, labels, weights, use_bias):
         weights: of the samples, positive, `(n,)`.
         use_bias: whether a constant of each output is free.
     """
-    if not any(_hides_some(*columns, weights, use_bias) for columns in zip(left.T, labels.T, strict=True)):
+    if not _hide_some(left, labels, weights, use_bias):
         return found
     return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, where few large labels outweigh all others")
+
+
+def _hide_some(left, labels, weights, use_bias):
+    """Whether labels of any output are missed beside larger ones; arguments as above."""
+    return any(_hides_some(*columns, weights, use_bias) for columns in zip(left.T, labels.T, strict=True))
 
 
 def _hides_some(left, labels, weights, use_bias):
@@ -280,8 +285,7 @@ def _misses_faint_ones(objective, v):
     jac, loss, weights = objective.jacobian, objective.loss, objective.weights
     labels = loss.label_matrix(objective.targets)
     left = weights[:, None] * loss.seen(labels - jac.logits(v)) ** 2
-    columns = zip(left.T, loss.seen(labels).T, strict=True)
-    return any(_hides_some(*each, weights, jac.head.use_bias) for each in columns)
+    return _hide_some(left, loss.seen(labels), weights, jac.head.use_bias)
 
 
 def _is_above_rounding(lower, objective, v):

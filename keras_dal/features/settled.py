@@ -60,9 +60,14 @@ def _is_normalization(layer):
     return layer.built and layer.trainable and all(hasattr(layer, name) for name in names)
 
 
+def at_first(variable):
+    """Return the values that a moving statistic begins with."""
+    return np.full(variable.shape, float("variance" in variable.name), variable.dtype)
+
+
 def _has_moved(layer):
-    """Whether training has moved these statistics."""
-    return bool(np.any(to_numpy(layer.moving_mean) != 0) or np.any(to_numpy(layer.moving_variance) != 1))
+    statistics = layer.moving_mean, layer.moving_variance
+    return not all(np.array_equal(to_numpy(each), at_first(each)) for each in statistics)
 
 
 def _moments(model, layers, x):

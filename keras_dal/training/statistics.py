@@ -9,6 +9,7 @@ from keras import tree
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
+from keras_dal.features.settled import at_first
 from keras_dal.features.tracing import recorded, replaced, takes_training, to_numpy
 from keras_dal.features.variables import assign_all, values_of
 
@@ -100,13 +101,9 @@ def have_moved(model, since=None):
     variables = statistics_of(model)
     if since is None and takes_training(model):
         return bool(variables)
-    since = [_at_first(variable) for variable in variables] if since is None else since
+    since = [at_first(variable) for variable in variables] if since is None else since
     pairs = zip(values_of(variables), since, strict=True)
     return not all(np.array_equal(now, before, equal_nan=True) for now, before in pairs)
-
-
-def _at_first(variable):
-    return np.full(variable.shape, float("variance" in variable.name), variable.dtype)
 
 
 class UnknownStatistics:
