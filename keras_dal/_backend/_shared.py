@@ -66,6 +66,16 @@ def build_metrics(model, *arguments):
     """Leave metrics to Keras, which makes their variables before the first step."""
 
 
+def buffers(layers):
+    """Return what modules inside layers keep beside parameters, by name: only PyTorch has such modules."""
+    return {}
+
+
+def buffers_kept(layers):
+    """Return a context after which these are what they were before it."""
+    return contextlib.nullcontext()
+
+
 def leaves_variables(model):
     """Return whether functions made by `over_replicas` leave the variables of a model as they are."""
     return False

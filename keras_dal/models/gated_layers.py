@@ -21,7 +21,7 @@ def check_sharpness(sharpness):
         raise ValueError(f"sharpness must be positive. Received: sharpness={sharpness!r}")
 
 
-class _Gated(keras.layers.Layer):
+class Gated(keras.layers.Layer):
     """Standardized inputs and the parameters of fixed gates, which are no part of what is trained."""
 
     def __init__(self, num_gates, sharpness, seed, **kwargs):
@@ -101,7 +101,7 @@ class _Gated(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class GatedDense(_Gated):
+class GatedDense(Gated):
     """`h = p * sigmoid(sharpness * gate)` with `p = u W + w` and `u = (x - mean) / scale`.
 
     With learned gates `gate = p` while exploring (SiLU at sharpness 1, nearly ReLU above 10) and `gate = u R + r` once
@@ -204,7 +204,7 @@ class GatedDense(_Gated):
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class GatedBranch(_Gated):
+class GatedBranch(Gated):
     """`activation(dense(z) + sum_k g_k (u W_k + w_k))`: a linear head beside a mixture of linear maps, at first zero.
 
     The K gates `g = sigmoid(sharpness (u R + r))` with Gaussian R are shared by all outputs and stay as they are, so

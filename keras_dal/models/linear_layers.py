@@ -1,21 +1,17 @@
 """Which layers are linear in their parameters, and their head as a function of features."""
 
-import inspect
 import re
 
 import keras
 
 from keras_dal import _keras
 from keras_dal.heads import DenseHead
+from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
 
 def is_gated(layer, before):
-    """Whether a layer has gated units, before a linear layer or beside one.
-
-    It then has a method `linear_head`, which returns a head and its variables: it takes the linear layer that comes
-    after it (`GatedDense`), or nothing where the layer is a head by itself (`GatedBranch`).
-    """
-    return hasattr(layer, "linear_head") and bool(inspect.signature(layer.linear_head).parameters) == before
+    """Whether a layer has gated units, before a linear layer that takes them or beside one, as a head by itself."""
+    return isinstance(layer, GatedDense if before else GatedBranch)
 
 
 def linear_head(layer, output_layer):

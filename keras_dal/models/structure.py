@@ -24,6 +24,7 @@ from keras_dal.features.variables import assign_all, restored
 from keras_dal.heads import Head
 from keras_dal.heads.base import split
 from keras_dal.models import linearity
+from keras_dal.models.gated_layers import Gated
 from keras_dal.models.linear_layers import is_gated, is_head, linear_head, named_variables
 
 _ACTIVATIONS = {
@@ -268,7 +269,7 @@ def _made(model, layer, output_layer, activation, num_features, num_outputs):
         output_layer=output_layer,
         activation=activation,
         linear_parameters=tuple(linear_head(layer, output_layer)[1]),
-        gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if hasattr(gate, "gates_frozen")),
+        gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if isinstance(gate, Gated)),
         num_features=num_features,
         num_outputs=num_outputs,
     )
@@ -309,7 +310,8 @@ def _checked_activation(form, calls, evaluated):
     layer = form.output_layer
     if not all(any(variable is own for own in form.model.variables) for variable in form.linear_parameters):
         raise _refusal(layer, "its kernel is not a plain variable of the model (LoRA or quantization)")
-    if any(_is_masked_average(call) for call in calls):
+    position = max(index for index, call in enumerate(calls) if call.layer is layer)
+    if any(_is_masked_average(call) for call in calls[position:]):
         raise _refusal(layer, "a mask leaves positions out of the average of its outputs: average before it")
     own = [call for call in calls if call.layer is layer and len(call.outputs.shape) == 2 and layer.supports_masking]
     if any(call.is_masked for call in own):
@@ -322,7 +324,6 @@ def _checked_activation(form, calls, evaluated):
             raise _refusal(layer, probe.reason)
         fitting = {name: function for name, function in fitting.items() if probe.confirms(function)}
         if not fitting:
-            position = max(index for index, call in enumerate(calls) if call.layer is layer)
             raise _refusal(
                 layer, f"what follows it is not linear, softmax or sigmoid: {_describe(_after(calls, position))}"
             )

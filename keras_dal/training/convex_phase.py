@@ -15,7 +15,7 @@ from keras_dal.features.variables import values_of
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
-from keras_dal.training.gathering import Gathering
+from keras_dal.training.gathering import Gathering, evaluated_once
 from keras_dal.training.measurement import as_logs
 from keras_dal.training.messages import described
 from keras_dal.training.statistics import have_moved
@@ -73,7 +73,9 @@ class ConvexPhase:
         self._live.update({name: value for name, value in self.logs.items() if name in self._live})
 
     def take(self):
-        """Look at what was read since the last call."""
+        """Look at what was read since the last call; where no step has trained, logs are of the first batch."""
+        if "loss" not in self._live:
+            self._live.update(evaluated_once(self._model, self._gathering.arrived[0]))
         self._gathering.take()
 
     @property

@@ -28,6 +28,11 @@ class Gathering:
     Args:
         structure: the `Structure` of the model that `fit` trains.
         renew: whether batch statistics are to be renewed, as after averaging weights.
+
+    Attributes:
+        arrived: batches that nobody has looked at yet.
+        batches: how many were read.
+        steps_of_statistics: how many of them gave batch statistics.
     """
 
     def __init__(self, structure, renew):
@@ -35,7 +40,7 @@ class Gathering:
         self._features = _backend.over_replicas(_features(structure), model)
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
-        self._arrived, self._waiting, self._bytes = [], [], 0
+        self.arrived, self._waiting, self._bytes = [], [], 0
         self._rows, self._labels, self._weights = RowWriter(None, _FEATURE_BYTES, keep=False), [], []
         self.batches = self.steps_of_statistics = 0
         self._discarded = False
@@ -47,11 +52,11 @@ class Gathering:
     def _arrive(self, batch):
         self.batches += 1
         if not self._discarded:
-            self._arrived.append(batch)
+            self.arrived.append(batch)
 
     def take(self):
         """Look at the batches that arrived since the last call."""
-        arrived, self._arrived[:] = list(self._arrived), []
+        arrived, self.arrived[:] = list(self.arrived), []
         for batch in arrived:
             if not self._labels and not self._waiting:
                 _let_metrics_know(self._model, batch)
@@ -100,7 +105,7 @@ class Gathering:
     def discard(self):
         """Drop what was read, and what is still to come."""
         self._discarded = True
-        for kept in (self._arrived, self._waiting, self._labels, self._weights):
+        for kept in (self.arrived, self._waiting, self._labels, self._weights):
             kept.clear()
         self._rows.discard()
 

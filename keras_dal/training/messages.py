@@ -52,9 +52,11 @@ def begins(model, wrap, schedule, epoch, epochs):
 def own_train_step():
     """Return what the head is solved for where a training step of the user's own may minimize something else."""
     return (
-        "keras_dal: train_step is the model's own: nothing is to do where it only prepares its inputs. What it adds to "
-        "the compiled loss, a distillation say, is not in what the last layer is solved for; with "
-        "Wrap(..., finish='descend') the last layer is trained with it, too"
+        "keras_dal: train_step is the model's own: nothing is to do where it only prepares its inputs as test_step does. "
+        "What it adds to the compiled loss, a distillation say, is not in what the last layer is solved for; with "
+        "Wrap(..., finish='descend') the last layer is trained with it, too. Where it augments its inputs, batch "
+        "statistics are renewed without that: keras_dal.finish(model, x, y, statistics_from=augmented) after fit makes "
+        "them of what was trained on"
     )
 
 
@@ -131,12 +133,13 @@ def ends(phase, result, epoch, epochs, validates):
     """Return what was solved, what is proved about it, and whether `fit` has not validated it as it did before."""
     structure, left = phase.structure, epochs - epoch - 1
     spared = f": {left} spared" if left else ""
-    count = f"{len(phase.train):,} samples of {structure.num_features:,} features"
+    samples = int(np.sum(phase.train.weights > 0))
+    count = f"{samples:,} samples of {structure.num_features:,} features"
     over = "the head is solved" if result.reached or result.stopped_by == Ending.SEPARATED else "the solver ended"
     lines = [f"keras_dal: {over}, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
-    if len(phase.train) < _FEW * (structure.num_features + 1):
+    if samples < _FEW * (structure.num_features + 1):
         lines.append("  few:        less than five samples for each feature; where an epoch is not all data")
         lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
     lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")

@@ -1,5 +1,6 @@
 """What the monitor gathers inside the training step: moments of features and label matrix, and a few images."""
 
+import itertools
 import math
 
 import keras
@@ -64,13 +65,15 @@ class StepMoments(keras.metrics.Metric):
         parts = tree.flatten(input_specs)
         known = input_specs is not None and all(map(_can_be_kept, parts))
         known = known and sum(4 * NUM_PROBES * math.prod(p.shape[1:]) for p in parts) <= _PROBE_BYTES
-        self.probes = tree.map_structure(self._add_probe, input_specs) if known else None
+        numbers = itertools.count()
+        self.probes = (
+            tree.map_structure(lambda part: self._add_probe(part, next(numbers)), input_specs) if known else None
+        )
         self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
 
-    def _add_probe(self, spec):
-        return self.add_variable(
-            (NUM_PROBES, *spec.shape[1:]), "zeros", dtype="float32", aggregation="only_first_replica", name="probe"
-        )
+    def _add_probe(self, spec, number):
+        name, shape = f"probe_{number}", (NUM_PROBES, *spec.shape[1:])
+        return self.add_variable(shape, "zeros", dtype="float32", aggregation="only_first_replica", name=name)
 
     def update_state(self, *args, **kwargs):
         """Does nothing: a train_step of the user's own may update all metrics of the model with labels and outputs."""

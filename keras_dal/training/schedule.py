@@ -37,6 +37,7 @@ class SwitchSchedule:
         self.switch: int | None = None
         self._average, self._epochs, self.has_tried_again = average, epochs, False
         self._look: int | None = None  # while there is something to decide
+        self._averaged_until: int | None = None  # epochs
         self._latest = min(round(LATEST * epochs), epochs - 1)
         if explore is None:
             return
@@ -47,6 +48,7 @@ class SwitchSchedule:
                 "Both phases need at least one epoch. Train for more epochs, or give `explore` as a number of epochs, "
                 f"which may be reached by a later fit. Received: explore={explore!r}, epochs={epochs}"
             )
+        self._averaged_until = self.switch
         if explore == "auto" and self._latest > self.switch:
             self._look = max(1, round(LOOK * epochs))
 
@@ -73,20 +75,21 @@ class SwitchSchedule:
     def _take(self, decision):
         self._look = None
         if decision == Decision.LATEST:
-            self.switch = self._latest
+            self.switch = self._averaged_until = self._latest
 
     @property
     def _begin(self):
         """The first epoch of the average."""
-        return self.switch - (max(1, round(self._average * self.switch)) if self._average else 0)
+        until = self._averaged_until
+        return until - (max(1, round(self._average * until)) if self._average else 0)
 
     def average_is_due(self, epoch):
         """Return whether the steps of this epoch belong to the average."""
-        return self.switch is not None and self._begin <= epoch < self.switch
+        return self._averaged_until is not None and self._begin <= epoch < self._averaged_until
 
     def average_is_early(self, epoch):
         """Return whether steps before this epoch do not belong to the average."""
-        return self.switch is not None and epoch <= self._begin
+        return self._averaged_until is not None and epoch <= self._begin
 
     def is_due(self, epoch):
         """Return whether the switch happens before this epoch."""
@@ -99,5 +102,5 @@ class SwitchSchedule:
         return again
 
     def postpone(self):
-        """Leave everything to exploration from now on."""
-        self.switch = self._look = None
+        """Leave everything to exploration from now on, whose last epochs are averaged in place of those so far."""
+        self.switch, self._look, self._averaged_until = None, None, self._epochs

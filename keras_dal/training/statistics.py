@@ -27,10 +27,10 @@ class BatchStatistics:
     """
 
     def __init__(self, model, inputs_of=lambda batch: keras.utils.unpack_x_y_sample_weight(batch)[0]):
-        pairs = with_statistics(model)
+        self._sublayers, pairs = list(_keras.sublayers(model)), with_statistics(model)
         self._layers = [layer for layer, _ in pairs]
         self._variables = [variable for _, variables in pairs for variable in variables]
-        divided = [layer for layer in _keras.sublayers(model) if isinstance(layer, keras.layers.SpectralNormalization)]
+        divided = [layer for layer in self._sublayers if isinstance(layer, keras.layers.SpectralNormalization)]
         kernels = [variable for layer in divided for variable in layer.trainable_variables]
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
         self._others += kernels
@@ -68,6 +68,7 @@ class BatchStatistics:
         """Show it one batch as `fit` gets it; `settle` gives the model the means, or has done so already."""
         others = [] if self._is_left_alone else values_of(self._others)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_backend.buffers_kept(self._sublayers))
             for layer in self._layers:
                 stack.enter_context(replaced(layer, "momentum", 0.0))
             stack.enter_context(recorded(self._layers, self._note))
@@ -119,12 +120,13 @@ class UnknownStatistics:
         still += [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
         known = {id(v) for layer in still for v in layer.variables}
         known |= {id(v) for v in statistics_of(model)}
-        others = [v for v in model.non_trainable_variables if id(v) not in known and "float" in v.dtype]
-        self._before = list(zip(others, values_of(others), strict=True))
+        others = [v for v in model.non_trainable_variables if id(v) not in known]
+        named = [(v.path, v) for v in others] + list(_backend.buffers(layers).items())
+        self._before = [(name, v, to_numpy(v).copy()) for name, v in named if "float" in str(v.dtype)]
 
     def warn(self):
         """Warn of those that have changed since."""
-        moved = [v.path for v, before in self._before if not np.array_equal(to_numpy(v), before, equal_nan=True)]
+        moved = [name for name, v, before in self._before if not np.array_equal(to_numpy(v), before, equal_nan=True)]
         if moved:
             warn(
                 "These variables keep what the last steps left in them, beside weights that are averaged: statistics "

@@ -10,6 +10,7 @@ from keras import ops, tree
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import pooled, recorded, replaced
+from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.training.evaluated import loss_arguments
 from keras_dal.training.messages import described
 from keras_dal.training.moments import StepMoments
@@ -50,7 +51,7 @@ class StepHooks:
         """
         model = self._model
         self._exploiting = linear_parameters is not None
-        self._skips_mixture = not self._exploiting and getattr(self.layer, "is_zero", False)
+        self._skips_mixture = not self._exploiting and isinstance(self.layer, GatedBranch) and self.layer.is_zero
         if linear_parameters is not None:
             linear = {id(variable) for variable in linear_parameters}
             self._frozen = [v for v in model.trainable_variables if id(v) not in linear]

@@ -307,6 +307,22 @@ def test_what_fails_at_the_switch_is_said_and_exploration_goes_on(monkeypatch):
     assert "conv/kernel" in moved(snapshots.taken[4], snapshots.taken[5])
 
 
+def test_after_a_switch_that_failed_the_last_epochs_of_all_are_averaged(monkeypatch):
+    def failing(*arguments, **options):
+        raise ValueError("not today")
+
+    monkeypatch.setattr("keras_dal.training.convex_phase.solve_head", failing)
+    weights = Weights(epochs=(6, 7))
+    with pytest.warns(UserWarning, match="call keras_dal.finish after training"):
+        model, _, _ = ended(epochs=8, average=0.25, callbacks=[weights])
+    assert model.optimizer.averaged_steps == len(weights.taken) > 0
+    monkeypatch.undo()
+    keras_dal.finish(model, *images(), verbose=0)
+    trained = zip(model.trainable_variables, weights.mean(), strict=True)
+    for variable, mean in [(v, mean) for v, mean in trained if v.path not in HEAD]:
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), mean, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("part", ["solve_head", "Gathering"])
 @pytest.mark.parametrize("kind", [RuntimeError, OSError, TypeError, MemoryError])
 def test_whatever_fails_leaves_nothing_frozen_and_a_complete_history(monkeypatch, part, kind):
@@ -367,6 +383,14 @@ def test_other_callbacks_never_miss_the_loss_nor_see_one_that_is_zero():
     fit(model, 9, [reader, keras_dal.AlignmentMonitor(verbose=False), Reader()])
     assert len(reader.losses) == 4 * 7
     assert min(reader.losses) > 0
+
+
+def test_other_callbacks_have_the_loss_of_a_fit_that_begins_with_the_second_phase():
+    reader = Reader()
+    history = fit(switched(), 9, [reader, keras_dal.AlignmentMonitor(verbose=False), Reader()], initial_epoch=4)
+    assert len(reader.losses) == 7
+    assert history["loss"] == reader.losses[-1:]
+    assert np.isfinite(history["accuracy"]).all()
 
 
 def test_losses_that_layers_add_do_not_end_the_training():

@@ -536,6 +536,82 @@ def test_a_head_under_a_mask_that_an_average_leaves_out_is_refused():
         keras_dal.find_structure(model)
 
 
+@pytest.mark.parametrize("between", [[], [layers.Dense(5, activation="relu")]])
+def test_a_masked_average_before_the_head_is_understood_and_solved_on(between):
+    words = np.random.default_rng(0).integers(0, 9, (60, 7))
+    keras.utils.set_random_seed(0)
+    masked = [layers.Embedding(9, 4, mask_zero=True), layers.GlobalAveragePooling1D()]
+    model = keras.Sequential([keras.Input((7,), dtype="int32"), *masked, *between, layers.Dense(3)])
+    monitor, _ = ended(model, words, words.sum(axis=1) % 3)
+    pooled = keras.Sequential(model.layers[:-1])
+    logits = keras.ops.convert_to_numpy(model(words))
+    features = keras.ops.convert_to_numpy(pooled(words))
+    np.testing.assert_allclose(monitor.result.logits(features), logits, atol=1e-5)
+    assert monitor.result.loss == pytest.approx(model.evaluate(words, words.sum(axis=1) % 3, verbose=0), rel=1e-5)
+
+
+def test_a_layer_that_calls_a_part_of_it_a_linear_head_is_one_like_others():
+    class Encoder(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.linear_head, self.is_zero, self.gates_frozen = layers.Dense(5), True, False
+
+        def call(self, x):
+            return self.linear_head(x)
+
+    inputs = keras.Input((4,))
+    structure = keras_dal.find_structure(keras.Model(inputs, layers.Dense(3)(Encoder()(inputs))))
+    assert (structure.num_features, structure.gated_layers) == (5, ())
+
+
+def test_all_variables_have_paths_of_their_own_while_a_model_of_two_inputs_is_trained():
+    first, second = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([first, second], layers.Dense(3)(layers.Concatenate()([first, second])))
+    x, y = rows()
+    saved = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: model.get_state_tree())
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model.compile(keras_dal.Wrap("sgd", explore=1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit([x, x], y, epochs=2, verbose=0, callbacks=[monitor, saved]).history
+    assert history["phase"] == [0, 1]
+
+
+def test_samples_without_weight_are_not_counted_among_those_the_head_is_solved_on(capsys):
+    x, y = rows()
+    model = dense()
+    model.compile(keras_dal.Wrap("sgd", explore=1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    weights = (np.arange(120) < 20).astype("float32")
+    model.fit(x, y, sample_weight=weights, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+    printed = capsys.readouterr().out
+    assert "parameters on 20 samples of 8 features" in printed
+    assert "less than five samples for each feature" in printed
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="modules that are no layers are PyTorch's")
+def test_running_statistics_of_a_torch_module_are_said_and_left_as_training_left_them(recwarn):
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    inputs = keras.Input((4,))
+    wrapped = keras.layers.TorchModuleWrapper(module, output_shape=(None, 8))(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.BatchNormalization()(wrapped)))
+    x, y = rows()
+    kept = []
+    keep = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: kept.append(module[1].running_mean.detach().cpu().numpy().copy())
+    )
+    model.compile(
+        keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2, average=0.5),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[monitor, keep])
+    assert kept[1].any()
+    np.testing.assert_array_equal(kept[2], kept[1])
+    said = [str(warning.message) for warning in recwarn if "keep what the last steps left" in str(warning.message)]
+    assert len(said) == 1
+    assert "running_mean" in said[0]
+
+
 def test_a_mask_of_whole_samples_that_the_loss_leaves_out_is_refused():
     model = keras.Sequential([keras.Input((4,)), layers.Masking(), layers.Dense(3)])
     with pytest.raises(ValueError, match="a mask leaves samples out of the loss.*Received"):
