@@ -1,4 +1,6 @@
-"""Count false and undecided verdicts on problems whose separability or alignment is known exactly, in awkward units.
+"""Count false and undecided statements on problems whose separability or alignment is known exactly, in awkward units.
+
+Verdicts and bounds of the infimum are compared with the truth, and all numbers of a certificate with exact arithmetic.
 
 python benchmarks/verdicts.py [--examples 10000]
 """
@@ -16,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "verdicts.json"
 sys.path.insert(0, str(ROOT / "tests"))
 
+import false_numbers  # noqa: E402
 import verdict_problems  # noqa: E402
 
 KINDS = (  # labels, problems, and the truth where it is no and where it is yes
@@ -33,6 +36,8 @@ def main():
         for seed in range(examples):
             problem = draw(seed)
             wrong, open_verdicts = problem.false_statements()
+            wrong += false_numbers.of_certificate(problem)
+            wrong += ["gap"] * (false_numbers.beyond_gap(problem, seed) > 0)
             truth = truths[problem.separable]
             counts[truth] += 1
             undecided[truth] += open_verdicts

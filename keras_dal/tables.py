@@ -2,6 +2,7 @@
 
 import decimal
 import html
+import math
 from collections.abc import Iterable
 
 Row = tuple[str, object]
@@ -39,6 +40,11 @@ def at_most(bound: float, digits: int, form: str = "g") -> str:
 def at_least(bound: float, digits: int, form: str = "g") -> str:
     """Return a lower bound in so many digits, or decimals with the form "f", that is one still."""
     return _rounded(bound, digits, form, decimal.ROUND_FLOOR)
+
+
+def known_decimals(error: float, most: int) -> int:
+    """Return how many decimals, `most` at most and one at least, an error leaves of a number up to one."""
+    return most if error <= 10.0**-most else max(1, math.floor(-math.log10(error)))
 
 
 def percent(share: float) -> str:

@@ -182,6 +182,7 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
         qr.num_rows,
         finding,
         residual_share_per_sample=projection.squares.share(per_sample),
+        share_error=projection.share_error,
     )
 
 
@@ -207,6 +208,7 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
         tolerance=columns.tolerance,
         singular_values=spectrum.singular_values,
         sigma_max=spectrum.sigma_max,
+        share_error=columns.share_error(squares.share(per_sample.sum())),
         num_parameters=head.num_parameters,
         lower_bound=not columns.factorized,
     )

@@ -20,6 +20,7 @@ from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
+from keras_dal.solvers.rounded import ROUNDING
 from keras_dal.tables import as_html, as_text
 
 _ROUNDED = 1e-9  # relative, of an objective that is reached as it is
@@ -55,6 +56,7 @@ class Certificate:
         not_covered: what the numbers do not speak about, one sentence each.
         floor: least loss that any model could have on these labels, the mean entropy of soft ones.
         mean_weight: of the samples.
+        share_error: about how far rounding in float64 may have moved `residual_share`: far beside dependent columns.
     """
 
     loss_name: str
@@ -80,6 +82,7 @@ class Certificate:
     not_covered: tuple[str, ...]
     floor: float = 0.0
     mean_weight: float = 1.0
+    share_error: float = 0.0
 
     @property
     def alignment(self) -> float:
@@ -158,7 +161,8 @@ class Certificate:
             raise ValueError(f"The scale must not be negative. Received: scale={scale!r}")
         if self.margin is None or self.margin <= 0:
             return None
-        return self.mean_weight * float(REGISTERED[self.loss_name]().at_margin(scale * self.margin, self.num_outputs))
+        largest = REGISTERED[self.loss_name]().at_margin(scale * self.margin, self.num_outputs)
+        return (1 + ROUNDING) * self.mean_weight * float(largest)
 
     def to_json(self) -> str:
         """Return the certificate as a JSON object."""
@@ -304,13 +308,12 @@ def certify_head(
     objective = Objective(jac, loss, targets, weights, 0.0 if penalty is None else penalty)
     matrix = loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
-    squares = centred_total(jac.seen(matrix), weights, head.use_bias)
-    left = [weights @ jac.seen(each) ** 2 for each in _left(jac, matrix, v)]
-    if scale is not None and np.isfinite(scale):
-        v = scale * v
+    squares, left = centred_total(jac.seen(matrix), weights, head.use_bias), _left(jac, matrix, v, weights)
+    v = scale * v if scale is not None and np.isfinite(scale) else v
     found = objective.infimum((theta, v), time_limit)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
     finding = finding_of(found, share, witnessed, objective, scale, v)
+    residual_share = float(squares.share(left[0].sum()))
     beta = objective.smoothness()
     open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
     return Certificate(
@@ -326,7 +329,7 @@ def certify_head(
         tolerance=jac.tolerance,
         method=jac.method,
         exact=jac.factorized,
-        residual_share=float(squares.share(left[0].sum())),
+        residual_share=residual_share,
         verdict=finding.verdict,
         decided_by=finding.decided_by,
         infimum=(found.lower, found.upper),
@@ -337,10 +340,11 @@ def certify_head(
         not_covered=assumptions.ALWAYS + open_points,
         floor=objective.floor,
         mean_weight=float(np.mean(weights)),
+        share_error=jac.share_error(residual_share),
     )
 
 
-def _left(jac, matrix, v):
-    """Return what of Y_l the columns that count do not reach, where that is known, and what v does not, evaluated."""
-    witnessed = matrix - jac.logits(v)
-    return jac.left_of(matrix) if jac.factorized else witnessed, witnessed
+def _left(jac, matrix, v, weights):
+    """Return squares of what of Y_l the columns that count do not reach, where known, and v does not, evaluated."""
+    missed = matrix - jac.logits(v)
+    return [weights @ jac.seen(each) ** 2 for each in (jac.left_of(matrix) if jac.factorized else missed, missed)]

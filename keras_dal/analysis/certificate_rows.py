@@ -1,11 +1,15 @@
 """How a `Certificate` reads, row by row."""
 
-from keras_dal.tables import at_least, at_most, one_number
+from keras_dal.analysis.separability import ALIGNED
+from keras_dal.tables import at_least, at_most, known_decimals, one_number
 
 
 def rows_of(certificate):
     """Yield what a `Certificate` says, a name and a text for each row."""
-    share, left = f"{certificate.alignment:.8g}", f"{certificate.residual_share:.2e}"
+    error, left = certificate.share_error, f"{certificate.residual_share:.2e}"
+    share = f"{round(certificate.alignment, known_decimals(error, 8)):.8g}"
+    if error > max(ALIGNED, 0.005 * certificate.residual_share):
+        left += f" +- {error:.0e} by rounding"
     if not certificate.exact:
         share = f"at least {at_least(certificate.alignment, 8)}"
         left = f"at most {at_most(certificate.residual_share, 3, 'e')}"

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_dal.analysis.separability import ALIGNED, Verdict
-from keras_dal.tables import as_html, as_text, at_least, at_most, one_number
+from keras_dal.tables import as_html, as_text, at_least, at_most, known_decimals, one_number
 
 _NEXT: dict[str, str] = {  # for whoever has the report of a head
     Verdict.ALIGNED: "converge(model, x, y) comes to within tol of the least loss of any model",
@@ -39,6 +39,8 @@ class AlignmentReport:
         lower_bound: whether an iterative method bounds the alignment from below only; with a whole network up to
             rounding, which is estimated.
         chance: about the alignment that labels drawn at random would have; None where there is no rank.
+        share_error: about how far rounding in float64 may have moved `residual_share`: much only where columns depend
+            on each other nearly.
     """
 
     residual_share: float
@@ -56,6 +58,7 @@ class AlignmentReport:
     sigma_max: float | None = None
     lower_bound: bool = False
     chance: float | None = None
+    share_error: float = 0.0
 
     @property
     def alignment(self) -> float:
@@ -74,7 +77,7 @@ class AlignmentReport:
 
     def _shown(self):
         if self.lower_bound or self.residual_share > ALIGNED:  # one is printed for what is aligned alone
-            return "at least " * self.lower_bound + at_least(self.alignment, 6, "f")
+            return "at least " * self.lower_bound + at_least(self.alignment, known_decimals(self.share_error, 6), "f")
         return f"{self.alignment:.6f}"
 
     def __str__(self):

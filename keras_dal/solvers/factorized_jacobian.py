@@ -11,7 +11,7 @@ from keras_dal.heads.norms import column_norms, nonzero, sigma_max_bound
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
 from keras_dal.solvers.label_squares import safe_mean
-from keras_dal.solvers.least_squares import rank_tolerance
+from keras_dal.solvers.least_squares import rank_tolerance, share_error
 
 
 class FactorizedJacobian(Jacobian):
@@ -124,6 +124,10 @@ class FactorizedJacobian(Jacobian):
         varying = self.columns.any(axis=(0, 1))
         rounded = max(1.0, np.max(sizes[varying] / self._scale[varying], initial=0.0))
         return 10 * sum(self._left.shape) * EPS * rounded / smallest
+
+    def share_error(self, share):
+        """Return about how far rounding may have moved a residual share of the columns that count."""
+        return share_error(share, self.values, self._counted)
 
     @functools.cached_property
     def exact_rank(self):

@@ -81,6 +81,10 @@ class Jacobian:
         """Return what the columns that count, or all, do not reach, where it is factorized."""
         raise NotImplementedError
 
+    def share_error(self, share):
+        """Return about how far rounding may have moved a residual share; one of evaluated coefficients, not at all."""
+        return 0.0
+
     def with_constants(self):
         """Return the `Spectrum` of J_S as it is, constants per sample included."""
         return Spectrum(None, None, self.head.spectral_norm_bound(self.features, self.roots.ravel() ** 2))

@@ -56,6 +56,11 @@ class Projection:
     def residual_share_per_class(self):
         return self.squares.share_per_class(self.residual)
 
+    @property
+    def share_error(self):
+        """About how far rounding may have moved `residual_share`, where it is not from moments."""
+        return share_error(self.residual_share, self.singular_values, self.rank)
+
 
 class StreamedQR:
     """The triangle of a QR factorization of `[Z, 1 | Y]`, one block of rows after another, in float64 (TSQR).
@@ -145,6 +150,20 @@ def rank_tolerance(num_rows, num_columns, eps):
     """
     shorter, longer = sorted((num_rows, num_columns))
     return eps * np.sqrt(shorter) + EPS * longer
+
+
+def share_error(share, values, rank):
+    """Return about how far rounding in float64 may have moved a residual share: the span it is of turns by no more.
+
+    Args:
+        share: as computed.
+        values: singular values of columns of norm one, descending.
+        rank: how many of them count.
+
+    Source: Wedin, "Perturbation bounds in connection with singular value decomposition", 1972.
+    """
+    turned = EPS * len(values) * values[0] / values[rank - 1] if rank else 0.0  # nothing is reached, and exactly so
+    return float(turned * (2 * np.sqrt(share) + turned))
 
 
 def project_moments(moments, num_outputs, use_bias, eps, num_samples):

@@ -5,6 +5,7 @@ from fractions import Fraction
 from unittest import mock
 
 import cases
+import false_numbers
 import keras
 import numpy as np
 import pytest
@@ -43,6 +44,20 @@ def test_no_verdict_contradicts_the_truth(seed):
 def test_no_verdict_of_soft_labels_contradicts_the_truth(seed):
     wrong, _ = verdict_problems.draw_soft(seed).false_statements()
     assert not wrong
+
+
+@settings(max_examples=EXAMPLES // 5, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+@pytest.mark.parametrize("draw", [verdict_problems.draw, verdict_problems.draw_soft])
+def test_no_number_of_a_certificate_contradicts_exact_arithmetic(draw, seed):
+    assert not false_numbers.of_certificate(draw(seed))
+
+
+@settings(max_examples=EXAMPLES // 5, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+@pytest.mark.parametrize("draw", [verdict_problems.draw, verdict_problems.draw_soft])
+def test_no_point_is_further_from_the_minimum_than_its_gap(draw, seed):
+    assert false_numbers.beyond_gap(draw(seed), seed) <= 0
 
 
 def test_smoothed_labels_that_are_missed_beside_much_heavier_ones_are_not_called_aligned():
