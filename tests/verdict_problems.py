@@ -15,6 +15,7 @@ import numpy as np
 from scipy import optimize
 
 from keras_dal import heads, losses
+from keras_dal.analysis.alignment import projected
 from keras_dal.analysis.certificate import certify_head
 from keras_dal.analysis.separability import decide
 from keras_dal.solvers.least_squares import StreamedQR
@@ -45,10 +46,9 @@ class Problem:
         for rows in (slice(0, n // 2), slice(n // 2, n)):
             seen = targets - targets.mean(axis=1, keepdims=True) * softmax
             qr.update(self.features[rows], seen[rows], self.weights[rows])
-        projection = qr.project(float(np.finfo(self.features.dtype).eps))
-        rows = [(self.features, targets, self.weights)]
-        theta = projection.coefficients.ravel()
-        finding = decide(head, self.loss, rows, theta, projection.residual_share, True)
+        eps = float(np.finfo(self.features.dtype).eps)
+        fit = projected(self.loss, qr.project(eps), eps)
+        finding = decide(head, self.loss, [(self.features, targets, self.weights)], fit)
         zeros = np.zeros(head.num_parameters)
         certificate = certify_head(head, self.features, targets, self.loss, zeros, self.weights)
         return finding, certificate

@@ -10,7 +10,15 @@ from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
 from keras_dal.analysis.network import PRODUCTS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
-from keras_dal.analysis.separability import Finding, Verdict, announced, decide, decisive_share, joined_rows
+from keras_dal.analysis.separability import (
+    Finding,
+    LeastSquares,
+    Verdict,
+    announced,
+    decide,
+    decisive_share,
+    joined_rows,
+)
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
@@ -169,27 +177,33 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, loss.seen(loss.label_matrix(targets)), weight)
-    projection = qr.project(_eps(structure, rows))
-    theta = projection.coefficients.ravel()
-    per_sample, _ = _residual_squares(head, loss, rows, used, theta)
-    share = decisive_share(loss, projection.residual, projection.squares)
-    least = decisive_share(loss, projection.least, projection.squares)
-    complete, used = projection.complete, used.mean()
-    finding = decide(head, loss, rows, theta, share, decide_separability, least=least, complete=complete, used=used)
+    eps = _eps(structure, rows)
+    projection = qr.project(eps)
+    fit = projected(loss, projection, eps)
+    per_sample, _ = _residual_squares(head, loss, rows, used, fit.theta)
+    finding = decide(head, loss, rows, fit, decide_separability, used.mean())
     return _report_projection(
         structure,
         projection,
         qr.num_rows,
         finding,
         residual_share_per_sample=projection.squares.share(per_sample),
+        alike=_weigh_alike(rows),
         share_error=projection.share_error,
     )
+
+
+def projected(loss, projection, eps):
+    """Return the `LeastSquares` in a `Projection` of labels on features of this precision."""
+    shares = (decisive_share(loss, each, projection.squares) for each in (projection.residual, projection.least))
+    return LeastSquares(projection.coefficients.ravel(), *shares, eps, projection.complete)
 
 
 def _measure_gated(structure, loss, rows, used, decide_separability):
     head = structure.head()
     features, targets, weights = joined_rows(rows)
-    columns = jacobian(head, features, weights, loss.shift_invariant, eps=_eps(structure, rows))
+    eps = _eps(structure, rows)
+    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps)
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
     squares = centred_total(loss.seen(matrix), weights, structure.use_bias)
@@ -198,16 +212,17 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
     least = share
     if columns.factorized:
         least = decisive_share(loss, weights @ columns.seen(columns.left_of(matrix, counting=False)) ** 2, squares)
-    spectrum = columns.with_constants()
+    fit, spectrum = LeastSquares(theta, share, least, eps, columns=columns), columns.with_constants()
     return report(
         structure,
         len(features),
-        decide(head, loss, rows, theta, share, decide_separability, columns, least, used=used.mean()),
+        decide(head, loss, rows, fit, decide_separability, used.mean()),
         **shares(per_sample, per_class, squares),
         rank=spectrum.rank,
         tolerance=columns.tolerance,
         singular_values=spectrum.singular_values,
         sigma_max=spectrum.sigma_max,
+        alike=_weigh_alike(rows),
         share_error=columns.share_error(squares.share(per_sample.sum())),
         num_parameters=head.num_parameters,
         lower_bound=not columns.factorized,
@@ -228,6 +243,11 @@ def _report_projection(structure, projection, num_samples, finding, **fields):
         num_parameters=projection.coefficients.size,
         **fields,
     )
+
+
+def _weigh_alike(rows):
+    weights = np.concatenate([weight for _, _, weight in rows])
+    return bool(np.min(weights) == np.max(weights))
 
 
 def _eps(structure, rows):

@@ -332,7 +332,7 @@ def certify_head(
         residual_share=residual_share,
         verdict=finding.verdict,
         decided_by=finding.decided_by,
-        infimum=(found.lower, found.upper),
+        infimum=(float(found.lower), float(found.upper)),
         margin=found.margin,
         witness_norm=float(linalg.norm(found.theta)),
         beta=beta,

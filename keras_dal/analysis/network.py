@@ -5,6 +5,7 @@ from numpy.linalg import norm
 from scipy.sparse.linalg import lsqr
 
 from keras_dal import _backend
+from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import report, shares
 from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residual, decisive_share, of_all_labels
 from keras_dal.features.batches import in_one_array
@@ -50,12 +51,14 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
         direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
         residual = right - scaled @ direction
     rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, an estimate
-    left = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape) ** 2
+    residual = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape)
+    left = residual**2
     squares = centred_total(targets[used], weights[used], bias)
     share = decisive_share(loss, left.sum(axis=0), squares)
     found = OF_MIXED_LABELS if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR)
-    if loss.quadratic and found.verdict == Verdict.ALIGNED:
-        found = of_all_labels(found, share, left[used], targets[used], weights[used], bias)
+    if found.verdict == Verdict.ALIGNED:
+        fitted = centred[used] - residual[used] / roots[used]
+        found = of_all_labels(found, share, misses_some(centred[used], fitted, 0.0, bias))
     return report(
         structure,
         int(np.sum(used)),

@@ -38,7 +38,8 @@ class AlignmentReport:
         decided_by: how the verdict was reached.
         lower_bound: whether an iterative method bounds the alignment from below only; with a whole network up to
             rounding, which is estimated.
-        chance: about the alignment that labels drawn at random would have; None where there is no rank.
+        chance: about the alignment that labels drawn at random would have; None where there is no rank, or samples
+            weigh differently: heavy ones are fitted more easily.
         share_error: about how far rounding in float64 may have moved `residual_share`: much only where columns depend
             on each other nearly.
     """
@@ -89,7 +90,7 @@ class AlignmentReport:
 
     def _rows(self):
         known = self.rank is not None
-        yield "by chance", f"about {self.chance:.2g}, of labels drawn at random" if known else None
+        yield "by chance", None if self.chance is None else f"about {self.chance:.2g}, of labels drawn at random"
         yield "decided by", self.decided_by
         yield "next", _NEXT[self.verdict] if known else None
         yield (
@@ -169,10 +170,16 @@ def _share(share):
     return f"{share:.6f}" if share == 0 or share >= 1e-6 else f"{share:.0e}"
 
 
-def report(structure, num_samples, finding, rank=None, **fields):
-    """Return the `AlignmentReport` of a structure and a `Finding`, with its other fields by name."""
+def report(structure, num_samples, finding, rank=None, alike=False, **fields):
+    """Return the `AlignmentReport` of a structure and a `Finding`.
+
+    Args:
+        structure, num_samples, finding, rank: what they are called.
+        alike: whether all samples are known to weigh the same.
+        fields: the other fields of the report, by name.
+    """
     sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
-    chance = None if rank is None else _chance(rank, num_samples * structure.num_outputs, structure)
+    chance = _chance(rank, num_samples * structure.num_outputs, structure) if alike and rank is not None else None
     named = {"verdict": finding.verdict, "decided_by": finding.decided_by, "rank": rank, "chance": chance}
     return AlignmentReport(num_samples=num_samples, **named, **{**sizes, **fields})
 

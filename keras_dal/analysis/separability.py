@@ -8,22 +8,21 @@ point shows it, and undecided else.
 
 import dataclasses
 import enum
+from typing import Any
 
 import numpy as np
 
-from keras_dal._backend.arrays import SPREAD
 from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
+from keras_dal.analysis.misses import misses_some
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
-from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.rounded import smallest_margin
 from keras_dal.tables import at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
-_LARGE, _HIDDEN = 4.0, 1e-6  # squares of labels over the mean of the others; share of these that is much to miss
 _DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
 
 
@@ -57,39 +56,36 @@ def by_residual(share, otherwise, reason):
     return Finding(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
-def of_all_labels(found, share, left, labels, weights, use_bias):
-    """Return that labels are aligned, or that few with large squares or weights may hide that others are missed.
+def of_all_labels(found, share, is_missing):
+    """Return that labels are aligned, or that others may hide that some are missed.
 
     Args:
         found: the `Finding` that it is aligned.
         share: the residual share.
-        left: weighted squares of what is left of each label, `(n, C)`.
-        labels: `(n, C)`.
-        weights: of the samples, positive, `(n,)`.
-        use_bias: whether a constant of each output is free.
+        is_missing: what `misses_some` says.
     """
-    if not _hide_some(left, labels, weights, use_bias):
-        return found
-    return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, where few large labels outweigh all others")
+    return _hidden(share) if is_missing else found
 
 
-def _hide_some(left, labels, weights, use_bias):
-    """Whether labels of any output are missed beside larger ones; arguments as above."""
-    return any(_hides_some(*columns, weights, use_bias) for columns in zip(left.T, labels.T, strict=True))
+def _hidden(share):
+    return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, where larger or heavier labels hide others")
 
 
-def _hides_some(left, labels, weights, use_bias):
-    """Whether labels of one output are missed beside larger ones; arguments as above, `(n,)`."""
-    while True:
-        squares = weights * (labels - safe_mean(labels, weights) * use_bias) ** 2
-        if squares.sum() <= SPREAD**2 * (weights @ labels**2):  # what is left of them is constant
-            return False
-        if left.sum() > _HIDDEN * squares.sum():
-            return True
-        others = squares <= _LARGE * (squares.sum() - squares) / max(len(squares) - 1, 1)
-        if others.all() or not others.any():
-            return False
-        left, labels, weights = left[others], labels[others], weights[others]
+def any_missed(head, loss, rows, theta, eps):
+    """Return whether theta misses labels, as `misses_some` says, by more than rounding of features and labels.
+
+    Args:
+        head, loss, rows: as for `decide`.
+        theta: what is to reach them, `(P,)`.
+        eps: spacing at one of the numbers that the features were computed in.
+    """
+    parts = []
+    for features, targets, _ in rows:
+        labels, features = loss.label_matrix(targets), features.astype(np.float64)
+        size = head.magnitudes(features, np.abs(theta)) + np.abs(labels)
+        noise = eps * (size + size.max(axis=1, keepdims=True) * loss.shift_invariant)  # of what is centred, too
+        parts.append((loss.seen(labels), loss.seen(head.logits(features, theta)), noise))
+    return misses_some(*map(np.concatenate, zip(*parts, strict=True)), head.use_bias)
 
 
 def decisive_share(loss, residual, squares):
@@ -111,62 +107,71 @@ def announced(num_samples, num_parameters, seconds=None):
     )
 
 
-def decide(head, loss, rows, theta, share, decide_separability, columns=None, least=None, complete=False, used=1.0):
+@dataclasses.dataclass(frozen=True)
+class LeastSquares:
+    """What least squares on the labels found.
+
+    Attributes:
+        theta: their solution `(P,)`, the first candidate for a witness.
+        share: its residual share, as `decisive_share` returns it.
+        least: the share that all directions leave that float64 can tell from rounding.
+        eps: spacing at one of the numbers that the features were computed in.
+        complete: whether it is known that there are no other directions.
+        columns: the `Jacobian`, where there is one already.
+    """
+
+    theta: np.ndarray
+    share: float
+    least: float
+    eps: float
+    complete: bool = False
+    columns: Any = None
+
+
+def decide(head, loss, rows, fit, decide_separability=True, used=1.0):
     """Return the `Finding` for a head.
 
     Args:
         head: a `heads.Head`.
         loss: a `losses.Loss`.
         rows: an iterable of features, targets and weights, batch by batch.
-        theta: least-squares solution, the first candidate for a witness.
-        share: its residual share, as `decisive_share` returns it.
+        fit: the `LeastSquares`.
         decide_separability: whether a solver is run where least squares are no witness.
-        columns: the `Jacobian`, where there is one already.
-        least: the share that all directions leave that float64 can tell from rounding; by default `share`.
-        complete: whether it is known that there are no other directions.
         used: share of all samples, for means over them, that `rows` are.
     """
-    scale = common_scale(np.concatenate([loss.scales(targets) for _, targets, _ in rows if len(targets)]))
+    scale, columns = common_scale(np.concatenate([loss.scales(t) for _, t, _ in rows if len(t)])), fit.columns
     if scale is None:
         return _separability(head, loss, rows, columns, used) if decide_separability else OF_MIXED_LABELS
     if np.isfinite(scale):
-        if columns is None and decide_separability and not complete and share > ALIGNED:
+        if columns is None and decide_separability and not fit.complete and fit.share > ALIGNED:
             columns = _factorized(head, loss, rows)
-        found = _by_least_squares(share, columns, least, complete)
+        found = _by_least_squares(fit, columns)
         if found.verdict == Verdict.ALIGNED:
-            logits = np.concatenate([head.logits(features.astype(np.float64), theta) for features, _, _ in rows])
-            _, targets, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-            labels = loss.label_matrix(targets)
-            left = weights[:, None] * loss.seen(labels - logits) ** 2
-            return of_all_labels(found, share, left, loss.seen(labels), weights, head.use_bias)
+            return of_all_labels(found, fit.share, any_missed(head, loss, rows, fit.theta, fit.eps))
         return found
     margin = min(
-        _smallest_margin(head, loss, features.astype(np.float64), targets, theta)
+        _smallest_margin(head, loss, features.astype(np.float64), targets, fit.theta)
         for features, targets, _ in rows
         if len(features)
     )
     if margin > 0:
-        return by_residual(
-            share, Verdict.SEPARABLE, f"least squares, with a smallest margin of {at_least(margin, 2, 'e')}"
-        )
+        at = at_least(margin, 2, "e")
+        return by_residual(fit.share, Verdict.SEPARABLE, f"least squares, with a smallest margin of {at}")
     if not decide_separability:
-        return Finding(
-            Verdict.UNDECIDED, f"least squares, which do not separate the samples, with a residual share of {share:.1e}"
-        )
+        reason = "least squares, which do not separate the samples"
+        return Finding(Verdict.UNDECIDED, f"{reason}, with a residual share of {fit.share:.1e}")
     return _separability(head, loss, rows, columns, used)
 
 
-def _by_least_squares(share, columns, least, complete):
+def _by_least_squares(fit, columns):
     """Return the verdict where the infimum is attained: labels that no direction at all reaches are not aligned."""
     if columns is not None and not columns.factorized:
-        return by_residual(share, Verdict.UNDECIDED, f"{columns.method}, which bounds the alignment from below")
-    hidden = least is not None and least <= ALIGNED
-    known = complete or share <= ALIGNED or (columns is not None and columns.is_complete())
-    if hidden or not known:
-        return by_residual(
-            share, Verdict.UNDECIDED, "least squares, where what counts as rounding may reach the labels"
-        )
-    return by_residual(share, Verdict.NOT_ALIGNED, "least squares")
+        return by_residual(fit.share, Verdict.UNDECIDED, f"{columns.method}, which bounds the alignment from below")
+    known = fit.complete or fit.share <= ALIGNED or (columns is not None and columns.is_complete())
+    if fit.least <= ALIGNED or not known:
+        reason = "least squares, where what counts as rounding may reach the labels"
+        return by_residual(fit.share, Verdict.UNDECIDED, reason)
+    return by_residual(fit.share, Verdict.NOT_ALIGNED, "least squares")
 
 
 def _factorized(head, loss, rows):
@@ -248,8 +253,8 @@ def finding_of(found, share, witnessed, objective, scale, v):
     if scale is None:
         return _of_mixed(found.lower, floor, np.mean(objective.weights))
     proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
-    proved = proved and not _is_above_rounding(found.lower, objective, v)  # nor does one large label hide all others
-    proved = proved and not (floor and _misses_faint_ones(objective, v / scale))
+    proved = proved and not _is_above_rounding(found.lower, objective, v)
+    proved = proved and not (np.isfinite(scale) and _misses_some(objective, v / scale))
     if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return Finding(
@@ -264,6 +269,8 @@ def finding_of(found, share, witnessed, objective, scale, v):
             return Finding(
                 Verdict.NOT_ALIGNED, f"no parameters have a loss below {at_least(found.lower, 3)}, and {left}"
             )
+        if max(share, witnessed) <= ALIGNED:
+            return _hidden(max(share, witnessed))
         return Finding(
             Verdict.UNDECIDED,
             f"{left}, and nothing shows that directions that count as rounding do not reach the labels",
@@ -280,12 +287,10 @@ def _too_large(columns):
     return f"least squares alone, because the head is too large to factorize ({columns.method})"
 
 
-def _misses_faint_ones(objective, v):
-    """Whether soft labels are missed by v beside others of a much larger weight."""
-    jac, loss, weights = objective.jacobian, objective.loss, objective.weights
-    labels = loss.label_matrix(objective.targets)
-    left = weights[:, None] * loss.seen(labels - jac.logits(v)) ** 2
-    return _hide_some(left, loss.seen(labels), weights, jac.head.use_bias)
+def _misses_some(objective, v):
+    jac = objective.jacobian
+    rows = [(jac.features, objective.targets, objective.weights)]
+    return any_missed(jac.head, objective.loss, rows, v, jac.eps)
 
 
 def _is_above_rounding(lower, objective, v):

@@ -15,6 +15,7 @@ from scipy import optimize
 
 from keras_dal._backend.threads import threads_for
 from keras_dal.analysis.assumptions import ROUNDED
+from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import WidthCurve
 from keras_dal.analysis.samples_fitted import samples_fitted
 from keras_dal.analysis.separability import ALIGNED, decisive_share
@@ -103,8 +104,14 @@ def width_curve(
     decisive = np.max([[point.decisive for point in points] for points in found], axis=0)
     gained = (
         width
-        for width, most, (lower, upper), point in zip(widths, decisive, infimum, found[0], strict=True)
-        if (most <= ALIGNED and problem.share_tells and not problem.hard and lower <= point.noise)
+        for index, (width, most, (lower, upper)) in enumerate(zip(widths, decisive, infimum, strict=True))
+        if (
+            most <= ALIGNED
+            and problem.share_tells
+            and not problem.hard
+            and lower <= found[0][index].noise
+            and not any(points[index].missed for points in found)
+        )
         or upper <= problem.floor
     )
     return WidthCurve(
@@ -128,7 +135,7 @@ def width_curve(
 class _Point(NamedTuple):
     """One width of one draw: rank, residual share and the one that decides, and bounds of the infimum from the fit.
 
-    `noise` is the largest squared error of labels that are aligned and rounded.
+    `noise` is the largest squared error of labels that are aligned and rounded; `missed` is what `misses_some` says.
     """
 
     rank: int
@@ -137,6 +144,7 @@ class _Point(NamedTuple):
     lower: float
     upper: float
     noise: float
+    missed: bool
 
 
 class _WidthData:
@@ -276,7 +284,8 @@ def _one_draw(problem, widths, seed, draw, verbose):
         share, decisive = problem.shares(fit.residual)
         if points:  # which zero maps reach too
             share, decisive = min(share, points[-1].share), min(decisive, points[-1].decisive)
-        points.append(_Point(fit.rank, share, decisive, lower, upper, problem.noise_of(fit)))
+        missed = misses_some(problem.labels, problem.loss.seen(fit.logits), fit.noise, problem.use_bias)
+        points.append(_Point(fit.rank, share, decisive, lower, upper, problem.noise_of(fit), missed))
         if verbose:
             print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
     return points

@@ -8,6 +8,8 @@ from scipy import special
 
 from keras_dal._backend import arrays
 
+ALIKE = 1e-4  # relative difference of factors that counts as none
+
 REGISTERED: dict[str, type["Loss"]] = {}
 
 
@@ -106,7 +108,8 @@ class Loss(abc.ABC):
     def scales(self, targets) -> Any:
         """Return the factors s_i with which `s_i Y_l` attains the infimum of sample i, shape `(n,)`.
 
-        Infinite where it is approached along Y_l, nan where no factor does.
+        Infinite where it is approached along Y_l, nan where no factor does, zero where all do: a label that favours
+        nothing.
         """
 
     @abc.abstractmethod
@@ -170,8 +173,12 @@ def common_scale(scales):
     Args:
         scales: of a loss, `(n,)`.
     """
-    first = float(scales[0])
-    return first if np.isclose(scales, first, rtol=1e-4).all() else None
+    some = scales[scales != 0]
+    if not len(some):
+        return 1.0
+    first = float(some[0])
+    attained = np.isfinite(first) or len(some) == len(scales)  # what is only approached leaves no label where it is
+    return first if attained and np.isclose(some, first, rtol=ALIKE).all() else None
 
 
 def checked_matrix(y, num_outputs):

@@ -8,10 +8,8 @@ from keras import ops
 from scipy import special
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import checked_matrix, entropy_of_rest, register
+from keras_dal.losses.base import ALIKE, checked_matrix, entropy_of_rest, register
 from keras_dal.losses.cross_entropy import CrossEntropy
-
-_EQUAL = 1e-6  # difference of |t| in single precision that counts as none
 
 
 @register
@@ -66,10 +64,12 @@ class SigmoidCrossEntropy(CrossEntropy):
     def scales(self, targets):
         """Of labels smoothed with e: `logit(q) = s t` at all outputs, as `logit(q) = 2 artanh(t)`; nan for others."""
         size = np.abs(targets)
-        largest = size.max(axis=1)
         with np.errstate(divide="ignore"):
-            slope = np.where(largest > 0, 2.0 * np.arctanh(largest) / np.where(largest > 0, largest, 1.0), 2.0)
-        return np.where(largest - size.min(axis=1) <= _EQUAL * (largest < 1), slope, np.nan)
+            slopes = 2.0 * np.arctanh(size) / np.where(size > 0, size, 1.0)
+        even = size == 0  # which any factor leaves where it is
+        least, most = (np.min(np.where(even, np.inf, slopes), axis=1), np.max(np.where(even, 0.0, slopes), axis=1))
+        fits = (most <= (1 + ALIKE) * least) & (np.isfinite(most) | ~even.any(axis=1))
+        return np.where(fits, most, np.nan)
 
     def growth(self, targets):
         """Of `log(1 + exp(f)) - q f >= min(q, 1 - q) |f|`."""

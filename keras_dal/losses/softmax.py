@@ -77,14 +77,16 @@ class SoftmaxCrossEntropy(CrossEntropy):
         return np.sum(special.entr(targets), axis=1) + 0.0  # the entropy of one class is -0
 
     def scales(self, targets):
-        """Of a class smoothed with e: `log q = s q + const` at all classes; infinite for e = 0, nan for mixed ones."""
+        """Of a class smoothed with e: `log q = s q + const` at all classes; infinite for e = 0, nan for mixed ones.
+
+        Zero for equal probabilities, which any factor leaves equal.
+        """
         last = targets.shape[1] - 1
         places = [0, max(last - 1, 0), last]
         low, second, high = np.partition(targets, places, axis=1)[:, places].T
-        apart = high > second
+        apart = high - low > _EQUAL * low
         with np.errstate(divide="ignore"):
-            slope = np.log(high / low) / np.where(apart, high - low, 1.0)
-            slope = np.where(apart, slope, 1.0 / high)  # the limit at equal probabilities
+            slope = np.where(apart, np.log(high / low) / np.where(apart, high - low, 1.0), 0.0)
         return np.where(second - low <= _EQUAL * second, slope, np.nan)
 
     def growth(self, targets):

@@ -22,6 +22,7 @@ _MODULAR_WORK = 5e8  # multiplications modulo a prime, a few seconds, spent once
 _PAIR_WORK = 3e9  # multiplications of a factorization, a few seconds
 _REFINEMENTS = 4
 _LARGEST_SHARE = 1e-3  # by which an exact dual point may differ from that found
+_LARGEST_EXPONENT = 1000  # of a factor that float64 holds
 _FAINTEST = 1e-30  # shares of the mass below it are none, so that their squares do not vanish
 
 
@@ -84,7 +85,7 @@ class _Metric:
     def __init__(self, columns, magnitude, least):
         self.columns, self.magnitude, self.least = columns, magnitude, least
         largest = np.max(least[:, None] * np.abs(columns), axis=0)
-        self.scale = np.ldexp(1.0, -np.frexp(np.where(largest > 0, largest, 1.0))[1])
+        self.scale = np.ldexp(1.0, np.minimum(-np.frexp(np.where(largest > 0, largest, 1.0))[1], _LARGEST_EXPONENT))
         self.weighted = columns * self.scale * least[:, None]
         triangle = linalg.qr(self.weighted, mode="r", check_finite=False)[0][: min(columns.shape)]
         _, values, self.right = linalg.svd(triangle, full_matrices=False, check_finite=False)
@@ -92,7 +93,7 @@ class _Metric:
         rounding += 4 * EPS * np.linalg.norm(magnitude * self.scale * least[:, None])
         self.rank = int(np.sum(values > 4 * rounding))
         self.values, self.right = values[: self.rank], self.right[: self.rank]
-        self.smallest = self.values[-1] - rounding
+        self.smallest = self.values[-1] - rounding if self.rank else 0.0
 
     def pulled_back(self, dual):
         """Return the scaled `J' u`, and the sums of magnitudes that bound its rounding."""

@@ -26,7 +26,8 @@ class Projection:
     Attributes:
         coefficients: shape `(k, C)`, k = m + 1 with a bias, the bias last.
         residual: squared norm of what is left of each column of the labels, `(C,)`.
-        least: the same with all directions that float64 can tell from rounding, `(C,)`; None from moments.
+        least: a lower bound of the same with all directions that float64 can tell from rounding, `(C,)`; None from
+            moments.
         complete: whether these are all directions there are; from moments, whether every feature is known to vary, or
             to be zero.
         squares: the `LabelSquares` that it is compared with.
@@ -89,7 +90,7 @@ class StreamedQR:
         m = features.shape[1]
         start = 0
         if self.use_bias and not self.num_rows and len(features):
-            self.shift, self.label_shift = safe_mean(features.astype(np.float64)), safe_mean(targets, weights)
+            self.shift, self.label_shift = (safe_mean(each, weights) for each in (features.astype(np.float64), targets))
         while start < len(features):
             stop = start + min(len(features) - start, len(self._rows) - self._filled)
             block = self._rows[self._filled : self._filled + stop - start]
@@ -125,13 +126,18 @@ class StreamedQR:
             means[:-1] = _mean_along(ones, columns[:, :-1])
             centred[:, :-1] -= np.outer(ones, means[:-1])
             total = np.sum((labels - np.outer(ones, _mean_along(ones, labels))) ** 2, axis=0)
-        tolerance, finest = (rank_tolerance(self.num_rows, k, each) for each in (eps, EPS))
-        scale = column_norms(centred)
-        scale[scale <= EPS * self.num_rows * column_norms(columns)] = np.inf  # constant columns
+        scale, sizes = column_norms(centred), column_norms(columns)
+        varies = scale > EPS * self.num_rows * sizes
+        lost = max(1.0, np.max(sizes[varies] / scale[varies], initial=0.0))  # digits, to the means
+        tolerance, finest = (rank_tolerance(self.num_rows, k, each, lost) for each in (eps, EPS))
+        scale[~varies] = np.inf
         left, values, right = linalg.svd(centred / scale, full_matrices=False, check_finite=False)
         rank, most = (int(np.sum(values > each * values[0])) for each in (tolerance, finest))
         projected = left[:, :most].T @ labels
         residual, least = (np.sum((labels - left[:, :k] @ projected[:k]) ** 2, axis=0) for k in (rank, most))
+        if most:
+            turned = 10 * (self.num_rows + k) * EPS * lost * values[0] / values[most - 1]  # the span, by rounding
+            least = np.maximum(0.0, np.sqrt(least) - turned * np.sqrt(total)) ** 2
         coefficients = (right[:rank].T / values[:rank]) @ projected[:rank] / scale[:, None]
         if self.use_bias:
             coefficients[-1] += self.label_shift - (means[:-1] + self.shift) @ coefficients[:-1]
@@ -142,14 +148,15 @@ class StreamedQR:
         return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least, complete)
 
 
-def rank_tolerance(num_rows, num_columns, eps):
+def rank_tolerance(num_rows, num_columns, eps, lost=1.0):
     """Return the size, relative to the largest, up to which a singular value may be rounding.
 
     Rounding the entries of a matrix with columns of norm one moves its singular values by at most
-    `eps / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds.
+    `eps / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds: `lost`
+    times as much where columns were so much longer before they were centred.
     """
     shorter, longer = sorted((num_rows, num_columns))
-    return eps * np.sqrt(shorter) + EPS * longer
+    return eps * np.sqrt(shorter) + EPS * longer * lost
 
 
 def share_error(share, values, rank):
@@ -199,12 +206,15 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding * lost))
     rank = int(np.sum(values > tolerance * values[0]))
     projected = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
+    sure = (
+        1.0 - (tolerance / values[:rank, None]) ** 2 / _GRAM_SAFETY
+    )  # rounding may have made an eigenvalue smaller than it is
     coefficients = vectors[:, :rank] @ (projected / values[:rank, None]) / scale[:, None]
     if use_bias:
         coefficients[-1] += means[y] - means[:one] @ coefficients[:-1]
     return Projection(
         coefficients=coefficients,
-        residual=np.clip(total - np.sum(projected**2, axis=0), 0.0, total),
+        residual=np.clip(total - np.sum(sure * projected**2, axis=0), 0.0, total),
         squares=LabelSquares.settled(total, labels, k * eps),
         rank=rank,
         tolerance=tolerance,

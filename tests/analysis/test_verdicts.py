@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import keras_dal
 from keras_dal import heads, losses
-from keras_dal.analysis import separability
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import certify, certify_head
+from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.width import width_curve
 from keras_dal.heads.norms import sigma_max_bound
 from keras_dal.solvers import duality
@@ -66,9 +66,23 @@ def test_smoothed_labels_that_are_missed_beside_much_heavier_ones_are_not_called
     assert (wrong, undecided) == ([], 2)
 
 
-def test_one_label_hides_none():
-    one = np.ones(1)
-    assert not separability._hides_some(1e-20 * one, one, one, False)
+@pytest.mark.parametrize(
+    ("labels", "fitted", "missed"),
+    [
+        ([1.0], [1.0], False),
+        ([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.001], False),
+        ([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.1], True),
+        ([1e6, 0.0, 1.0, 2.0], [1e6, 0.5, 1.0, 2.0], True),  # one large label
+        ([1e5, -1e5, 1e5, -1e5, 0.05, -0.05], [1e5, -1e5, 1e5, -1e5, 0.0, 0.0], True),  # most of them
+        ([5.0, 5.0, 5.0], [5.0, 5.0, 5.0 + 1e-15], False),  # a constant, up to rounding
+        ([0.0, 0.0, 0.0, 7.0], [0.0, 0.0, 1e-3, 7.0], False),
+    ],
+)
+def test_labels_are_missed_by_what_is_much_beside_nearly_all_of_their_output(labels, fitted, missed):
+    columns = [np.column_stack([each, np.zeros(len(each))]) for each in (labels, fitted)]
+    for unit in (1e-20, 1.0, 1e20):
+        assert misses_some(*(unit * column for column in columns), 0.0, True) == missed
+    assert not misses_some(*columns, np.full_like(columns[0], 1.0), True)  # which rounding explains
 
 
 def test_most_verdicts_are_decided():
@@ -337,7 +351,7 @@ def test_a_large_label_does_not_make_a_regression_aligned(outputs, large):
     for parameters in ("head", "all"):
         report = alignment(model, x, y, parameters=parameters, verbose=0)
         assert report.verdict == "undecided"
-        assert "where few large labels outweigh all others" in report.decided_by
+        assert "where larger or heavier labels hide others" in report.decided_by
     assert curve.settled is None
     assert "to a share of 1e-08" in str(curve)
 
