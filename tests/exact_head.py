@@ -55,6 +55,13 @@ def solved(matrix, right):
     return np.array([row[size:] for row in rows], object).reshape(size, -1)
 
 
+def left_of(columns, weights, labels):
+    """Return what weighted least squares leave of labels `(n, C)`, all of them fractions."""
+    basis = columns[:, independent(columns)]
+    weighted = weights[:, None] * basis
+    return labels - basis.dot(solved(weighted.T.dot(basis), weighted.T.dot(labels)))
+
+
 class ExactHead:
     """A plain head on features `(n, m)` with targets of a cross-entropy; theta is its kernel and its bias, if any."""
 
@@ -100,9 +107,7 @@ class ExactHead:
         weights = self.weights[:, None]
         means = (weights * labels).sum(axis=0) / self.weights.sum() * int(self.use_bias)
         total = (weights * (labels - means) ** 2).sum() or (weights * labels**2).sum()
-        basis = self.columns[:, independent(self.columns)]
-        left = labels - basis.dot(solved(basis.T.dot(weights * basis), basis.T.dot(weights * labels)))
-        return (weights * left**2).sum() / total
+        return (weights * left_of(self.columns, self.weights, labels) ** 2).sum() / total
 
     def curvature_along(self, direction):
         """Return the second derivative of the loss at zero, along a direction of one output or between two, `(k,)`."""

@@ -7,7 +7,6 @@ import numpy as np
 from exact_head import ExactHead, fractions, solved
 from scipy import optimize
 
-from keras_dal import heads
 from keras_dal.analysis.certificate import certify_head
 from keras_dal.analysis.descent_bound import Objective
 from keras_dal.heads.cached_jacobian import CachedJacobian
@@ -38,15 +37,11 @@ def _certified(problem):
         found.append(search(*arguments))
         return found[-1]
 
-    head = _head(problem)
+    head = problem.head
     with mock.patch.object(Objective, "infimum", recorded):
         start = np.zeros(head.num_parameters)
         certificate = certify_head(head, problem.features, problem.targets, problem.loss, start, problem.weights)
     return certificate, found[0].theta
-
-
-def _head(problem):
-    return heads.DenseHead(problem.features.shape[1], problem.num_outputs, problem.use_bias)
 
 
 def _of_witness(certificate, exact, witness):
@@ -110,7 +105,7 @@ def beyond_gap(problem, seed):
     Above the minimum is at least above what Newton's method with gradients in float64 makes of the point.
     """
     generator, ridge = np.random.default_rng(seed), 0.01
-    features, head = in_float32(problem.features), _head(problem)
+    features, head = in_float32(problem.features), problem.head
     whitening = Whitening(CachedJacobian(head, features))
     weights = problem.weights / problem.weights.mean()
     start, anchors = np.zeros(head.num_parameters), np.arange(len(features))

@@ -12,6 +12,7 @@ import itertools
 from fractions import Fraction
 
 import numpy as np
+from exact_head import fractions, independent, left_of
 from scipy import optimize
 
 from keras_dal import heads, losses
@@ -19,6 +20,8 @@ from keras_dal.analysis.alignment import projected
 from keras_dal.analysis.certificate import certify_head
 from keras_dal.analysis.separability import decide
 from keras_dal.solvers.least_squares import StreamedQR
+
+_SLACK = Fraction(1, 10**12)  # relative, of bounds that are rounded themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,20 +40,28 @@ class Problem:
     def targets(self):
         return self.loss.targets(self.labels, self.num_outputs)
 
-    def verdicts(self):
-        """Return what `decide` and `certify_head` say."""
+    @property
+    def head(self):
+        return heads.DenseHead(self.features.shape[1], self.num_outputs, self.use_bias)
+
+    @property
+    def eps(self):
+        return float(np.finfo(self.features.dtype).eps)
+
+    def projection(self):
+        """Return the `Projection` of the labels, from two batches."""
         n, m = self.features.shape
-        head, targets = heads.DenseHead(m, self.num_outputs, self.use_bias), self.targets
-        softmax = self.loss.activation == "softmax"
         qr = StreamedQR(m, self.num_outputs, self.use_bias)
         for rows in (slice(0, n // 2), slice(n // 2, n)):
-            seen = targets - targets.mean(axis=1, keepdims=True) * softmax
+            seen = self.targets - self.targets.mean(axis=1, keepdims=True) * (self.loss.activation == "softmax")
             qr.update(self.features[rows], seen[rows], self.weights[rows])
-        eps = float(np.finfo(self.features.dtype).eps)
-        fit = projected(self.loss, qr.project(eps), eps)
-        finding = decide(head, self.loss, [(self.features, targets, self.weights)], fit)
-        zeros = np.zeros(head.num_parameters)
-        certificate = certify_head(head, self.features, targets, self.loss, zeros, self.weights)
+        return qr.project(self.eps)
+
+    def verdicts(self):
+        """Return what `decide` and `certify_head` say."""
+        fit, start = projected(self.loss, self.projection(), self.eps), np.zeros(self.head.num_parameters)
+        finding = decide(self.head, self.loss, [(self.features, self.targets, self.weights)], fit)
+        certificate = certify_head(self.head, self.features, self.targets, self.loss, start, self.weights)
         return finding, certificate
 
     def false_statements(self):
@@ -97,6 +108,48 @@ class SoftProblem(Problem):
         return wrong, (finding.verdict == "undecided") + (certificate.verdict == "undecided")
 
 
+@dataclasses.dataclass(frozen=True)
+class Regression(Problem):
+    """The same with numbers for labels, and the squared error; `separable` says whether a head reaches them exactly."""
+
+    def false_statements(self):
+        (finding, certificate), wrong = self.verdicts(), []
+        for name in (finding.verdict, certificate.verdict):
+            if name == ("not aligned" if self.separable else "aligned"):
+                wrong.append(f"labels that {'a' if self.separable else 'no'} head reaches called {name}")
+        columns = np.hstack([self.features.astype(float), np.ones((len(self.features), int(self.use_bias)))])
+        weights, labels = fractions(self.weights), fractions(self.labels)
+        left = left_of(fractions(columns), weights, labels)
+        infimum = (weights[:, None] * left**2).sum() / labels.size
+        low, high = map(Fraction, certificate.infimum)
+        if not low * (1 - _SLACK) <= infimum <= high * (1 + _SLACK):
+            wrong.append("bounds that the least squares are not between")
+        undecided = [name == "undecided" for name in (finding.verdict, certificate.verdict)]
+        return wrong, sum(undecided)
+
+
+def draw_regression(seed):
+    """Return the problem with numbers for labels of a seed: some of them heavy, large or both."""
+    generator = np.random.default_rng(seed)
+    n, m, num_outputs = int(generator.integers(1, 15)), int(generator.integers(1, 5)), int(generator.integers(1, 3))
+    whole, use_bias = generator.integers(-3, 4, (n, m)), bool(generator.random() < 0.8)
+    columns = np.column_stack([whole, np.ones(n, int)]) if use_bias else whole
+    labels = columns @ generator.integers(-2, 3, (columns.shape[1], num_outputs))
+    kind = generator.choice(["linear", "one off", "some off", "random"], p=[0.4, 0.2, 0.2, 0.2])
+    off = {"linear": 0.0, "one off": 1.0 / n, "some off": 0.5, "random": 1.0}[kind]
+    labels = labels + generator.integers(-2, 3, labels.shape) * (generator.random((n, 1)) < off)
+    labels = labels * np.where(generator.random((n, 1)) < 0.5, 2 ** int(generator.choice([0, 0, 0, 20])), 1)
+    reached = exact_rank(np.hstack([columns, labels])) == exact_rank(columns)
+    weights = {
+        "equal": np.ones(n),
+        "spread": 10.0 ** generator.uniform(-12, 12, n),
+        "heavy": np.where(generator.random(n) < 0.5, 10.0 ** generator.integers(0, 14), 1.0),
+    }[str(generator.choice(["equal", "spread", "heavy"], p=[0.5, 0.25, 0.25]))]
+    features = awkward(generator, whole.astype(np.float64), use_bias)
+    labels = labels * 2.0 ** generator.integers(-30, 31, num_outputs)
+    return Regression(features, labels, weights, num_outputs, use_bias, losses.SquaredError(), reached)
+
+
 def draw_soft(seed):
     """Return the problem with soft labels of a seed."""
     generator = np.random.default_rng(seed)
@@ -119,18 +172,7 @@ def draw_soft(seed):
 
 def exact_rank(whole):
     """Return the rank of a matrix of whole numbers, by elimination without rounding."""
-    rows, rank = [[Fraction(int(value)) for value in row] for row in whole], 0
-    for column in range(len(rows[0])):
-        pivot = next((row for row in rows[rank:] if row[column]), None)
-        if pivot is None:
-            continue
-        rows.remove(pivot)
-        rows.insert(rank, pivot)
-        for index in range(rank + 1, len(rows)):
-            factor = rows[index][column] / pivot[column]
-            rows[index] = [value - factor * other for value, other in zip(rows[index], pivot, strict=True)]
-        rank += 1
-    return rank
+    return len(independent(fractions(whole)))
 
 
 def draw(seed):

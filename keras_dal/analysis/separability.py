@@ -17,6 +17,7 @@ from keras_dal.analysis.misses import misses_some
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
+from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.rounded import smallest_margin
 from keras_dal.tables import at_least
 
@@ -145,6 +146,7 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0):
     if np.isfinite(scale):
         if columns is None and decide_separability and not fit.complete and fit.share > ALIGNED:
             columns = _factorized(head, loss, rows)
+            fit = fit if columns is None else dataclasses.replace(fit, least=_least_share(columns, loss, rows))
         found = _by_least_squares(fit, columns)
         if found.verdict == Verdict.ALIGNED:
             return of_all_labels(found, fit.share, any_missed(head, loss, rows, fit.theta, fit.eps))
@@ -180,6 +182,18 @@ def _factorized(head, loss, rows):
         return None
     features, _, weights = joined_rows(rows)
     return jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
+
+
+def _least_share(columns, loss, rows):
+    """Return the share that all directions leave which this `Jacobian` on all rows tells from rounding."""
+    _, targets, weights = joined_rows(rows)
+    return least_share(columns, loss, loss.label_matrix(targets), weights)
+
+
+def least_share(columns, loss, matrix, weights):
+    """Return a lower bound of the decisive share of Y_l `(n, C)` for what a factorized `Jacobian` has as rounding."""
+    squares = centred_total(loss.seen(matrix), weights, columns.head.use_bias)
+    return decisive_share(loss, columns.least_left(matrix), squares)
 
 
 def _num_bytes(rows):

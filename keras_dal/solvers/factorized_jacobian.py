@@ -160,6 +160,12 @@ class FactorizedJacobian(Jacobian):
         reached = self._counting(centred) if counting else self.correlate(centred * self.roots**2)
         return centred - self.combine(reached)
 
+    def least_left(self, targets):
+        """Return a lower bound of the squares, `(C,)`, that directions leave which float64 can tell from rounding."""
+        both = self.left_of(targets, counting=False), self.without_means(targets)
+        left, total = (np.sum((self.roots * self.seen(each)) ** 2, axis=0) for each in both)
+        return np.maximum(0.0, np.sqrt(left) - self.basis_error * np.sqrt(total.sum())) ** 2
+
     def without_means(self, targets):
         """Return targets without their means, where a bias reaches these."""
         return targets - safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias

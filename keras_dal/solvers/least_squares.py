@@ -16,6 +16,9 @@ from keras_dal.heads.norms import column_norms, sigma_max_bound, sigma_max_bound
 from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
+_LESS = (
+    0.25  # of what is reached along an eigenvector whose eigenvalue is at the tolerance, that rounding may have made
+)
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
 
 
@@ -206,9 +209,7 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding * lost))
     rank = int(np.sum(values > tolerance * values[0]))
     projected = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
-    sure = (
-        1.0 - (tolerance / values[:rank, None]) ** 2 / _GRAM_SAFETY
-    )  # rounding may have made an eigenvalue smaller than it is
+    sure = 1.0 - _LESS * (tolerance / values[:rank, None]) ** 2
     coefficients = vectors[:, :rank] @ (projected / values[:rank, None]) / scale[:, None]
     if use_bias:
         coefficients[-1] += means[y] - means[:one] @ coefficients[:-1]

@@ -6,6 +6,7 @@ import cases
 import keras
 import numpy as np
 import pytest
+from exact_head import fractions, left_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
@@ -332,6 +333,21 @@ def test_moments_in_float32_do_not_invent_directions():
     assert projection.rank == 4
 
 
+@pytest.mark.parametrize("seed", range(25))
+def test_an_alignment_from_sums_is_not_above_that_of_fractions(seed):
+    """Whole numbers, of which one column is the others up to its last places: their sum is a direction that just counts."""
+    generator = np.random.default_rng(seed)
+    whole, extra = generator.integers(-50, 51, (40, 3)), generator.integers(-3, 4, 40)
+    last = whole @ generator.integers(-3, 4, 3) + 2.0 ** -int(generator.integers(13, 18)) * extra
+    labels = (extra + generator.integers(-3, 4, 40)).astype(float)[:, None]
+    columns = np.column_stack([whole, last, np.ones(40)])
+    rows = np.column_stack([columns, labels])
+    projection = project_moments(rows.T @ rows, 1, True, np.finfo(float).eps, 40)
+    left = left_of(fractions(columns), fractions(np.ones(40)), fractions(labels))
+    centred = fractions(labels) - fractions(labels).sum() / 40
+    assert projection.residual_share >= float((left**2).sum() / (centred**2).sum()) - 1e-12
+
+
 @pytest.mark.parametrize("weight", [1.0, 2.0**-20])
 def test_the_largest_singular_value_from_moments_is_a_bound_in_any_unit_of_the_weights(weight):
     """By hand: beside a one, each of 2^20 squares of 2^-25 is lost in a sum in float32, and all of them are 2^-5."""
@@ -400,6 +416,17 @@ def test_chance_is_the_mean_alignment_of_random_labels(use_bias, gated):
     assert {report.chance for report in found} == {found[0].chance}
     assert np.mean([report.alignment for report in found]) == pytest.approx(found[0].chance, rel=0.1)
     assert f"about {found[0].chance:.2g}" in str(found[0])
+
+
+def test_nothing_is_said_of_chance_where_samples_weigh_differently():
+    """Labels of a few heavy samples are fitted by chance; by hand, of one sample that is nearly all, by the bias."""
+    x, y = np.random.default_rng(0).standard_normal((30, 4)).astype("float32"), np.arange(30) % 3
+    model = keras.Sequential([layers.Input((4,)), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    report = alignment(model, x, y, np.where(np.arange(30) < 3, 50.0, 1.0), verbose=0)
+    assert report.chance is None
+    assert "by chance" not in str(report)
+    assert alignment(model, x, y, np.full(30, 50.0), verbose=0).chance == pytest.approx(12 / 87)
 
 
 class TestBadInput:

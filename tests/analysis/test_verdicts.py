@@ -20,7 +20,7 @@ from keras_dal.analysis.certificate import certify, certify_head
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.width import width_curve
 from keras_dal.heads.norms import sigma_max_bound
-from keras_dal.solvers import duality
+from keras_dal.solvers import duality, exact_dual
 from keras_dal.solvers.exact_dual import rank_modulo, residues_modulo
 from keras_dal.solvers.factorized_jacobian import FactorizedJacobian
 from keras_dal.solvers.jacobian import jacobian
@@ -58,6 +58,70 @@ def test_no_number_of_a_certificate_contradicts_exact_arithmetic(draw, seed):
 @pytest.mark.parametrize("draw", [verdict_problems.draw, verdict_problems.draw_soft])
 def test_no_point_is_further_from_the_minimum_than_its_gap(draw, seed):
     assert false_numbers.beyond_gap(draw(seed), seed) <= 0
+
+
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_no_verdict_of_a_squared_error_contradicts_the_truth(seed):
+    wrong, _ = verdict_problems.draw_regression(seed).false_statements()
+    assert not wrong
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("opened", [3.0, 5.0, 12.0])
+def test_a_gate_that_is_always_open_leaves_a_verdict(loss, opened):
+    """Its column is that of a bias but for rounding, which the search for an exact dual point must not divide by."""
+    generator, outputs = np.random.default_rng(0), 3 if loss == "softmax" else 1
+    x = generator.standard_normal((60, 2)).astype("float32")
+    keras.utils.set_random_seed(0)
+    gated = keras_dal.GatedDense(3, sharpness=10.0)
+    model = keras.Sequential([keras.Input((2,)), gated, keras.layers.Dense(outputs)])
+    losses_by_name = {
+        "softmax": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "sigmoid": keras.losses.BinaryCrossentropy(from_logits=True),
+    }
+    model.compile("sgd", losses_by_name[loss])
+    gated.bias.assign([opened, 0.0, 0.0])
+    y = generator.integers(0, 3, 60) if outputs == 3 else generator.integers(0, 2, (60, 1)).astype("float32")
+    found = certify(model, x, y, verbose=0), alignment(model, x, y, verbose=0)
+    assert {each.verdict for each in found} <= {"not separable", "undecided"}
+
+
+@pytest.mark.parametrize("size", [1e-320, 1.0, 1e300])
+def test_columns_of_any_size_are_factorized_in_a_unit_of_theirs(size):
+    columns = size * np.array([[1.0, 1.0], [-1.0, 2.0], [1.0, 2.0]])
+    metric = exact_dual._Metric(columns, np.abs(columns), np.ones(3))
+    assert np.isfinite(metric.weighted).all()
+    assert metric.rank == (2 if size > 1e-300 else metric.rank)
+
+
+@pytest.mark.parametrize("heavy", [1e5, 1e9, 1e13])
+@pytest.mark.parametrize("smoothing", [None, 0.1])
+def test_labels_that_half_of_the_samples_outweigh_are_not_called_aligned(heavy, smoothing):
+    """By hand: heavy samples that are fitted, and as many with equal features and opposite labels."""
+    x = np.array([[1, 0], [-1, 0], [1, 0], [-1, 0], [0, 1], [0, 1], [0, 1], [0, 1]], "float32")
+    y = np.array([1, 0, 1, 0, 0, 1, 0, 1], "float32")[:, None]
+    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing) if smoothing else "mse"
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=bool(not smoothing))])
+    model.compile("sgd", loss)
+    data = x, y, np.repeat([heavy, 1.0], 4)
+    certificate, report = certify(model, *data, verbose=0), alignment(model, *data, verbose=0)
+    assert "aligned" not in (certificate.verdict, report.verdict)
+    assert width_curve(model, *data, widths=[0], draws=1, verbose=0).settled is None
+    if not smoothing:
+        assert certificate.infimum == (pytest.approx(0.125, rel=1e-3), pytest.approx(0.125, rel=1e-3))
+
+
+def test_weights_add_nothing_to_a_rank():
+    """By hand: the first two columns are equal and the third is another multiple of them."""
+    z = np.array([[-3], [2], [-3], [-3], [2]]) * np.array([[2.0**33, 2.0**33, 2.0**78]])
+    y = np.array([[-2.0, 6], [3, -6], [-2, 4], [-2, 4], [3, -6]])
+    weights = np.array([1, 1, 1e4, 1e4, 1])
+    problem = verdict_problems.Regression(z, y, weights, 2, True, losses.SquaredError(), False)
+    projection = problem.projection()
+    certificate = certify_head(problem.head, z, problem.targets, problem.loss, np.zeros(8), weights)
+    assert 2 * projection.rank == certificate.rank == 4
+    assert projection.residual_share == pytest.approx(certificate.residual_share, rel=1e-9)
 
 
 def test_smoothed_labels_that_are_missed_beside_much_heavier_ones_are_not_called_aligned():

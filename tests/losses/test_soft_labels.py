@@ -5,7 +5,7 @@ import labels
 import numpy as np
 import pytest
 from keras import ops
-from scipy import optimize
+from scipy import optimize, special
 
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError, common_scale, resolve_loss
 
@@ -95,6 +95,30 @@ def test_infimum_is_that_of_scipy(case):
         row = targets[i : i + 1]
         found = least(lambda f, row=row: ours.values(f[None], row)[0], np.zeros(C))
         assert infimum - 1e-12 <= found <= infimum + 1e-4, name
+
+
+def test_a_label_that_favours_nothing_is_where_any_factor_leaves_it():
+    softmax, sigmoid = SoftmaxCrossEntropy(), SigmoidCrossEntropy()
+    q = softmax.targets(np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]]), 2)
+    scale = common_scale(softmax.scales(q))
+    np.testing.assert_allclose(special.softmax(scale * q, axis=1), q, rtol=1e-12)
+    t = sigmoid.targets(np.array([[0.9, 0.5], [0.1, 0.9], [0.5, 0.5]]), 2)
+    scale = common_scale(sigmoid.scales(t))
+    np.testing.assert_allclose(special.expit(scale * t), 0.5 + 0.5 * t, rtol=1e-12)
+    assert common_scale(softmax.scales(softmax.targets(np.eye(2)[[0, 0]] * 0.0 + 0.5, 2))) == 1.0
+
+
+def test_a_label_that_favours_nothing_is_not_where_what_separates_others_tends_to():
+    hard_and_even = np.array([[1.0, 0.0], [0.5, 0.5]])
+    for loss in (SoftmaxCrossEntropy(), SigmoidCrossEntropy()):
+        assert common_scale(loss.scales(loss.targets(hard_and_even, 2))) is None
+
+
+def test_faint_smoothings_that_differ_are_not_one():
+    loss = SigmoidCrossEntropy()
+    assert common_scale(loss.scales(loss.targets(np.array([[1e-7, 5e-7], [5e-7, 1e-7]]), 2))) is None
+    alike = np.array([[1e-3, 1 - 1e-3], [1 - 1e-3, 1e-3]], "float32")
+    assert common_scale(loss.scales(loss.targets(alike, 2))) == pytest.approx(2 * np.arctanh(0.998) / 0.998, rel=1e-4)
 
 
 def test_scales_say_where_the_infimum_is(case):
