@@ -335,7 +335,7 @@ def test_moments_in_float32_do_not_invent_directions():
 
 @pytest.mark.parametrize("seed", range(25))
 def test_an_alignment_from_sums_is_not_above_that_of_fractions(seed):
-    """Whole numbers, of which one column is the others up to its last places: their sum is a direction that just counts."""
+    """Whole numbers; one column is a sum of the others up to its last places, a direction that just counts."""
     generator = np.random.default_rng(seed)
     whole, extra = generator.integers(-50, 51, (40, 3)), generator.integers(-3, 4, 40)
     last = whole @ generator.integers(-3, 4, 3) + 2.0 ** -int(generator.integers(13, 18)) * extra
