@@ -10,21 +10,31 @@ _MISSED, _FEWEST = 1e-2, 0.01  # of what all but so many labels deviate by
 def misses_some(labels, fitted, noise, use_bias):
     """Return whether some label is missed by more than rounding explains and labels of its output allow.
 
-    That is a hundredth of what all but one in a hundred of them differ from their median by, those aside that equal it.
-    Weights count for nothing here, and one large label does not change what is small beside the others.
-
     Args:
         labels: as the loss sees them, `(n, C)`.
         fitted: what stands for them, `(n, C)`.
         noise: by how much rounding may have moved either, `(n, C)`, or zero.
         use_bias: whether a constant of each output is free.
     """
-    rounding = SPREAD * np.max(np.abs(labels), axis=0)
-    deviations = np.abs(labels - np.median(labels, axis=0) * use_bias)
-    typical = [_typical(column, least) for column, least in zip(deviations.T, rounding, strict=True)]
-    return bool(np.any(np.abs(labels - fitted) > noise + rounding + _MISSED * np.array(typical)))
+    return are_missed(labels, fitted, noise, allowances(labels, use_bias))
 
 
-def _typical(deviations, rounding):
+def are_missed(labels, fitted, noise, allowed):
+    """Return the same of some labels `(k, C)`, for the `allowances` of all."""
+    return bool(np.any(np.abs(labels - fitted) > noise + allowed))
+
+
+def allowances(labels, use_bias):
+    """Return by how much a label of each output may be off, `(C,)`, for labels `(n, C)`.
+
+    That is a hundredth of what all but one in a hundred of them differ from their median by, those aside that equal it.
+    Weights count for nothing here, and one large label does not change what is small beside the others.
+    """
+    return np.array([_allowance(column, use_bias) for column in labels.T])
+
+
+def _allowance(labels, use_bias):
+    rounding, middle = SPREAD * np.max(np.abs(labels)), np.median(labels) if use_bias else 0.0
+    deviations = np.abs(labels - middle)
     varying = deviations[deviations > rounding]
-    return np.quantile(varying, _FEWEST, method="lower") if len(varying) else 0.0
+    return rounding + (_MISSED * np.quantile(varying, _FEWEST, method="lower") if len(varying) else 0.0)

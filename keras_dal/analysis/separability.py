@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
-from keras_dal.analysis.misses import misses_some
+from keras_dal.analysis.misses import allowances, are_missed
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
@@ -73,20 +73,22 @@ def _hidden(share):
 
 
 def any_missed(head, loss, rows, theta, eps):
-    """Return whether theta misses labels, as `misses_some` says, by more than rounding of features and labels.
+    """Return whether theta misses labels, as `are_missed` says, by more than rounding of features and labels.
 
     Args:
         head, loss, rows: as for `decide`.
         theta: what is to reach them, `(P,)`.
         eps: spacing at one of the numbers that the features were computed in.
     """
-    parts = []
-    for features, targets, _ in rows:
-        labels, features = loss.label_matrix(targets), features.astype(np.float64)
-        size = head.magnitudes(features, np.abs(theta)) + np.abs(labels)
+    seen = [loss.seen(loss.label_matrix(targets)) for _, targets, _ in rows]
+    allowed = allowances(np.concatenate(seen), head.use_bias)
+    for (features, targets, _), labels in zip(rows, seen, strict=True):
+        features = features.astype(np.float64)
+        size = head.magnitudes(features, np.abs(theta)) + np.abs(loss.label_matrix(targets))
         noise = eps * (size + size.max(axis=1, keepdims=True) * loss.shift_invariant)  # of what is centred, too
-        parts.append((loss.seen(labels), loss.seen(head.logits(features, theta)), noise))
-    return misses_some(*map(np.concatenate, zip(*parts, strict=True)), head.use_bias)
+        if are_missed(labels, loss.seen(head.logits(features, theta)), noise, allowed):
+            return True
+    return False
 
 
 def decisive_share(loss, residual, squares):
