@@ -52,7 +52,7 @@ def solved(matrix, right):
         for index in set(range(size)) - {column}:
             factor = rows[index][column]
             rows[index] = [value - factor * other for value, other in zip(rows[index], rows[column], strict=True)]
-    return np.array([row[size:] for row in rows], object).reshape(size, -1)
+    return np.array([row[size:] for row in rows], object).reshape(size, np.shape(right)[1])
 
 
 def left_of(columns, weights, labels):
