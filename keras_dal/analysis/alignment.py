@@ -196,8 +196,8 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
 
 def projected(loss, projection, eps):
     """Return the `LeastSquares` in a `Projection` of labels on features of this precision."""
-    shares = (decisive_share(loss, each, projection.squares) for each in (projection.residual, projection.least))
-    return LeastSquares(projection.coefficients.ravel(), *shares, eps, projection.complete)
+    share, least = (decisive_share(loss, each, projection.squares) for each in (projection.residual, projection.least))
+    return LeastSquares(projection.coefficients.ravel(), share, least, eps, projection.complete)
 
 
 def _measure_gated(structure, loss, rows, used, decide_separability):
