@@ -102,7 +102,7 @@ def in_float32(features):
 def beyond_gap(problem, seed):
     """Return by how much a point lies further above the minimum than its gap says; not positive where that is true.
 
-    Above the minimum is at least above what Newton's method with gradients in float64 makes of the point.
+    Above the minimum is at least above what BFGS with gradients in float64 makes of the point.
     """
     generator, ridge = np.random.default_rng(seed), 0.01
     features, head = in_float32(problem.features), problem.head

@@ -53,7 +53,7 @@ class Problem:
         n, m = self.features.shape
         qr = StreamedQR(m, self.num_outputs, self.use_bias)
         for rows in (slice(0, n // 2), slice(n // 2, n)):
-            seen = self.targets - self.targets.mean(axis=1, keepdims=True) * (self.loss.activation == "softmax")
+            seen = self.loss.seen(self.loss.label_matrix(self.targets))
             qr.update(self.features[rows], seen[rows], self.weights[rows])
         return qr.project(self.eps)
 

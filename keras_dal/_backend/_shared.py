@@ -67,8 +67,8 @@ def build_metrics(model, *arguments):
 
 
 def buffers(layers):
-    """Return what modules inside layers keep beside parameters, by name: only PyTorch has such modules."""
-    return {}
+    """Return what modules inside layers keep beside parameters, with its name: only PyTorch has such modules."""
+    return []
 
 
 def buffers_kept(layers):

@@ -74,21 +74,20 @@ def check_in_step(failed, message):
 
 
 def buffers(layers):
-    """Return what modules inside layers keep beside parameters, by name: running statistics, say."""
+    """Return what modules inside layers keep beside parameters, with its name: running statistics, say."""
     wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
-    return {f"{each.name}/{name}": buffer for each in wrappers for name, buffer in each.module.named_buffers()}
+    return [(f"{each.name}/{name}", buffer) for each in wrappers for name, buffer in each.module.named_buffers()]
 
 
 @contextlib.contextmanager
 def buffers_kept(layers):
     """Return a context after which these are what they were before it."""
-    found = buffers(layers)
-    before = {name: buffer.clone() for name, buffer in found.items()}
+    before = [(buffer, buffer.clone()) for _, buffer in buffers(layers)]
     try:
         yield
     finally:
-        for name, buffer in found.items():
-            buffer.copy_(before[name])
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def reading(model, take, logs):

@@ -95,11 +95,11 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
     bar = progress_bar("samples", x) if verbose else None
     with KeptRows() as rows:
         batches = feature_batches(structure, x, y, sample_weight, batch_size)
-        used = _gather(rows, structure, loss, x, watched(batches, bar))
+        used, alike = _gather(rows, structure, loss, x, watched(batches, bar))
         if verbose:
             print(announced(len(used), structure.head().num_parameters), flush=True)
         measure = _measure_plain if structure.head().is_plain else _measure_gated
-        return measure(structure, loss, rows, used, decide_separability)
+        return measure(structure, loss, rows, used, alike, decide_separability)
 
 
 def alignment_of_cached(structure, loss, data, targets):
@@ -163,18 +163,19 @@ def _unknown(projection, of_labels, loss, eps):
 
 
 def _gather(rows, structure, loss, x, batches):
-    """Keeps features, targets and weights of the samples that have a weight, and returns which samples those are."""
-    used = []
+    """Keeps samples that have a weight; returns which these are, and whether they weigh the same."""
+    weights = []
     for features, y, weight in batches:
         check_labels(y, x)
         kept = weight > 0
         if kept.any():
             rows.append(features[kept], loss.targets(y[kept], structure.num_outputs), weight[kept])
-        used.append(kept)
-    return positive(np.concatenate(used))[0]
+        weights.append(weight)
+    used, positives = positive(np.concatenate(weights))
+    return used, bool(np.min(positives) == np.max(positives))
 
 
-def _measure_plain(structure, loss, rows, used, decide_separability):
+def _measure_plain(structure, loss, rows, used, alike, decide_separability):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, loss.seen(loss.label_matrix(targets)), weight)
@@ -189,7 +190,7 @@ def _measure_plain(structure, loss, rows, used, decide_separability):
         qr.num_rows,
         finding,
         residual_share_per_sample=projection.squares.share(per_sample),
-        alike=_weigh_alike(rows),
+        alike=alike,
         share_error=projection.share_error,
     )
 
@@ -200,7 +201,7 @@ def projected(loss, projection, eps):
     return LeastSquares(projection.coefficients.ravel(), share, least, eps, projection.complete)
 
 
-def _measure_gated(structure, loss, rows, used, decide_separability):
+def _measure_gated(structure, loss, rows, used, alike, decide_separability):
     head = structure.head()
     features, targets, weights = joined_rows(rows)
     eps = _eps(structure, rows)
@@ -221,7 +222,7 @@ def _measure_gated(structure, loss, rows, used, decide_separability):
         tolerance=columns.tolerance,
         singular_values=spectrum.singular_values,
         sigma_max=spectrum.sigma_max,
-        alike=_weigh_alike(rows),
+        alike=alike,
         share_error=columns.share_error(squares.share(per_sample.sum())),
         num_parameters=head.num_parameters,
         lower_bound=not columns.factorized,
@@ -242,11 +243,6 @@ def _report_projection(structure, projection, num_samples, finding, **fields):
         num_parameters=projection.coefficients.size,
         **fields,
     )
-
-
-def _weigh_alike(rows):
-    weights = np.concatenate([weight for _, _, weight in rows])
-    return bool(np.min(weights) == np.max(weights))
 
 
 def _eps(structure, rows):

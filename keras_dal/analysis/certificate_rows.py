@@ -7,7 +7,9 @@ from keras_dal.tables import at_least, at_most, known_decimals, one_number
 def rows_of(certificate):
     """Yield what a `Certificate` says, a name and a text for each row."""
     error, left = certificate.share_error, f"{certificate.residual_share:.2e}"
-    share = f"{round(certificate.alignment, known_decimals(error, 8)):.8g}"
+    share = at_least(certificate.alignment, known_decimals(error, 8), "f")
+    if certificate.residual_share <= ALIGNED:  # one is printed for what is aligned alone
+        share = f"{certificate.alignment:.8g}"
     if error > max(ALIGNED, 0.005 * certificate.residual_share):
         left += f" +- {error:.0e} by rounding"
     if not certificate.exact:

@@ -115,8 +115,9 @@ class WidthCurve:
         rank: numerical rank of J_S, for the gates of the first draw.
         bytes: memory of the head's variables in float32.
         settled: the first width from which nothing more is to be gained: the infimum of the first draw is proved to be
-            the least of any model or, for labels that are not hard, they are aligned for every draw, and the squared
-            error is not proved to be larger than rounding explains. None if none of the widths is so wide.
+            the least of any model or, for labels that are not hard, they are aligned for every draw, none of them is
+            missed, and the squared error is not proved to be larger than rounding explains. None if none of the widths
+            is so wide.
         samples_fitted: how many samples, in a random order, the head of width 0 can have aligned: up to a share of
             1e-8 of all labels.
         num_samples: n, without samples of weight 0.

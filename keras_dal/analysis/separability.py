@@ -69,7 +69,9 @@ def of_all_labels(found, share, is_missing):
 
 
 def _hidden(share):
-    return Finding(Verdict.UNDECIDED, f"a residual share of {share:.1e}, where larger or heavier labels hide others")
+    return Finding(
+        Verdict.UNDECIDED, f"a residual share of {share:.1e} of all labels together, of which some are missed"
+    )
 
 
 def any_missed(head, loss, rows, theta, eps):
@@ -85,7 +87,8 @@ def any_missed(head, loss, rows, theta, eps):
     for (features, targets, _), labels in zip(rows, seen, strict=True):
         features = features.astype(np.float64)
         size = head.magnitudes(features, np.abs(theta)) + np.abs(loss.label_matrix(targets))
-        noise = eps * (size + size.max(axis=1, keepdims=True) * loss.shift_invariant)  # of what is centred, too
+        noise = eps * size + head.rounding(features, theta)
+        noise += noise.max(axis=1, keepdims=True) * loss.shift_invariant  # of what is centred, too
         if are_missed(labels, loss.seen(head.logits(features, theta)), noise, allowed):
             return True
     return False
@@ -147,8 +150,8 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0):
         return _separability(head, loss, rows, columns, used) if decide_separability else OF_MIXED_LABELS
     if np.isfinite(scale):
         if columns is None and decide_separability and not fit.complete and fit.share > ALIGNED:
-            columns = _factorized(head, loss, rows)
-            fit = fit if columns is None else dataclasses.replace(fit, least=_least_share(columns, loss, rows))
+            columns, least = _factorized(head, loss, rows)
+            fit = dataclasses.replace(fit, least=fit.least if least is None else least)
         found = _by_least_squares(fit, columns)
         if found.verdict == Verdict.ALIGNED:
             return of_all_labels(found, fit.share, any_missed(head, loss, rows, fit.theta, fit.eps))
@@ -179,17 +182,12 @@ def _by_least_squares(fit, columns):
 
 
 def _factorized(head, loss, rows):
-    """Return the `Jacobian` on all rows, None where they are too many."""
+    """Return the `Jacobian` on all rows and its `least_share`; None where they are too many."""
     if _num_bytes(rows) > _DECIDABLE:
-        return None
-    features, _, weights = joined_rows(rows)
-    return jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
-
-
-def _least_share(columns, loss, rows):
-    """Return the share that all directions leave which this `Jacobian` on all rows tells from rounding."""
-    _, targets, weights = joined_rows(rows)
-    return least_share(columns, loss, loss.label_matrix(targets), weights)
+        return None, None
+    features, targets, weights = joined_rows(rows)
+    columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
+    return columns, least_share(columns, loss, loss.label_matrix(targets), weights)
 
 
 def least_share(columns, loss, matrix, weights):
@@ -268,30 +266,31 @@ def finding_of(found, share, witnessed, objective, scale, v):
     floor = objective.floor
     if scale is None:
         return _of_mixed(found.lower, floor, np.mean(objective.weights))
-    proved = found.margin is None or found.margin > 0  # faint samples may be on their wrong side
-    proved = proved and not _is_above_rounding(found.lower, objective, v)
-    proved = proved and not (np.isfinite(scale) and _misses_some(objective, v / scale))
-    if max(share, witnessed) <= ALIGNED and proved:  # beside an offset a witness may differ by less than it can show
+    left = max(share, witnessed)  # beside an offset a witness may differ by less than it can show
+    if left <= ALIGNED and _is_proved(found, objective, scale, v):
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return Finding(
             Verdict.ALIGNED, f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
         )
-    if found.margin is not None and found.margin > 0:
+    return (_of_attained if np.isfinite(scale) else _of_hard)(found, left, objective)
+
+
+def _is_proved(found, objective, scale, v):
+    """Return whether no label is missed that others outweigh: of hard ones margins tell."""
+    if np.isinf(scale):
+        return found.margin > 0
+    jac = objective.jacobian
+    rows = [(jac.features, objective.targets, objective.weights)]
+    missed = any_missed(jac.head, objective.loss, rows, v / scale, jac.eps)
+    return not missed and not _is_above_rounding(found.lower, objective, v)
+
+
+def _of_hard(found, left, objective):
+    """Return the `Finding` for hard labels of which least squares leaves the share `left`."""
+    if found.margin > 0:
         least = at_least(found.margin, 3, "e")
         return Finding(Verdict.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
-    if np.isfinite(scale) and objective.jacobian.factorized:
-        left = f"least squares leaves a residual share of {max(share, witnessed):.2e}"
-        if found.lower > floor + _ABOVE * np.mean(objective.weights) * (not objective.loss.quadratic):
-            return Finding(
-                Verdict.NOT_ALIGNED, f"no parameters have a loss below {at_least(found.lower, 3)}, and {left}"
-            )
-        if max(share, witnessed) <= ALIGNED:
-            return _hidden(max(share, witnessed))
-        return Finding(
-            Verdict.UNDECIDED,
-            f"{left}, and nothing shows that directions that count as rounding do not reach the labels",
-        )
-    if found.lower > floor:
+    if found.lower > objective.floor:
         least = at_least(found.lower, 3)
         return Finding(Verdict.NOT_SEPARABLE, f"an exact dual point near one in float64 has at least the value {least}")
     if not objective.jacobian.factorized:
@@ -299,14 +298,22 @@ def finding_of(found, share, witnessed, objective, scale, v):
     return Finding(Verdict.UNDECIDED, _found_neither(found))
 
 
+def _of_attained(found, left, objective):
+    """Return the `Finding` for labels whose infimum is attained, if any parameters reach them."""
+    remains, above = f"least squares leaves a residual share of {left:.2e}", _ABOVE * np.mean(objective.weights)
+    if objective.jacobian.factorized and found.lower > objective.floor + above * (not objective.loss.quadratic):
+        least = at_least(found.lower, 3)
+        return Finding(Verdict.NOT_ALIGNED, f"no parameters have a loss below {least}, and {remains}")
+    if left <= ALIGNED:
+        return _hidden(left)
+    if not objective.jacobian.factorized:
+        return Finding(Verdict.UNDECIDED, _too_large(objective.jacobian))
+    reason = "nothing shows that directions that count as rounding do not reach the labels"
+    return Finding(Verdict.UNDECIDED, f"{remains}, and {reason}")
+
+
 def _too_large(columns):
     return f"least squares alone, because the head is too large to factorize ({columns.method})"
-
-
-def _misses_some(objective, v):
-    jac = objective.jacobian
-    rows = [(jac.features, objective.targets, objective.weights)]
-    return any_missed(jac.head, objective.loss, rows, v, jac.eps)
 
 
 def _is_above_rounding(lower, objective, v):

@@ -194,6 +194,11 @@ class _WidthData:
         upper = largest_loss(self.loss, scale * fit.logits, scale * fit.errors, *values)
         return fit.least / self.targets.size if self.loss.quadratic else self.floor, upper
 
+    def misses_some(self, fit):
+        """Return whether labels are missed that others hide: of hard ones margins tell."""
+        fitted = self.loss.seen(fit.logits)
+        return not self.hard and misses_some(self.labels, fitted, fit.noise + fit.errors, self.use_bias)
+
     def noise_of(self, fit):
         """Return the largest squared error of labels that are aligned, as this fit says, and rounded."""
         if not self.loss.quadratic:
@@ -284,7 +289,7 @@ def _one_draw(problem, widths, seed, draw, verbose):
         share, decisive = problem.shares(fit.residual)
         if points:  # which zero maps reach too
             share, decisive = min(share, points[-1].share), min(decisive, points[-1].decisive)
-        missed = misses_some(problem.labels, problem.loss.seen(fit.logits), fit.noise, problem.use_bias)
+        missed = decisive <= ALIGNED and problem.misses_some(fit)
         points.append(_Point(fit.rank, share, decisive, lower, upper, problem.noise_of(fit), missed))
         if verbose:
             print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)

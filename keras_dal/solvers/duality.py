@@ -113,9 +113,7 @@ def _least_squares(jacobian, loss, targets, weights):
     upper = largest_loss(loss, logits, errors, targets, weights)
     lower = 0.0
     if jacobian.is_complete():
-        both = jacobian.left_of(targets, counting=False), jacobian.without_means(targets)
-        least, size = (np.sqrt(np.mean(weights * loss.values(each, 0.0 * each))) for each in both)
-        lower = max(0.0, least - jacobian.basis_error * size) ** 2
+        lower = float(jacobian.least_left(targets).sum()) / targets.size
     return Enclosure(min(lower, upper), upper, theta, None)
 
 

@@ -164,7 +164,8 @@ class FactorizedJacobian(Jacobian):
         """Return a lower bound of the squares, `(C,)`, that directions leave which float64 can tell from rounding."""
         both = self.left_of(targets, counting=False), self.without_means(targets)
         left, total = (np.sum((self.roots * self.seen(each)) ** 2, axis=0) for each in both)
-        return np.maximum(0.0, np.sqrt(left) - self.basis_error * np.sqrt(total.sum())) ** 2
+        size = total if self.copies > 1 else total.sum()  # outputs that share their columns do not mix
+        return np.maximum(0.0, np.sqrt(left) - self.basis_error * np.sqrt(size)) ** 2
 
     def without_means(self, targets):
         """Return targets without their means, where a bias reaches these."""

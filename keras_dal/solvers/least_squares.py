@@ -16,9 +16,7 @@ from keras_dal.heads.norms import column_norms, sigma_max_bound, sigma_max_bound
 from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
 _GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
-_LESS = (
-    0.25  # of what is reached along an eigenvector whose eigenvalue is at the tolerance, that rounding may have made
-)
+_LESS = 0.25  # of what is reached along an eigenvector that just counts: so much of it rounding may have made
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
 
 

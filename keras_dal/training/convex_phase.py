@@ -74,7 +74,7 @@ class ConvexPhase:
 
     def take(self):
         """Look at what was read since the last call; where no step has trained, logs are of the first batch."""
-        if "loss" not in self._live:
+        if "loss" not in self._live and self.batches == len(self._gathering.arrived):
             self._live.update(evaluated_once(self._model, self._gathering.arrived[0]))
         self._gathering.take()
 

@@ -214,6 +214,8 @@ class Fit:
             warn(messages.reads_again(error))
             return
         self._schedule.postpone()
+        if self._epoch + 1 < self._epochs:
+            self._wrap.drop_average()  # a later one begins when it is due
         if not (is_short and was_told) or self._model.stop_training:
             warn(messages.goes_on(error))
 

@@ -121,7 +121,7 @@ class UnknownStatistics:
         known = {id(v) for layer in still for v in layer.variables}
         known |= {id(v) for v in statistics_of(model)}
         others = [v for v in model.non_trainable_variables if id(v) not in known]
-        named = [(v.path, v) for v in others] + list(_backend.buffers(layers).items())
+        named = [(v.path, v) for v in others] + _backend.buffers(layers)
         self._before = [(name, v, to_numpy(v).copy()) for name, v in named if "float" in str(v.dtype)]
 
     def warn(self):
@@ -130,8 +130,8 @@ class UnknownStatistics:
         if moved:
             warn(
                 "These variables keep what the last steps left in them, beside weights that are averaged: statistics "
-                "are renewed where a layer has a momentum and their names begin with moving_, as BatchNormalization "
-                f"has it; Wrap(average=0) averages nothing. Received: {', '.join(moved)}"
+                "are renewed where a Keras layer has a momentum and their names begin with moving_, as "
+                f"BatchNormalization has it; Wrap(average=0) averages nothing. Received: {', '.join(moved)}"
             )
 
 
