@@ -150,15 +150,28 @@ def _read(path):
         raise ValueError(f"Data must be an .npz file with x and y. Received: {path}")
     if os.path.exists(path) and not zipfile.is_zipfile(path):
         raise ValueError(f"The file is not a whole .npz file. Received: {path}")
-    with np.load(path) as arrays:
-        if "x" not in arrays:
-            raise ValueError(f"The file must hold an array named x. Received: {path} with {sorted(arrays)}")
-        return tuple(arrays.get(name) for name in ("x", "y", "sample_weight"))
+    try:
+        with np.load(path) as arrays:
+            if "x" not in arrays:
+                raise ValueError(f"The file must hold an array named x. Received: {path} with {sorted(arrays)}")
+            return tuple(arrays.get(name) for name in ("x", "y", "sample_weight"))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"The file was altered since it was written. Received: {path}: {error}") from None
+
+
+def _validation(path):
+    """Return x and y of a file, or None without one."""
+    if not path:
+        return None
+    x, y, weight = _read(path)
+    if weight is not None:
+        raise ValueError(f"Validation data have no weights. Received: {path} with sample_weight")
+    return x, y
 
 
 def _check_options(options):
     """Raise before anything is read for bad numbers, or where the model could not be saved."""
-    for name in ("tol", "patience", "time_limit"):
+    for name in ("tol", "patience", "time_limit", "max_bytes"):
         if getattr(options, name, None) is not None:
             check_positive(name, getattr(options, name))
     if "output" not in options:
@@ -175,7 +188,7 @@ def _converge(options, model, x, y, weight):
         y,
         weight,
         tol=options.tol,
-        validation_data=_read(options.validation)[:2] if options.validation else None,
+        validation_data=_validation(options.validation),
         anchors=_read(options.anchors)[0] if options.anchors else None,
         gated=options.gated,
         ridge=options.ridge,

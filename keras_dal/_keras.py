@@ -202,3 +202,19 @@ def remade(layer, exchanged):
                 new._tracker.add_to_store(store.removeprefix("_"), value)
         tracked.sort(key=lambda value: [value is each for each in values].index(True))
     return new
+
+
+def take_after(graph, model, exchanged):
+    """Give a graph that was made anew the class of a model, and the attributes that it lacks.
+
+    Keras makes a plain model of one whose class has a constructor of its own, and calls no other.
+
+    Args:
+        graph: from `clone_model`.
+        model: the graph it was made from.
+        exchanged: a function that returns what an attribute's value becomes.
+    """
+    graph.__class__ = type(model)
+    for name, value in vars(model).items():
+        if not (name in vars(graph) or name in _COMPILED or name.startswith("_")):
+            setattr(graph, name, exchanged(value))

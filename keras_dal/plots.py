@@ -135,20 +135,20 @@ def solution(result: Result, path: Any = None, *, ax: Any = None, title: str = "
     Raises:
         ValueError: axes that are not three, for a regressor two.
     """
-    points, steps = result.path, range(1, len(result.path) + 1)
+    points, steps = result.path, range(len(result.path))  # as `Result.choose` counts them
     classifies = points[0].accuracy is not None
     names = {"accuracy": "accuracy", "margin": "smallest training margin (logits)"} if classifies else {"loss": "loss"}
     names["moved"] = f"{'logits' if classifies else 'outputs'} moved (RMS over anchors)"
     headings = ("right samples", "the worst sample", "change elsewhere") if classifies else ("loss", "change elsewhere")
     kept = next(step for step, point in zip(steps, points, strict=True) if point is result.point)
     gates = next(
-        (step for step, point in zip(steps, points, strict=True) if len(point.theta) > len(points[0].theta)), 1
+        (step for step, point in zip(steps, points, strict=True) if len(point.theta) > len(points[0].theta)), 0
     )
     figure, axes = _axes(ax, title, 4.4 * len(names), 3.8, columns=len(names))
     for axis, heading, (name, label) in zip(axes, headings, names.items(), strict=True):
         axis.plot(steps, [getattr(point, name) for point in points], "o-", color=_BLUE, markersize=4, label="training")
         axis.axvline(kept, color=_BLACK, linewidth=0.8, linestyle="--", label="kept")
-        if gates > 1:
+        if gates > 0:
             axis.axvline(gates - 0.5, color=_GREY, linewidth=0.8, linestyle=":", label="gated head added")
         axis.set(xlabel="step", ylabel=label, title=heading)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -220,8 +220,10 @@ def _draw(axis, history, key, name, color, marker):
     often = max(1, len(epochs) // 10)  # markers on some epochs only
     style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
     axis.plot(epochs, history[key], **style, label=f"{name}, training")
-    if f"val_{key}" in history:
-        axis.plot(epochs, history[f"val_{key}"], **style, linestyle=":", label=f"{name}, validation")
+    if values := history.get(f"val_{key}"):
+        every = len(epochs) // len(values)  # validation_freq
+        validated = epochs[every - 1 :: every][: len(values)]
+        axis.plot(validated, values, **style, linestyle=":", label=f"{name}, validation")
     switch = [epoch for epoch, phase in zip(epochs, history.get("phase", []), strict=False) if phase]
     if switch:
         axis.axvspan(switch[0] - 0.5, len(epochs) + 0.5, color=color, alpha=0.08, linewidth=0)

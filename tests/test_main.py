@@ -41,6 +41,25 @@ def test_converge_saves_a_model_that_fits_every_label(files, capsys, scaled):
     assert (loss < 1.1e-4) == scaled
 
 
+def test_weights_of_validation_data_and_a_limit_below_zero_are_refused(files, capsys):
+    data = dict(np.load(files / "train.npz"))
+    np.savez(files / "weighted.npz", **data, sample_weight=np.ones(60))
+    arguments = ["--output", files / "done.keras"]
+    assert run(files, "converge", *arguments, "--validation", files / "weighted.npz") == 2
+    assert "Validation data have no weights" in capsys.readouterr().err
+    assert run(files, "converge", *arguments, "--max-bytes", -5) == 2
+    assert "max_bytes must be a positive number" in capsys.readouterr().err
+
+
+def test_a_file_of_data_that_was_altered_is_one_sentence(files, capsys):
+    path = files / "train.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    assert run(files, "alignment") == 2
+    assert "was altered since it was written" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_reached_is_the_exit_status(files, capsys):
     assert run(files, "converge", "--output", files / "done.keras", "--no-gated") == 1
     assert (files / "done.keras").exists()

@@ -197,8 +197,8 @@ def test_solution_shows_accuracy_margin_and_change_over_its_steps(figures, tmp_p
     plots.solution(SimpleNamespace(path=path, point=path[-1]), tmp_path / "path.png")
     accuracy, margin, moved = figures[0].axes
     np.testing.assert_array_equal(line(accuracy, "training").get_ydata(), [0.5, 0.9, 1.0])
-    np.testing.assert_array_equal(line(accuracy, "training").get_xdata(), [1, 2, 3])
-    assert line(accuracy, "kept").get_xdata()[0] == 3
+    np.testing.assert_array_equal(line(accuracy, "training").get_xdata(), [0, 1, 2])  # as `choose` counts
+    assert line(accuracy, "kept").get_xdata()[0] == 2
     assert "gated head added" not in [each.get_label() for each in accuracy.lines]
     assert ("validation" in [each.get_label() for each in accuracy.lines]) == validation
     np.testing.assert_array_equal(margin.lines[0].get_ydata(), [-1.0, -0.1, 0.3])
@@ -215,8 +215,15 @@ def test_solution_of_a_regression_shows_its_loss(figures, tmp_path):
     np.testing.assert_array_equal(line(loss, "training").get_ydata(), [1.0, 0.7])
     np.testing.assert_array_equal(line(loss, "validation").get_ydata(), [2.0, 1.5])
     np.testing.assert_array_equal(moved.lines[0].get_ydata(), [0.0, 0.1])
-    assert line(loss, "kept").get_xdata()[0] == 1
-    assert line(loss, "gated head added").get_xdata()[0] == 1.5
+    assert line(loss, "kept").get_xdata()[0] == 0
+    assert line(loss, "gated head added").get_xdata()[0] == 0.5
+
+
+def test_curves_show_validation_where_there_was_some():
+    history = {"loss": [4.0, 3.0, 2.0, 1.0], "val_loss": [3.5, 1.5]}  # of validation_freq=2
+    axes = Figure().subplots(1, 3)
+    plots.curves({"base": history}, ax=axes)
+    np.testing.assert_array_equal(line(axes[0], "base, validation").get_xdata(), [2, 4])
 
 
 def test_plots_are_there_when_the_package_is():

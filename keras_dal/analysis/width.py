@@ -240,9 +240,7 @@ def _check(widths, draws):
 
 def _affordable(widths, problem):
     """Return the widths as a tuple; raises a ValueError for columns that are too many."""
-    if widths is None:
-        return _default_widths(problem)
-    given = tuple(int(width) for width in widths)
+    given = _default_widths(problem) if widths is None else tuple(int(width) for width in widths)
     if problem.num_bytes(given[-1]) > problem.max_bytes:
         raise ValueError(
             f"The columns of {given[-1]:,} gates need {problem.num_bytes(given[-1]):,} bytes. Raise max_bytes, or pass "

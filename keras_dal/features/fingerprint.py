@@ -13,14 +13,18 @@ _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys
 
 
 def fingerprint(structure, x):
-    """Return a name for the features, from all they depend on: configuration, weights outside the head, and data."""
+    """Return a name for the features, from all they depend on: configuration, weights outside the head, and data.
+
+    The words of lookup layers are neither in their configuration nor in variables.
+    """
     digest = hashlib.blake2b(_configuration(structure.model).encode(), digest_size=16)
     layers = (structure.layer, structure.output_layer)
     others = {id(variable) for layer in layers for variable in layer.variables}
     # what random layers draw from is new in every process, and says nothing about inference
     others |= {id(v) for v in structure.model.variables if v.path.endswith("seed_generator_state")}
     weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
-    for array in (*weights, *tree.flatten(x)):
+    words = [layer.get_vocabulary() for layer in _keras.sublayers(structure.model) if hasattr(layer, "get_vocabulary")]
+    for array in (*weights, *(np.array(list(map(str, each))) for each in words), *tree.flatten(x)):
         array = np.asarray(array)
         array = np.ascontiguousarray(array.astype(str) if array.dtype == object else array)  # of strings
         digest.update(f"{array.dtype}{array.shape}".encode())

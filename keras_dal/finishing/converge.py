@@ -146,24 +146,36 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
         if task.separate() or not more_follows:
             return task
         path.begin()
-        if gated == "auto" and _fits(own, max_bytes):
-            path.say(
-                "the own head was not found to separate the samples: the path begins again with a gated one beside it"
-            )
-            task = add_gates(own)
+        gates = _gated_or_none(own, max_bytes, add_gates) if gated == "auto" else None
+        if gates is not None:
+            task = gates
             task.separate()
             return task
-        if gated == "auto":
-            warn(
-                "The own head was not found to separate the samples, and a gated one is too large: its own loss is "
-                f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}"
-            )
         own.minimize(_in_unit(own, FEW_RIDGES), tol, tol)
     except Stopped as stop:
         path.cut_short(stop.ending)
     except KeyboardInterrupt:
         path.cut_short(Ending.INTERRUPT)
     return task
+
+
+def _gated_or_none(own, max_bytes, add_gates):
+    """Return the task for a gated head, or None, with a warning, where there can be none."""
+    if not _fits(own, max_bytes):
+        warn(
+            "The own head was not found to separate the samples, and a gated one is too large: its own loss is "
+            f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}"
+        )
+        return None
+    own.path.say("the own head was not found to separate the samples: the path begins again with a gated one beside it")
+    try:
+        return add_gates(own)
+    except (ValueError, TypeError, NotImplementedError) as error:  # of a layer that cannot be made again, say
+        warn(
+            "The own head was not found to separate the samples, and a gated one cannot be made: its own loss is "
+            f"minimized. Received: {type(error).__name__}: {error}"
+        )
+        return None
 
 
 def _in_unit(task, ridges):

@@ -15,7 +15,8 @@ class Quality(NamedTuple):
     """How good a model is on validation data.
 
     Attributes:
-        loss: mean loss; for the cross-entropies this is the negative log-likelihood.
+        loss: mean loss; for the cross-entropies this is the negative log-likelihood, of smoothed labels where the loss
+            smooths them.
         accuracy: share of right predictions, None for the squared error; where labels are soft, those of a most
             probable class.
         ece: expected calibration error over 15 bins of confidence, None for the squared error.

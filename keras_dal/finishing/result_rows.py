@@ -36,7 +36,10 @@ def rows_of(result):
     if not result._data.are_exact:
         yield "not covered", ROUNDED
     if result._solved.is_copy:
-        yield "model", "a copy with a gated head and a new optimizer, Result.model; the one that was given is as it was"
+        yield (
+            "model",
+            "a copy with a gated head and a new optimizer, Result.model; the head that was given is as it was",
+        )
     count = f"{len(result.path)} point{'s' * (len(result.path) > 1)}"
     num_samples = len(result._data.train)
     but = f" of {num_samples - left:,} of {num_samples:,} samples" if separated and left else ""
@@ -51,11 +54,12 @@ def _gap(result):
 
 
 def _validation(result):
+    likelihood = "loss" if getattr(result._data.loss, "label_smoothing", 0) else "NLL"  # of smoothed labels it is none
     for name in ("before", "after", "scaled"):
         quality = getattr(result, name)
         if quality is None or (name == "scaled" and result.scale == 1):
             continue
-        accuracy = "" if quality.accuracy is None else f"{percent(quality.accuracy)} accuracy, NLL "
+        accuracy = "" if quality.accuracy is None else f"{percent(quality.accuracy)} accuracy, {likelihood} "
         calibration = "" if quality.accuracy is None else f", ECE {quality.ece:.4g}"
         scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"

@@ -18,10 +18,11 @@ def warn_of_wrong(left, meant, num_samples, accuracy):
     costly = int(np.sum(np.isin(left, meant)))
     if costly:
         warn(
-            f"{costly} of {num_samples} samples stay on their wrong side, because their features barely "
-            "differ from those of samples with other labels. Look at them (Result.left): correct wrong labels or give "
-            "these samples weight 0, and the others can be certified; where labels are right, it is the network that "
-            f"does not tell samples apart: train it further. Received: training accuracy {percent(accuracy)}"
+            f"{costly} of {num_samples} samples stay on their wrong side, because moving them would change the other "
+            "outputs most, as where features barely differ from those of samples with other labels. Look at them "
+            "(Result.left): correct wrong labels or give these samples weight 0, and others can be certified; where "
+            "labels are right, it is the network that does not tell them apart: train it further. Received: training "
+            f"accuracy {percent(accuracy)}"
         )
     if rounded := len(left) - costly:
         warn(

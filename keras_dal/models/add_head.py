@@ -6,6 +6,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from keras_dal._backend.warning import warn
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
@@ -17,9 +18,6 @@ from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpne
 from keras_dal.models.structure import find_structure
 
 OVERSAMPLE = 4.0
-_SHARES = (
-    " The copy has the model's own layers before the head, as their state cannot be copied: training one trains both."
-)
 _PLACES = ("beside", "before")
 
 
@@ -95,8 +93,13 @@ def add_gated_head(
     if place == "beside":
         _check_outputs(structure, copy, replacement, inputs)
     compile_alike(model, copy)
+    if shares:
+        warn(
+            "The copy has the model's own layers before the head, because the state of some cannot be copied: training "
+            f"one trains both. Received: model {model.name!r}"
+        )
     if verbose:
-        print(_message(model, copy, count, place, head, n, shares), flush=True)
+        print(_message(model, copy, count, place, head, n), flush=True)
     return copy
 
 
@@ -208,13 +211,13 @@ def _check_outputs(structure, copy, branch, inputs):
         )
 
 
-def _message(model, copy, count, place, head, n, shares):
+def _message(model, copy, count, place, head, n):
     trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
         f"keras_dal: gated head of {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable "
-        f"and {fixed:,} fixed parameters more.{_SHARES if shares else ''}"
+        f"and {fixed:,} fixed parameters more."
     )
 
 

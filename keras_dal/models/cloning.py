@@ -8,6 +8,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _keras
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import inference, recorded, replaced, to_numpy
 from keras_dal.features.variables import assign_all, values_of
 
@@ -90,7 +91,9 @@ class _Copier:
             return layer
         if _keras.is_graph(layer):
             with replaced(layer, "compiled", False):  # or else Keras compiles the copy, from what is registered only
-                return keras.models.clone_model(layer, clone_function=self.copy)
+                graph = keras.models.clone_model(layer, clone_function=self.copy)
+            _keras.take_after(graph, layer, self.copy)
+            return graph
         if holds:
             return _keras.remade(layer, self.copy)
         copy = _from_config(layer)
@@ -164,9 +167,20 @@ def compile_alike(model, copy):
     if not model.compiled or not arguments:
         return
     if not isinstance(arguments["optimizer"], str):
-        arguments["optimizer"] = _unused(arguments["optimizer"])
+        arguments["optimizer"] = _unused_or_default(arguments["optimizer"])
     copy.compile(**arguments)
     copy.optimizer.build(copy.trainable_variables)  # so that the copy can be saved with it at once
+
+
+def _unused_or_default(optimizer):
+    try:
+        return _unused(optimizer)
+    except Exception as error:  # of a class of the user's own: no reason to lose a head that was solved for
+        warn(
+            "The optimizer cannot be made anew from its configuration, and the copy of the model has keras.optimizers."
+            f"SGD(): compile it with another one before it is trained. Received: {type(error).__name__}: {error}"
+        )
+        return keras.optimizers.SGD()
 
 
 def _unused(optimizer):

@@ -231,6 +231,8 @@ class GatedBranch(Gated):
         check_count("num_gates", num_gates)
         if isinstance(dense, dict):
             dense = keras.saving.deserialize_keras_object(dense)
+        known = keras.layers.Dense(1).get_config()  # a subclass may have more, which only it understands
+        dense = keras.layers.Dense.from_config({k: v for k, v in dense.get_config().items() if k in known})
         super().__init__(num_gates, sharpness, seed, **{"dtype": dense.dtype_policy, **kwargs})
         self._dense_config = keras.saving.serialize_keras_object(dense)
         self.activation = dense.activation

@@ -368,3 +368,20 @@ def test_features_that_float32_does_not_hold_are_refused(size):
     x = size * np.random.default_rng(0).standard_normal((8, 3))
     with pytest.raises(ValueError, match="float32, which does not hold these.*Received"):
         cached_features(find_structure(model), x, None)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras' lookups are TensorFlow's")
+def test_other_words_of_a_lookup_are_other_features(tmp_path):
+    lookup = keras.layers.IntegerLookup()
+    lookup.adapt(np.array([3, 3, 3, 5, 5, 7]))
+    embedding = keras.layers.Embedding(6, 4)
+    model = keras.Sequential([keras.Input((1,), dtype="int64"), lookup, embedding, keras.layers.Flatten()])
+    model.add(keras.layers.Dense(2))
+    x = np.array([3, 5, 7, 3])[:, None]
+    first = cached_features(find_structure(model, x), x, np.zeros(4, int), None, 2, tmp_path)
+    lookup.adapt(np.array([7, 7, 7, 5, 5, 3]))
+    again = cached_features(find_structure(model, x), x, np.zeros(4, int), None, 2, tmp_path)
+    expected = keras.ops.convert_to_numpy(embedding(lookup(x)))[:, 0]
+    np.testing.assert_array_equal(again.features, expected)
+    assert not np.array_equal(first.features, again.features)
+    assert len(list(tmp_path.glob("*.json"))) == 2

@@ -76,9 +76,8 @@ def trained(make):
     return model
 
 
-@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # one epoch is enough here
 @pytest.mark.parametrize("make", [normalized, with_a_closure, around_a_backbone, around_what_is_adapted])
-def test_whatever_is_understood_takes_a_gated_head(make, capsys):
+def test_whatever_is_understood_takes_a_gated_head(make, recwarn):
     model = trained(make)
     before = model.predict(inputs(), verbose=0)
     gated = add_gated_head(model, inputs(), seed=0)
@@ -86,7 +85,7 @@ def test_whatever_is_understood_takes_a_gated_head(make, capsys):
     assert isinstance(find_structure(gated, inputs()).layer, GatedBranch)
     own = {id(variable) for variable in model.trainable_variables}
     shared = own & {id(variable) for variable in gated.trainable_variables}
-    said = "has the model's own layers" in capsys.readouterr().out
+    said = any("has the model's own layers" in str(warning.message) for warning in recwarn)
     assert bool(shared) == said
     # what Normalization makes of its variables is a view of them on PyTorch, so that a copy has it too
     adapted = () if keras.backend.backend() == "torch" else (normalized, around_what_is_adapted)
@@ -95,6 +94,82 @@ def test_whatever_is_understood_takes_a_gated_head(make, capsys):
     result = converge(model, inputs(), LABELS, verbose=0)
     assert result.accuracy == 1.0
     np.testing.assert_array_equal(model.predict(inputs(), verbose=0), before)
+
+
+class Scaled(keras.Model):
+    """A graph of a class with a constructor of its own, whose steps prepare images and whose user sets an attribute."""
+
+    def __init__(self, units=3):
+        pixels = keras.Input((6,))
+        super().__init__(pixels, layers.Dense(units)(layers.Dense(8, activation="relu")(pixels)))
+
+    def test_step(self, *arguments):
+        *state, (x, y) = arguments
+        return super().test_step(*state, (x / self.largest, y))
+
+
+class ScaledRow(keras.Sequential):
+    def __init__(self):
+        super().__init__([keras.Input((6,)), layers.Dense(8, activation="relu"), layers.Dense(3)])
+
+    def test_step(self, *arguments):
+        *state, (x, y) = arguments
+        return super().test_step(*state, (x / self.largest, y))
+
+
+@pytest.mark.parametrize("kind", [Scaled, ScaledRow])
+def test_a_copy_has_the_class_of_a_graph_and_what_its_user_set(kind):
+    generator = np.random.default_rng(0)
+    x, y = generator.uniform(0, 255, (40, 6)).astype("float32"), generator.integers(0, 3, 40)
+    keras.utils.set_random_seed(0)
+    model = kind()
+    model.largest = 255.0
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    gated = add_gated_head(model, num_samples=40, seed=0, verbose=False)
+    assert type(gated) is kind
+    assert gated.largest == 255.0
+    assert gated.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-5)
+
+
+class Named(layers.Dense):
+    def __init__(self, units, purpose="logits", **options):
+        super().__init__(units, **options)
+        self.purpose = purpose
+
+    def get_config(self):
+        return {**super().get_config(), "purpose": self.purpose}
+
+
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.1
+
+
+def test_a_head_and_a_schedule_of_ones_own_class_cost_no_solved_head():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 8)).astype("float32"), generator.integers(0, 3, 40)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), Named(3)])
+    model.compile(keras.optimizers.SGD(Warmup()), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="cannot be made anew.*compile it with another one.*Received: NotImplemented"):
+        result = converge(model, x, y, seed=0, verbose=0)
+    assert result.accuracy == 1.0
+    assert isinstance(result.structure.layer, GatedBranch)
+
+
+def test_where_no_gated_head_can_be_made_the_own_one_is_minimized(monkeypatch):
+    def failing(*arguments, **options):
+        raise TypeError("not today")
+
+    monkeypatch.setattr("keras_dal.finishing.converge.add_gated_head", failing)
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 2)).astype("float32"), generator.integers(0, 3, 40)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="a gated one cannot be made: its own loss is minimized.*TypeError: not today"):
+        result = converge(model, x, y, verbose=0)
+    assert result.model is model
+    assert result.stopped_by.is_of_a_minimum
 
 
 def test_a_copy_is_compiled_with_the_same_objects_and_an_optimizer_of_its_own():
