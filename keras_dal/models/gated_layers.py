@@ -1,5 +1,6 @@
 """Gates: heads whose Jacobian gains columns with every gate, not only with every feature."""
 
+import inspect
 from typing import Any, Literal
 
 import keras
@@ -11,6 +12,7 @@ from keras_dal._backend import arrays
 from keras_dal.features.samples import check_count
 
 _GATES = ("learned", "random")
+_OF_DENSE = ("name", "trainable", "dtype", *inspect.signature(keras.layers.Dense.__init__).parameters)
 _BLOCK = 16_384  # samples that are looked at together
 _FLOAT32 = np.finfo(np.float32)
 
@@ -231,8 +233,8 @@ class GatedBranch(Gated):
         check_count("num_gates", num_gates)
         if isinstance(dense, dict):
             dense = keras.saving.deserialize_keras_object(dense)
-        known = keras.layers.Dense(1).get_config()  # a subclass may have more, which only it understands
-        dense = keras.layers.Dense.from_config({k: v for k, v in dense.get_config().items() if k in known})
+        config = dense.get_config()  # a subclass may have more, which only it understands
+        dense = keras.layers.Dense.from_config({name: config[name] for name in _OF_DENSE if name in config})
         super().__init__(num_gates, sharpness, seed, **{"dtype": dense.dtype_policy, **kwargs})
         self._dense_config = keras.saving.serialize_keras_object(dense)
         self.activation = dense.activation
