@@ -13,7 +13,7 @@ def misses_some(labels, fitted, noise, use_bias):
     Args:
         labels: as the loss sees them, `(n, C)`.
         fitted: what stands for them, `(n, C)`.
-        noise: by how much rounding may have moved either, `(n, C)`, or zero.
+        noise: by how much rounding may have moved labels that are reached, less what it may hide, `(n, C)`, or zero.
         use_bias: whether a constant of each output is free.
     """
     return are_missed(labels, fitted, noise, allowances(labels, use_bias))

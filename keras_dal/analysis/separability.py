@@ -70,12 +70,15 @@ def of_all_labels(found, share, is_missing):
 
 def _hidden(share):
     return Finding(
-        Verdict.UNDECIDED, f"a residual share of {share:.1e} of all labels together, of which some are missed"
+        Verdict.UNDECIDED,
+        f"a residual share of {share:.1e} of all labels together, which may hide that some are missed",
     )
 
 
 def any_missed(head, loss, rows, theta, eps):
-    """Return whether theta misses labels, as `are_missed` says, by more than rounding of features and labels.
+    """Return whether theta may miss labels, as `are_missed` says, by more than rounding of features and labels.
+
+    What evaluating it in float64 may hide counts as missed.
 
     Args:
         head, loss, rows: as for `decide`.
@@ -87,11 +90,16 @@ def any_missed(head, loss, rows, theta, eps):
     for (features, targets, _), labels in zip(rows, seen, strict=True):
         features = features.astype(np.float64)
         size = head.magnitudes(features, np.abs(theta)) + np.abs(loss.label_matrix(targets))
-        noise = eps * size + head.rounding(features, theta)
-        noise += noise.max(axis=1, keepdims=True) * loss.shift_invariant  # of what is centred, too
+        noise = eps * size - head.rounding(features, theta)
+        noise += _largest(noise) * loss.shift_invariant  # of what is centred, too
         if are_missed(labels, loss.seen(head.logits(features, theta)), noise, allowed):
             return True
     return False
+
+
+def _largest(noise):
+    """Return of each row `(k, C)` the entry that is furthest from zero."""
+    return np.take_along_axis(noise, np.argmax(np.abs(noise), axis=1, keepdims=True), axis=1)
 
 
 def decisive_share(loss, residual, squares):

@@ -197,7 +197,7 @@ class _WidthData:
     def misses_some(self, fit):
         """Return whether labels are missed that others hide: of hard ones margins tell."""
         fitted = self.loss.seen(fit.logits)
-        return not self.hard and misses_some(self.labels, fitted, fit.noise + fit.errors, self.use_bias)
+        return not self.hard and misses_some(self.labels, fitted, fit.noise - fit.errors, self.use_bias)
 
     def noise_of(self, fit):
         """Return the largest squared error of labels that are aligned, as this fit says, and rounded."""

@@ -67,6 +67,12 @@ def test_no_verdict_of_a_squared_error_contradicts_the_truth(seed):
     assert not wrong
 
 
+def test_labels_that_are_missed_by_less_than_rounding_may_hide_are_not_called_aligned():
+    """Of 10,000 problems the one about which a statement was false: nearly equal columns, and labels of 10^6 and 10^12."""
+    wrong, undecided = verdict_problems.draw_regression(7549).false_statements()
+    assert (wrong, undecided) == ([], 2)
+
+
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("opened", [3.0, 5.0, 12.0])
 def test_a_gate_that_is_always_open_leaves_a_verdict(loss, opened):
@@ -446,7 +452,7 @@ def test_a_large_label_does_not_make_a_regression_aligned(outputs, large):
     for parameters in ("head", "all"):
         report = alignment(model, x, y, parameters=parameters, verbose=0)
         assert report.verdict == "undecided"
-        assert "of all labels together, of which some are missed" in report.decided_by
+        assert "of all labels together, which may hide that some are missed" in report.decided_by
     assert curve.settled is None
     assert "to a share of 1e-08" in str(curve)
 
