@@ -68,7 +68,7 @@ def test_no_verdict_of_a_squared_error_contradicts_the_truth(seed):
 
 
 def test_labels_that_are_missed_by_less_than_rounding_may_hide_are_not_called_aligned():
-    """Of 10,000 problems the one about which a statement was false: nearly equal columns, labels of 10^6 beside 10^12."""
+    """Of 10,000 problems the one with a false statement: nearly equal columns, and labels of 10^6 beside 10^12."""
     wrong, undecided = verdict_problems.draw_regression(7549).false_statements()
     assert (wrong, undecided) == ([], 2)
 
