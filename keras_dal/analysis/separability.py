@@ -286,7 +286,7 @@ def finding_of(found, share, witnessed, objective, scale, v):
 def _is_proved(found, objective, scale, v):
     """Return whether no label is missed that others outweigh: of hard ones margins tell."""
     if np.isinf(scale):
-        return found.margin > 0
+        return found.margin is None or found.margin > 0
     jac = objective.jacobian
     rows = [(jac.features, objective.targets, objective.weights)]
     missed = any_missed(jac.head, objective.loss, rows, v / scale, jac.eps)
@@ -295,7 +295,7 @@ def _is_proved(found, objective, scale, v):
 
 def _of_hard(found, left, objective):
     """Return the `Finding` for hard labels of which least squares leaves the share `left`."""
-    if found.margin > 0:
+    if found.margin is not None and found.margin > 0:
         least = at_least(found.margin, 3, "e")
         return Finding(Verdict.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
     if found.lower > objective.floor:
