@@ -86,8 +86,10 @@ def any_missed(head, loss, rows, theta, eps):
         eps: spacing at one of the numbers that the features were computed in.
     """
     seen = [loss.seen(loss.label_matrix(targets)) for _, targets, _ in rows]
-    allowed = allowances(np.concatenate(seen), head.use_bias)
-    for (features, targets, _), labels in zip(rows, seen, strict=True):
+    everything = np.concatenate(seen)
+    allowed, offset = allowances(everything, head.use_bias), np.median(everything, axis=0) * head.use_bias
+    theta = theta - np.pad(offset, (len(theta) - len(offset), 0))  # of the bias, which comes last
+    for (features, targets, _), labels in zip(rows, (loss.seen(each - offset) for each in seen), strict=True):
         features = features.astype(np.float64)
         size = head.magnitudes(features, np.abs(theta)) + np.abs(loss.label_matrix(targets))
         noise = eps * size - head.rounding(features, theta)
