@@ -4,7 +4,8 @@ import numpy as np
 
 from keras_dal._backend.arrays import SPREAD
 
-_MISSED, _FEWEST = 0.05, 0.01  # of what all but so many labels deviate by
+_OF_NEARLY_ALL, _FEWEST = 0.05, 0.01  # of what all but so many labels deviate by
+_OF_HALF = 1e-3  # of what half of them do: ten times as much as a residual share of 1e-8 leaves in the mean
 
 
 def misses_some(labels, fitted, noise, use_bias):
@@ -27,9 +28,10 @@ def are_missed(labels, fitted, noise, allowed):
 def allowances(labels, use_bias):
     """Return by how much a label of each output may be off, `(C,)`, for labels `(n, C)`.
 
-    That is a twentieth of what all but one in a hundred of them differ from their median by, those aside that equal it:
-    more than even noise of a residual share of 1e-8 does. Weights count for nothing here, and one large label does not
-    change what is small beside the others. An output whose labels are all equal is reached whatever is computed.
+    That is a twentieth of what all but one in a hundred of them differ from their median by, those aside that equal it,
+    and at most a thousandth of what half of them do: more than even noise of a residual share of 1e-8 comes to. Weights
+    count for nothing here, and one large label does not change what is small beside the others. An output whose labels
+    are all equal is reached whatever is computed.
     """
     return np.array([_allowance(column, use_bias) for column in labels.T])
 
@@ -38,4 +40,7 @@ def _allowance(labels, use_bias):
     rounding, middle = SPREAD * np.max(np.abs(labels)), np.median(labels) if use_bias else 0.0
     deviations = np.abs(labels - middle)
     varying = deviations[deviations > rounding]
-    return rounding + _MISSED * np.quantile(varying, _FEWEST, method="lower") if len(varying) else np.inf
+    if not len(varying):
+        return np.inf
+    nearly_all, half = np.quantile(varying, (_FEWEST, 0.5), method="lower")
+    return rounding + min(_OF_NEARLY_ALL * nearly_all, _OF_HALF * half)
