@@ -18,7 +18,6 @@ from keras_dal.analysis.separability import (
     decide,
     decisive_share,
     joined_rows,
-    least_share,
 )
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
@@ -211,7 +210,7 @@ def _measure_gated(structure, loss, rows, used, alike, decide_separability):
     squares = centred_total(loss.seen(matrix), weights, structure.use_bias)
     per_sample, per_class = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, per_class, squares)
-    least = least_share(columns, loss, matrix, weights) if columns.factorized else share
+    least = decisive_share(loss, columns.least_left(matrix), squares) if columns.factorized else share
     fit, spectrum = LeastSquares(theta, share, least, eps, columns=columns), columns.with_constants()
     return report(
         structure,

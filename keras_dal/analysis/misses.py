@@ -17,7 +17,7 @@ def misses_some(labels, fitted, noise, use_bias):
         noise: by how much rounding may have moved labels that are reached, less what it may hide, `(n, C)`, or zero.
         use_bias: whether a constant of each output is free.
     """
-    return are_missed(labels, fitted, noise, allowances(labels, use_bias))
+    return are_missed(labels, fitted, noise, allowances(labels, middles(labels, use_bias)))
 
 
 def are_missed(labels, fitted, noise, allowed):
@@ -25,20 +25,24 @@ def are_missed(labels, fitted, noise, allowed):
     return bool(np.any(np.abs(labels - fitted) > noise + allowed))
 
 
-def allowances(labels, use_bias):
-    """Return by how much a label of each output may be off, `(C,)`, for labels `(n, C)`.
+def middles(labels, use_bias):
+    """Return what labels `(n, C)` of each output deviate from, `(C,)`: their median, where a bias makes it free."""
+    return np.median(labels, axis=0) * use_bias
 
-    That is a twentieth of what all but one in a hundred of them differ from their median by, those aside that equal it,
-    and at most a thousandth of what half of them do: more than even noise of a residual share of 1e-8 comes to. Weights
-    count for nothing here, and one large label does not change what is small beside the others. An output whose labels
-    are all equal is reached whatever is computed.
+
+def allowances(labels, middle):
+    """Return by how much a label of each output may be off, `(C,)`, for labels `(n, C)` and their `middles`.
+
+    That is a twentieth of what all but one in a hundred of them deviate by, those aside that do not, and at most a
+    thousandth of what half of them do: more than even noise of a residual share of 1e-8 comes to. Weights count for
+    nothing here, and one large label does not change what is small beside the others. An output whose labels are all
+    equal is reached whatever is computed.
     """
-    return np.array([_allowance(column, use_bias) for column in labels.T])
+    return np.array([_allowance(*column) for column in zip(labels.T, middle, strict=True)])
 
 
-def _allowance(labels, use_bias):
-    rounding, middle = SPREAD * np.max(np.abs(labels)), np.median(labels) if use_bias else 0.0
-    deviations = np.abs(labels - middle)
+def _allowance(labels, middle):
+    rounding, deviations = SPREAD * np.max(np.abs(labels)), np.abs(labels - middle)
     varying = deviations[deviations > rounding]
     if not len(varying):
         return np.inf

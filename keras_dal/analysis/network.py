@@ -7,7 +7,7 @@ from scipy.sparse.linalg import lsqr
 from keras_dal import _backend
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import report, shares
-from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residual, decisive_share, of_all_labels
+from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residual, decisive_share, hidden
 from keras_dal.features.batches import in_one_array
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import common_scale
@@ -56,9 +56,9 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
     squares = centred_total(targets[used], weights[used], bias)
     share = decisive_share(loss, left.sum(axis=0), squares)
     found = OF_MIXED_LABELS if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR)
-    if found.verdict == Verdict.ALIGNED:
-        fitted = centred[used] - residual[used] / roots[used]
-        found = of_all_labels(found, share, misses_some(centred[used], fitted, 0.0, bias))
+    fitted = centred[used] - residual[used] / roots[used]
+    if found.verdict == Verdict.ALIGNED and misses_some(centred[used], fitted, 0.0, bias):
+        found = hidden(share)
     return report(
         structure,
         int(np.sum(used)),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
-from keras_dal.analysis.misses import allowances, are_missed
+from keras_dal.analysis.misses import allowances, are_missed, middles
 from keras_dal.losses import common_scale
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
@@ -57,18 +57,8 @@ def by_residual(share, otherwise, reason):
     return Finding(otherwise, f"{reason}, with a residual share of {share:.1e}")
 
 
-def of_all_labels(found, share, is_missing):
-    """Return that labels are aligned, or that others may hide that some are missed.
-
-    Args:
-        found: the `Finding` that it is aligned.
-        share: the residual share.
-        is_missing: what `misses_some` says.
-    """
-    return _hidden(share) if is_missing else found
-
-
-def _hidden(share):
+def hidden(share):
+    """Return that labels whose residual share is small may be missed, some of them, beside others."""
     return Finding(
         Verdict.UNDECIDED,
         f"a residual share of {share:.1e} of all labels together, which may hide that some are missed",
@@ -87,7 +77,8 @@ def any_missed(head, loss, rows, theta, eps):
     """
     seen = [loss.seen(loss.label_matrix(targets)) for _, targets, _ in rows]
     everything = np.concatenate(seen)
-    allowed, offset = allowances(everything, head.use_bias), np.median(everything, axis=0) * head.use_bias
+    offset = middles(everything, head.use_bias)
+    allowed = allowances(everything, offset)
     theta = theta - np.pad(offset, (len(theta) - len(offset), 0))  # of the bias, which comes last
     for (features, targets, _), labels in zip(rows, (loss.seen(each - offset) for each in seen), strict=True):
         features = features.astype(np.float64)
@@ -163,9 +154,8 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0):
             columns, least = _factorized(head, loss, rows)
             fit = dataclasses.replace(fit, least=fit.least if least is None else least)
         found = _by_least_squares(fit, columns)
-        if found.verdict == Verdict.ALIGNED:
-            return of_all_labels(found, fit.share, any_missed(head, loss, rows, fit.theta, fit.eps))
-        return found
+        is_aligned = found.verdict == Verdict.ALIGNED
+        return hidden(fit.share) if is_aligned and any_missed(head, loss, rows, fit.theta, fit.eps) else found
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, fit.theta)
         for features, targets, _ in rows
@@ -192,18 +182,16 @@ def _by_least_squares(fit, columns):
 
 
 def _factorized(head, loss, rows):
-    """Return the `Jacobian` on all rows and its `least_share`; None where they are too many."""
+    """Return the `Jacobian` on all rows and a lower bound of the share it leaves, where these are known."""
     if _num_bytes(rows) > _DECIDABLE:
         return None, None
     features, targets, weights = joined_rows(rows)
     columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
-    return columns, least_share(columns, loss, loss.label_matrix(targets), weights)
-
-
-def least_share(columns, loss, matrix, weights):
-    """Return a lower bound of the decisive share of Y_l `(n, C)` for what a factorized `Jacobian` has as rounding."""
-    squares = centred_total(loss.seen(matrix), weights, columns.head.use_bias)
-    return decisive_share(loss, columns.least_left(matrix), squares)
+    if not columns.factorized:
+        return columns, None
+    matrix = loss.label_matrix(targets)
+    squares = centred_total(loss.seen(matrix), weights, head.use_bias)
+    return columns, decisive_share(loss, columns.least_left(matrix), squares)
 
 
 def _num_bytes(rows):
@@ -315,7 +303,7 @@ def _of_attained(found, left, objective):
         least = at_least(found.lower, 3)
         return Finding(Verdict.NOT_ALIGNED, f"no parameters have a loss below {least}, and {remains}")
     if left <= ALIGNED:
-        return _hidden(left)
+        return hidden(left)
     if not objective.jacobian.factorized:
         return Finding(Verdict.UNDECIDED, _too_large(objective.jacobian))
     reason = "nothing shows that directions that count as rounding do not reach the labels"

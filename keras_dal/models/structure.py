@@ -301,8 +301,7 @@ def _selected(forms, parameters, x):
 
 def _is_masked_average(call):
     """Whether a call averages some positions only, as random samples, which mask nothing, do not show."""
-    average = isinstance(call.layer, keras.layers.GlobalAveragePooling1D)
-    return average and call.is_masked
+    return isinstance(call.layer, keras.layers.GlobalAveragePooling1D) and call.is_masked
 
 
 def _checked_activation(form, calls, evaluated):

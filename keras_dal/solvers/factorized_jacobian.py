@@ -234,10 +234,7 @@ class DenseJacobian(FactorizedJacobian):
         return (residues * self.head.num_outputs - residues.sum(axis=1, keepdims=True)) % prime
 
     def _weighted(self, matrix):
-        if self.shift_invariant:
-            matrix = matrix - matrix[:, :1]  # first: what is equal for all outputs becomes zero, and no rounding of it
-            matrix = matrix - matrix.mean(axis=1, keepdims=True)
-        return super()._weighted(matrix)
+        return super()._weighted(self.seen(matrix))
 
     def with_constants(self):
         if not self.shift_invariant:

@@ -81,6 +81,10 @@ class Jacobian:
         """Return what the columns that count, or all, do not reach, where it is factorized."""
         raise NotImplementedError
 
+    def least_left(self, targets) -> np.ndarray:
+        """Return a lower bound of the squares, `(C,)`, that no direction reaches, where it is factorized."""
+        raise NotImplementedError
+
     def share_error(self, share):
         """Return about how far rounding may have moved a residual share; one of evaluated coefficients, not at all."""
         return 0.0

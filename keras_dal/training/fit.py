@@ -143,8 +143,7 @@ class Fit:
             self._logs = {**self._logs, "phase": 1.0}
             self._hooks.read_only(_backend.reading(model, self._spared.append, self._logs), self._look_at_last)
         elif self._stage is Stage.READS:
-            reading = self._convex_phase.train_function(self._logs)
-            self._hooks.read_only(reading, self._take, self._end_phase)
+            self._hooks.read_only(self._convex_phase.train_function(self._logs), self._take, self._end_phase)
         else:
             self._train()
 

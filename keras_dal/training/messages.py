@@ -52,8 +52,8 @@ def begins(model, wrap, schedule, epoch, epochs):
 def own_train_step():
     """Return what the head is solved for where a training step of the user's own may minimize something else."""
     return (
-        "keras_dal: train_step is the model's own: nothing is to do where it only prepares its inputs. "
-        "What it adds to the compiled loss, a distillation say, is not in what the last layer is solved for; with "
+        "keras_dal: train_step is the model's own: nothing is to do where it only prepares its inputs. What it adds to "
+        "the compiled loss, a distillation say, is not in what the last layer is solved for; with "
         "Wrap(..., finish='descend') the last layer is trained with it, too. Where it augments its inputs, batch "
         "statistics are renewed without that: keras_dal.finish(model, x, y, statistics_from=augmented) after fit makes "
         "them of what was trained on"
