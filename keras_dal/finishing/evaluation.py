@@ -73,9 +73,16 @@ class FittedHead:
 
     def mean_loss(self, scale=1.0):
         """Return the mean loss with the head times a factor."""
-        loss, targets, weights = self._loss, self._targets, self._weights
-        sums = (weights[rows] @ loss.values(scale * block, targets[rows]) for rows, block in self._logits)
-        return float(sum(sums)) / len(self._features)
+        return self._mean(lambda block, targets: self._loss.values(scale * block, targets))
+
+    def mean_curvature(self):
+        """Return the mean second derivative of the loss in a logit."""
+        return self._mean(self._loss.mean_curvature)
+
+    def _mean(self, function):
+        """Return the weighted mean of a function of logits and targets."""
+        terms = (self._weights[rows] @ function(block, self._targets[rows]) for rows, block in self._logits)
+        return float(sum(terms)) / len(self._features)
 
     def margins(self):
         """Return the margins `(n,)`, None for a loss without sides."""

@@ -56,6 +56,20 @@ def test_gradient_is_the_derivative_and_its_slope_is_bounded_by_the_curvature(lo
     assert steepest == pytest.approx(loss.curvature(C), rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", LOSSES + SMOOTHED, ids=repr)
+def test_the_mean_curvature_is_that_of_second_differences_of_the_values(loss):
+    """Each is an estimate by signs, so that many of them together have its mean."""
+    logits, y = problem(loss, n=4000)
+    targets, step = loss.targets(y, C), 1e-3
+    moved = [loss.values(logits + s * step * d, targets) for d in np.eye(C) for s in (1, -1)]
+    second = (sum(moved) - 2 * C * loss.values(logits, targets)) / step**2 / C
+    found = loss.mean_curvature(logits, targets)
+    assert found.shape == second.shape
+    assert np.mean(found) == pytest.approx(np.mean(second), rel=0.03)
+    confident = np.argsort(second)[:1000]
+    assert np.mean(found[confident]) == pytest.approx(np.mean(second[confident]), rel=0.1, abs=1e-5)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(LOSSES[1:]), st.integers(0, 2**31))
 def test_margins_bound_the_loss(loss, seed):

@@ -1,0 +1,50 @@
+"""What weight the change of a head has at the end of `fit`, against the curvature of the loss by hand."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_dal.features.cache import CachedFeatures
+from keras_dal.finishing.solve import solve_head
+from keras_dal.losses import loss_of
+from keras_dal.models.structure import find_structure
+
+N, M, C = 400, 5, 3
+
+
+def solved(confidence, loss="sparse_categorical_crossentropy", activation="softmax", weight=1.0, max_bytes=2**32):
+    """Return the result for labels by a linear rule, from a head that follows it, and the logits it began with."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((N, M)).astype("float32")
+    rule = confidence * generator.standard_normal((M, C)).astype("float32")
+    logits = np.asarray(x, np.float64) @ rule
+    labels = np.argmax(logits, axis=1) if activation == "softmax" else (logits > 0).astype("float32")
+    model = keras.Sequential([keras.Input((M,)), keras.layers.Dense(C, activation=activation)])
+    model.layers[-1].set_weights([rule, np.zeros(C, "float32")])
+    model.compile("sgd", loss)
+    structure = find_structure(model)
+    train = CachedFeatures(x, labels, np.full(N, weight), np.arange(N))
+    return solve_head(structure, loss_of(model, structure.activation), train, max_bytes), logits
+
+
+@pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])
+@pytest.mark.parametrize("weight", [1.0, 8.0])
+def test_it_is_a_third_of_the_mean_curvature(weight, max_bytes):
+    result, logits = solved(8.0, weight=weight, max_bytes=max_bytes)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    expected = np.mean(p * (1 - p)) / 3
+    assert 0.004 < expected < 0.009
+    assert result.path[-1].ridge / weight == pytest.approx(expected, rel=0.1)
+    assert float(f"{result.path[-1].ridge / weight:.1e}") == result.path[-1].ridge / weight  # as it is printed
+
+
+@pytest.mark.parametrize(
+    ("confidence", "expected"), [(1.0, 0.01), (1000.0, 0.003)], ids=["far from fitted", "all but fitted"]
+)
+def test_it_stays_in_the_range_that_was_measured(confidence, expected):
+    assert solved(confidence)[0].path[-1].ridge == expected
+
+
+def test_a_constant_curvature_gives_the_largest():
+    assert solved(1.0, "mse", "linear")[0].path[-1].ridge == 0.01
