@@ -87,7 +87,7 @@ def on(accelerator):
 
 def solved(z, y, classes, limit):
     """Return seconds and loss along the path of what `converge` runs for a plain head."""
-    everything, path = np.arange(len(z)), SolverPath([TimeLimit(limit)], verbose=False)
+    everything, path = np.arange(len(z)), SolverPath([TimeLimit(limit)])
     train = CachedFeatures(z, y, np.ones(len(z)), everything, True)
     structure = keras_dal.find_structure(untrained(z, classes, False))
     with contextlib.suppress(Stopped):

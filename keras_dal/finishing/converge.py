@@ -14,6 +14,7 @@ from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_labels, check_positive
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import HALVES
+from keras_dal.finishing import path_table
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import FEW_RIDGES, RIDGES
 from keras_dal.finishing.result import Result, finished
@@ -111,7 +112,7 @@ def converge(
     train, still, validation = _data(gather, (x, y, sample_weight), anchors, validation_data)
     rules = [TimeLimit(time_limit)] if time_limit is not None else []
     rules += [Patience(patience)] if patience is not None else []
-    path = Path(rules, bool(verbose))
+    path = Path(rules, path_table.show if verbose else None)
     task = SeparableTask(structure, loss, train, still, validation, path, max_bytes)
     tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
     if gated is True and not structure.gated_layers and not _fits(task, max_bytes):
@@ -167,9 +168,10 @@ def _gated_or_none(own, max_bytes, add_gates):
             f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}"
         )
         return None
-    own.path.say("the own head was not found to separate the samples: the path begins again with a gated one beside it")
     try:
-        return add_gates(own)
+        return add_gates(
+            own, "the own head was not found to separate the samples: the path begins again with a gated one"
+        )
     except (ValueError, TypeError, NotImplementedError) as error:  # of a layer that cannot be made again, say
         warn(
             "The own head was not found to separate the samples, and a gated one cannot be made: its own loss is "
@@ -217,8 +219,10 @@ def _gated_parameters(task):
     return num_gated_parameters(task.data.train, task.data.structure)
 
 
-def _with_gated_head(task, inputs, seed, verbose):
+def _with_gated_head(task, why=None, *, inputs, seed, verbose):
     """Return the task for a copy of the model with a gated head for its features; the path goes on."""
+    if why and verbose:
+        print(f"keras_dal: {why}", flush=True)
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
     model, train = task.data.structure.model, task.data.train
     needed = OVERSAMPLE * (task.data.structure.num_features + 1) / (train.num_independent + 1)

@@ -6,7 +6,6 @@ import time
 import numpy as np
 
 from keras_dal.finishing.stopping import Ending, Stopped
-from keras_dal.tables import percent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,39 +51,35 @@ class Point:
 
 
 class Path:
-    """Points in the order of the solver's steps, shown as they come; it alone says what ended it.
+    """Points in the order of the solver's steps; it alone says what ended it.
 
     Args:
         rules: what may end it before its end, as `stopping.TimeLimit`.
-        verbose: whether a line is printed for each point.
+        on_point: what is called with the number of each point, from 0, and the point; None for nothing.
 
     Attributes:
         points: the points so far.
         stopped_by: the `Ending`.
     """
 
-    def __init__(self, rules=(), verbose=True):
-        self._rules, self.verbose = tuple(rules), verbose
-        self.points, self.stopped_by, self._cut_short = [], Ending.EXHAUSTED, False
+    def __init__(self, rules=(), on_point=None):
+        self._rules, self._on_point = tuple(rules), on_point
+        self.points, self.stopped_by = [], Ending.EXHAUSTED
+        self._arrived = self._cut_short = False
         self._first, self._patient = 0, True
         self._started = time.perf_counter()
 
     def end(self, ending):
         """Note what the path came to."""
-        self.stopped_by = ending
+        self.stopped_by, self._arrived = ending, ending.is_an_arrival
 
     def cut_short(self, ending):
-        """Note what ended the path before its end."""
+        """Note what ended the path before its end, or what was done at its end."""
         self.stopped_by, self._cut_short = ending, True
 
     def begin(self, patient=True):
         """Begin another stage, for which patience counts anew, or not at all."""
         self._first, self._patient = len(self.points), patient
-
-    def say(self, text):
-        """Tell what the next points are, between the rows of the table."""
-        if self.verbose:
-            print(f"keras_dal: {text}", flush=True)
 
     def elapsed(self):
         return time.perf_counter() - self._started
@@ -95,7 +90,7 @@ class Path:
             rule.check(self)
 
     def add(self, point):
-        """Append a point and show it.
+        """Append a point.
 
         Raises:
             Stopped: a rule says so, or numbers are not finite; then the point is not appended.
@@ -103,17 +98,18 @@ class Path:
         if not np.isfinite(point.loss):
             raise Stopped(Ending.NOT_FINITE)
         self.points.append(point)
-        self._show(point)
+        self._show()
         self.check()
 
-    def replace_last(self, point):
-        """Put a point in place of the last one, which it is but for its rounding, and show it."""
+    def replace_last(self, point, shown=True):
+        """Put a point in place of the last one, which it is but for its rounding."""
         self.points[-1] = point
-        self._show(point)
+        if shown:
+            self._show()
 
-    def _show(self, point):
-        if self.verbose:
-            print(_line(len(self.points) - 1, point), flush=True)
+    def _show(self):
+        if self._on_point is not None:
+            self._on_point(len(self.points) - 1, self.points[-1])
 
     def validation_of_stage(self):
         """Return the validation values of this stage, the better the larger; none where patience does not count."""
@@ -126,25 +122,12 @@ class Path:
         the most training samples on their right side, or the least loss. A separation is what was to be reached even
         where it leaves some samples: a head that was tried before may have more of them right at a much larger loss.
         """
+        if self._arrived:
+            return self.points[-1]
         if self._cut_short and self.points[0].validation is not None:
             return self.points[int(np.argmax(self._validation(0)))]
-        if self.points[-1].separated or self.stopped_by.is_of_a_minimum or self.stopped_by == Ending.SEPARATED:
-            return self.points[-1]
-        return max(self.points, key=lambda point: point.fit)
+        return self.points[-1] if self.points[-1].separated else max(self.points, key=lambda point: point.fit)
 
     def _validation(self, first):
         points = self.points[first:]
         return [-point.validation if point.accuracy is None else point.validation for point in points]
-
-
-def _line(number, point):
-    """Return the row of a point in the table, after the table's head where it is the first, of number 0."""
-    classifies = point.accuracy is not None
-    columns = [("step", f"{number:d}"), ("seconds", f"{point.seconds:.2f}"), ("loss", f"{point.loss:.4g}")]
-    if classifies:
-        columns += [("accuracy", percent(point.accuracy)), ("margin", f"{point.margin:.3g}")]
-    columns += [("moved", f"{point.moved:.3g}"), ("gap", f"{point.gap:.2g}" if np.isfinite(point.gap) else "")]
-    if point.validation is not None:
-        columns.append(("validation", percent(point.validation) if classifies else f"{point.validation:.4g}"))
-    row = " ".join(f"{value:>10}" for _, value in columns)
-    return row if number else " ".join(f"{name:>10}" for name, _ in columns) + "\n" + row

@@ -152,11 +152,11 @@ class Task:
         for ridge in ridges:
             problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
             step, _, ending = self._minimize(problem, 1e-2 * tol, enough, phi)
-            self.path.end(ending)
             if ending == Ending.TOLERANCE:
-                return
+                break
             phi = step.phi
-        if problem.ridge and self.jacobian is self.samples and self.data.head.is_plain:
+        self.path.end(ending)
+        if ending != Ending.TOLERANCE and problem.ridge and self.jacobian is self.samples and self.data.head.is_plain:
             self._prove(problem, 1e-2 * tol)
 
     @with_few_threads

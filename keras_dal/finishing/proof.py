@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_dal.finishing.stopping import Ending, Stopped
+from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.gap import Bound, ProximalLoss
 
 _GAIN = 0.5  # a step that leaves more of the gap than this is the last one: what is left is rounding
@@ -30,7 +30,8 @@ class Proof(NamedTuple):
 def prove(task, ridge, whitening, gap, step_at=None):
     """Put the last point of a path on parameters as the model will have them, and end the path if it is near enough.
 
-    The gap is computed in float64; it is that of the solver, and proves nothing, where the head is not plain.
+    The gap is computed in float64; it is that of the solver, and proves nothing, where the head is not plain. Whatever
+    stops the steps in float64 goes on to the caller, and what they came to is the last point.
 
     Args:
         task: a `Task` or `BlockwiseTask`.
@@ -48,15 +49,18 @@ def prove(task, ridge, whitening, gap, step_at=None):
     if not np.isfinite(theta).all():  # in the dtype of the model
         return None
     bound, refined, objective = Bound(point.gap, 0.0, np.zeros(0)), theta, None
-    if data.head.is_plain:
-        samples = data.train.features, data.targets, data.train.weights
-        change = data.theta, task.anchors, ridge, whitening
-        objective = ProximalLoss(data.head, data.loss, *samples, *change, task.penalty)
-        bound, refined = refined_by_steps(objective.bound, theta, gap, step_at, data.structure.rounded)
-    if refined is theta:
-        task.path.points[-1] = dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap)
-    else:
-        task.path.replace_last(task.at(refined, ridge, bound.gap))
+    try:
+        if data.head.is_plain:
+            samples = data.train.features, data.targets, data.train.weights
+            change = data.theta, task.anchors, ridge, whitening
+            objective = ProximalLoss(data.head, data.loss, *samples, *change, task.penalty)
+            for better in refinements(objective.bound, theta, gap, step_at, data.structure.rounded):
+                bound, refined = better
+    finally:
+        if refined is theta:
+            task.path.replace_last(dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap), shown=False)
+        else:
+            task.path.replace_last(task.at(refined, ridge, bound.gap))
     if not bound.gap <= gap:  # nor where it is not a number
         return None
     task.path.end(Ending.CERTIFIED if objective else Ending.GAP)
@@ -64,16 +68,14 @@ def prove(task, ridge, whitening, gap, step_at=None):
     return Proof(gap, objective is not None, steps, task.num_steps)
 
 
-def refined_by_steps(bounded, theta, gap, step_at, rounded):
-    """Return the `Bound` of theta, or of what Newton steps in float64 make of it until its gap is the wanted one."""
+def refinements(bounded, theta, gap, step_at, rounded):
+    """Yield theta with its `Bound`, then what Newton steps in float64 better in it, until its gap is the wanted one."""
     bound, gains = bounded(theta), step_at is not None
+    yield bound, theta
     while gains and gap < bound.gap < np.inf:
-        try:
-            further = rounded(theta + step_at(theta, bound.gradient))
-        except (Stopped, KeyboardInterrupt):  # the minimum that was found is not lost
-            break
+        further = rounded(theta + step_at(theta, bound.gradient))
         closer = bounded(further)
         gains = closer.gap < _GAIN * bound.gap
         if closer.gap < bound.gap:
             theta, bound = further, closer
-    return bound, theta
+            yield bound, theta

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from keras_dal.finishing import path_table
 from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.result import finished
@@ -34,7 +35,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
         A `Result`.
     """
     samples = train.weighted()
-    path = Path(verbose=verbose)
+    path = Path(on_point=path_table.show if verbose else None)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
     task: Any = (
         BlockwiseTask(structure, loss, samples, path, max_bytes)

@@ -41,6 +41,11 @@ class Ending(enum.StrEnum):
         """Whether the last point is what a minimization came to."""
         return self in (Ending.TOLERANCE, Ending.CERTIFIED, Ending.GAP, Ending.STALLED, Ending.MAX_STEPS)
 
+    @property
+    def is_an_arrival(self):
+        """Whether the last point is what a path was to reach, as near as it could."""
+        return self.is_of_a_minimum or self == Ending.SEPARATED
+
 
 class Stopped(Exception):
     """Ends a path before its end.

@@ -31,7 +31,7 @@ def head(m, classes, loss, penalty=None):
 
 
 def task_of(model, train):
-    return BlockwiseTask(find_structure(model), loss_of(model, "linear"), train, Path(verbose=False), 2**31)
+    return BlockwiseTask(find_structure(model), loss_of(model, "linear"), train, Path(), 2**31)
 
 
 def samples(kind, n=3000, m=12, classes=4):
@@ -63,9 +63,8 @@ def test_it_ends_where_newton_ends(kind, penalty):
     assert blockwise.gradient_steps == pytest.approx(newton.gradient_steps, abs=1)
     columns = np.column_stack([train.features, np.ones(len(train))]).astype(np.float64)
     logits = [columns @ each.reshape(-1, 4) for each in (theta, again)]
-    assert np.sqrt(np.mean((logits[0] - logits[1]) ** 2)) <= 2 * np.sqrt(
-        1e-4 / newton.point.ridge
-    )  # by strong convexity
+    apart = np.sqrt(np.mean((logits[0] - logits[1]) ** 2))
+    assert apart <= 2 * np.sqrt(1e-4 / newton.point.ridge)  # by strong convexity
     for name in ("loss", "accuracy", "floor") if kind != "mse" else ("loss", "floor"):
         assert getattr(blockwise, name) == pytest.approx(getattr(newton, name), rel=1e-3, abs=3e-3)
 

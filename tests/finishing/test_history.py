@@ -14,7 +14,7 @@ def point(loss, accuracy):
     [(Ending.SEPARATED, 3), (Ending.STALLED, 3), (Ending.EXHAUSTED, 1), (Ending.TIME, 1)],
 )
 def test_a_separation_that_leaves_some_is_not_given_up_for_an_earlier_point_of_a_larger_loss(ending, kept):
-    path = Path(verbose=False)
+    path = Path()
     for loss, accuracy in ((0.59, 0.10), (0.68, 0.27), (0.59, 0.10), (0.57, 0.20)):
         path.add(point(loss, accuracy))
     path.end(ending)

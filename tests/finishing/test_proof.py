@@ -7,7 +7,7 @@ import pytest
 
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.problem import Task
-from keras_dal.finishing.proof import refined_by_steps
+from keras_dal.finishing.proof import refinements
 from keras_dal.finishing.stopping import Ending, Stopped
 from keras_dal.solvers.gap import Bound
 
@@ -20,7 +20,7 @@ RIDGE, TOL = 1e-3, 1e-14  # a gradient in float32 is wrong by about 1e-8, which 
 )
 def test_steps_end_at_the_wanted_gap_or_where_one_gains_little_and_the_best_is_kept(gaps, kept):
     """Theta is the number of steps that were taken; the wanted gap is 1."""
-    bound, theta = refined_by_steps(
+    *_, (bound, theta) = refinements(
         lambda theta: Bound(gaps[theta], 0.0, np.zeros(1)), 0, 1.0, lambda theta, gradient: 1, lambda theta: theta
     )
     assert theta == kept
@@ -62,13 +62,16 @@ def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch)
 
 
 @cases.HAS_FLOAT64
-@pytest.mark.parametrize("stop", [Stopped(Ending.TIME), KeyboardInterrupt()], ids=lambda stop: type(stop).__name__)
-def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(data, stop, monkeypatch):
+@pytest.mark.parametrize(
+    ("stop", "ending"), [(Stopped(Ending.TIME), Ending.TIME), (KeyboardInterrupt(), Ending.INTERRUPT)], ids=str
+)
+def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(data, stop, ending, monkeypatch):
     def stopped(*arguments):
         raise stop
 
     monkeypatch.setattr(Task, "_step_at", stopped)
-    result = solved(data)
+    result = solved(data, validation_data=data)
+    assert result.stopped_by == ending
     assert result.point is result.path[-1]
     assert result.point.gap < 1e-6
     assert not list(result.proof())
