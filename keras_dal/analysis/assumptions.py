@@ -1,6 +1,7 @@
 """What a certificate does not speak about, in sentences."""
 
 import keras
+import numpy as np
 
 from keras_dal import _keras
 
@@ -17,6 +18,7 @@ ROUNDED = "features finer than float32: these were rounded to it, and all number
 NO_SCALE = "no multiple of these labels is optimal"
 NO_SCALE_OF_MIXED = f"{NO_SCALE}, as of mixed ones"
 MIXED = f"alignment: {NO_SCALE_OF_MIXED}, so their share proves nothing about the loss"
+FIRST_ORDER = "rounding of the lower bound beyond first order: with zeros, soft labels bound no optimal logits"
 _CLIPPED = "probabilities at 1e-7"
 CLIPS = f"Keras clips {_CLIPPED}"
 _CLIPPING = (
@@ -49,6 +51,21 @@ def clips_probabilities(structure):
     outputs = getattr(structure.model, "outputs", None) or ()
     cast = any(output.dtype != keras.config.floatx() for output in outputs)
     return structure.activation != "linear" and (cast or keras.config.backend() != "tensorflow")
+
+
+def of_labels(loss, targets, scale, bounded):
+    """Yield what follows from the labels and the certificate does not speak about.
+
+    Args:
+        loss: a `losses.Loss`.
+        targets: of it, `(n, C)`.
+        scale: their `common_scale`.
+        bounded: whether the lower bound of the infimum is above that of any model.
+    """
+    if scale is None:
+        yield MIXED
+    if bounded and not loss.quadratic and not loss.are_hard(targets) and not np.all(loss.growth(targets)):
+        yield FIRST_ORDER
 
 
 def of_training(structure, penalty):

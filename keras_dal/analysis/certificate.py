@@ -315,7 +315,7 @@ def certify_head(
     finding = finding_of(found, share, witnessed, objective, scale, v)
     residual_share = float(squares.share(left[0].sum()))
     beta = objective.smoothness()
-    open_points = ((assumptions.RANK,) if jac.factorized else ()) + ((assumptions.MIXED,) if scale is None else ())
+    of_labels = assumptions.of_labels(loss, targets, scale, found.lower > objective.floor)
     return Certificate(
         loss_name=loss.name,
         num_samples=len(features),
@@ -337,7 +337,7 @@ def certify_head(
         witness_norm=float(linalg.norm(found.theta)),
         beta=beta,
         comparisons=() if beta is None else objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
-        not_covered=assumptions.ALWAYS + open_points,
+        not_covered=(*assumptions.ALWAYS, *[assumptions.RANK] * jac.factorized, *of_labels),
         floor=objective.floor,
         mean_weight=float(np.mean(weights)),
         share_error=jac.share_error(residual_share),

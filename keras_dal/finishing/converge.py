@@ -170,7 +170,7 @@ def _gated_or_none(own, max_bytes, add_gates):
         return None
     try:
         return add_gates(
-            own, "the own head was not found to separate the samples: the path begins again with a gated one"
+            own, "the own head was not found to separate the samples, and the path begins again with gates"
         )
     except (ValueError, TypeError, NotImplementedError) as error:  # of a layer that cannot be made again, say
         warn(

@@ -80,7 +80,7 @@ class Loss(abc.ABC):
         """Return d values / d logits, shape `(n, C)`."""
 
     @abc.abstractmethod
-    def hessian(self, logits, targets):
+    def hessian(self, logits, targets) -> Any:
         """Return a function of changes `(b, C)` and a slice of the samples that multiplies by d gradient / d logits."""
 
     @abc.abstractmethod

@@ -21,7 +21,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
     Every epoch it adds to `logs`: `alignment` in [0, 1], `alignment_rank`, `phase` (0 while exploring, 1 after the
     switch) and `kernel_change`, the relative change of the feature kernel since the start of this `fit`; the last value
     again, or NaN, where measuring would take more than a hundredth of training. Callbacks that read them (CSVLogger,
-    EarlyStopping, TensorBoard) come after it in the list.
+    TensorBoard) come after it in the list.
 
     With `Wrap(finish="solve")` the epoch of the switch trains nothing: it reads the data once, for the batch statistics
     of the averaged weights and for features; the head is solved on these, and training ends as `EarlyStopping` ends it.

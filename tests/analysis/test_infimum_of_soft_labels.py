@@ -72,6 +72,13 @@ def test_mixed_labels_are_measured_as_they_are_and_decided_as_a_certificate_deci
     )
 
 
+@pytest.mark.parametrize(("q", "width", "said"), [(MIXED, 5, True), (FULL, 5, False), (MIXED, 80, False)])
+def test_that_rounding_is_counted_to_first_order_is_said_where_it_is(q, width, said):
+    """Beside zeros, and where the bound is not that of any model, which needs none."""
+    certificate = keras_dal.certify(plain_model(width, PLAIN["classes"]), inputs(width), q, verbose=0)
+    assert any("first order" in sentence for sentence in certificate.not_covered) == said
+
+
 CASES = {
     "smoothed classes": (losses.SoftmaxCrossEntropy(0.1), ONE_HOT),
     "mixed classes": (losses.SoftmaxCrossEntropy(), MIXED),
