@@ -10,13 +10,14 @@ from scipy import linalg
 
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.certificate_rows import rows_of
-from keras_dal.analysis.descent_bound import Objective, l2_factors, penalty_at
+from keras_dal.analysis.descent_bound import Objective
 from keras_dal.analysis.separability import announced, decisive_share, finding_of
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_labels, check_positive, checked_weight, joined, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
+from keras_dal.models.regularizers import l2_factors, penalty_at
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -244,31 +245,30 @@ def certify(
     features, labels, weights = map(joined, zip(*batches, strict=True))
     check_labels(labels, x)
     used, weights = positive(weights)
-    features, labels = features[used], labels[used]
-    targets = resolved.targets(labels, structure.num_outputs)
+    features, targets = features[used], resolved.targets(labels[used], structure.num_outputs)
     head = structure.head()
     if verbose:
-        print(announced(len(labels), head.num_parameters, time_limit), flush=True)
+        print(announced(len(targets), head.num_parameters, time_limit), flush=True)
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
     limits = max_jacobian_bytes, eps_of_features(structure, [features]), time_limit
     found = certify_head(head, features, targets, resolved, theta, weights, factors, *limits)
-    return of_model(found, structure, factors, theta)
+    return of_model(found, structure, theta)
 
 
-def of_model(certificate, structure, factors, theta):
+def of_model(certificate, structure, theta):
     """Complete the `Certificate` of a head by what its model does in training.
 
     Args:
-        certificate: of the head with these L2 factors.
+        certificate: of the head with the L2 factors of the model; of another penalty only its value is in it.
         structure: the `Structure` of the model.
-        factors: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
         theta: theta_S now, shape `(P,)`.
     """
+    factors = l2_factors(structure.linear_parameters)
     open_points = (*certificate.not_covered, *assumptions.of_training(structure, factors))
     if certificate.beta is None:
         open_points = (*open_points, assumptions.CURVATURE)
     beta = None if factors is None else certificate.beta
-    now = penalty_at(structure.linear_parameters, factors, theta)
+    now = penalty_at(structure.linear_parameters, theta)
     return dataclasses.replace(certificate, beta=beta, penalty=now, not_covered=open_points)
 
 

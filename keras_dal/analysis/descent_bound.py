@@ -3,13 +3,9 @@
 import dataclasses
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 from scipy import linalg
 
-from keras_dal.features.tracing import to_numpy
-from keras_dal.heads.base import split
 from keras_dal.solvers import rounded
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 
@@ -124,36 +120,6 @@ class Objective:
             if np.isfinite(value):
                 far = float(linalg.norm(point - theta))
                 yield value, far * far  # infinity where float64 does not hold it
-
-
-def l2_factors(variables):
-    """Return the L2 factor of every entry of Keras variables, flat, or None where the penalty is not L2.
-
-    Raises nothing: a penalty that has no curvature bound leaves a model trainable, only without a rate.
-    """
-    factors = []
-    for variable in variables:
-        regularizer = variable.regularizer
-        squares = type(regularizer) in (keras.regularizers.L2, keras.regularizers.L1L2)
-        if (regularizer is not None and not squares) or getattr(regularizer, "l1", 0.0) or variable.constraint:
-            return None
-        factors.append(np.full(int(np.prod(variable.shape)), float(getattr(regularizer, "l2", 0.0))))
-    return np.concatenate(factors)
-
-
-def penalty_at(variables, factors, theta):
-    """Return what the regularizers of Keras variables add to the loss at theta_S.
-
-    Args:
-        variables: the linear parameters.
-        factors: from `l2_factors`; None where they must be asked.
-        theta: theta_S, `(P,)`.
-    """
-    if factors is not None:
-        return float(np.sum(factors * theta**2))
-    parts = zip(variables, split(theta, [variable.shape for variable in variables]), strict=True)
-    tensors = [(v, ops.convert_to_tensor(part.astype("float32"))) for v, part in parts if v.regularizer]
-    return float(sum(to_numpy(v.regularizer(tensor)).item() for v, tensor in tensors))
 
 
 def _undominated(pairs):

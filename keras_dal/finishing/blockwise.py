@@ -5,12 +5,13 @@ from scipy import optimize
 
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
-from keras_dal.finishing.problem import ANCHORS, l2_penalty, some_rows
+from keras_dal.finishing.problem import ANCHORS, some_rows
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses.lazy_targets import LazyTargets
+from keras_dal.models.regularizers import penalty_in_solve
 from keras_dal.solvers.newton_cg import gap_of
 from keras_dal.solvers.penalties import Quadratic
 from keras_dal.solvers.whitening import Whitening
@@ -63,7 +64,7 @@ class BlockwiseTask:
 
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
-        self.penalty = l2_penalty(self.data.structure)
+        self.penalty = penalty_in_solve(self.data.structure)
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
         last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
         self.path.end(Ending.MAX_STEPS)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from keras_dal.analysis.certificate import certify_head, of_model
-from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
+from keras_dal.models.regularizers import l2_factors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,11 +39,6 @@ class HeadData:
     validation_targets: np.ndarray | None = None
 
     @functools.cached_property
-    def factors(self):
-        """L2 factors of the parameters, None for another penalty."""
-        return l2_factors(self.structure.linear_parameters)
-
-    @functools.cached_property
     def are_exact(self):
         """Whether features are as the model computes them."""
         return self.train.are_exact(self.structure)
@@ -69,4 +64,5 @@ class HeadData:
         """Return the `Certificate` of the head with these parameters."""
         train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
         samples = train.features, self.targets[:], self.loss, theta, train.weights
-        return of_model(certify_head(self.head, *samples, self.factors, eps=eps), self.structure, self.factors, theta)
+        factors = l2_factors(self.structure.linear_parameters)
+        return of_model(certify_head(self.head, *samples, factors, eps=eps), self.structure, theta)

@@ -4,16 +4,15 @@ import functools
 
 import numpy as np
 
-from keras_dal import _keras
 from keras_dal._backend import arrays
 from keras_dal._backend.threads import threads_for
-from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
+from keras_dal.models.regularizers import penalty_in_solve
 from keras_dal.solvers.newton_cg import INEXACT, NewtonCG
 from keras_dal.solvers.objectives import Anchored, WholeLoss
 from keras_dal.solvers.penalties import Quadratic
@@ -162,7 +161,7 @@ class Task:
     @with_few_threads
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
-        self.num_steps, self.penalty = 0, l2_penalty(self.data.structure)
+        self.num_steps, self.penalty = 0, penalty_in_solve(self.data.structure)
         problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
         self.path.end(self._minimize(problem, gap)[2])
         self._prove(problem, gap)
@@ -279,14 +278,6 @@ class Task:
         logits, targets = self._of_validation.logits(theta), self.data.validation_targets
         margins = self.data.loss.margins(logits, targets)
         return float(np.mean(self.data.loss.values(logits, targets) if margins is None else margins > 0))
-
-
-def l2_penalty(structure):
-    """Return the L2 factors of a plain head beside a loss that is not weighted, `(P,)`, None where it has none."""
-    factors = None if structure.gated_layers else l2_factors(structure.linear_parameters)
-    if factors is None or not factors.any():
-        return None
-    return factors / (_keras.loss_weight(structure.model) or 1.0)
 
 
 def some_rows(size, most):

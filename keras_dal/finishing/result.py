@@ -12,7 +12,6 @@ import numpy as np
 from keras_dal import _keras
 from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
 from keras_dal.analysis.certificate import Certificate
-from keras_dal.analysis.descent_bound import penalty_at
 from keras_dal.analysis.separability import Verdict
 from keras_dal.finishing.evaluation import Quality, least_scale, logits_of
 from keras_dal.finishing.head_data import HeadData
@@ -21,6 +20,7 @@ from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
+from keras_dal.models.regularizers import penalty_at
 from keras_dal.tables import as_html, at_least, at_most
 
 
@@ -286,8 +286,8 @@ def _evaluated(data, solved, point):
         after=after,
         scaled=scaled,
         left=data.train.rows[:0] if margins is None else data.train.rows[margins <= 0],
-        penalty=penalty_at(variables, data.factors, theta),
-        scaled_penalty=penalty_at(variables, data.factors, scale * theta),
+        penalty=penalty_at(variables, theta),
+        scaled_penalty=penalty_at(variables, scale * theta),
         penalized=solved.penalized,
         stopped_by=solved.stopped_by if as_kept else Ending.CHOSEN,
         seconds=solved.seconds + time.perf_counter() - started,

@@ -4,6 +4,7 @@ import numpy as np
 
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.finishing.stopping import Ending
+from keras_dal.models.regularizers import l2_factors
 from keras_dal.tables import at_most, percent
 
 _WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a reader should know of
@@ -17,7 +18,7 @@ def rows_of(result):
     at_scale = f"; with the head times {result.scale:,.0f} {result.scaled_loss:.4g}" if result.scale != 1 else ""
     yield "training loss", f"{result.loss:.4g} ({result.loss_name}){at_scale}{wanted}"
     if result.penalty:
-        kind = "penalty" if result._data.factors is None else "L2 penalty"
+        kind = "penalty" if l2_factors(result.structure.linear_parameters) is None else "L2 penalty"
         name = "minimized with it" if result.penalized else "left out"
         yield name, f"{kind} on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
     if result.accuracy is not None:

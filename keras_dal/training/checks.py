@@ -4,8 +4,8 @@ import keras
 
 from keras_dal import _keras
 from keras_dal._backend.warning import warn
-from keras_dal.analysis.descent_bound import l2_factors
 from keras_dal.features.inputs import input_specs
+from keras_dal.models.regularizers import l2_factors
 from keras_dal.training import arguments
 from keras_dal.training.moments import sums_fit
 

@@ -1,7 +1,8 @@
 """The step of plain gradient descent after the switch for which convergence is proved."""
 
 from keras_dal import _keras
-from keras_dal.analysis.descent_bound import l2_factors, smoothness
+from keras_dal.analysis.descent_bound import smoothness
+from keras_dal.models.regularizers import l2_factors
 
 
 def step_size(model, structure, loss, report, certificate, needed):
