@@ -248,27 +248,27 @@ def certify(
     features, targets = features[used], resolved.targets(labels[used], structure.num_outputs)
     head = structure.head()
     if verbose:
-        print(announced(len(targets), head.num_parameters, time_limit), flush=True)
+        print(announced(len(features), head.num_parameters, time_limit), flush=True)
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
     limits = max_jacobian_bytes, eps_of_features(structure, [features]), time_limit
     found = certify_head(head, features, targets, resolved, theta, weights, factors, *limits)
-    return of_model(found, structure, theta)
+    return of_model(found, structure, factors, theta)
 
 
-def of_model(certificate, structure, theta):
+def of_model(certificate, structure, factors, theta):
     """Complete the `Certificate` of a head by what its model does in training.
 
     Args:
-        certificate: of the head with the L2 factors of the model; of another penalty only its value is in it.
+        certificate: of the head with these L2 factors.
         structure: the `Structure` of the model.
+        factors: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
         theta: theta_S now, shape `(P,)`.
     """
-    factors = l2_factors(structure.linear_parameters)
     open_points = (*certificate.not_covered, *assumptions.of_training(structure, factors))
     if certificate.beta is None:
         open_points = (*open_points, assumptions.CURVATURE)
     beta = None if factors is None else certificate.beta
-    now = penalty_at(structure.linear_parameters, theta)
+    now = penalty_at(structure.linear_parameters, factors, theta)
     return dataclasses.replace(certificate, beta=beta, penalty=now, not_covered=open_points)
 
 

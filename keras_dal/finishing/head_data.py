@@ -39,6 +39,11 @@ class HeadData:
     validation_targets: np.ndarray | None = None
 
     @functools.cached_property
+    def factors(self):
+        """L2 factors of the parameters as they were solved for, None for another penalty."""
+        return l2_factors(self.structure.linear_parameters)
+
+    @functools.cached_property
     def are_exact(self):
         """Whether features are as the model computes them."""
         return self.train.are_exact(self.structure)
@@ -64,5 +69,4 @@ class HeadData:
         """Return the `Certificate` of the head with these parameters."""
         train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
         samples = train.features, self.targets[:], self.loss, theta, train.weights
-        factors = l2_factors(self.structure.linear_parameters)
-        return of_model(certify_head(self.head, *samples, factors, eps=eps), self.structure, theta)
+        return of_model(certify_head(self.head, *samples, self.factors, eps=eps), self.structure, self.factors, theta)

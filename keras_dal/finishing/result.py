@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ class Result:
     seconds: float
     gradient_steps: int | None
     _data: HeadData
-    _solved: "_Solved"
+    _run: "_Run"
     _theta: np.ndarray
     _proved_margin: float
 
@@ -89,7 +88,7 @@ class Result:
     def reached(self) -> bool:
         if self.tol is not None:
             return self.scaled_loss - self.floor <= self.tol
-        separated = self._solved.stopped_by == Ending.SEPARATED and not len(self.left)
+        separated = self._run.ending == Ending.SEPARATED and not len(self.left)
         return separated or self.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.TOLERANCE)
 
     @functools.cached_property
@@ -121,7 +120,7 @@ class Result:
             raise ValueError(
                 f"The point must be one of the path or an index below {len(self.path)}. Received: point={point!r}"
             )
-        return _evaluated(self._data, self._solved, point)
+        return dataclasses.replace(self, **_written(self._data, self._run, point))
 
     def rescale(self, scale: float | None = None) -> None:
         """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back.
@@ -145,7 +144,7 @@ class Result:
     @property
     def _is_proved(self):
         """Whether the gap of this point is proved, which is one of the last."""
-        proof = self._solved.proof
+        proof = self._run.proof
         return proof is not None and proof.holds and self.point is self.path[-1]
 
     def proof(self) -> Iterator[str]:
@@ -162,8 +161,8 @@ class Result:
             of += self._of_logits
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
-                steps = f"{self.gradient_steps:,} steps to {at_most(self._solved.proof.wanted, 2)}"
-                ours = f"{self._solved.method} took {self._solved.proof.num_steps:,}"
+                steps = f"{self.gradient_steps:,} steps to {at_most(self._run.proof.wanted, 2)}"
+                ours = f"{self._run.method} took {self._run.proof.num_steps:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
         if self._proved_margin > 0 and self._data.are_exact:
             largest = self._data.fitted(self._theta).largest_loss(self.scale)
@@ -199,21 +198,16 @@ class Result:
         return "\n".join(f"{name:<18}  {text}" for name, text in rows_of(self))
 
 
-class _Solved(NamedTuple):
-    """What the results of all points of a path have in common, beside their `HeadData`."""
+class _Run(NamedTuple):
+    """What the results of all points of a path have in common, beside their `HeadData`, and do not show."""
 
-    path: tuple[Point, ...]
     kept: Point  # that the path came to
-    stopped_by: Ending
-    seconds: float
+    ending: Ending
     size: float
-    floor: float
     has_hard_labels: bool
-    tol: float | None
     scaled_to: float
     method: str
     proof: Proof | None
-    penalized: bool
     is_copy: bool
 
 
@@ -230,30 +224,38 @@ def finished(task, path, tol, scaled_to):
     """
     if not path.points:
         path.points.append(task.unchanged())
-    solved = _Solved(
-        path=tuple(path.points),
+    data, points = task.data, tuple(path.points)
+    run = _Run(
         kept=path.best(),
-        stopped_by=path.stopped_by,
-        seconds=path.elapsed(),
+        ending=path.stopped_by,
         size=task.size,
-        floor=task.floor,
         has_hard_labels=task.has_hard_labels,
-        tol=tol,
         scaled_to=scaled_to,
         method=task.method,
         proof=task.proof,
-        penalized=task.penalty is not None,
         is_copy=task.is_copy,
     )
-    result, train = _evaluated(task.data, solved, solved.kept), task.data.train
+    result = Result(
+        **_written(data, run, run.kept),
+        model=data.structure.model,
+        structure=data.structure,
+        loss_name=data.loss.name,
+        path=points,
+        floor=task.floor,
+        tol=tol,
+        penalized=task.penalty is not None,
+        seconds=path.elapsed(),
+        _data=data,
+        _run=run,
+    )
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
-        warn_of_wrong(result.left, train.rows[task.left], len(train), result.accuracy)
+        warn_of_wrong(result.left, data.train.rows[task.left], len(data.train), result.accuracy)
     return result
 
 
-def _evaluated(data, solved, point):
-    """Return the `Result` of a point and, when all else is done, write its weights into the model."""
-    started, structure, as_kept = time.perf_counter(), data.structure, point is solved.kept
+def _written(data, run, point):
+    """Return what a `Result` says of a point alone and, when all else is done, write its weights into the model."""
+    structure, is_kept = data.structure, point is run.kept
     theta = structure.rounded(np.pad(point.theta, (len(data.theta) - len(point.theta), 0)))
     if not np.isfinite(theta).all():
         raise ValueError(
@@ -263,40 +265,29 @@ def _evaluated(data, solved, point):
     fitted = data.fitted(theta)
     margins = fitted.margins()
     margin = None if margins is None else float(np.min(margins))
-    separates = margin is not None and margin > 0 and solved.has_hard_labels
+    separates = margin is not None and margin > 0 and run.has_hard_labels
     proved_margin = fitted.least_margin() if separates else -np.inf
-    scale = least_scale(fitted.mean_loss, solved.scaled_to) if proved_margin > 0 else 1.0
+    scale = least_scale(fitted.mean_loss, run.scaled_to) if proved_margin > 0 else 1.0
     before, after, scaled = data.qualities(theta, scale)
-    variables = structure.linear_parameters
     structure.assign(theta)
-    return Result(
-        model=structure.model,
-        structure=structure,
-        loss_name=data.loss.name,
-        point=point,
-        path=solved.path,
-        loss=fitted.mean_loss(),
-        accuracy=None if margins is None else float(np.mean(margins > 0)),
-        margin=margin,
-        scale=scale,
-        scaled_loss=fitted.mean_loss(scale),
-        floor=solved.floor,
-        tol=solved.tol,
-        before=before,
-        after=after,
-        scaled=scaled,
-        left=data.train.rows[:0] if margins is None else data.train.rows[margins <= 0],
-        penalty=penalty_at(variables, theta),
-        scaled_penalty=penalty_at(variables, scale * theta),
-        penalized=solved.penalized,
-        stopped_by=solved.stopped_by if as_kept else Ending.CHOSEN,
-        seconds=solved.seconds + time.perf_counter() - started,
-        gradient_steps=solved.proof.gradient_steps if as_kept and solved.proof else None,
-        _data=data,
-        _solved=solved,
-        _theta=theta,
-        _proved_margin=proved_margin,
-    )
+    return {
+        "point": point,
+        "loss": fitted.mean_loss(),
+        "accuracy": None if margins is None else float(np.mean(margins > 0)),
+        "margin": margin,
+        "scale": scale,
+        "scaled_loss": fitted.mean_loss(scale),
+        "before": before,
+        "after": after,
+        "scaled": scaled,
+        "left": data.train.rows[:0] if margins is None else data.train.rows[margins <= 0],
+        "penalty": penalty_at(structure.linear_parameters, data.factors, theta),
+        "scaled_penalty": penalty_at(structure.linear_parameters, data.factors, scale * theta),
+        "stopped_by": run.ending if is_kept else Ending.CHOSEN,
+        "gradient_steps": run.proof.gradient_steps if is_kept and run.proof else None,
+        "_theta": theta,
+        "_proved_margin": proved_margin,
+    }
 
 
 def is_written(result):

@@ -4,7 +4,6 @@ import numpy as np
 
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.finishing.stopping import Ending
-from keras_dal.models.regularizers import l2_factors
 from keras_dal.tables import at_most, percent
 
 _WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a reader should know of
@@ -18,7 +17,7 @@ def rows_of(result):
     at_scale = f"; with the head times {result.scale:,.0f} {result.scaled_loss:.4g}" if result.scale != 1 else ""
     yield "training loss", f"{result.loss:.4g} ({result.loss_name}){at_scale}{wanted}"
     if result.penalty:
-        kind = "penalty" if l2_factors(result.structure.linear_parameters) is None else "L2 penalty"
+        kind = "penalty" if result._data.factors is None else "L2 penalty"
         name = "minimized with it" if result.penalized else "left out"
         yield name, f"{kind} on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
     if result.accuracy is not None:
@@ -29,14 +28,14 @@ def rows_of(result):
             "left wrong" if separated else "wrong",
             f"{left} training samples (Result.left, counted as they were read)",
         )
-    moved = f"{result.point.moved:.4g}, of {result._solved.size:.4g} (root mean square on anchors, on training samples)"
+    moved = f"{result.point.moved:.4g}, of {result._run.size:.4g} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved
     if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.TOLERANCE and np.isfinite(result.point.gap):
         yield "gap to the minimum", _gap(result)
     yield from _validation(result)
     if not result._data.are_exact:
         yield "not covered", ROUNDED
-    if result._solved.is_copy:
+    if result._run.is_copy:
         yield (
             "model",
             "a copy with a gated head and a new optimizer, Result.model; the head that was given is as it was",

@@ -24,14 +24,14 @@ def l2_factors(variables):
     return np.concatenate(factors)
 
 
-def penalty_at(variables, theta):
+def penalty_at(variables, factors, theta):
     """Return what the regularizers of Keras variables add to the loss at theta_S.
 
     Args:
         variables: the linear parameters.
+        factors: from `l2_factors`; None where they must be asked.
         theta: theta_S, `(P,)`.
     """
-    factors = l2_factors(variables)
     if factors is not None:
         return float(np.sum(factors * theta**2))
     parts = zip(variables, split(theta, [variable.shape for variable in variables]), strict=True)

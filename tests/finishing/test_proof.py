@@ -58,7 +58,7 @@ def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch)
     assert result.point.gap <= 1e-2 * TOL
     assert taken
     assert result.point is result.path[-1]
-    assert result._solved.proof.num_steps == len(result.path) - 1 + len(taken)
+    assert result._run.proof.num_steps == len(result.path) - 1 + len(taken)
 
 
 @cases.HAS_FLOAT64
