@@ -18,6 +18,7 @@ from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_labels, check_positive, checked_weight, joined, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.regularizers import l2_factors, penalty_at
+from keras_dal.models.solvable import check_finite
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -239,6 +240,7 @@ def certify(
     if time_limit is not None:
         check_positive("time_limit", time_limit)
     structure = find_structure(model, first_inputs(x), parameters)
+    check_finite(structure)
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
     batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
@@ -273,16 +275,7 @@ def of_model(certificate, structure, factors, theta):
 
 
 def certify_head(
-    head,
-    features,
-    targets,
-    loss,
-    theta,
-    weights=None,
-    penalty: float | np.ndarray | None = None,
-    max_bytes=MAX_BYTES,
-    eps=None,
-    time_limit=None,
+    head, features, targets, loss, theta, weights=None, penalty: Any = None, max_bytes=MAX_BYTES, eps=None, seconds=None
 ):
     """Certify a head on cached features, in float64 throughout and without Keras.
 
@@ -296,7 +289,7 @@ def certify_head(
         penalty: L2 factors of theta_S, a number or an array `(P,)`, none by default.
         max_bytes: largest Jacobian whose singular values are computed.
         eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
-        time_limit: as in `certify`.
+        seconds: as `time_limit` in `certify`.
 
     Raises:
         ValueError: sample weights that are negative or all zero.
@@ -310,7 +303,7 @@ def certify_head(
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
     squares, left = centred_total(jac.seen(matrix), weights, head.use_bias), _left(jac, matrix, v, weights)
     v = scale * v if scale is not None and np.isfinite(scale) else v
-    found = objective.infimum((theta, v), time_limit)
+    found = objective.infimum((theta, v), seconds)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
     finding = finding_of(found, share, witnessed, objective, scale, v)
     residual_share = float(squares.share(left[0].sum()))

@@ -13,7 +13,6 @@ from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_labels, check_positive
 from keras_dal.features.settled import warn_of_statistics
-from keras_dal.features.tracing import HALVES
 from keras_dal.finishing import path_table
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.problem import FEW_RIDGES, RIDGES
@@ -23,6 +22,7 @@ from keras_dal.finishing.solve import GAP
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import OVERSAMPLE, add_gated_head, num_gated_parameters
+from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.models.structure import find_structure
 
 
@@ -102,9 +102,9 @@ def converge(
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)
-    structure.check_solvable()
+    check_solvable(structure)
     loss = loss_of(model, structure.activation, loss)
-    _warn_of_precision(structure)
+    warn_of_precision(structure)
     if inputs is not None:
         warn_of_statistics(model, x, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
@@ -263,13 +263,3 @@ def _check_shapes(name, training_x, x):
     expected, given = ([np.shape(part)[1:] for part in tree.flatten(each)] for each in (training_x, x))
     if expected != given:
         raise ValueError(f"The {name} must have shapes (n, ...) with {expected}, as x has. Received: {given}")
-
-
-def _warn_of_precision(structure):
-    dtype = structure.output_layer.compute_dtype
-    if dtype in HALVES:
-        warn(
-            f"The logits are computed in {dtype}, whose rounding can undo small margins: the result speaks of the head "
-            "in float64. Give the last layer dtype='float32', as Keras advises for mixed precision. Received: layer "
-            f"{structure.output_layer.name!r}"
-        )

@@ -93,12 +93,17 @@ def probes(form, evaluate):
     generator = np.random.default_rng(0)
     features, outputs = evaluate()
     bound = tolerance(features)
-    if not np.isfinite(features).all() or not features.any():
-        wrong = f"{np.sum(~np.isfinite(features))} values that are not finite" if features.any() else "zeros only"
+    lost = np.sum(~np.isfinite(features))
+    if lost:
         raise ValueError(
-            "The features must be finite and not all zero: look for NaN in the inputs and the model's weights, or "
-            "pass samples of your own (in fit, AlignmentMonitor(data=(x, y))). "
-            f"Received: {wrong} among {features.size} inputs of layer {form.layer.name!r}"
+            "The features must be finite: look for NaN in the inputs and the model's weights. Received: "
+            f"{lost} values that are not, among {features.size} inputs of layer {form.layer.name!r}"
+        )
+    if not features.any():
+        raise ValueError(
+            "The features must not be all zero, as behind units that are dead: pass other samples (in fit, "
+            "AlignmentMonitor(data=(x, y))), or train the model anew. Received: zeros only among "
+            f"{features.size} inputs of layer {form.layer.name!r}"
         )
     if np.isfinite(form.theta()).all() and np.isfinite(outputs).all():
         yield _probe(form, features, outputs, bound * _cancelled(form, features))

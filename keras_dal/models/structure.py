@@ -71,20 +71,6 @@ class Structure:
             f"{self.num_outputs} logits, activation {self.activation!r}, linear parameters {shapes}>"
         )
 
-    def check_solvable(self) -> None:
-        """Raise a ValueError if a linear parameter is not finite, or has a constraint, which a solver does not know."""
-        if not np.isfinite(self.theta()).all():
-            raise ValueError(
-                "The last layer must be finite: the training has diverged, go back to earlier weights. Received: "
-                f"{np.sum(~np.isfinite(self.theta()))} parameters that are NaN or infinite"
-            )
-        bound = [variable.path for variable in self.linear_parameters if variable.constraint is not None]
-        if bound:
-            raise ValueError(
-                "The last layer is solved for without constraints: leave kernel_constraint and bias_constraint out. "
-                f"Received: constraints on {bound}"
-            )
-
     @property
     def use_bias(self) -> bool:
         """Whether the logits have a bias among the linear parameters."""

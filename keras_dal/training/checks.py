@@ -6,6 +6,7 @@ from keras_dal import _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.inputs import input_specs
 from keras_dal.models.regularizers import l2_factors
+from keras_dal.models.solvable import check_solvable
 from keras_dal.training import arguments
 from keras_dal.training.moments import sums_fit
 
@@ -114,7 +115,7 @@ def check_second_phase(wrap, structure, loss, data):
         arguments.check_trained([v for v in structure.linear_parameters if id(v) not in trained])
         check_traced_anew(wrap, structure.model)
     if wrap is not None and wrap.finish == "solve":
-        structure.check_solvable()
+        check_solvable(structure)
         warn_of_what_is_not_solved(structure)
     if wrap is None or not wrap.has_auto_rate:
         return

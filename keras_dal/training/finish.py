@@ -11,6 +11,7 @@ from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
+from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.models.structure import find_structure
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import STATISTICS_STEPS
@@ -75,7 +76,8 @@ def finish(
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)
     loss = loss_of(model, structure.activation, loss)
-    structure.check_solvable()
+    check_solvable(structure)
+    warn_of_precision(structure)
     averaged = wrap is not None and wrap.has_average
     source = x if statistics_from is None else statistics_from
     _check_readable(x, y, averaged and inputs is None and source is x)
@@ -87,7 +89,7 @@ def finish(
         if wrap is not None:
             if wrap.phase == "explore":
                 wrap.enter_exploit(model, structure)
-            structure.check_solvable()  # again: the average of a training that diverged is not finite
+            check_solvable(structure)  # again: the average of a training that diverged is not finite
         statistics = BatchStatistics(model)
         renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
         if verbose and averaged and statistics.are_there and not renews:

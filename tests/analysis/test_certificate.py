@@ -166,6 +166,19 @@ def test_keras_training_stays_below_the_bound(name):
     assert history[0] == pytest.approx(certificate.loss, rel=1e-5)
 
 
+def test_fewer_points_of_comparison_loosen_the_bound_and_nothing_else(monkeypatch):
+    rng = np.random.default_rng(0)
+    head, z = make_head("dense", rng, 6, 26, 3), rng.normal(size=(40, 6))
+    samples = z, LOSSES["softmax"].targets(rng.integers(0, 3, 40), 3), LOSSES["softmax"], rng.normal(size=21)
+    whole = certify_head(head, *samples)
+    monkeypatch.setattr("keras_dal.analysis.descent_bound._ENTRIES", 1)
+    fewer = certify_head(head, *samples)
+    assert (fewer.verdict, fewer.infimum) == (whole.verdict, whole.infimum)
+    assert 1 < len(fewer.comparisons) < len(whole.comparisons)
+    for step in (1, 10, 1000, 10**6):
+        assert whole.bound(step) <= fewer.bound(step) <= 2 * whole.bound(step)
+
+
 def test_steps_for_is_the_first_step_at_which_the_bound_is_reached():
     head, z, targets, loss = make_problem(7)
     certificate = certified(head, z, targets, loss)

@@ -1,0 +1,44 @@
+"""Which heads are refused before they are measured or solved for, and which are warned of."""
+
+import numpy as np
+
+from keras_dal._backend.warning import warn
+from keras_dal.features.tracing import HALVES
+
+
+def check_finite(structure):
+    """Raise a ValueError if a linear parameter of a `Structure` is not finite."""
+    theta = structure.theta()
+    if not np.isfinite(theta).all():
+        raise ValueError(
+            "The last layer must be finite: the training has diverged, go back to earlier weights. Received: "
+            f"{np.sum(~np.isfinite(theta))} parameters that are NaN or infinite"
+        )
+
+
+def check_solvable(structure):
+    """Raise a ValueError if a linear parameter is not finite, frozen, or has a constraint, which no solver knows."""
+    check_finite(structure)
+    frozen = [variable.path for variable in structure.linear_parameters if not variable.trainable]
+    if frozen:
+        raise ValueError(
+            "All of the last layer is solved for: set trainable=True on it, or leave it as it is. Received: "
+            f"frozen {', '.join(frozen)}"
+        )
+    bound = [variable.path for variable in structure.linear_parameters if variable.constraint is not None]
+    if bound:
+        raise ValueError(
+            "The last layer is solved for without constraints: leave kernel_constraint and bias_constraint out. "
+            f"Received: constraints on {bound}"
+        )
+
+
+def warn_of_precision(structure):
+    """Warn where a model rounds its logits to half precision, in which what is said of the head need not hold."""
+    dtype = structure.output_layer.compute_dtype
+    if dtype in HALVES:
+        warn(
+            f"The logits are computed in {dtype}, whose rounding can undo small margins: the result speaks of the head "
+            "in float64. Give the last layer dtype='float32', as Keras advises for mixed precision. Received: layer "
+            f"{structure.output_layer.name!r}"
+        )

@@ -1,0 +1,50 @@
+"""Heads that nothing is solved for, or with a warning."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_dal
+from keras_dal.models.solvable import check_solvable
+from keras_dal.models.structure import find_structure
+
+
+def compiled(head):
+    model = cases.sequential(head)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model, np.random.default_rng(0).standard_normal((12, 5)).astype("float32"), np.arange(12) % 3
+
+
+def test_a_constraint_on_the_head_is_told():
+    check_solvable(find_structure(cases.CASES[0].build()))
+    model = cases.sequential(layers.Dense(3, kernel_constraint="non_neg"))
+    with pytest.raises(ValueError, match=r"without constraints.*Received: .*kernel"):
+        check_solvable(find_structure(model))
+
+
+@pytest.mark.parametrize("solve", [keras_dal.finish, keras_dal.converge])
+def test_a_bias_that_is_frozen_stays_as_it_is(solve):
+    model, x, y = compiled(layers.Dense(3))
+    model.layers[-1].bias.trainable = False
+    before = [weight.copy() for weight in model.get_weights()]
+    with pytest.raises(ValueError, match=r"trainable=True.*Received: frozen .*bias"):
+        solve(model, x, y, verbose=0)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("function", [keras_dal.finish, keras_dal.converge, keras_dal.certify])
+def test_a_head_that_is_not_finite_is_refused(function):
+    model, x, y = compiled(layers.Dense(3))
+    model.layers[-1].bias.assign([0.0, np.nan, 0.0])
+    with pytest.raises(ValueError, match=r"must be finite.*Received: 1 parameters"):
+        function(model, x, y, verbose=0)
+
+
+@pytest.mark.parametrize("solve", [keras_dal.finish, keras_dal.converge])
+def test_a_head_in_half_precision_is_pointed_out(solve):
+    model, x, y = compiled(layers.Dense(3, dtype="mixed_bfloat16"))
+    with pytest.warns(UserWarning, match=r"computed in bfloat16.*Received: layer"):
+        solve(model, x, y, verbose=0)
