@@ -327,7 +327,7 @@ def test_a_search_that_runs_out_of_time_says_so(monkeypatch):
     z = generator.standard_normal((200, 30))
     y = (z @ generator.standard_normal(30) + 0.1 * generator.standard_normal(200) ** 3 > 0).astype(int)
     monkeypatch.setattr(duality._Search, "_last_bound", lambda self, logits: 0.0)
-    certificate = certify_head(heads.DenseHead(30, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(62), time_limit=1e-9)
+    certificate = certify_head(heads.DenseHead(30, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(62), seconds=1e-9)
     assert certificate.verdict == "undecided"
     assert "within 1e-09 seconds" in certificate.decided_by
 
