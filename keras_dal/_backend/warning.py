@@ -16,3 +16,8 @@ def warn(message):
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def described(error):
+    """Return an error as the end of a message."""
+    return f"{type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ from scipy import linalg
 
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
+from keras_dal.features.samples import some_rows
 
 _ROWS = 4  # samples that are looked at, for each column
 _BLOCK = 1024  # of them at a time
@@ -27,7 +28,7 @@ def num_independent(features):
     size, width = features.shape
     if size <= width + 1 or width > _WIDEST:
         return width
-    chosen = np.sort(np.random.default_rng(0).permutation(size)[: _ROWS * (width + 1)])
+    chosen = some_rows(size, _ROWS * (width + 1))
     gram, squares = _moments(features, chosen)
     norms = np.sqrt(np.diag(gram))
     rounding = _SINGLE * np.sqrt(squares) / np.where(norms > 0, norms, np.inf)  # of a column, in its own scale

@@ -50,6 +50,11 @@ def check_count(name, count):
         raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
 
 
+def some_rows(size, most):
+    """Return indices of random samples, `most` at most, in ascending order."""
+    return np.sort(np.random.default_rng(0).permutation(size)[:most])
+
+
 def check_positive(name, value):
     """Raise a ValueError for an argument that is no positive number."""
     if not isinstance(value, (int, float, np.number)) or not value > 0:

@@ -5,6 +5,11 @@ import contextlib
 from keras_dal.features.tracing import to_numpy
 
 
+def is_real(variable):
+    """Whether a variable holds real numbers: seeds and counters move by themselves."""
+    return "float" in str(variable.dtype)
+
+
 def values_of(variables):
     """Return the values of variables as arrays of their own: JAX would share its buffers, and donate them."""
     return [to_numpy(variable).copy() for variable in variables]

@@ -3,9 +3,10 @@
 import numpy as np
 from scipy import optimize
 
+from keras_dal.features.samples import some_rows
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
-from keras_dal.finishing.problem import ANCHORS, some_rows
+from keras_dal.finishing.problem import ANCHORS
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.array_backend import Host

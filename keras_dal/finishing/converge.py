@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from keras import tree
 
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import described, warn
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
@@ -175,7 +175,7 @@ def _gated_or_none(own, max_bytes, add_gates):
     except (ValueError, TypeError, NotImplementedError) as error:  # of a layer that cannot be made again, say
         warn(
             "The own head was not found to separate the samples, and a gated one cannot be made: its own loss is "
-            f"minimized. Received: {type(error).__name__}: {error}"
+            f"minimized. Received: {described(error)}"
         )
         return None
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal._backend.threads import threads_for
+from keras_dal.features.samples import some_rows
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
@@ -278,8 +279,3 @@ class Task:
         logits, targets = self._of_validation.logits(theta), self.data.validation_targets
         margins = self.data.loss.margins(logits, targets)
         return float(np.mean(self.data.loss.values(logits, targets) if margins is None else margins > 0))
-
-
-def some_rows(size, most):
-    """Return indices of random samples, `most` at most, in ascending order."""
-    return np.sort(np.random.default_rng(0).permutation(size)[:most])

@@ -4,8 +4,9 @@ import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal._backend.warning import warn
+from keras_dal.features.samples import some_rows
 from keras_dal.finishing.contradictions import Moves
-from keras_dal.finishing.problem import RIDGES, Task, some_rows, with_few_threads
+from keras_dal.finishing.problem import RIDGES, Task, with_few_threads
 from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT

@@ -8,7 +8,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _keras
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import described, warn
 from keras_dal.features.tracing import inference, recorded, replaced, to_numpy
 from keras_dal.features.variables import assign_all, values_of
 
@@ -178,7 +178,7 @@ def _unused_or_default(optimizer):
     except Exception as error:  # of a class of the user's own: no reason to lose a head that was solved for
         warn(
             "The optimizer cannot be made anew from its configuration, and the copy of the model has keras.optimizers."
-            f"SGD(): compile it with another one before it is trained. Received: {type(error).__name__}: {error}"
+            f"SGD(): compile it with another one before it is trained. Received: {described(error)}"
         )
         return keras.optimizers.SGD()
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal.features.tracing import computed_dtype, to_numpy
-from keras_dal.features.variables import assign_all
+from keras_dal.features.variables import assign_all, is_real
 
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
@@ -198,7 +198,7 @@ def _move(model, generator):
     Of what is not trained, variances stay positive, and indices what they are.
     """
     for variable in model.variables:
-        if "float" not in str(variable.dtype):
+        if not is_real(variable):
             continue  # seeds, and tables of names
         value = to_numpy(variable)
         noise = generator.random(value.shape, np.float32)

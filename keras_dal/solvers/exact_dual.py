@@ -71,7 +71,7 @@ class Block:
                 return (mass * unit, worst) if worst <= _LARGEST_SHARE else None
             mass = np.where(paired, mass - self.signs * metric.correction(residual), 0.0)
             if np.min(mass[paired]) <= 0:
-                return None
+                break
         return None
 
     def _rank_bounds(self):

@@ -1,8 +1,7 @@
 """When the monitor's messages are printed: never on a line that Keras still writes, nor at the price of a training."""
 
 from keras_dal import _backend
-from keras_dal._backend.warning import warn
-from keras_dal.training.messages import described
+from keras_dal._backend.warning import described, warn
 
 
 class Announcer:

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_dal import _backend, _keras
 from keras_dal._backend import arrays
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_of_cached
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import values_of
@@ -17,7 +17,6 @@ from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering, evaluated_once
 from keras_dal.training.measurement import as_logs
-from keras_dal.training.messages import described
 from keras_dal.training.statistics import have_moved
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import described, warn
 from keras_dal.features.variables import values_of
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
@@ -222,7 +222,7 @@ class Fit:
         try:
             self._wrap.set_exploit_rate(self._step_size())  # now of constant features
         except Exception as error:  # as in `_tried`
-            warn(f"The proven step stays what it was. Received: {messages.described(error)}")
+            warn(f"The proven step stays what it was. Received: {described(error)}")
 
     def _solve_next(self, epoch):
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)

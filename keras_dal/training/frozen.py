@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
-from keras_dal.features.variables import assign_all, values_of
+from keras_dal.features.variables import assign_all, is_real, values_of
 
 
 class FrozenState:
@@ -19,7 +19,7 @@ class FrozenState:
     """
 
     def __init__(self, model):
-        real = [variable for variable in model.non_trainable_variables if _is_real(variable)]
+        real = [variable for variable in model.non_trainable_variables if is_real(variable)]
         self._state = list(zip(real, values_of(real), strict=True))
 
     def check(self):
@@ -62,10 +62,6 @@ def checksum(model, structure):
     linear = {id(variable) for variable in structure.linear_parameters}
     total = 0
     for variable in model.weights:
-        if id(variable) not in linear and _is_real(variable):
+        if id(variable) not in linear and is_real(variable):
             total = zlib.crc32(np.ascontiguousarray(to_numpy(variable)).tobytes(), total)
     return total
-
-
-def _is_real(variable):
-    return "float" in str(variable.dtype)  # seeds and counters move by themselves

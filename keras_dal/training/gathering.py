@@ -5,13 +5,12 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import described, warn
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.samples import checked_weight, joined
 from keras_dal.features.store import RowWriter
 from keras_dal.features.tracing import features_of, inference
 from keras_dal.training.evaluated import evaluated
-from keras_dal.training.messages import described
 from keras_dal.training.statistics import BatchStatistics
 
 STATISTICS_STEPS = 100  # for batch statistics, at most

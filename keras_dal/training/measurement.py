@@ -6,12 +6,11 @@ import numpy as np
 
 from keras_dal import _backend
 from keras_dal._backend.threads import threads_for
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.inputs import input_specs
 from keras_dal.training.budget import Budget
 from keras_dal.training.kernel_change import KernelChange, some_samples
-from keras_dal.training.messages import described
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_dal._backend.warning import described
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.features.tracing import HALVES
@@ -12,11 +13,6 @@ from keras_dal.training.inner import path_to
 from keras_dal.training.statistics import have_moved
 
 _FEW = 5  # samples for each feature, with which a solved head fits what it saw and not much else
-
-
-def described(error):
-    """Return an error as the end of a message."""
-    return f"{type(error).__name__}: {error}"
 
 
 def only_measures():

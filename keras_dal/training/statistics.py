@@ -11,7 +11,7 @@ from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.settled import at_first
 from keras_dal.features.tracing import recorded, replaced, takes_training, to_numpy
-from keras_dal.features.variables import assign_all, values_of
+from keras_dal.features.variables import assign_all, is_real, values_of
 
 
 class BatchStatistics:
@@ -122,7 +122,7 @@ class UnknownStatistics:
         known |= {id(v) for v in statistics_of(model)}
         others = [v for v in model.non_trainable_variables if id(v) not in known]
         named = [(v.path, v) for v in others] + _backend.buffers(layers)
-        self._before = [(name, v, to_numpy(v).copy()) for name, v in named if "float" in str(v.dtype)]
+        self._before = [(name, v, to_numpy(v).copy()) for name, v in named if is_real(v)]
 
     def warn(self):
         """Warn of those that have changed since."""

@@ -8,11 +8,10 @@ from typing import Any
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import described, warn
 from keras_dal.features.tracing import pooled, recorded, replaced
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.training.evaluated import loss_arguments
-from keras_dal.training.messages import described
 from keras_dal.training.moments import StepMoments
 
 _MARK = "_keras_dal_hooked"  # of the train functions made here
