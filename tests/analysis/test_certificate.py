@@ -1,5 +1,6 @@
 """Certificates against dense float64 algebra, real gradient descent and independent solvers."""
 
+import dataclasses
 import json
 import re
 
@@ -12,6 +13,7 @@ from scipy import optimize, special
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate, certify, certify_head
+from keras_dal.analysis.descent_bound import Objective
 from keras_dal.analysis.width import width_curve
 from keras_dal.finishing.converge import converge
 from keras_dal.solvers.duality import Enclosure
@@ -146,6 +148,28 @@ def test_gradient_descent_stays_below_the_bound_at_every_step(kind, name, penalt
         assert certificate.bound(400) < certificate.bound(0)
 
 
+def test_the_curvature_of_a_penalty_is_twice_its_largest_factor():
+    head, z, targets, loss = make_problem(0)
+    factors = np.random.default_rng(0).uniform(0.0, 5.0, head.num_parameters)
+    penalized = certified(head, z, targets, loss, penalty=factors)
+    assert penalized.beta == pytest.approx(certified(head, z, targets, loss).beta + 2 * factors.max())
+
+
+def test_points_between_theta_and_a_witness_have_the_errors_of_both(monkeypatch):
+    head, z, targets, loss = make_problem(0)
+    objective = Objective(jacobian(head, z), loss, targets, np.ones(len(z)))
+    theta, witness = np.random.default_rng(0).normal(size=(2, head.num_parameters))
+    off = {id(theta): 0.1, id(witness): -0.1}
+    monkeypatch.setattr(
+        Objective, "evaluate", lambda _, at: (head.logits(z, at) + off[id(at)], np.full(targets.shape, 0.1))
+    )
+    seen = []
+    monkeypatch.setattr(Objective, "_along", lambda *arguments: seen.append(arguments[-2:]) or [])
+    objective.comparisons(theta, [witness])
+    for direction, (logits, errors) in seen:
+        assert np.all(np.abs(logits - head.logits(z, direction)) <= errors + 1e-12)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_keras_training_stays_below_the_bound(name):
     rng = np.random.default_rng(0)
@@ -267,6 +291,20 @@ def test_spectral_norm_bound_holds_and_is_not_far_off(kind, shift_invariant):
         matrix = (matrix - matrix.mean(axis=1, keepdims=True) * shift_invariant) * np.sqrt(weights)[:, None, None]
         sigma_max = np.linalg.norm(matrix.reshape(90, -1), 2)
         assert sigma_max <= head.spectral_norm_bound(z, weights, shift_invariant) <= 1.7 * sigma_max
+
+
+@pytest.mark.parametrize("kind", ["gated", "gated beside", "branch"])
+@pytest.mark.parametrize("shut", [True, False], ids=["gates that are shut", "inputs that are zero"])
+def test_spectral_norm_bound_holds_where_gated_units_have_little_but_their_biases(kind, shut):
+    rng = np.random.default_rng(0)
+    z, weights, head = rng.normal(size=(30, 5)), rng.uniform(0.1, 3.0, 30), make_head(kind, rng, 5, 12, 3)
+    gates = head.parts[0] if isinstance(head, heads.SumHead) else head
+    if shut:
+        gates.gate_bias = gates.gate_bias - 100.0
+    else:
+        z = np.broadcast_to(gates.mean, z.shape).astype(float)
+    rows = (dense_jacobian(head, z) * np.sqrt(weights)[:, None, None]).reshape(90, -1)
+    assert np.linalg.norm(rows, 2) <= head.spectral_norm_bound(z, weights)
 
 
 @pytest.mark.parametrize(
@@ -584,3 +622,12 @@ def test_an_offset_hides_nothing_of_what_is_left(bent):
     expected = np.sum(left**2) / np.sum((small - small.mean()) ** 2)
     assert certificate.residual_share == pytest.approx(expected, rel=1e-4, abs=1e-15)
     assert certificate.verdict == ("not aligned" if bent else "aligned")
+
+
+@pytest.mark.parametrize(("value", "far", "wanted"), [(0.3, 1.1, 0.85), (0.6, 2.2, 1.7)])
+def test_steps_that_are_a_whole_number_up_to_rounding_are_not_one_too_few(value, far, wanted):
+    """After one step the bound is `value + far / 2`, in float64 the number after the wanted one."""
+    certificate = certified(*make_problem(7))
+    given = dataclasses.replace(certificate, loss=9.0, beta=1.0, comparisons=((9.0, 0.0), (value, far)))
+    assert given.bound(1) > wanted
+    assert given.bound(given.steps_for(wanted)) <= wanted

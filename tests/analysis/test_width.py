@@ -1,5 +1,7 @@
 """The width curve against dense float64 decompositions of the columns of every width."""
 
+from fractions import Fraction
+
 import cases
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ from scipy import linalg, optimize, special
 
 import keras_dal
 from keras_dal import plots
-from keras_dal.analysis.width import width_curve
+from keras_dal.analysis.width import _WidthData, width_curve
 from keras_dal.losses import SoftmaxCrossEntropy
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.solvers.nested_columns import NestedColumns
@@ -136,6 +138,14 @@ def test_it_settles_where_all_draws_are_aligned_and_not_before():
     assert width_curve(model, x, y, widths=[0, 4], draws=1, verbose=0).settled is None
 
 
+def test_it_does_not_settle_where_another_draw_than_the_first_misses_a_label(monkeypatch):
+    model, x, y = problem("squared error")
+    asked = []
+    monkeypatch.setattr(_WidthData, "misses_some", lambda problem, fit: asked.append(fit) or len(asked) == 2)
+    assert width_curve(model, x, y, widths=[0, 40], draws=2, verbose=0).settled is None
+    assert len(asked) == 2  # of each draw, at the width that is aligned
+
+
 def test_a_classifier_settles_where_its_infimum_is_proved_to_be_zero():
     model, x, _ = problem("softmax")
     y = np.digitize(x[:, 0], [1.5, 2.5])  # separable by the features, and not aligned with them
@@ -247,6 +257,20 @@ def test_coefficients_at_a_rank_are_those_of_a_dense_solver():
         residual = np.sum(weights[:, None] * (targets - expected) ** 2)
         assert fit.least <= residual * (1 + 1e-14)
         assert fit.least == pytest.approx(residual, rel=1e-10)
+
+
+def test_products_with_an_offset_are_known_up_to_its_rounding_only():
+    """Labels that the products themselves reach are not reached by the rounded ones, and no bound says so."""
+    left, right = 1e3 + np.random.default_rng(0).standard_normal((2, 50))
+    products = [Fraction(a) * Fraction(b) for a, b in zip(left, right, strict=True)]
+    labels = np.array([[float(each - sum(products) / 50)] for each in products])
+    nested = NestedColumns(1, np.ones(50), True, 2.0**-23)
+    nested.append((left * right)[:, None], products=True)
+    fit = nested.solve(labels)
+    assert fit.residual.item() > 0
+    assert fit.least == 0
+    assert np.all(np.abs(fit.logits - labels) <= fit.errors)
+    assert np.max(fit.errors) < 1e-7
 
 
 @pytest.mark.parametrize("constant", [True, False])

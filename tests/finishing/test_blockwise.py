@@ -69,6 +69,14 @@ def test_it_ends_where_newton_ends(kind, penalty):
         assert getattr(blockwise, name) == pytest.approx(getattr(newton, name), rel=1e-3, abs=3e-3)
 
 
+@pytest.mark.parametrize("row", [0, -1], ids=["first", "last"])
+def test_one_soft_label_in_any_block_leaves_no_hard_ones(row):
+    train, model = samples("sides"), head(12, 4, LOSSES["sides"])
+    assert task_of(model, train).has_hard_labels
+    train.labels[row] = 0.25
+    assert not task_of(model, train).has_hard_labels
+
+
 def test_its_gradient_is_that_of_finite_differences():
     train, model = samples("hard", n=200), head(12, 4, LOSSES["hard"])
     task = task_of(model, train)

@@ -119,3 +119,10 @@ def test_labels_that_differ_by_the_rounding_of_float32_are_constant():
     y[::3] = np.nextafter(y[::3], np.float32(1))
     loss = loss_of(problem("squared error")[0], "linear")
     assert loss.unit(loss.targets(y, 1), np.ones(200)) == 1.0
+
+
+def test_a_last_block_of_labels_that_float32_holds_does_not_make_those_before_it_constant():
+    y = 1.0 + 1e-8 * np.random.default_rng(0).standard_normal((5000, 1))
+    y[4096:] = 1.0
+    loss = loss_of(problem("squared error")[0], "linear")
+    assert loss.unit(loss.targets(y, 1), np.ones(5000)) == pytest.approx(np.var(y), rel=1e-6)

@@ -96,6 +96,18 @@ def test_bound_of_a_margin_is_reached(loss):
     assert loss.values(logits, loss.targets(y, C))[0] == pytest.approx(loss.at_margin(1.5, C))
 
 
+@pytest.mark.parametrize("loss", LOSSES[1:], ids=repr)
+@pytest.mark.parametrize("share", [1e-20, 1e-12, 1e-6])
+def test_the_entropy_of_a_dual_point_keeps_all_digits_of_faint_shares(loss, share):
+    """A lower bound of the infimum leaves room for a relative rounding of 1e-10."""
+    targets = loss.targets(problem(loss, n=1)[1], C)
+    shares = np.zeros((1, C))
+    shares[0, np.argmin(targets)] = share
+    exact = share * (1 - np.log(share)) - share**2 / 2  # up to its cube
+    of_all = np.sum(loss.separation_dual(targets).entropy(shares))
+    assert of_all * (1 if loss.exclusive else C) == pytest.approx(exact, rel=1e-12, abs=0)
+
+
 def test_the_smoothing_of_a_keras_loss_is_kept():
     for kind in (keras.losses.CategoricalCrossentropy, keras.losses.BinaryCrossentropy):
         assert resolve_loss(kind(label_smoothing=0.1)).label_smoothing == 0.1

@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from exact_head import fractions
 from scipy import optimize
 
 from keras_dal.heads import DenseHead
 from keras_dal.heads.cached_jacobian import CachedJacobian
-from keras_dal.losses import SoftmaxCrossEntropy
+from keras_dal.losses import SoftmaxCrossEntropy, SquaredError
 from keras_dal.solvers import gap
 from keras_dal.solvers.whitening import Whitening
 
@@ -63,6 +64,22 @@ def test_steps_are_those_of_the_dense_hessian_and_the_gap_holds_beside_a_penalty
         assert objective(phi) - least.fun <= bound + 1e-9
         assert decrease == pytest.approx(objective(np.zeros_like(phi)) - objective(phi), abs=1e-7)
     assert bound < 0.1  # next to the minimum
+
+
+def test_a_gap_counts_what_rounding_the_logits_makes_of_labels_that_are_nearly_reached():
+    """Where they are reached to the last digit the slopes are zero, and all there is of them is rounding."""
+    features = (1 + np.random.default_rng(0).random((20, 1))).astype(np.float32)
+    head, ridge, everything, weights = DenseHead(1, 1, False), 1e-8, np.arange(20), np.ones(20)
+    coordinates = Whitening(CachedJacobian(head, features))
+    start = np.array([1000 / 3])
+    targets = head.logits(features.astype(np.float64), start)
+    proximal = gap.ProximalLoss(head, SquaredError(), features, targets, weights, start, everything, ridge, coordinates)
+    z, y, (r,), (theta,), rho = map(fractions, (features[:, 0], targets[:, 0], coordinates.root[0], start, ridge))
+    bend = z @ z / 20 + rho * (z @ z / 20 + 1 / r**2)
+    least = theta + (z @ (y - z * theta) / 20) / bend
+    for steps in range(-4, 5):
+        at = start + steps * np.spacing(start)
+        assert proximal.bound(at).gap >= bend * (fractions(at)[0] - least) ** 2
 
 
 def test_none_are_needed_where_the_gap_is_small_already():

@@ -950,3 +950,13 @@ def test_a_fit_after_the_last_keeps_the_result(monkeypatch):
     model.optimizer.restart()
     fit(model, 1, callbacks=[monitor])
     assert monitor.result is None
+
+
+def test_a_last_batch_of_a_few_samples_counts_for_a_few_in_batch_statistics():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization(), keras.layers.Dense(2)])
+    x = np.random.default_rng(0).standard_normal((20, 3)).astype("float32")
+    statistics = BatchStatistics(model)
+    for rows in (x[:16], x[16:]):
+        statistics.add((rows,))
+    statistics.settle()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(model.layers[0].moving_mean), x.mean(axis=0), atol=1e-6)

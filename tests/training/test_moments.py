@@ -91,3 +91,18 @@ def test_the_inputs_that_are_kept_are_the_first_each_about_as_often(size):
     kept, counts = np.unique(moments.samples(), axis=0, return_counts=True)
     np.testing.assert_array_equal(kept, x[:NUM_PROBES])
     assert counts.max() - counts.min() <= 1
+
+
+def test_the_sums_of_an_epoch_are_not_in_those_of_the_next():
+    moments = StepMoments(Shape(M, C), SoftmaxCrossEntropy())
+    features = np.random.default_rng(0).standard_normal((N, M)).astype("float32")
+    batch = None, *map(ops.convert_to_tensor, (HARD.astype("float32"), features))
+    found = []
+    for measuring in (True, True, False, True):
+        moments.clear(measuring)
+        moments.add(*batch)
+        found.append(moments.read())
+    for sums, count in (found[1], found[3]):
+        np.testing.assert_array_equal(sums, found[0][0])
+        assert count == N
+    assert not found[2][0].any()
