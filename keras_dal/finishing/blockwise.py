@@ -50,18 +50,13 @@ class BlockwiseTask:
         self.anchors = some_rows(len(train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)
-        infimum, squares, self.has_hard_labels = 0.0, 0.0, True
-        for rows, logits in self._logits(theta):
-            some = targets[rows]
-            infimum += train.weights[rows] @ loss.infimum(some)
-            squares += np.sum(np.square(logits, dtype=np.float64))
-            self.has_hard_labels &= loss.are_hard(some)
-        self.floor, self.size = float(infimum / len(train)), float(np.sqrt(squares / len(train)))
+        squares = sum(np.sum(np.square(logits, dtype=np.float64)) for _, logits in self._logits(theta))
+        self.size = float(np.sqrt(squares / len(train)))
 
     def unchanged(self):
         """Return the point at which the path begins."""
         distance = Quadratic(self._whitening, 1.0)
-        return self._point(_Evaluation(self, np.zeros(self.data.head.num_parameters), distance))
+        return _Evaluation(self, np.zeros(self.data.head.num_parameters), distance).point
 
     def minimize_to(self, ridge, gap):
         """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
@@ -69,7 +64,7 @@ class BlockwiseTask:
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
         last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
         self.path.end(Ending.MAX_STEPS)
-        self.path.add(self._point(last))
+        self.path.add(last.point)
         if self._is_proved(last, gap):
             return
 
@@ -82,7 +77,7 @@ class BlockwiseTask:
             self.num_steps += 1
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, penalty)
-            self.path.add(self._point(step))
+            self.path.add(step.point)
             if self._is_proved(step, gap):
                 raise StopIteration
 
@@ -92,21 +87,9 @@ class BlockwiseTask:
             self.path.end(Ending.STALLED)
 
     def _is_proved(self, step, gap):
-        self.proof = prove(self, step.ridge, self._whitening, gap) if step.gap <= gap else None
+        point = step.point
+        self.proof = prove(self, point.ridge, self._whitening, gap) if point.gap <= gap else None
         return self.proof is not None
-
-    def _point(self, step):
-        return Point(
-            seconds=self.path.elapsed(),
-            ridge=step.ridge,
-            loss=step.loss,
-            accuracy=step.accuracy,
-            margin=step.margin,
-            moved=float(np.sqrt(step.moved)),
-            gap=step.gap,
-            validation=None,
-            theta=step.theta,
-        )
 
     def _logits(self, theta):
         """Yield slices of the samples and their logits, float32."""
@@ -115,29 +98,36 @@ class BlockwiseTask:
 
 
 class _Evaluation:
-    """Value and gradient of the objective at some phi, and what a `Point` says of it, from one pass over samples."""
+    """Value and gradient of the objective at some phi, and its `Point`, from one pass over samples."""
 
     def __init__(self, task, phi, penalty):
-        self.phi, self.ridge = phi.copy(), penalty.ridge
+        self.phi, ridge, size = phi.copy(), penalty.ridge, len(task.data.train)
         change = task._whitening.theta(phi)
-        self.theta = task.data.theta + change
-        moved = task._still.logits(change)
-        self.moved = float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
+        theta, moved = task.data.theta + change, task._still.logits(change)
+        moved_square = float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
         self._loss, self._right, self._margin = 0.0, 0, np.inf
-        slope = task._samples.pulled_back(self._cotangents(task))
-        slope += task._still.adjoint(np.float32(2 * self.ridge / len(moved)) * moved)
-        self.loss = float(self._loss / len(task.data.train))
-        self.value = float(self.loss + self.ridge * self.moved + penalty.value(phi))
+        slope = task._samples.pulled_back(self._cotangents(task, theta))
+        slope += task._still.adjoint(np.float32(2 * ridge / len(moved)) * moved)
+        loss = float(self._loss / size)
+        self.value = float(loss + ridge * moved_square + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
-        self.gap = min(gap_of(self.gradient, self.ridge), max(self.value - task.floor, 0.0))  # as of `problem.Task`
         has_sides = task.data.loss.exclusive is not None
-        self.accuracy = self._right / len(task.data.train) if has_sides else None
-        self.margin = float(self._margin) if has_sides else None
+        self.point = Point(
+            seconds=task.path.elapsed(),
+            ridge=ridge,
+            loss=loss,
+            accuracy=self._right / size if has_sides else None,
+            margin=float(self._margin) if has_sides else None,
+            moved=float(np.sqrt(moved_square)),
+            gap=min(gap_of(self.gradient, ridge), max(self.value - task.data.floor, 0.0)),  # as of `problem.Task`
+            validation=None,
+            theta=theta,
+        )
 
-    def _cotangents(self, task):
+    def _cotangents(self, task, theta):
         for rows, block in task._samples.blocks():
             task.path.check()
-            logits, targets = task._samples.of_block(block, self.theta), task.data.targets[rows]
+            logits, targets = task._samples.of_block(block, theta), task.data.targets[rows]
             weights = task.data.train.weights[rows]
             self._loss += weights @ task.data.loss.values(logits, targets)
             if task.data.loss.exclusive is not None:

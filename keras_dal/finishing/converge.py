@@ -136,7 +136,7 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
         plain = not own.data.structure.gated_layers
         if gated is True and plain:
             task = add_gates(own)
-        if ridge is not None or not own.has_hard_labels:
+        if ridge is not None or not own.data.has_hard_labels:
             if ridge is None:
                 task.minimize(_in_unit(own, RIDGES), tol, tol)
             else:

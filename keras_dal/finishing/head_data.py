@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend import arrays
 from keras_dal.analysis.certificate import certify_head, of_model
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
 from keras_dal.models.regularizers import l2_factors
+
+_BLOCK = 4096  # samples whose targets are looked at together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +45,20 @@ class HeadData:
     def factors(self):
         """L2 factors of the parameters as they were solved for, None for another penalty."""
         return l2_factors(self.structure.linear_parameters)
+
+    @functools.cached_property
+    def floor(self):
+        """Least training loss of any model: the mean entropy of soft labels, 0 for hard ones."""
+        parts = (self.loss.infimum(self.targets[rows]) @ self.train.weights[rows] for rows in self._blocks())
+        return float(sum(parts)) / len(self.train)
+
+    @functools.cached_property
+    def has_hard_labels(self):
+        """Whether samples have right sides on which the loss goes to 0: labels that are hard, of classes."""
+        return all(self.loss.are_hard(self.targets[rows]) for rows in self._blocks())
+
+    def _blocks(self):
+        return arrays.slices(len(self.train), _BLOCK)
 
     @functools.cached_property
     def are_exact(self):

@@ -54,7 +54,6 @@ class Task:
 
     Attributes:
         data: the `HeadData`, which outlasts the task.
-        floor: least training loss of any model, the mean entropy of soft labels, 0 for hard ones.
         proof: the `Proof` of the last point of the path, None where there is none.
         num_steps: how many the minimization took that ended last, for all its weights of the change.
         penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
@@ -68,7 +67,7 @@ class Task:
         targets = loss.targets(train.labels, structure.num_outputs)
         known = validation is not None
         held_out = (validation, loss.targets(validation.labels, structure.num_outputs)) if known else ()
-        self.path, self.floor = path, loss.floor(targets, train.weights)
+        self.path = path
         for layer in structure.gated_layers:
             if layer is structure.output_layer and layer.is_zero:
                 layer.adapt(train.features)
@@ -125,11 +124,6 @@ class Task:
     def whitening(self):
         """The coordinates phi, made when they are needed first."""
         return Whitening(self._still, self.samples)
-
-    @functools.cached_property
-    def has_hard_labels(self):
-        """Whether samples have right sides on which the loss goes to 0: labels that are hard, of classes."""
-        return self.data.loss.are_hard(self.data.targets)
 
     def _margins(self, logits):
         return self.data.loss.margins(logits[: len(self.data.train)], self.data.targets)
@@ -196,7 +190,7 @@ class Task:
         """
         step, point, before = None, None, np.inf
         for step, point in self._walk(problem, phi):
-            if enough is not None and point.loss - self.floor <= enough:
+            if enough is not None and point.loss - self.data.floor <= enough:
                 return step, point, Ending.TOLERANCE
             if step.gap <= gap:
                 return step, point, Ending.GAP
@@ -226,7 +220,7 @@ class Task:
     def is_done(self, tol):
         """Return whether the loss is at most tol above its floor before any change; then the path is this point."""
         point = self.unchanged()
-        done = point.loss - self.floor <= tol
+        done = point.loss - self.data.floor <= tol
         if done:
             self.path.add(point)
             self.path.end(Ending.TOLERANCE)
@@ -243,7 +237,7 @@ class Task:
             change = self._change(problem, step.phi)
             theta = self.data.theta + np.pad(change, (len(self.data.theta) - len(change), 0))  # the last part's, or all
             # no model's loss is below the floor, and no other term is negative
-            gap = min(step.gap, max(step.objective - self.floor, 0.0)) if problem.ridge else step.gap
+            gap = min(step.gap, max(step.objective - self.data.floor, 0.0)) if problem.ridge else step.gap
             point = self._point(theta, step.logits, problem.ridge, gap)
             if phi is None or step.phi is not phi:
                 self.path.add(point)

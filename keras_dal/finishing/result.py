@@ -204,7 +204,6 @@ class _Run(NamedTuple):
     kept: Point  # that the path came to
     ending: Ending
     size: float
-    has_hard_labels: bool
     scaled_to: float
     method: str
     proof: Proof | None
@@ -229,7 +228,6 @@ def finished(task, path, tol, scaled_to):
         kept=path.best(),
         ending=path.stopped_by,
         size=task.size,
-        has_hard_labels=task.has_hard_labels,
         scaled_to=scaled_to,
         method=task.method,
         proof=task.proof,
@@ -241,7 +239,7 @@ def finished(task, path, tol, scaled_to):
         structure=data.structure,
         loss_name=data.loss.name,
         path=points,
-        floor=task.floor,
+        floor=data.floor,
         tol=tol,
         penalized=task.penalty is not None,
         seconds=path.elapsed(),
@@ -265,7 +263,7 @@ def _written(data, run, point):
     fitted = data.fitted(theta)
     margins = fitted.margins()
     margin = None if margins is None else float(np.min(margins))
-    separates = margin is not None and margin > 0 and run.has_hard_labels
+    separates = margin is not None and margin > 0 and data.has_hard_labels
     proved_margin = fitted.least_margin() if separates else -np.inf
     scale = least_scale(fitted.mean_loss, run.scaled_to) if proved_margin > 0 else 1.0
     before, after, scaled = data.qualities(theta, scale)

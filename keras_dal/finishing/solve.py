@@ -44,7 +44,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     )
     gap = GAP * loss.unit(task.data.targets, samples.weights)
     try:
-        if structure.gated_layers and task.has_hard_labels:
+        if structure.gated_layers and task.data.has_hard_labels:
             task.separate()
         else:
             task.minimize_to(weight_of_change(task.data), gap)

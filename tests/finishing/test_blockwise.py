@@ -72,9 +72,9 @@ def test_it_ends_where_newton_ends(kind, penalty):
 @pytest.mark.parametrize("row", [0, -1], ids=["first", "last"])
 def test_one_soft_label_in_any_block_leaves_no_hard_ones(row):
     train, model = samples("sides"), head(12, 4, LOSSES["sides"])
-    assert task_of(model, train).has_hard_labels
+    assert task_of(model, train).data.has_hard_labels
     train.labels[row] = 0.25
-    assert not task_of(model, train).has_hard_labels
+    assert not task_of(model, train).data.has_hard_labels
 
 
 def test_its_gradient_is_that_of_finite_differences():
