@@ -53,7 +53,7 @@ def descend(model, certificate, train, test, steps):
     """Return losses and test accuracies after 0 ... steps of gradient descent on the head, on cached features."""
     structure = keras_dal.find_structure(model)
     loss, theta = SoftmaxCrossEntropy(), structure.theta()
-    seen, unseen = (CachedJacobian(structure.head(), features(structure, images)) for images in (train, test))
+    seen, unseen = (CachedJacobian.of_head(structure.head(), features(structure, images)) for images in (train, test))
     targets = loss.targets(train.y, 10)
     losses, accuracies = [], []
     for _ in range(steps + 1):

@@ -101,7 +101,7 @@ def scipy_lbfgs(data, gated, limit):
 
 def minimize(structure, data, clock):
     """Minimize the cross-entropy of a head by L-BFGS until the clock stops it."""
-    jacobian = CachedJacobian(structure.head(), data["z"])  # the same products, so that only the method differs
+    jacobian = CachedJacobian.of_head(structure.head(), data["z"])  # the same products, so that only the method differs
     targets = SOFTMAX.targets(data["y"], structure.num_outputs)
     last = structure.theta()
 

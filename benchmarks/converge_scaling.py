@@ -52,8 +52,8 @@ def branch(z, gates):
 def iteration(z, gates):
     """Return a function that multiplies a direction by the Hessian, and the shapes of its matrix products."""
     head, labels = branch(z, gates), np.random.default_rng(1).integers(0, OUTPUTS, len(z))
-    jacobian = CachedJacobian(head, z)
-    whitening = Whitening(CachedJacobian(head, z[:10_000]))
+    jacobian = CachedJacobian.of_head(head, z)
+    whitening = Whitening(CachedJacobian.of_head(head, z[:10_000]))
     start = np.zeros((len(z), OUTPUTS), np.float32)
     curve = Separation(np.eye(OUTPUTS)[labels], 1.0, exclusive=True).hessian(start, np.arange(len(z)))
     direction = np.random.default_rng(2).normal(size=head.num_parameters)
@@ -72,7 +72,7 @@ def interpolation(z, gates):
 
     Half of a Gram matrix is computed, and a Cholesky factorization takes a third of n^3 operations.
     """
-    mixture = CachedJacobian(branch(z, gates).parts[0], z)
+    mixture = CachedJacobian.of_head(branch(z, gates).parts[0], z)
     anchors = mixture.restricted(np.arange(min(len(z), 10_000)))
     moves = np.random.default_rng(1).normal(size=(len(z), OUTPUTS))
 

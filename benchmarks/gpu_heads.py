@@ -131,7 +131,7 @@ def pytorch(z, y, classes, gated, limit, least):
 def product(z, y, classes, gated):
     """Return what one product with the second derivative takes."""
     structure = keras_dal.find_structure(untrained(z, classes, gated))
-    jacobian = CachedJacobian(structure.head(), z, ROOM, Accelerator())
+    jacobian = CachedJacobian.of_head(structure.head(), z, ROOM, Accelerator())
     loss, xp = SoftmaxCrossEntropy(), arrays.TENSORS
     theta = xp.single(np.random.default_rng(0).standard_normal(jacobian.num_parameters) * 1e-3)
     targets = xp.single(np.eye(classes, dtype=np.float32)[y])

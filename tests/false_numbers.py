@@ -106,7 +106,7 @@ def beyond_gap(problem, seed):
     """
     generator, ridge = np.random.default_rng(seed), 0.01
     features, head = in_float32(problem.features), problem.head
-    whitening = Whitening(CachedJacobian(head, features))
+    whitening = Whitening(CachedJacobian.of_head(head, features))
     weights = problem.weights / problem.weights.mean()
     start, anchors = np.zeros(head.num_parameters), np.arange(len(features))
     proximal = ProximalLoss(head, problem.loss, features, problem.targets, weights, start, anchors, ridge, whitening)

@@ -46,7 +46,7 @@ class BlockwiseTask:
         self.data, self.path = HeadData(structure, loss, head, theta, train, targets, max_bytes), path
         entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
         # no bytes, because it would copy the features
-        self._samples = CachedJacobian(head, train.features, max_bytes=0, entries=entries)
+        self._samples = CachedJacobian.of_head(head, train.features, max_bytes=0, entries=entries)
         self.anchors = some_rows(len(train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)

@@ -76,7 +76,7 @@ class Task:
         self.data = HeadData(structure, loss, head, structure.theta(), train, targets, max_bytes, *held_out)
         self.proof, self.penalty, self.num_steps = None, None, 0
         self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
-        self.samples = self.jacobian = CachedJacobian(head, train.features, max_bytes)
+        self.samples = self.jacobian = CachedJacobian.of_head(head, train.features, max_bytes)
         self._num_rows = len(train) + (0 if anchors is None else len(anchors))
         self.start = self._start_of(self.samples)
         if anchors is None:
@@ -84,11 +84,13 @@ class Task:
             still = self.samples.restricted(self.anchors) if len(self.anchors) < len(train) else self.samples
         else:
             self.anchors = len(train) + np.arange(len(anchors))
-            still = CachedJacobian(head, anchors, max_bytes, self.samples.on)
+            still = CachedJacobian.of_head(head, anchors, max_bytes, self.samples.on)
             self.jacobian = StackedJacobian([self.samples, still])
             self.start = self._where.concatenate([self.start, self._start_of(still)])
         self._still = still
-        self._of_validation = CachedJacobian(head, validation.features, max_bytes, self.samples.on) if known else None
+        self._of_validation = (
+            CachedJacobian.of_head(head, validation.features, max_bytes, self.samples.on) if known else None
+        )
 
     @functools.cached_property
     def _where(self):

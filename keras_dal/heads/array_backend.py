@@ -1,4 +1,4 @@
-"""Where float32 matrix products are made: by NumPy, or by the Keras backend on an accelerator that is worth it."""
+"""Where matrix products are made: by NumPy, or in float32 by the Keras backend on an accelerator that is worth it."""
 
 import math
 from typing import Any
@@ -32,6 +32,7 @@ class _Library:
     xp: Any
     block: int
     entries: int
+    dtype: Any = np.float32
 
     def array(self, values) -> Any:
         return self.xp.single(values)
@@ -51,12 +52,19 @@ class _Library:
 
 
 class Host(_Library):
-    """NumPy, whose matrix products write into memory that is used again: fresh pages cost as much as the product."""
+    """NumPy, whose matrix products write into memory that is used again: fresh pages cost as much as the product.
+
+    Args:
+        dtype: of the products; Gram matrices are float32 in any case.
+    """
 
     xp, block, entries = arrays.NUMPY, 1024, 2**25
 
-    def __init__(self):
-        self._buffer = np.empty(0, np.float32)
+    def __init__(self, dtype: Any = np.float32):
+        self.dtype, self._buffer = dtype, np.empty(0, dtype)
+
+    def array(self, values):
+        return np.asarray(values, self.dtype)
 
     def matmul(self, left, right):
         return left @ right
@@ -114,7 +122,7 @@ class Host(_Library):
     def _scratch(self, shape):
         size = math.prod(shape)
         if size > self._buffer.size:
-            self._buffer = np.empty(size, np.float32)
+            self._buffer = np.empty(size, self.dtype)
         return self._buffer[:size].reshape(shape)
 
     def without_gram(self, matrix, columns):

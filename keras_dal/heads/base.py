@@ -4,12 +4,17 @@ A head has `shapes` (of its linear parameters, in the order of `Structure.linear
 `num_outputs` and two maps that are transposes of each other in the parameters: `logits` and `adjoint`.
 """
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from keras_dal._backend.arrays import EPS
+from keras_dal.heads.array_backend import Host
+from keras_dal.heads.cached_jacobian import CachedJacobian
+
+_ENTRIES = 2**22  # hidden values in float64 that exist at a time
 
 
 def split(theta, shapes):
@@ -32,15 +37,26 @@ class Head:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def logits(self, features, theta):
-        """Return f, shape `(k, C)`, for features `(k, m)` and a flat theta `(num_parameters,)`, in features' dtype."""
-        raise NotImplementedError
+        """Return f, shape `(k, C)`, for features `(k, m)` and a flat theta `(num_parameters,)`, in float64."""
+        return self._exact(features).logits(theta)
 
     def adjoint(self, features, cotangent):
         """Return `J' vec(cotangent)`, shape `(num_parameters,)`, for features `(k, m)` and a cotangent `(k, C)`."""
-        raise NotImplementedError
+        return self._exact(features).adjoint(cotangent)
+
+    def magnitudes(self, features, theta):
+        """Return the logits with every product in their sums replaced by its magnitude, for a theta without signs."""
+        return self._exact(features).magnitudes(theta)
+
+    def _exact(self, features):
+        return CachedJacobian(self._parts, features, entries=_ENTRIES)
+
+    @functools.cached_property
+    def _parts(self):
+        return self.products(Host(np.float64))
 
     def products(self, on) -> list:
-        """Return the `part.Part` of each summand, which multiplies fixed features in float32 on an `array_backend`."""
+        """Return the `part.Part` of each summand, which multiplies features on an `array_backend`."""
         raise NotImplementedError
 
     def columns(self, features) -> np.ndarray | None:
@@ -56,10 +72,6 @@ class Head:
             weights: of the samples, `(n,)`; rows are multiplied by their roots.
             shift_invariant: whether constants per sample are removed from the logits.
         """
-        raise NotImplementedError
-
-    def magnitudes(self, features, theta) -> np.ndarray:
-        """Return the logits with every product in their sums replaced by its magnitude, for a theta without signs."""
         raise NotImplementedError
 
     def rounding(self, features, theta):

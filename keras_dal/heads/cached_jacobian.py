@@ -1,9 +1,9 @@
-"""Products with J_S on features that stay as they are: float32 matrix products, block by block."""
+"""Products with J_S on features that stay as they are, block by block."""
 
-import copy
 import functools
 import math
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -12,63 +12,80 @@ from keras_dal.heads import array_backend
 
 
 class CachedJacobian:
-    """J_S of a head on fixed features, with its gates computed once where memory allows.
+    """J_S of the parts of a head on fixed features.
 
-    What it is given in NumPy it returns in NumPy: float32 logits, and sums over blocks of samples in float64. Tensors
-    of the backend stay float32 tensors.
+    What it is given in NumPy it returns in NumPy: logits in the dtype of the parts, and sums over blocks of samples in
+    float64. Tensors of the backend stay float32 tensors.
 
     Args:
-        head: a `heads.Head` with P parameters and C outputs.
+        parts: of the head, each a `part.Part`, on one `array_backend`.
         features: array `(n, m)`, possibly memory-mapped.
-        max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
-        on: an `array_backend`; the fastest for such a head by default.
-        entries: hidden values, and features where they are not kept, that exist at a time; that of `on` by default.
+        prepared: inputs and gates of every part for all samples; by default they are computed in every product.
+        entries: hidden values, and features where they are not kept, that exist at a time; by default as many as is
+            best for where products are made.
     """
 
-    def __init__(self, head, features, max_bytes=2**32, on=None, entries=None):
+    def __init__(self, parts, features: Any, prepared: Any = None, entries=None):
+        self.parts, self.features, self.on = parts, features, parts[0].on
+        self._prepared, self._entries = prepared, entries or self.on.entries
+        self.num_outputs, self.num_parameters = parts[0].num_outputs, sum(part.num_parameters for part in parts)
+
+    @classmethod
+    def of_head(cls, head, features, max_bytes=2**32, on=None, entries=None):
+        """Return that of a head, in float32, with its gates computed once where memory allows.
+
+        Args:
+            head: a `heads.Head` with P parameters and C outputs.
+            features: array `(n, m)`, possibly memory-mapped.
+            max_bytes: limit for what is computed once; beyond it gates are computed again in every product.
+            on: an `array_backend`; the fastest for such a head by default.
+            entries: as above.
+        """
         operations = 4 * len(features) * head.num_parameters
-        self.on = on or array_backend.fastest(operations, head.mixture is not None)
-        self.parts, self.features = head.products(self.on), features
-        self._entries = entries or self.on.entries
-        self.num_outputs, self.num_parameters = head.num_outputs, head.num_parameters
-        size = 4 * len(features) * sum(part.width for part in self.parts)
-        self._prepared = [part.prepare(features) for part in self.parts] if size <= max_bytes else None
+        parts = head.products(on or array_backend.fastest(operations, head.mixture is not None))
+        fits = 4 * len(features) * sum(part.width for part in parts) <= max_bytes
+        return cls(parts, features, [part.prepare(features) for part in parts] if fits else None, entries)
 
     def __len__(self):
         return len(self.features)
 
     def restricted(self, rows):
         """Return the same for some of the samples, given by their indices in ascending order."""
-        other = copy.copy(self)
-        other._prepared = self._prepared and [
-            [a if a is None else self.on.take(a, rows) for a in pair] for pair in self._prepared
-        ]
-        other.features = self.features[rows] if other._prepared else _Rows(self.features, rows)
-        return other
+        if not self._prepared:
+            return CachedJacobian(self.parts, _Rows(self.features, rows), None, self._entries)
+        kept = [[a if a is None else self.on.take(a, rows) for a in pair] for pair in self._prepared]
+        return CachedJacobian(self.parts, self.features[rows], kept, self._entries)
 
     def part(self, index):
         """Return J_S of one part alone."""
-        other, part = copy.copy(self), self.parts[index]
-        other.parts, other.num_parameters = [part], part.shape[0] * part.shape[1]
-        other._prepared = self._prepared and [self._prepared[index]]
-        return other
+        prepared = self._prepared and [self._prepared[index]]
+        return CachedJacobian([self.parts[index]], self.features, prepared, self._entries)
 
     def inputs_and_gates(self):
         """Return both, for all samples, of the one part there is."""
         return self._prepared[0] if self._prepared else self.parts[0].prepare(self.features[:])
 
     def logits(self, theta):
-        """Return the logits `(n, C)`, float32, for a flat theta `(P,)`."""
+        """Return the logits `(n, C)` for a flat theta `(P,)`."""
         weights, xp = self._weights(theta), arrays.of(theta)
         if xp is not arrays.NUMPY:
             return xp.concatenate([self._apply(block, weights) for _, block in self.blocks()])
-        logits = np.empty((len(self), self.num_outputs), np.float32)
+        logits = np.empty((len(self), self.num_outputs), self.on.dtype)
         for rows, block in self.blocks():
             logits[rows] = self.on.numpy(self._apply(block, weights))
         return logits
 
+    def magnitudes(self, theta):
+        """Return the logits, of NumPy, with magnitudes for all products in their sums, for a theta without signs."""
+        weights, sums = self._weights(theta), np.zeros((len(self), self.num_outputs), self.on.dtype)
+        for rows, block in self.blocks():
+            for part, (inputs, gates), weight in zip(self.parts, block, weights, strict=True):
+                if weight is not None:
+                    sums[rows] += part.magnitudes(inputs, gates, weight)
+        return sums
+
     def of_block(self, block, theta):
-        """Return the logits of one of the `blocks`, float32 of NumPy."""
+        """Return the logits of one of the `blocks`, of NumPy."""
         return self.on.numpy(self._apply(block, self._weights(theta)))
 
     def adjoint(self, cotangent):
@@ -119,11 +136,12 @@ class CachedJacobian:
         return xp.concatenate([part.flat(total) for part, total in zip(self.parts, totals, strict=True)])
 
     def split(self, theta):
-        """Return a flat theta as one float32 matrix for each part."""
-        theta, start, pieces = arrays.of(theta).single(theta), 0, []
+        """Return a flat theta as one matrix for each part."""
+        xp, start, pieces = arrays.of(theta), 0, []
+        theta = np.asarray(theta, self.on.dtype) if xp is arrays.NUMPY else xp.single(theta)
         for part in self.parts:
-            stop = start + part.shape[0] * part.shape[1]
-            pieces.append(arrays.of(theta).reshape(theta[start:stop], part.shape))
+            stop = start + part.num_parameters
+            pieces.append(xp.reshape(theta[start:stop], part.shape))
             start = stop
         return pieces
 

@@ -23,19 +23,8 @@ class DenseHead(Head):
     def columns(self, features):
         return np.column_stack([features, np.ones(len(features))]) if self.use_bias else features
 
-    def logits(self, features, theta):
-        kernel, *bias = self.split(theta.astype(features.dtype, copy=False))
-        return features @ kernel + (bias[0] if bias else 0)
-
-    def adjoint(self, features, cotangent):
-        kernel = features.T @ cotangent
-        return self.join([kernel, cotangent.sum(axis=0)] if self.use_bias else [kernel], features.dtype)
-
     def spectral_norm_bound(self, features, weights, shift_invariant=False):
         return sigma_max_bound(self.columns(features) * np.sqrt(weights)[:, None])
-
-    def magnitudes(self, features, theta):
-        return self.logits(np.abs(features), theta)
 
 
 class DensePart(Part):
@@ -45,10 +34,10 @@ class DensePart(Part):
 
     def __init__(self, num_features, num_outputs, use_bias, on):
         self.num_features, self.use_bias, self.width = num_features, use_bias, num_features + use_bias
-        super().__init__(on, (self.width, num_outputs))
+        super().__init__(on, (self.width, num_outputs), num_outputs)
 
     def prepare(self, features):
-        inputs = np.asarray(features[:, : self.num_features], np.float32)
+        inputs = np.asarray(features[:, : self.num_features], self.on.dtype)
         return self.on.array(with_ones(inputs) if self.use_bias else inputs), None
 
     def apply(self, inputs, gates, weight):

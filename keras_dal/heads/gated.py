@@ -1,8 +1,5 @@
 """Gated units before a linear layer."""
 
-import copy
-from typing import Any
-
 import numpy as np
 
 from keras_dal._backend import arrays
@@ -44,15 +41,6 @@ class Gates(Head):
             moments = moments + gates.T @ (gates * squares[:, None])
         return moments
 
-    def magnitudes(self, features, theta):
-        return self._unsigned().logits(features, theta)
-
-    def _unsigned(self) -> Any:
-        """Return a copy whose inputs have no signs."""
-        unsigned: Any = copy.copy(self)
-        unsigned.standardize, unsigned.gates = lambda rows: np.abs(self.standardize(rows)), self.gates
-        return unsigned
-
 
 class GatedHead(Gates):
     """`f(z) = ((u W + w) * g) V + c` with H units and gates, linear in `(W, w, c)`.
@@ -70,16 +58,6 @@ class GatedHead(Gates):
     def products(self, on):
         return [GatedPart(self, on)] + ([DensePart(0, self.num_outputs, True, on)] if self.use_bias else [])
 
-    def logits(self, features, theta):
-        kernel, bias, *output_bias = self.split(theta.astype(features.dtype, copy=False))
-        hidden = (self.standardize(features) @ kernel + bias) * self.gates(features)
-        return hidden @ self.output_kernel.astype(features.dtype) + (output_bias[0] if output_bias else 0)
-
-    def adjoint(self, features, cotangent):
-        hidden = (cotangent @ self.output_kernel.T.astype(features.dtype)) * self.gates(features)
-        parts = [self.standardize(features).T @ hidden, hidden.sum(axis=0)]
-        return self.join(parts + ([cotangent.sum(axis=0)] if self.use_bias else []), features.dtype)
-
     def spectral_norm_bound(self, features, weights, shift_invariant=False):
         """By Schur's product theorem: `sigma_max(A o B) <= max_i A_ii sigma_max(B)` for positive semidefinite A and B.
 
@@ -91,11 +69,6 @@ class GatedHead(Gates):
         return np.hypot(
             sigma_max_bound_of_gram(moments, len(features)), np.sqrt(weights.sum()) * SAFETY * self.use_bias
         )
-
-    def _unsigned(self):
-        unsigned = super()._unsigned()
-        unsigned.output_kernel = np.abs(self.output_kernel)
-        return unsigned
 
 
 class GatedPart(WithGates):
@@ -109,6 +82,9 @@ class GatedPart(WithGates):
 
     def apply(self, inputs, gates, weight):
         return self.on.matmul(self.on.gated_matmul(inputs, weight, gates), self.output)
+
+    def magnitudes(self, inputs, gates, weight):
+        return self.on.matmul(self.on.gated_matmul(np.abs(inputs), weight, gates), np.abs(self.output))
 
     def transposed(self, inputs, gates, cotangent):
         return self.on.transposed_matmul(inputs, self.on.gated_matmul(cotangent, self.back, gates))

@@ -7,8 +7,6 @@ from keras_dal.heads.gated import Gates
 from keras_dal.heads.norms import sigma_max_bound_of_gram
 from keras_dal.heads.part import WithGates
 
-_ENTRIES = 2**22  # values of a mixture's maps that exist at a time
-
 
 class MixtureHead(Gates):
     """`f(z) = sum_k g_k (u W_k + w_k)`, linear maps mixed by K gates that all outputs share.
@@ -40,59 +38,21 @@ class MixtureHead(Gates):
         inputs, gates = self.standardize(features), self.gates(features)
         return np.hstack([(inputs[:, :, None] * gates[:, None, :]).reshape(len(features), -1), gates])
 
-    def logits(self, features, theta):
-        kernel, bias = self.split(theta.astype(features.dtype, copy=False))
-        matrix = self._exchanged(kernel).reshape(-1, self._width)
-        logits = np.empty((len(features), self.num_outputs), features.dtype)
-        for rows, gates, first, second in self._blocks(features):
-            maps = (first @ matrix).reshape(*second.shape, self.num_outputs)
-            logits[rows] = np.matmul(second[:, None, :], maps)[:, 0] + gates @ bias
-        return logits
-
-    def adjoint(self, features, cotangent):
-        matrix = np.zeros((max(self.shapes[0][:2]), self._width), features.dtype)
-        bias = np.zeros(self.shapes[1], features.dtype)
-        for rows, gates, first, second in self._blocks(features):
-            matrix += first.T @ (second[:, :, None] * cotangent[rows, None, :]).reshape(len(first), -1)
-            bias += gates.T @ cotangent[rows]
-        kernel = self._exchanged(matrix.reshape(len(matrix), -1, self.num_outputs))
-        return self.join([kernel, bias], features.dtype)
-
     def spectral_norm_bound(self, features, weights, shift_invariant=False):
         """As of `GatedHead`, without a linear map after the gates."""
         return sigma_max_bound_of_gram(self._moments(features, weights), len(features))
-
-    @property
-    def gates_first(self):
-        """Whether the sum over gates is made first: over the more numerous, so that little is left of each sample."""
-        features, gates, _ = self.shapes[0]
-        return gates > features
-
-    @property
-    def _width(self):
-        return min(self.shapes[0][:2]) * self.num_outputs
-
-    def _exchanged(self, kernel):
-        return kernel.swapaxes(0, 1) if self.gates_first else kernel
-
-    def _blocks(self, features):
-        """Yield slices of the samples with their gates, and inputs and gates in the order of the sums."""
-        step = max(1, _ENTRIES // self._width)
-        for rows in arrays.slices(len(features), step):
-            inputs, gates = self.standardize(features[rows]), self.gates(features[rows])
-            yield rows, gates, *((gates, inputs) if self.gates_first else (inputs, gates))
 
 
 class MixturePart(WithGates):
     """`sum_k gates_k (inputs W_k)`, W_k beside one another.
 
-    The sum over inputs and gates is made over the more numerous of both first, as the head does.
+    The sum over inputs and gates is made over the more numerous of both first, so that little is left of each sample.
     """
 
     def __init__(self, head, on):
         super().__init__(head, on, outputs=head.num_outputs)
         self.copies, (features, gates) = head.num_outputs, head.gate_kernel.shape
-        self._gates_first = head.gates_first
+        self._gates_first = gates > features
         if self._gates_first:
             self.working = (gates, (features + 1) * self.copies)
 

@@ -1,4 +1,4 @@
-"""What a summand of a head does with fixed features: matrix products in float32, on an array library of choice."""
+"""What a summand of a head does with features: matrix products, on an array library of choice."""
 
 from typing import Any
 
@@ -8,10 +8,20 @@ from keras_dal._backend import arrays
 
 
 class Part:
-    """One summand of a head, with the `shape` of its matrix of parameters and the one it is `working` with."""
+    """One summand of a head.
 
-    def __init__(self, on, shape):
-        self.on, self.shape, self.working = on, shape, shape
+    Args:
+        on: an `array_backend`, whose dtype products have.
+        shape: of its matrix of parameters; it may be `working` with another one.
+        num_outputs: C.
+    """
+
+    def __init__(self, on, shape, num_outputs):
+        self.on, self.shape, self.working, self.num_outputs = on, shape, shape, num_outputs
+
+    @property
+    def num_parameters(self):
+        return self.shape[0] * self.shape[1]
 
     def prepare(self, features) -> tuple:
         """Return inputs and gates, arrays with a row for each sample, or None for no gates."""
@@ -20,6 +30,10 @@ class Part:
     def apply(self, inputs, gates, weight) -> Any:
         """Return the logits."""
         raise NotImplementedError
+
+    def magnitudes(self, inputs, gates, weight) -> Any:
+        """Return the logits with every product in their sums replaced by its magnitude, for a weight without signs."""
+        return self.apply(np.abs(inputs), gates, weight)
 
     def transposed(self, inputs, gates, cotangent) -> Any:
         """Return the transpose of `apply`, as a function of the weight."""
@@ -39,11 +53,11 @@ class WithGates(Part):
 
     def __init__(self, head, on, outputs):
         features, gates = head.gate_kernel.shape
-        super().__init__(on, (features + 1, gates * outputs))
+        super().__init__(on, (features + 1, gates * outputs), head.num_outputs)
         self.head, self.width = head, features + 1 + gates  # of what is computed once for a sample
 
     def prepare(self, features):
-        features = np.asarray(features, np.float32)
+        features = np.asarray(features, self.on.dtype)
         inputs = with_ones(self.head.standardize(features))
         return self.on.array(inputs), self.on.array(self.head.gates(features))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_dal.heads.base import Head, split
+from keras_dal.heads.base import Head
 
 
 class SumHead(Head):
@@ -22,18 +22,5 @@ class SumHead(Head):
         columns = [part.columns(features) for part in self.parts]
         return None if any(each is None for each in columns) else np.hstack(columns)
 
-    def logits(self, features, theta):
-        return sum(part.logits(features, each) for part, each in self._with(theta))
-
     def spectral_norm_bound(self, features, weights, shift_invariant=False):
         return np.sqrt(sum(part.spectral_norm_bound(features, weights, shift_invariant) ** 2 for part in self.parts))
-
-    def magnitudes(self, features, theta):
-        return sum(part.magnitudes(features, each) for part, each in self._with(theta))
-
-    def adjoint(self, features, cotangent):
-        return np.concatenate([part.adjoint(features, cotangent) for part in self.parts])
-
-    def _with(self, theta):
-        """Return each part with its own flat theta."""
-        return zip(self.parts, split(theta, [(part.num_parameters,) for part in self.parts]), strict=True)

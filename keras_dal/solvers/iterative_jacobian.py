@@ -29,7 +29,7 @@ class IterativeJacobian(Jacobian):
     def __init__(self, head, features, weights, shift_invariant, eps):
         super().__init__(head, features, weights, shift_invariant, eps)
         self.sigma_max = head.spectral_norm_bound(features, weights, shift_invariant)
-        self._products = CachedJacobian(head, features.astype(np.float32))
+        self._products = CachedJacobian.of_head(head, features.astype(np.float32))
         self._interpolation = self._factorized()
         self.method = "a Cholesky factorization in float32, refined" if self._interpolation else _LSQR
 

@@ -63,7 +63,7 @@ def test_a_mixture_of_many_samples_is_computed_in_blocks(monkeypatch):
     head, generator = make("mixture", np.random.default_rng(0)), np.random.default_rng(1)
     z, theta, cotangent = (generator.standard_normal(shape) for shape in ((7, M), head.num_parameters, (7, C)))
     whole = head.logits(z, theta), head.adjoint(z, cotangent)
-    monkeypatch.setattr("keras_dal.heads.mixture._ENTRIES", 2 * M * C + 1)
+    monkeypatch.setattr("keras_dal.heads.base._ENTRIES", 2 * M * C + 1)
     np.testing.assert_allclose(head.logits(z, theta), whole[0], rtol=1e-12)
     np.testing.assert_allclose(head.adjoint(z, cotangent), whole[1], rtol=1e-12)
 
@@ -89,15 +89,25 @@ def test_split_and_join_are_inverse(kind):
 
 
 @pytest.mark.parametrize("kind", cases.HEADS)
-def test_float32_features_stay_float32(kind):
+def test_features_in_float32_are_multiplied_in_float64(kind):
     generator = np.random.default_rng(0)
-    head = make(kind, generator)
-    z = generator.standard_normal((6, M)).astype("float32")
+    head, z = make(kind, generator), generator.standard_normal((6, M)).astype("float32")
     theta = generator.standard_normal(head.num_parameters)
     logits = head.logits(z, theta)
-    assert logits.dtype == np.float32
-    assert head.adjoint(z, logits).dtype == np.float32
-    np.testing.assert_allclose(logits, head.logits(z.astype(np.float64), theta), rtol=1e-3, atol=1e-4)
+    assert logits.dtype == head.adjoint(z, logits).dtype == np.float64
+    np.testing.assert_array_equal(logits, head.logits(z.astype(np.float64), theta))
+
+
+@pytest.mark.parametrize("kind", cases.HEADS)
+def test_magnitudes_are_those_of_all_products(kind):
+    """Of a dense Jacobian by hand, whose entries have one product each but for the sum over units before outputs."""
+    generator = np.random.default_rng(0)
+    head, z = make(kind, generator), generator.standard_normal((6, M))
+    theta = generator.uniform(0.5, 1.0, head.num_parameters)
+    least = np.abs(cases.head_jacobian(head, z)) @ theta
+    magnitudes = head.magnitudes(z, theta)
+    assert (magnitudes >= least * (1 - 1e-12)).all()
+    np.testing.assert_allclose(magnitudes, least, rtol=1e-12)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])

@@ -16,7 +16,7 @@ from keras_dal.solvers.whitening import Whitening
 
 def steps(features, use_bias=True, excess=1.0, wanted=1e-4):
     head = DenseHead(features.shape[1], 3, use_bias)
-    coordinates = Whitening(CachedJacobian(head, features.astype(np.float32)))
+    coordinates = Whitening(CachedJacobian.of_head(head, features.astype(np.float32)))
     everything, targets = np.arange(len(features)), np.eye(3)[np.zeros(len(features), int)]
     samples = features, targets, np.ones(len(features))
     change = np.zeros(head.num_parameters), everything, 0.01, coordinates
@@ -29,7 +29,7 @@ def test_steps_are_those_of_the_dense_hessian_and_the_gap_holds_beside_a_penalty
     n, m, c, ridge = 60, 4, 3, 0.01
     features = (generator.standard_normal((n, m)) * [1, 1e-2, 1e2, 1]).astype(np.float32)
     head, anchors = DenseHead(m, c), np.arange(0, n, 2)
-    coordinates = Whitening(CachedJacobian(head, features[anchors]), CachedJacobian(head, features))
+    coordinates = Whitening(CachedJacobian.of_head(head, features[anchors]), CachedJacobian.of_head(head, features))
     weights, factors = generator.uniform(0.5, 2, n), generator.uniform(0, 0.3, (m + 1) * c)
     loss, targets = SoftmaxCrossEntropy(), np.eye(c)[generator.integers(0, c, n)]
     start = generator.standard_normal((m + 1) * c) / 10
@@ -70,7 +70,7 @@ def test_a_gap_counts_what_rounding_the_logits_makes_of_labels_that_are_nearly_r
     """Where they are reached to the last digit the slopes are zero, and all there is of them is rounding."""
     features = (1 + np.random.default_rng(0).random((20, 1))).astype(np.float32)
     head, ridge, everything, weights = DenseHead(1, 1, False), 1e-8, np.arange(20), np.ones(20)
-    coordinates = Whitening(CachedJacobian(head, features))
+    coordinates = Whitening(CachedJacobian.of_head(head, features))
     start = np.array([1000 / 3])
     targets = head.logits(features.astype(np.float64), start)
     proximal = gap.ProximalLoss(head, SquaredError(), features, targets, weights, start, everything, ridge, coordinates)

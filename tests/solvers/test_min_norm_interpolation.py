@@ -35,7 +35,7 @@ def coordinates(whitening, size):
 def test_change_is_the_whitened_least_squares_solution(head, generator, joins, max_bytes, on, monkeypatch):
     monkeypatch.setattr("keras_dal.heads.array_backend._BLOCK", 4)  # so that Gram matrices have several blocks
     features = generator.normal(size=(N, M))
-    mixture = CachedJacobian(head, features, max_bytes, on())
+    mixture = CachedJacobian.of_head(head, features, max_bytes, on())
     solver, drawn = Interpolation(mixture, mixture), generator.permutation(N)[: sum(joins)]
     for rows in np.split(drawn, np.cumsum(joins)[:-1]):
         solver.extend(np.sort(rows))
@@ -57,7 +57,10 @@ def test_anchors_are_held_as_far_as_the_moves_allow(head, generator, on, monkeyp
     """The minimum of mean squared change plus squared norm under the moves, from its optimality conditions."""
     monkeypatch.setattr("keras_dal.solvers.min_norm_interpolation._BLOCK", 4)
     features, still = generator.normal(size=(2, N, M))
-    mixture, anchors = CachedJacobian(head, features, on=on()), CachedJacobian(head, still[:25], on=on())
+    mixture, anchors = (
+        CachedJacobian.of_head(head, features, on=on()),
+        CachedJacobian.of_head(head, still[:25], on=on()),
+    )
     solver = Interpolation(mixture, anchors)
     solver.hold(anchors)
     solver.extend(np.arange(6))
@@ -79,8 +82,8 @@ def test_anchors_are_held_as_far_as_the_moves_allow(head, generator, on, monkeyp
 def test_a_singular_matrix_is_refused(head, generator, on):
     features = generator.normal(size=(N, M))
     features[5] = np.nan
-    mixture = CachedJacobian(head, features, on=on())
-    solver = Interpolation(mixture, CachedJacobian(head, features[10:], on=on()))
+    mixture = CachedJacobian.of_head(head, features, on=on())
+    solver = Interpolation(mixture, CachedJacobian.of_head(head, features[10:], on=on()))
     with pytest.raises(np.linalg.LinAlgError):
         solver.extend(np.arange(10))
 
@@ -90,7 +93,7 @@ def test_equal_samples_are_moved_by_their_mean(head, generator, on, monkeypatch)
     monkeypatch.setattr("keras_dal.solvers.min_norm_interpolation._JITTER", 1e-4)
     features = generator.normal(size=(N, M))
     features[1] = features[0]
-    mixture = CachedJacobian(head, features, on=on())
+    mixture = CachedJacobian.of_head(head, features, on=on())
     solver = Interpolation(mixture, mixture)
     solver.extend(np.arange(2))
     moves = np.array([[1.0, 0.0, -1.0], [3.0, 0.0, 1.0]])

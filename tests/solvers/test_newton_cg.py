@@ -49,7 +49,7 @@ def mean_of(criterion, size=N):
 def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, on, monkeypatch):
     monkeypatch.setattr(on, "block", 16)  # so that there are several blocks, the last one short
     features = generator.normal(size=(N, M))
-    jacobian, dense = CachedJacobian(head, features, max_bytes, on()), cases.head_jacobian(head, features)
+    jacobian, dense = CachedJacobian.of_head(head, features, max_bytes, on()), cases.head_jacobian(head, features)
     theta, cotangent = generator.normal(size=head.num_parameters), generator.normal(size=(N, C))
     np.testing.assert_allclose(jacobian.logits(theta), dense @ theta, rtol=1e-4, atol=1e-4)
     pulled = np.einsum("ncp,nc->p", dense, cotangent)
@@ -63,8 +63,10 @@ def test_products_are_those_of_the_dense_jacobian(head, generator, max_bytes, on
 
 def test_stacked_rows_are_those_of_all_samples(head, generator):
     features, theta = generator.normal(size=(N, M)), generator.normal(size=head.num_parameters)
-    whole = CachedJacobian(head, features)
-    stacked = StackedJacobian([CachedJacobian(head, features[:15]), CachedJacobian(head, features[15:])])
+    whole = CachedJacobian.of_head(head, features)
+    stacked = StackedJacobian(
+        [CachedJacobian.of_head(head, features[:15]), CachedJacobian.of_head(head, features[15:])]
+    )
     cotangent = generator.normal(size=(N, C))
     for rows in (np.arange(N), np.array([0, 14, 15, 39]), np.array([3]), np.array([20, 21])):
         some, same = stacked.restricted(rows), whole.restricted(rows)
@@ -77,7 +79,7 @@ def test_stacked_rows_are_those_of_all_samples(head, generator):
 
 def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator):
     head, anchors = heads.DenseHead(M, C), generator.normal(size=(500, M)) @ generator.normal(size=(M, M)) + 2.0
-    jacobian = CachedJacobian(head, anchors)
+    jacobian = CachedJacobian.of_head(head, anchors)
     whitening, phi = Whitening(jacobian), generator.normal(size=head.num_parameters)
     change = cases.head_jacobian(head, anchors) @ whitening.theta(phi).astype(np.float64)
     assert np.mean(np.sum(change**2, axis=1)) == pytest.approx(
@@ -90,7 +92,7 @@ def test_whitened_distance_is_the_mean_squared_change_of_a_plain_head(generator)
 def test_whitening_conditions_the_jacobian_of_gates(generator, kind, units, monkeypatch):
     monkeypatch.setattr("keras_dal.solvers.whitening._FULL", units)
     head, anchors = make(kind, generator), generator.normal(size=(500, M)) @ np.diag([100, 10, 1, 0.1, 0.01])
-    jacobian = CachedJacobian(head, anchors)
+    jacobian = CachedJacobian.of_head(head, anchors)
     whitening, dense = Whitening(jacobian), cases.head_jacobian(head, anchors)
     basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
 
@@ -106,7 +108,7 @@ def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch
     monkeypatch.setattr("keras_dal.solvers.whitening._FULL", 0)
     head, features = make("gated without bias", generator), generator.normal(size=(500, M))
     head.output_kernel, head.num_outputs = head.output_kernel[:, :1], 1
-    whitening = Whitening(CachedJacobian(head, features))
+    whitening = Whitening(CachedJacobian.of_head(head, features))
     gates = head.gates(features) * head.output_kernel[:, 0]
     inputs = np.hstack([head.standardize(features), np.ones((500, 1))])
     moments = np.kron(inputs.T @ inputs / 500, gates.T @ gates / 500)
@@ -115,7 +117,7 @@ def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch
     assert whitened.max() < 1.05
     assert np.median(whitened) > 0.9  # the rest are eigenvalues below the regularization
     monkeypatch.setattr("keras_dal.solvers.whitening._RANK", 4)
-    whitening = Whitening(CachedJacobian(head, features))
+    whitening = Whitening(CachedJacobian.of_head(head, features))
     basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
     conditions = [np.linalg.cond(change.T @ moments @ change) for change in (basis, np.eye(len(basis)))]
     assert conditions[0] < 0.1 * conditions[1]
@@ -125,7 +127,7 @@ def test_the_largest_eigenvalues_are_those_of_the_moments(generator, monkeypatch
 @pytest.mark.parametrize("on", [Host, Accelerator])
 def test_whitening_and_its_transpose_are_transposes(head, generator, on, units, monkeypatch):
     monkeypatch.setattr("keras_dal.solvers.whitening._FULL", units)
-    whitening = Whitening(CachedJacobian(head, generator.normal(size=(N, M)), on=on()))
+    whitening = Whitening(CachedJacobian.of_head(head, generator.normal(size=(N, M)), on=on()))
     phi, gradient = generator.normal(size=(2, head.num_parameters))
     assert whitening.theta(phi) @ gradient == pytest.approx(phi @ whitening.transposed(gradient), rel=1e-3)
 
@@ -133,7 +135,7 @@ def test_whitening_and_its_transpose_are_transposes(head, generator, on, units, 
 def test_a_feature_that_never_moves_is_harmless(generator):
     features = generator.normal(size=(N, M))
     features[:, 2] = 0.0
-    whitening = Whitening(CachedJacobian(heads.DenseHead(M, C), features))
+    whitening = Whitening(CachedJacobian.of_head(heads.DenseHead(M, C), features))
     assert np.isfinite(whitening.theta(np.ones((M + 1) * C))).all()
 
 
@@ -195,7 +197,7 @@ def solve(problem, steps=60):
 def test_the_minimum_is_that_of_scipy(name, head, generator):
     criterion, features = criteria()[name], generator.normal(size=(N, M))
     weights, hold, ridge = generator.uniform(0.5, 2, N), generator.uniform(0, 1, N), 1e-2
-    jacobian = CachedJacobian(head, features)
+    jacobian = CachedJacobian.of_head(head, features)
     whitening, start = Whitening(jacobian), generator.normal(size=(N, C)).astype(np.float32)
     dense = cases.head_jacobian(head, features)
     basis = np.stack([whitening.theta(unit) for unit in np.eye(head.num_parameters)], axis=1).astype(np.float64)
@@ -222,7 +224,7 @@ def test_tensors_of_an_accelerator_find_the_same_minimum(name, head, generator, 
     weights, hold = generator.uniform(0.5, 2, N) / N, generator.uniform(0, 1, N) / N
     found = []
     for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
-        jacobian = CachedJacobian(head, features, on=on)
+        jacobian = CachedJacobian.of_head(head, features, on=on)
         objective = Anchored(criteria(xp)[name], weights, xp.single(start), hold)
         found.append(solve(newton(jacobian, Whitening(jacobian), objective, 1e-1), steps=4))
     ours, theirs = found
@@ -234,7 +236,7 @@ def test_tensors_of_an_accelerator_find_the_same_minimum(name, head, generator, 
 
 def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(generator):
     head, features = make("branch", generator), generator.normal(size=(N, M))
-    jacobian = CachedJacobian(head, features)
+    jacobian = CachedJacobian.of_head(head, features)
     criterion = Separation(one_hot(N, C), 1.0, exclusive=True)
     problem = newton(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
     steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
@@ -246,7 +248,7 @@ def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(gene
 def test_logistic_regression_is_that_of_scikit_learn(generator):
     features, labels = generator.normal(size=(300, M)), generator.integers(0, C, 300)
     labels[features[:, 0] > 0] = 0
-    jacobian = CachedJacobian(heads.DenseHead(M, C), features)
+    jacobian = CachedJacobian.of_head(heads.DenseHead(M, C), features)
     criterion = WholeLoss(losses.SoftmaxCrossEntropy(), np.eye(C)[labels])
     problem = newton(jacobian, Whitening(jacobian), mean_of(criterion, 300), 1e-9)
     steps = [step for step, _ in zip(problem.steps(), range(25), strict=False)]
@@ -259,7 +261,7 @@ def test_logistic_regression_is_that_of_scikit_learn(generator):
 def test_least_squares_with_a_ridge_is_that_of_scikit_learn(generator):
     features, targets = generator.normal(size=(200, M)), generator.normal(size=(200, C))
     head = heads.DenseHead(M, C, use_bias=False)
-    jacobian = CachedJacobian(head, features)
+    jacobian = CachedJacobian.of_head(head, features)
     whitening = Whitening(jacobian)
     criterion = WholeLoss(losses.SquaredError(), targets)
     found = solve(newton(jacobian, whitening, mean_of(criterion, 200), 1e-2))
@@ -273,7 +275,7 @@ def test_an_l2_penalty_is_part_of_what_is_minimized(on, xp, generator):
     """Of the parameters themselves, away from where the coordinates have their origin: least squares in closed form."""
     features, targets, start = (generator.normal(size=shape) for shape in ((200, M), (200, C), (M, C)))
     factors, ridge = generator.uniform(0.01, 0.1, M * C), 1e-2
-    jacobian = CachedJacobian(heads.DenseHead(M, C, use_bias=False), features, on=on())
+    jacobian = CachedJacobian.of_head(heads.DenseHead(M, C, use_bias=False), features, on=on())
     whitening = Whitening(jacobian)
     criterion = WholeLoss(losses.SquaredError(), xp.single(targets))
     objective = Anchored(criterion, np.full(200, 1 / 200), xp.single(features @ start))
@@ -297,7 +299,7 @@ def test_tensors_in_any_unit_take_the_steps_of_numpy(unit, generator):
     """Squares of what float32 holds are no numbers of float32."""
     features, objectives = generator.normal(size=(N, M)), []
     for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
-        jacobian = CachedJacobian(heads.DenseHead(M, C), features, on=on)
+        jacobian = CachedJacobian.of_head(heads.DenseHead(M, C), features, on=on)
         loss = WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(N, C)))
         objective = Anchored(loss, np.full(N, unit / N), xp.single(np.zeros((N, C))))
         steps = newton(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
