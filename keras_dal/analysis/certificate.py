@@ -18,7 +18,6 @@ from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_labels, check_positive, checked_weight, joined, positive
 from keras_dal.losses import REGISTERED, common_scale, loss_of
 from keras_dal.models.regularizers import l2_factors, penalty_at
-from keras_dal.models.solvable import check_finite
 from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -195,7 +194,8 @@ class Certificate:
         if self.beta is None:
             raise ValueError(
                 "There is no bound: the curvature of the loss has none, theta_S has a penalty that is not an L2 "
-                "regularizer, or features are too large to square. Use a loss that has one, L2, or other units. "
+                "regularizer, or features are too large to square, or theta_S is not finite. Use a loss that has one, "
+                "L2, or other units. "
                 f"Received: not_covered={self.not_covered}"
             )
         return self.beta
@@ -240,7 +240,6 @@ def certify(
     if time_limit is not None:
         check_positive("time_limit", time_limit)
     structure = find_structure(model, first_inputs(x), parameters)
-    check_finite(structure)
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
     batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
@@ -307,7 +306,7 @@ def certify_head(
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
     finding = finding_of(found, share, witnessed, objective, scale, v)
     residual_share = float(squares.share(left[0].sum()))
-    beta = objective.smoothness()
+    beta = objective.smoothness() if np.isfinite(theta).all() else None  # from there no step leads anywhere
     of_labels = assumptions.of_labels(loss, targets, scale, found.lower > objective.floor)
     return Certificate(
         loss_name=loss.name,

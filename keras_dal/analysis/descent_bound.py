@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from keras_dal.models.regularizers import l2_of
 from keras_dal.solvers import rounded
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 
@@ -53,7 +54,7 @@ class Objective:
 
     def penalty_of(self, theta):
         with np.errstate(over="ignore", invalid="ignore"):  # parameters for features in small units
-            return float(np.sum(self.penalty * theta**2))
+            return l2_of(self.penalty, theta)
 
     def evaluate(self, theta):
         """Return the logits `(n, C)` and a bound of their rounding errors."""

@@ -24,6 +24,12 @@ def l2_factors(variables):
     return np.concatenate(factors)
 
 
+def l2_of(factors, theta):
+    """Return the L2 penalty on theta_S, of entries that have one alone: others may be infinite."""
+    squares = np.where(factors, theta, 0.0) ** 2
+    return float(np.sum(factors * squares))
+
+
 def penalty_at(variables, factors, theta):
     """Return what the regularizers of Keras variables add to the loss at theta_S.
 
@@ -33,7 +39,7 @@ def penalty_at(variables, factors, theta):
         theta: theta_S, `(P,)`.
     """
     if factors is not None:
-        return float(np.sum(factors * theta**2))
+        return l2_of(factors, theta)
     parts = zip(variables, split(theta, [variable.shape for variable in variables]), strict=True)
     tensors = [(v, ops.convert_to_tensor(part.astype("float32"))) for v, part in parts if v.regularizer]
     return float(sum(to_numpy(v.regularizer(tensor)).item() for v, tensor in tensors))

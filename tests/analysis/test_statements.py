@@ -134,6 +134,9 @@ def test_weights_of_a_training_that_diverged_prove_nothing(value, loss):
         certificate = keras_dal.certify(model, x, y, verbose=0)
         assert "infimum of the loss" in str(certificate)
     np.testing.assert_allclose(certificate.infimum, known, rtol=1e-5)
+    assert certificate.penalty == 0
+    with pytest.raises(ValueError, match=r"no bound.*theta_S is not finite"):
+        certificate.bound(10)
     for solve in (keras_dal.converge, keras_dal.finish):
         with pytest.raises(ValueError, match=r"The last layer must be finite.*Received"):
             solve(model, x, y, verbose=0)
