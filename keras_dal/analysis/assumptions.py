@@ -11,7 +11,7 @@ ALWAYS = (
     "arithmetic below float64: the numbers are those of the head in float64 on the features as the model gave them",
 )
 RANK = "the rank is a decision about rounding: singular values up to the tolerance count as zero"
-CURVATURE = "the rate: no bound of the second derivative is known, or theta_S is not finite: no step size is known to work"
+CURVATURE = "the rate: no bound of the second derivative is known, or theta_S is not finite: no step is known to work"
 TO_FLOAT32 = "rounded to float32"  # of features
 OF_ROUNDED = "float32 features, to which those of the model were rounded,"  # of what a verdict is then
 ROUNDED = "features finer than float32: these were rounded to it, and all numbers are of the rounded ones"
