@@ -48,13 +48,6 @@ class Head:
         """Return the logits with every product in their sums replaced by its magnitude, for a theta without signs."""
         return self._exact(features).magnitudes(theta)
 
-    def _exact(self, features):
-        return CachedJacobian(self._parts, features, entries=_ENTRIES)
-
-    @functools.cached_property
-    def _parts(self):
-        return self.products(Host(np.float64))
-
     def products(self, on) -> list:
         """Return the `part.Part` of each summand, which multiplies features on an `array_backend`."""
         raise NotImplementedError
@@ -87,3 +80,10 @@ class Head:
     def join(arrays, dtype=np.float64):
         """Return the flat theta of a list of arrays."""
         return np.concatenate([np.asarray(array, dtype).ravel() for array in arrays])
+
+    def _exact(self, features):
+        return CachedJacobian(self._parts, features, entries=_ENTRIES)
+
+    @functools.cached_property
+    def _parts(self):
+        return self.products(Host(np.float64))
