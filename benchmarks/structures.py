@@ -235,19 +235,19 @@ def convex_steps(model, x, y):
     start = np.vstack(model.layers[-1].get_weights()).astype(np.float64)
     result = keras_dal.finish(model, x, y, verbose=0)
     solved = np.vstack(model.layers[-1].get_weights()).astype(np.float64)
-    second = z.T @ z / len(z)
+    second, ridge = z.T @ z / len(z), result.point.ridge
     lower = np.linalg.cholesky(second + 1e-2 * np.diag(np.diag(second)))
     inverse, right = np.linalg.inv(lower), np.eye(start.shape[1])[y]
     values = np.linalg.eigvalsh(inverse @ second @ inverse.T)
-    largest, smallest = 0.5 * values[-1] + 0.02 * (values[-1] + 1), 0.02 * (values[0] + 1)
+    largest, smallest = 0.5 * values[-1] + 2 * ridge * (values[-1] + 1), 2 * ridge * (values[0] + 1)
 
     def objective(phi):
         logits, moved = z @ (start + inverse.T @ phi), z @ (inverse.T @ phi)
         below = logits - logits.max(axis=1, keepdims=True)
         loss = np.mean(np.log(np.exp(below).sum(axis=1)) - below[np.arange(len(y)), y])
-        slope = (np.exp(below) / np.exp(below).sum(axis=1, keepdims=True) - right + 0.02 * moved) / len(z)
-        value = loss + 0.01 * (np.sum(moved**2) / len(z) + np.sum(phi**2))
-        return value, inverse @ (z.T @ slope) + 0.02 * phi
+        slope = (np.exp(below) / np.exp(below).sum(axis=1, keepdims=True) - right + 2 * ridge * moved) / len(z)
+        value = loss + ridge * (np.sum(moved**2) / len(z) + np.sum(phi**2))
+        return value, inverse @ (z.T @ slope) + 2 * ridge * phi
 
     least = objective(lower.T @ (solved - start))[0] - result.point.gap
     phi = ahead = np.zeros_like(start)

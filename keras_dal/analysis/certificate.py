@@ -52,7 +52,7 @@ class Certificate:
         margin: lower bound of the witness' smallest margin, rounding included; None where margins prove nothing: the
             squared error, soft labels.
         witness_norm: norm of the witness: theta_S now where it separates the samples, else v, or what a search found.
-        beta: upper bound of the objective's curvature, None where loss or penalty have none.
+        beta: upper bound of the objective's curvature, None where loss or penalty have none, or theta_S is not finite.
         comparisons: pairs (objective, squared distance from theta_S now), one for each comparison point of the bound.
         not_covered: what the numbers do not speak about, one sentence each.
         floor: least loss that any model could have on these labels, the mean entropy of soft ones.
@@ -195,7 +195,7 @@ class Certificate:
             raise ValueError(
                 "There is no bound: the curvature of the loss has none, theta_S has a penalty that is not an L2 "
                 "regularizer, or features are too large to square, or theta_S is not finite. Use a loss that has one, "
-                "L2, or other units. "
+                "L2, other units, or weights from before. "
                 f"Received: not_covered={self.not_covered}"
             )
         return self.beta

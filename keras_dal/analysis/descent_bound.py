@@ -10,8 +10,8 @@ from keras_dal.models.regularizers import l2_of
 from keras_dal.solvers import rounded
 from keras_dal.solvers.duality import Enclosure, enclose_infimum
 
-_SCALES = np.geomspace(1e-2, 1e3, 81)  # with the ends and 1 among every second, fourth or eighth
-_ENTRIES = 2e7  # of logits that are evaluated along one ray, about a second
+_SCALES = np.geomspace(1e-2, 1e3, 81)  # with the ends and 1 among every second, fourth, eighth or sixteenth
+_ENTRIES = 2e7  # of logits that are evaluated along one ray, if every sixteenth scale is enough
 _TINY = float(np.finfo(np.float64).tiny)
 _LARGEST = 1e150  # whose square float64 holds
 

@@ -63,7 +63,6 @@ class BlockwiseTask:
         self.penalty = penalty_in_solve(self.data.structure)
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
         last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
-        self.path.end(Ending.MAX_STEPS)
         self.path.add(last.point)
         if self._is_proved(last, gap):
             return
@@ -83,8 +82,8 @@ class BlockwiseTask:
 
         options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
         ended = optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
-        if not self.proof and ended.nit < _STEPS:
-            self.path.end(Ending.STALLED)
+        if not self.proof:
+            self.path.end(Ending.STALLED if ended.nit < _STEPS else Ending.MAX_STEPS)
 
     def _is_proved(self, step, gap):
         point = step.point

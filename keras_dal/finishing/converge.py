@@ -96,7 +96,8 @@ def converge(
         A `Result`; `result.model` is the given model, or a copy of it with a gated head.
 
     Raises:
-        ValueError: no linear head, one that is not finite, an unsupported loss, bad data or bad arguments.
+        ValueError: no linear head, one that is not finite, frozen in part or has constraints, an unsupported loss, bad
+            data or bad arguments.
     """
     validation_data = as_arguments(validation_data)
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)

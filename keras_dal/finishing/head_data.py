@@ -43,14 +43,15 @@ class HeadData:
 
     @functools.cached_property
     def factors(self):
-        """L2 factors of the parameters as they were solved for, None for another penalty."""
+        """L2 factors that the model adds to its loss, as they are when first asked for; None for another penalty."""
         return l2_factors(self.structure.linear_parameters)
 
     @functools.cached_property
     def floor(self):
         """Least training loss of any model: the mean entropy of soft labels, 0 for hard ones."""
-        parts = (self.loss.infimum(self.targets[rows]) @ self.train.weights[rows] for rows in self._blocks())
-        return float(sum(parts)) / len(self.train)
+        weights = self.train.weights
+        floors = (self.loss.floor(self.targets[rows], weights[rows]) * len(weights[rows]) for rows in self._blocks())
+        return sum(floors) / len(self.train)
 
     @functools.cached_property
     def has_hard_labels(self):

@@ -102,7 +102,7 @@ class Path:
         self.check()
 
     def replace_last(self, point, shown=True):
-        """Put a point in place of the last one, which it is but for its rounding."""
+        """Put a point in place of the last one, which it is but for its rounding, and show it if it is to be."""
         self.points[-1] = point
         if shown:
             self._show()

@@ -56,12 +56,12 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
 def weight_of_change(data):
     """Return the weight of the change for a head before it is solved: a third of the mean curvature of the loss.
 
-    So the change weighs about as much against the loss of a network that fits its samples as against that of one that
-    does not. From 0.003 to 0.01 times the mean sample weight, the range in which it was measured.
+    So the change weighs about as much against the loss, however well samples are fitted, and however many classes share
+    what curvature there is. From 0.003 to 0.01 times the mean sample weight, the range in which it was measured.
 
     Args:
         data: the `HeadData`.
     """
     wanted = OF_CURVATURE * data.fitted(data.theta).mean_curvature() / data.mean_weight
     weight = min(max(LEAST, wanted), MOST)
-    return float(f"{weight:.1e}") * data.mean_weight  # two digits, so that what is printed is what is minimized
+    return float(f"{weight:.1e}") * data.mean_weight  # two digits, which are printed

@@ -4,7 +4,6 @@ A head has `shapes` (of its linear parameters, in the order of `Structure.linear
 `num_outputs` and two maps that are transposes of each other in the parameters: `logits` and `adjoint`.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -82,8 +81,5 @@ class Head:
         return np.concatenate([np.asarray(array, dtype).ravel() for array in arrays])
 
     def _exact(self, features):
-        return CachedJacobian(self._parts, features, entries=_ENTRIES)
-
-    @functools.cached_property
-    def _parts(self):
-        return self.products(Host(np.float64))
+        parts = self.products(Host(np.float64))  # made anew: their products write into memory that no thread may share
+        return CachedJacobian(parts, features, entries=_ENTRIES)

@@ -76,12 +76,11 @@ class CachedJacobian:
         return logits
 
     def magnitudes(self, theta):
-        """Return the logits, of NumPy, with magnitudes for all products in their sums, for a theta without signs."""
+        """Return logits of NumPy, in double precision, with magnitudes for all products, for a theta without signs."""
         weights, sums = self._weights(theta), np.zeros((len(self), self.num_outputs), self.on.dtype)
         for rows, block in self.blocks():
             for part, (inputs, gates), weight in zip(self.parts, block, weights, strict=True):
-                if weight is not None:
-                    sums[rows] += part.magnitudes(inputs, gates, weight)
+                sums[rows] += part.magnitudes(inputs, gates, weight)
         return sums
 
     def of_block(self, block, theta):
@@ -109,8 +108,9 @@ class CachedJacobian:
         return self.pulled_back(bent(), kept)
 
     def _weights(self, theta):
-        """Return the matrix of each part, None for one that computes nothing, as a branch does at first."""
-        looks, pairs = arrays.of(theta) is arrays.NUMPY, zip(self.parts, self.split(theta), strict=True)
+        """Return the matrix of each part, None in single precision for one that is zero, as a branch is at first."""
+        looks = arrays.of(theta) is arrays.NUMPY and self.on.dtype == np.float32
+        pairs = zip(self.parts, self.split(theta), strict=True)
         return [None if looks and not weight.any() else part.factor(weight) for part, weight in pairs]
 
     def _apply(self, block, weights):

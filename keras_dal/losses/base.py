@@ -88,9 +88,9 @@ class Loss(abc.ABC):
         """Return the largest second derivative of one sample's loss in its logits, None where there is none."""
 
     def mean_curvature(self, logits, targets):
-        """Return an unbiased estimate of every sample's mean second derivative in a logit, shape `(n,)`.
+        """Return every sample's mean second derivative in a logit, shape `(n,)`, or an unbiased estimate of it.
 
-        By one product with a random sign for each logit (Hutchinson, 1990).
+        By one product with a random sign for each logit (Hutchinson, 1990), exact where logits do not mix.
         """
         signs = np.random.default_rng(0).choice((-1.0, 1.0), logits.shape)
         return np.mean(signs * self.hessian(logits, targets)(signs, slice(None)), axis=1)

@@ -73,6 +73,10 @@ class SoftmaxCrossEntropy(CrossEntropy):
     def curvature(self, num_outputs):
         return 0.5
 
+    def mean_curvature(self, logits, targets):
+        p = special.softmax(logits, axis=1)
+        return np.mean(p * (1.0 - p), axis=1)
+
     def infimum(self, targets):
         return np.sum(special.entr(targets), axis=1) + 0.0  # the entropy of one class is -0
 

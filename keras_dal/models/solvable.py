@@ -1,4 +1,4 @@
-"""Which heads are refused before they are measured or solved for, and which are warned of."""
+"""Which heads are refused before they are solved for, and which are warned of."""
 
 import numpy as np
 
@@ -6,21 +6,16 @@ from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import HALVES
 
 
-def check_finite(structure):
-    """Raise a ValueError if a linear parameter of a `Structure` is not finite."""
+def check_solvable(structure):
+    """Raise a ValueError if a linear parameter is not finite, frozen beside others, or has a constraint."""
     theta = structure.theta()
     if not np.isfinite(theta).all():
         raise ValueError(
             "The last layer must be finite: the training has diverged, go back to earlier weights. Received: "
             f"{np.sum(~np.isfinite(theta))} parameters that are NaN or infinite"
         )
-
-
-def check_solvable(structure):
-    """Raise a ValueError if a linear parameter is not finite, frozen, or has a constraint, which no solver knows."""
-    check_finite(structure)
     frozen = [variable.path for variable in structure.linear_parameters if not variable.trainable]
-    if frozen:
+    if 0 < len(frozen) < len(structure.linear_parameters):  # all of them, as in a model that only predicts, may be
         raise ValueError(
             "All of the last layer is solved for: set trainable=True on it, or leave it as it is. Received: "
             f"frozen {', '.join(frozen)}"

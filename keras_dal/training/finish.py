@@ -71,7 +71,8 @@ def finish(
         The `Result`, whose weights the model has.
 
     Raises:
-        ValueError: no linear head, one that is not finite or has constraints, an unsupported loss, or bad data.
+        ValueError: no linear head, one that is not finite, frozen in part or has constraints, an unsupported loss, or
+            bad data.
     """
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)

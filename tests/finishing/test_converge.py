@@ -159,6 +159,8 @@ def test_numbers_that_are_not_finite_end_the_path_before_they_reach_the_model(mo
 
     def overflowing(self, theta):
         logits = original(self, theta)
+        if self.on.dtype == np.float64:
+            return logits  # not of the solver
         return logits if len(seen.append(0) or seen) < 8 else np.full_like(logits, np.nan)
 
     seen = []
@@ -570,9 +572,10 @@ def test_an_interrupt_keeps_the_best_point(model, digits, monkeypatch, tmp_path)
     products, original = [], CachedJacobian.logits
 
     def interrupting(self, theta):
-        products.append(0)
-        if len(products) == 6:
-            signal.raise_signal(signal.SIGINT)
+        if self.on.dtype == np.float32:  # of the solver
+            products.append(0)
+            if len(products) == 6:
+                signal.raise_signal(signal.SIGINT)
         return original(self, theta)
 
     monkeypatch.setattr(CachedJacobian, "logits", interrupting)

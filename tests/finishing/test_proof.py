@@ -66,12 +66,21 @@ def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch)
     ("stop", "ending"), [(Stopped(Ending.TIME), Ending.TIME), (KeyboardInterrupt(), Ending.INTERRUPT)], ids=str
 )
 def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(data, stop, ending, monkeypatch):
-    def stopped(*arguments):
-        raise stop
+    step_at, gaps = Task._step_at, []
+    for most in (0, 1):
+        left = most
 
-    monkeypatch.setattr(Task, "_step_at", stopped)
-    result = solved(data, validation_data=data)
-    assert result.stopped_by == ending
-    assert result.point is result.path[-1]
-    assert result.point.gap < 1e-6
-    assert not list(result.proof())
+        def stopped(*arguments):
+            nonlocal left
+            if not left:
+                raise stop
+            left -= 1
+            return 0.9 * step_at(*arguments)  # which leaves a hundredth of the gap
+
+        monkeypatch.setattr(Task, "_step_at", stopped)
+        result = solved(data, validation_data=data)
+        assert result.stopped_by == ending
+        assert result.point is result.path[-1]
+        assert not list(result.proof())
+        gaps.append(result.point.gap)
+    assert 1e-2 * TOL < gaps[1] < 0.1 * gaps[0] < 1e-7

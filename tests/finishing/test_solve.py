@@ -36,7 +36,7 @@ def test_it_is_a_third_of_the_mean_curvature(weight, max_bytes):
     expected = np.mean(p * (1 - p)) / 3
     assert 0.004 < expected < 0.009
     assert result.path[-1].ridge / weight == pytest.approx(expected, rel=0.1)
-    assert float(f"{result.path[-1].ridge / weight:.1e}") == result.path[-1].ridge / weight  # as it is printed
+    assert float(f"{result.path[-1].ridge / weight:.1e}") == result.path[-1].ridge / weight  # which are printed
 
 
 @pytest.mark.parametrize(

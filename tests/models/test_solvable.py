@@ -35,6 +35,13 @@ def test_a_bias_that_is_frozen_stays_as_it_is(solve):
         np.testing.assert_array_equal(now, then)
 
 
+def test_a_model_that_only_predicts_may_be_finished():
+    model, x, y = compiled(layers.Dense(3))
+    model.trainable = False
+    before = model.evaluate(x, y, verbose=0)
+    assert keras_dal.finish(model, x, y, verbose=0).loss < before
+
+
 @pytest.mark.parametrize("function", [keras_dal.finish, keras_dal.converge])
 def test_a_head_that_is_not_finite_is_refused(function):
     model, x, y = compiled(layers.Dense(3))
