@@ -112,6 +112,31 @@ def test_what_features_depend_on_is_noticed(model, x, tmp_path, passes, change):
     np.testing.assert_allclose(found.features, find_structure(model).features(x), rtol=1e-5, atol=1e-6)
 
 
+def test_statistics_and_shapes_of_the_data_are_noticed(tmp_path, passes):
+    """Even where the features barely change, or the bytes of the data not at all."""
+    x = np.random.default_rng(0).normal(size=(50, 6, 2)).astype("float32")
+    inputs = keras.Input((None, 2))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalMaxPooling1D()(norm(inputs))))
+    cached_features(find_structure(model), x, directory=tmp_path)
+    norm.moving_mean.assign(np.full(2, 1e-5))
+    cached_features(find_structure(model), x, directory=tmp_path)
+    assert len(passes) == 2
+    found = cached_features(find_structure(model), x.reshape(25, 12, 2), directory=tmp_path)
+    assert len(passes) == 3
+    assert len(found) == 25
+
+
+def test_every_input_is_noticed(tmp_path, passes):
+    inputs = [keras.Input((3,)), keras.Input((2,))]
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Concatenate()(inputs)))
+    x = [np.random.default_rng(0).normal(size=(50, size)).astype("float32") for size in (3, 2)]
+    cached_features(find_structure(model), x, directory=tmp_path)
+    x[1][-1, -1] += 1e-5
+    cached_features(find_structure(model), x, directory=tmp_path)
+    assert len(passes) == 2
+
+
 def functional():
     x = keras.Input((6,))
     hidden = keras.layers.Dense(8, "relu")(x)
@@ -368,6 +393,15 @@ def test_features_that_float32_does_not_hold_are_refused(size):
     x = size * np.random.default_rng(0).standard_normal((8, 3))
     with pytest.raises(ValueError, match="float32, which does not hold these.*Received"):
         cached_features(find_structure(model), x, None)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this backend multiplies float64 in float32")
+def test_features_are_exact_where_those_of_every_batch_are():
+    model = keras.Sequential([keras.Input((3,), dtype="float64"), keras.layers.Dense(2, dtype="float64")])
+    x = np.ones((4, 3))
+    assert cached_features(find_structure(model), x, batch_size=2).exact
+    x[0] = 1 / 3
+    assert not cached_features(find_structure(model), x, batch_size=2).exact
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras' lookups are TensorFlow's")

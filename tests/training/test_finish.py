@@ -141,6 +141,15 @@ def test_the_penalty_of_a_gated_head_is_left_out():
     assert "left out" in str(result)
 
 
+def test_samples_between_two_classes_are_not_yet_on_their_right_side():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="zeros")])
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((50, 4)).astype("float32"), generator.integers(0, 3, 50)
+    gated = keras_dal.add_gated_head(compiled("sgd", model), x, verbose=0)
+    assert keras_dal.finish(gated, x, y, verbose=0).accuracy == 1.0
+
+
 def test_batch_statistics_are_means_over_the_batches_of_the_averaged_weights():
     model, _, _ = ended(shuffle=False)
     x, _ = images()
@@ -241,6 +250,27 @@ def test_sample_weights_of_the_stream_reach_the_solver():
     assert monitor.result.point.gap <= 1e-4
 
 
+def test_metrics_of_the_last_epoch_are_of_all_samples_with_their_weights(monkeypatch):
+    monkeypatch.setattr("keras_dal.training.convex_phase._BLOCK", 40)
+    x, y = images()
+    weights = np.where(y == 0, 5.0, 1.0)
+    metrics = [keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="weighted")]
+    model, _, history = ended(compile_options={"weighted_metrics": metrics}, sample_weight=weights)
+    expected = model.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
+    assert abs(expected["weighted"] / expected["loss"] - 1) > 1e-2
+    for name in ("weighted", "accuracy"):
+        assert history[name][-1] == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_a_large_loss_of_small_weight_is_compared_with_what_training_logs():
+    keras.utils.set_random_seed(0)
+    model, monitor = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), keras_dal.AlignmentMonitor(verbose=0)
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1), "mse", loss_weights=[1e-4])
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype("float32")
+    model.fit(x, 100 * np.sin(3 * x[:, :1]), epochs=2, verbose=0, callbacks=[monitor])
+    assert monitor.result is not None
+
+
 @pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 4}], ids=str)
 def test_eager_and_several_steps_per_execution_end_at_the_same_head(options):
     if keras.backend.backend() == "torch" and "steps_per_execution" in options:
@@ -321,6 +351,16 @@ def test_after_a_switch_that_failed_the_last_epochs_of_all_are_averaged(monkeypa
     trained = zip(model.trainable_variables, weights.mean(), strict=True)
     for variable, mean in [(v, mean) for v, mean in trained if v.path not in HEAD]:
         np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), mean, rtol=1e-5, atol=1e-7)
+
+
+def test_after_a_switch_that_failed_the_average_begins_anew_where_it_should_have_begun_earlier(monkeypatch):
+    def failing(*arguments, **options):
+        raise ValueError("not today")
+
+    monkeypatch.setattr("keras_dal.training.convex_phase.solve_head", failing)
+    with pytest.warns(UserWarning, match="exploration goes on"):
+        model, _, _ = ended(epochs=SWITCH + 2)
+    assert model.optimizer.averaged_steps == 6  # of the epoch after the one that failed
 
 
 @pytest.mark.parametrize("part", ["solve_head", "Gathering"])
@@ -705,6 +745,15 @@ def test_steps_of_a_fit_that_was_stopped_are_not_in_the_average_of_the_next(caps
     assert "the mean of the weights over 12 steps" in capsys.readouterr().out
 
 
+def test_steps_of_an_epoch_that_was_interrupted_are_not_in_the_average_twice(capsys):
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH, average=0.7))
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 9, [keras_dal.AlignmentMonitor(verbose=False), Killed(1, 3)])
+    assert model.optimizer.averaged_steps == 4
+    fit(model, 9, [keras_dal.AlignmentMonitor()], initial_epoch=1)
+    assert "the mean of the weights over 12 steps" in capsys.readouterr().out
+
+
 def test_statistics_may_be_those_of_other_batches_than_the_features():
     x, y = images()
     changed = (x + 1.0).astype("float32")
@@ -796,6 +845,52 @@ def test_an_average_forgets_what_was_not_finite():
         np.testing.assert_array_equal(mean, keras.ops.convert_to_numpy(variable))
 
 
+def test_small_steps_in_half_precision_are_not_lost_from_the_average():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, dtype="float16")])
+    optimizer, values = keras_dal.Wrap("sgd", explore=SWITCH), 1 + np.arange(300) / 1024
+    optimizer.build(model.trainable_variables)
+    optimizer.begin_average()
+    for value in values:
+        model.layers[0].kernel.assign(np.full((2, 1), value))
+        optimizer._average.update()
+    np.testing.assert_allclose(optimizer._average.values()[0], values.mean(), rtol=1e-5)
+
+
+def test_what_was_averaged_is_taken_once(capsys):
+    x, y = images()
+    for options in ({}, {"use_ema": True}):
+        model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, **options), explore=None))
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.begin_average()
+        fit(model, 1, [])
+        keras_dal.finish(model, x, y)
+        said, statistics = capsys.readouterr().out, snapshot(model)["norm/moving_mean"]
+        assert "weights" in said.splitlines()[0]
+        assert not model.optimizer.has_average
+        keras_dal.finish(model, x[:48], y[:48])
+        assert "the weights" not in capsys.readouterr().out
+        np.testing.assert_array_equal(snapshot(model)["norm/moving_mean"], statistics)
+
+
+def test_steps_after_finish_train_the_head_alone():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, average=0))
+    fit(model, 1, [])
+    keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
+    model.optimizer.synchronize()  # as after restoring a checkpoint
+    before = snapshot(model)
+    model.optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    assert moved(before, snapshot(model)) == HEAD
+
+
+def test_batch_statistics_leave_the_seeds_of_dropout_where_they_are():
+    model = small_model()
+    before, statistics = snapshot(model), BatchStatistics(model)
+    statistics.add(images())
+    statistics.settle()
+    assert moved(before, snapshot(model)) == {"norm/moving_mean", "norm/moving_variance"}
+
+
 def test_no_statistics_are_told_of_a_model_without_any(capsys):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Flatten(), keras.layers.Dense(8, "relu"), keras.layers.Dense(NUM_CLASSES, name="logits")]
@@ -821,6 +916,20 @@ def test_finish_undoes_what_it_began():
         np.testing.assert_array_equal(ours, theirs)
     keras_dal.finish(model, x, y, verbose=0)  # of the average, which is still there
     assert any(np.any(ours != theirs) for ours, theirs in zip(model.get_weights()[:2], before[:2], strict=True))
+
+
+def test_finish_undoes_what_it_did_to_the_averages_of_the_inner_optimizer():
+    inputs = keras.Input((8, 8, 2))
+    x = keras.layers.Conv2D(6, 3, kernel_constraint=keras.constraints.UnitNorm([0, 1, 2]))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(NUM_CLASSES)(keras.layers.GlobalAveragePooling2D()(x)))
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(3.0, use_ema=True, ema_momentum=0.9), explore=None), model)
+    x, _ = images()
+    fit(model, 1, [])
+    before = [np.array(keras.ops.convert_to_numpy(each)) for each in model.optimizer.inner_averages()]
+    with pytest.raises(ValueError, match="Integer labels must lie in"):
+        keras_dal.finish(model, x, np.full(len(x), NUM_CLASSES), verbose=0)
+    for average, value in zip(model.optimizer.inner_averages(), before, strict=True):
+        np.testing.assert_array_equal(average, value)
 
 
 def test_masked_samples_do_not_count_at_the_end():

@@ -216,6 +216,15 @@ def test_a_result_says_when_the_weights_it_speaks_of_are_gone():
         assert monitor.result is not None
 
 
+def test_a_result_says_when_the_batch_statistics_it_speaks_of_are_gone():
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=1))
+    fit(model, 2, [monitor])
+    model.get_layer("norm").moving_mean.assign(np.ones(6))
+    with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
+        assert monitor.result is not None
+
+
 def test_weights_that_a_callback_before_the_monitor_put_back_are_said_when_training_ends():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3))
     with pytest.warns(UserWarning, match="no longer has the weights that were solved"):

@@ -6,7 +6,7 @@ import pytest
 from fits import NUM_CLASSES, compiled, images, small_model
 
 import keras_dal
-from keras_dal.training.schedule import ENOUGH, SwitchSchedule
+from keras_dal.training.schedule import ENOUGH, Decision, SwitchSchedule
 
 EPOCHS, LOOK, EARLY, LATE = 22, 13, 16, 18
 X, Y = images()
@@ -66,6 +66,14 @@ def test_a_fit_that_is_resumed_decides_as_the_one_that_was_not(tmp_path, options
         assert trained(resumed, RANDOM, epoch)["phase"] == history["phase"][epoch:]
         for ours, expected in zip(resumed.get_weights(), model.get_weights(), strict=True):
             np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(("epoch", "end"), [(LOOK - 1, EARLY), (LOOK, LATE)])
+def test_what_was_decided_is_not_decided_again(epoch, end):
+    schedule = SwitchSchedule("auto", keras_dal.Wrap("sgd").average, EPOCHS)
+    schedule.resume(epoch, Decision.LATEST)
+    assert schedule.switch == end
+    assert schedule.decides_after(epoch) == (end == EARLY)
 
 
 def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():

@@ -171,6 +171,22 @@ def test_statistics_that_no_average_renewed_are_looked_at_after_the_head_is_solv
         keras_dal.converge(model, x + 3.0, y, gated=False, ridge=1e-2, verbose=0)
 
 
+def test_statistics_that_were_renewed_with_the_average_are_not_called_unsettled():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
+    model.fit(x + 3.0, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+    keras_dal.converge(model, x, y, gated=False, ridge=1e-2, verbose=0)  # other data have others
+
+
+def test_statistics_that_finish_did_not_renew_are_looked_at_again():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, average=0))
+    fit(model, 1, [])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="Batch statistics have not settled"):
+            keras_dal.finish(model, x + 3.0, y, verbose=0)
+
+
 def test_layers_that_were_frozen_inside_others_keep_that_and_their_name_in_a_copy():
     @keras.saving.register_keras_serializable(package="test_what_fit_meets")
     class Block(layers.Layer):
@@ -295,6 +311,18 @@ def test_an_epoch_that_is_shorter_than_others_is_followed_by_one_that_reads_agai
         history = model.fit(x, y, batch_size=16, steps_per_epoch=4, epochs=8, verbose=0, callbacks=[monitor])
     assert len(history.epoch) == 5
     assert monitor.result.reached
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_no_epoch_is_promised_to_read_again_after_the_last():
+    x, y = images()
+    model, monitor = (
+        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3)),
+        keras_dal.AlignmentMonitor(verbose=0),
+    )
+    with pytest.warns(UserWarning, match="second phase could not begin.*Received: Incomplete.*2 of 4 batches"):
+        model.fit(x, y, batch_size=16, steps_per_epoch=4, epochs=4, verbose=0, callbacks=[monitor])
+    assert monitor.result is None
 
 
 def test_epochs_that_never_read_everything_are_trained(monkeypatch):

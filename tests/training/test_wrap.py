@@ -277,6 +277,19 @@ def test_averages_behind_a_loss_scale_stay_those_of_what_is_frozen():
     assert moved(snapshots.taken[1], snapshots.taken[3]) == {"logits/kernel", "logits/bias"}
 
 
+def test_averages_of_the_head_go_on_over_the_switch():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True), explore=None, finish="descend"))
+    model.optimizer.build(model.trainable_variables)
+    for _ in range(2):
+        model.optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    before = [np.array(keras.ops.convert_to_numpy(each)) for each in model.optimizer.inner_averages()]
+    model.optimizer.switch(model)
+    averages = zip(model.trainable_variables, model.optimizer.inner_averages(), before, strict=True)
+    for variable, average, value in averages:
+        expected = value if variable.path.startswith("logits") else variable
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (average, expected)))
+
+
 def test_a_wrap_in_a_wrap_is_refused():
     with pytest.raises(ValueError, match="cannot wrap another.*Received"):
         keras_dal.Wrap(keras_dal.Wrap("sgd"))
