@@ -57,8 +57,9 @@ def settings(rows):
         average = None if row["recipe"] == "ema" else row.get("average")  # of its own it makes none there
         of_way = found[*task, row.get("explore"), average][row["way"]]
         if row.get("loaded"):  # noted in the row: a busy machine, or a base of another day, where no time says anything
-            before = of_way.get(row["seed"], {})
-            row |= {name: before.get(name) for name in ("seconds", "processor_seconds", "seconds_to_switch")}
+            before = of_way.get(row["seed"], row)
+            known = before if before is not row and _are_of_one_processor(before, row) else {}
+            row |= {name: known.get(name) for name in ("seconds", "processor_seconds", "seconds_to_switch")}
         of_way[row["seed"]] = row
         if row["way"] == "base":
             alone[*task, row["seed"]].append(row)
@@ -75,6 +76,10 @@ def settings(rows):
 
 def is_default(setting):
     return setting[TASK:] == (None, None)
+
+
+def _are_of_one_processor(*rows):
+    return len({row["machine"]["processor"] for row in rows}) == 1
 
 
 def _apart(machine, base):

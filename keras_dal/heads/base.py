@@ -76,9 +76,9 @@ class Head:
         return split(theta, self.shapes)
 
     @staticmethod
-    def join(arrays, dtype=np.float64):
-        """Return the flat theta of a list of arrays."""
-        return np.concatenate([np.asarray(array, dtype).ravel() for array in arrays])
+    def join(arrays):
+        """Return the flat theta of a list of arrays, float64."""
+        return np.concatenate([np.asarray(array, np.float64).ravel() for array in arrays])
 
     def _exact(self, features):
         parts = self.products(Host(np.float64))  # made anew: their products write into memory that no thread may share

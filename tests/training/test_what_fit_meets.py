@@ -299,29 +299,26 @@ def test_finish_leaves_statistics_as_they_are_that_no_step_moved():
     np.testing.assert_array_equal(model.norm.moving_mean, np.zeros(128, "float32"))
 
 
+def fit_in_uneven_epochs(epochs):
+    """Return history and monitor of a fit whose epochs have, of 6 batches and 4 steps, 4 and 2 in turn."""
+    (x, y), monitor = images(), keras_dal.AlignmentMonitor(verbose=0)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3))
+    history = model.fit(x, y, batch_size=16, steps_per_epoch=4, epochs=epochs, verbose=0, callbacks=[monitor])
+    return history, monitor
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_an_epoch_that_is_shorter_than_others_is_followed_by_one_that_reads_again():
-    """Of 6 batches and 4 steps an epoch, every second one has 2."""
-    x, y = images()
-    model, monitor = (
-        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3)),
-        keras_dal.AlignmentMonitor(verbose=0),
-    )
     with pytest.warns(UserWarning, match="next one reads them again.*Received: Incomplete.*2 of 4 batches"):
-        history = model.fit(x, y, batch_size=16, steps_per_epoch=4, epochs=8, verbose=0, callbacks=[monitor])
+        history, monitor = fit_in_uneven_epochs(8)
     assert len(history.epoch) == 5
     assert monitor.result.reached
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_no_epoch_is_promised_to_read_again_after_the_last():
-    x, y = images()
-    model, monitor = (
-        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3)),
-        keras_dal.AlignmentMonitor(verbose=0),
-    )
     with pytest.warns(UserWarning, match="second phase could not begin.*Received: Incomplete.*2 of 4 batches"):
-        model.fit(x, y, batch_size=16, steps_per_epoch=4, epochs=4, verbose=0, callbacks=[monitor])
+        _, monitor = fit_in_uneven_epochs(4)
     assert monitor.result is None
 
 
