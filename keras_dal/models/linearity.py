@@ -19,6 +19,7 @@ _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e
 
 _ROOM = 64  # of the largest number of a dtype, for sums
 _SIZES = (1.0, 30.0, 1e3, 1.0)  # of logits that are tried: a limit shows in large ones only
+_AWAKENING = (1.0, 1.0, 1.0, 3.0, 10.0)  # of moves, each beside the spread of a parameter
 
 
 def tolerance(values):
@@ -192,7 +193,24 @@ def _change(before, after, share, evaluate):
     return "its parameters also change its own inputs (tied weights)"
 
 
-def _move(model, generator):
+def awaken(model, evaluate):
+    """Moves a model's parameters, by more and more, until features that were all zero are not, or nothing helps.
+
+    The units before a small head may be dead for a few samples by chance, as the model was drawn or trained.
+
+    Args:
+        model: the model, in which moved parameters are left.
+        evaluate: a function without arguments that returns its features.
+    """
+    generator = np.random.default_rng(0)
+    for size in _AWAKENING:
+        _move(model, generator, size)
+        features = evaluate()
+        if features.any() and np.isfinite(features).all():
+            return
+
+
+def _move(model, generator, size=0.1):
     """Moves all parameters and statistics: a scale of one, a mean or a branch of zero no longer hides then.
 
     Of what is not trained, variances stay positive, and indices what they are.
@@ -207,5 +225,5 @@ def _move(model, generator):
                 variable.assign(value * (1.1 + 0.2 * noise))  # by little: a network may be deep
             continue
         noise -= 0.5  # in place: a layer may have tens of millions of them
-        noise *= 0.2 * (np.std(value, dtype=np.float32) + 0.1)
+        noise *= 2 * size * (np.std(value, dtype=np.float32) + 0.1)
         variable.assign(value + noise)

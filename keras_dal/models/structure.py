@@ -213,6 +213,8 @@ def _checked(form, calls, x, can_be_enlarged, evaluated):
         features = evaluated(x)[0]
     linearity.check_samples_are_apart(form, features, evaluated(others)[0], lambda: evaluated(x)[0])
     shown = x if features.any() else others
+    if not evaluated(shown)[0].any():
+        linearity.awaken(form.model, lambda: evaluated(shown)[0])
     return _checked_activation(form, calls, lambda: evaluated(shown))
 
 

@@ -245,8 +245,22 @@ def test_refuses_features_that_show_nothing():
         find_structure(model, np.full((1, 5), np.nan, "float32"))
 
 
+def test_units_that_are_dead_for_a_few_samples_by_chance_do_not_hide_a_head():
+    few = np.random.default_rng(0).random((6, 5), np.float32)
+    dead = layers.Dense(2, "relu", kernel_initializer=keras.initializers.Constant(-0.2))
+    model = keras.Sequential([keras.Input((5,)), dead, layers.Dense(3)])
+    before = snapshot(model)
+    assert not to_numpy(dead(few)).any()
+    structure = find_structure(model, few)
+    assert_unchanged(model, before)
+    assert (structure.num_features, structure.activation) == (2, "linear")
+    curved = keras.Sequential([*model.layers[:-1], layers.Dense(3, "tanh")])
+    with pytest.raises(ValueError, match="not linear, softmax or sigmoid"):
+        find_structure(curved, few)
+
+
 def test_units_that_are_dead_are_named_as_what_they_are():
-    dead = layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e3))
+    dead = layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e9))
     with pytest.raises(ValueError, match=r"units that are dead.*Received: zeros only"):
         find_structure(keras.Sequential([keras.Input((5,)), dead, layers.Dense(3)]))
 

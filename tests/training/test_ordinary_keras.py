@@ -545,11 +545,12 @@ def test_a_head_under_a_mask_that_an_average_leaves_out_is_refused():
         keras_dal.find_structure(model)
 
 
-@pytest.mark.parametrize("between", [[], [layers.Dense(5, activation="relu")]])
-def test_a_masked_average_before_the_head_is_understood_and_solved_on(between):
+@pytest.mark.parametrize("width", [0, 5])
+def test_a_masked_average_before_the_head_is_understood_and_solved_on(width):
     words = np.random.default_rng(0).integers(0, 9, (60, 7))
     keras.utils.set_random_seed(0)
     masked = [layers.Embedding(9, 4, mask_zero=True), layers.GlobalAveragePooling1D()]
+    between = [layers.Dense(width, activation="relu")] if width else []
     model = keras.Sequential([keras.Input((7,), dtype="int32"), *masked, *between, layers.Dense(3)])
     monitor, _ = ended(model, words, words.sum(axis=1) % 3)
     pooled = keras.Sequential(model.layers[:-1])
