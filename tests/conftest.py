@@ -1,4 +1,4 @@
-"""Settings for every test: quiet and few threads, and time enough, so that results do not depend on the machine."""
+"""Settings for every test: quiet, seeded, and time enough, so that results do not depend on the machine or on others."""
 
 import gc
 import os
@@ -6,9 +6,16 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import keras
 import pytest
 
+keras.utils.set_random_seed(0)  # what modules draw as they are collected
 gc.set_threshold(100_000, 50, 100)  # a heap of traced functions is large: looking through it took a tenth of the time
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    keras.utils.set_random_seed(0)  # before fixtures of any scope: no test hangs on those that a process ran before
 
 
 @pytest.fixture(autouse=True)
