@@ -23,6 +23,7 @@ from matplotlib.ticker import NullFormatter
 
 from keras_dal import converge
 from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.losses.sides import RightClass
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.objectives import Separation
@@ -55,7 +56,7 @@ def iteration(z, gates):
     jacobian = CachedJacobian.of_head(head, z)
     whitening = Whitening(CachedJacobian.of_head(head, z[:10_000]))
     start = np.zeros((len(z), OUTPUTS), np.float32)
-    curve = Separation(np.eye(OUTPUTS)[labels], 1.0, exclusive=True).hessian(start, np.arange(len(z)))
+    curve = Separation(RightClass(np.eye(OUTPUTS)[labels]), 1.0).hessian(start, np.arange(len(z)))
     direction = np.random.default_rng(2).normal(size=head.num_parameters)
 
     def product():

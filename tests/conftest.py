@@ -1,4 +1,4 @@
-"""Settings for every test: quiet, seeded, and time enough, so that results do not depend on the machine or on others."""
+"""Settings for every test: quiet, seeded and time enough, so that results do not depend on the machine or on others."""
 
 import gc
 import os

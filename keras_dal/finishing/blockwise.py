@@ -110,7 +110,7 @@ class _Evaluation:
         loss = float(self._loss / size)
         self.value = float(loss + ridge * moved_square + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
-        has_sides = task.data.loss.exclusive is not None
+        has_sides = task.data.loss.has_sides
         self.point = Point(
             seconds=task.path.elapsed(),
             ridge=ridge,
@@ -129,7 +129,7 @@ class _Evaluation:
             logits, targets = task._samples.of_block(block, theta), task.data.targets[rows]
             weights = task.data.train.weights[rows]
             self._loss += weights @ task.data.loss.values(logits, targets)
-            if task.data.loss.exclusive is not None:
+            if task.data.loss.has_sides:
                 margins = task.data.loss.margins(logits, targets)
                 self._right, self._margin = self._right + np.sum(margins > 0), min(self._margin, np.min(margins))
             shares = (weights / len(task.data.train))[:, None]

@@ -86,7 +86,7 @@ class FittedHead:
 
     def margins(self):
         """Return the margins `(n,)`, None for a loss without sides."""
-        if self._loss.exclusive is None:
+        if not self._loss.has_sides:
             return None
         return np.concatenate([self._loss.margins(block, self._targets[rows]) for rows, block in self._logits])
 

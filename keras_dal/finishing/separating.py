@@ -49,10 +49,10 @@ class SeparableTask(Task):
 
     def _separation(self, logits, margin, targets):
         """Return the criterion for a share of the size of all differences of logits, and their mean square."""
-        exclusive = self.data.loss.exclusive
-        gaps = Separation(self.data.targets, 1.0, exclusive).gaps(logits[: len(self.data.train)])
+        gaps = self.data.loss.sides(self.data.targets).gaps(logits[: len(self.data.train)])
         square = float(np.mean(np.square(gaps, dtype=np.float64))) or 1.0
-        return Separation(targets, margin * square**0.5, exclusive), square
+        sides = self.data.loss.sides(arrays.of(targets).single(targets))
+        return Separation(sides, margin * square**0.5), square
 
     def _follow(self, objective, ridge, phi, precision=_PRECISE):
         """Return the step and the point at which the next weight is tried.

@@ -4,7 +4,6 @@ import abc
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import special
 
 from keras_dal._backend import arrays
 
@@ -32,7 +31,7 @@ class Loss(abc.ABC):
         options: arguments of these that `__init__` takes; others must have their default.
         shift_invariant: whether constants per sample, added to all its logits, change nothing.
         quadratic: whether least squares on the targets minimize it.
-        exclusive: whether one class is right per sample, or each output has a right side; None where there are none.
+        has_sides: whether samples with hard labels have right sides, see `sides`.
         tensors: whether `values`, `gradient`, `hessian` and `margins` take tensors of the backend, too: by the
             functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one. A subclass of
             a loss says so for itself.
@@ -44,7 +43,7 @@ class Loss(abc.ABC):
     options: ClassVar[tuple[str, ...]] = ()
     shift_invariant: ClassVar[bool] = False
     quadratic: ClassVar[bool] = False
-    exclusive: ClassVar[bool | None] = None
+    has_sides: ClassVar[bool] = False
     tensors: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -133,7 +132,7 @@ class Loss(abc.ABC):
 
     def are_hard(self, targets):
         """Return whether positive margins prove that the infimum is 0, because factors of the logits approach it."""
-        return self.exclusive is not None and bool(np.isposinf(self.scales(targets)).all())
+        return self.has_sides and bool(np.isposinf(self.scales(targets)).all())
 
     def seen(self, rows):
         """Return rows `(n, C)` without constants per sample, where these change nothing."""
@@ -150,13 +149,8 @@ class Loss(abc.ABC):
         """Return the largest loss of a sample with a hard label and this margin; None where there are no sides."""
         self._assert_no_sides()
 
-    def separation_dual(self, targets) -> Any:
-        """Return the dual of separating samples with hard labels; None where there are no sides.
-
-        Returns:
-            An object with `wrong(logits)`, probabilities of wrong sides; `most(shares)` of a sample and
-            `entropy(shares)`, `(n, C)`, of probabilities whose wrong ones are shares.
-        """
+    def sides(self, targets) -> Any:
+        """Return the right sides of samples with hard labels, as one of `losses.sides`; None where there are none."""
         self._assert_no_sides()
 
     def confidence(self, logits, targets) -> Any:
@@ -164,15 +158,10 @@ class Loss(abc.ABC):
         self._assert_no_sides()
 
     def _assert_no_sides(self):
-        assert self.exclusive is None, f"{type(self).__name__} has sides and must say more about them"
+        assert not self.has_sides, f"{type(self).__name__} has sides and must say more about them"
 
     def __repr__(self):
         return f"<{self.name}>"
-
-
-def entropy_of_rest(shares):
-    """Return `-(1 - s) log(1 - s)` of shares in [0, 1], to all digits where they are small."""
-    return -special.xlog1py(1.0 - shares, -shares)
 
 
 def common_scale(scales):

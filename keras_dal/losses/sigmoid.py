@@ -8,8 +8,9 @@ from keras import ops
 from scipy import special
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import ALIKE, checked_matrix, entropy_of_rest, register
+from keras_dal.losses.base import ALIKE, checked_matrix, register
 from keras_dal.losses.cross_entropy import CrossEntropy
+from keras_dal.losses.sides import RightSides
 
 
 @register
@@ -19,7 +20,7 @@ class SigmoidCrossEntropy(CrossEntropy):
     name = "sigmoid cross-entropy"
     activation = "sigmoid"
     keras_losses = (keras.losses.BinaryCrossentropy,)
-    exclusive = False
+    has_sides = True
     tensors = True
 
     def targets(self, y, num_outputs):
@@ -88,25 +89,9 @@ class SigmoidCrossEntropy(CrossEntropy):
     def at_margin(self, margin, num_outputs):
         return np.logaddexp(0.0, -margin)
 
-    def separation_dual(self, targets):
-        return _Dual(targets)
+    def sides(self, targets):
+        return RightSides(targets)
 
     def confidence(self, logits, targets):
         right = (targets == 0) | (targets * logits > 0)
         return special.expit(np.abs(logits)).ravel(), right.ravel()
-
-
-class _Dual:
-    """Probability of the wrong side, per output: `u_ij = -t_ij q_ij`; the loss averages over the outputs."""
-
-    def __init__(self, targets):
-        self.targets = targets
-
-    def wrong(self, logits):
-        return special.expit(-self.targets * logits)
-
-    def most(self, shares):
-        return shares.max()
-
-    def entropy(self, shares):
-        return (special.entr(shares) + entropy_of_rest(shares)) / self.targets.shape[1]

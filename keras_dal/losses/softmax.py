@@ -6,8 +6,9 @@ from keras import ops
 from scipy import special
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import checked_classes, checked_matrix, entropy_of_rest, register
+from keras_dal.losses.base import checked_classes, checked_matrix, register
 from keras_dal.losses.cross_entropy import CrossEntropy
+from keras_dal.losses.sides import RightClass
 
 _ROUNDING = 1e-5  # by which a row of probabilities in float32 may miss the sum of one, which Keras does not mend
 _EQUAL = 1e-5  # relative difference of probabilities in single precision that counts as none
@@ -21,7 +22,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
     activation = "softmax"
     keras_losses = (keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
     shift_invariant = True
-    exclusive = True
+    has_sides = True
     tensors = True
 
     def targets(self, y, num_outputs):
@@ -110,25 +111,8 @@ class SoftmaxCrossEntropy(CrossEntropy):
     def at_margin(self, margin, num_outputs):
         return np.logaddexp(0.0, np.log(num_outputs - 1.0) - margin)
 
-    def separation_dual(self, targets):
-        return _Dual(targets)
+    def sides(self, targets):
+        return RightClass(targets)
 
     def confidence(self, logits, targets):
         return special.softmax(logits, axis=1).max(axis=1), self.margins(logits, targets) > 0
-
-
-class _Dual:
-    """Probabilities of the wrong classes: `u_i = sum_j q_ij (e_j - e_y)`."""
-
-    def __init__(self, targets):
-        self.targets = targets
-
-    def wrong(self, logits):
-        return special.softmax(logits, axis=1) * (self.targets == 0)
-
-    def most(self, shares):
-        return shares.sum(axis=1).max()
-
-    def entropy(self, shares):
-        wrong = np.minimum(1.0, shares.sum(axis=1, keepdims=True))
-        return special.entr(shares) + self.targets * entropy_of_rest(wrong)

@@ -127,7 +127,7 @@ class _Search:
     def __init__(self, jacobian, loss, targets, weights, seconds):
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.scale = weights[:, None] / len(weights)
-        self.hard, self.dual = loss.are_hard(targets), loss.separation_dual(targets)
+        self.hard, self.sides = loss.are_hard(targets), loss.sides(targets)
         self.floor = loss.floor(targets, weights)
         self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
         self._last = None, None
@@ -234,7 +234,7 @@ class _Search:
 
     def _entropy_bound(self, logits):
         """Return the entropy bound of an exact dual point near the probabilities here, 0 where none is known."""
-        best, wrong = 0.0, self.dual.wrong(logits)
+        best, wrong = 0.0, self.sides.wrong(logits)
         for negligible in _NEGLIGIBLE:
             bound, complete = self._bound_without(wrong, negligible)
             best = max(best, bound)
@@ -244,7 +244,7 @@ class _Search:
 
     def _last_bound(self, logits):
         """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable."""
-        wrong = self.dual.wrong(logits)
+        wrong = self.sides.wrong(logits)
         for negligible in sorted(_NEGLIGIBLE + _LAST):
             for by_pair in (False, True):
                 bound, _ = self._bound_without(wrong, negligible, by_pair)
@@ -253,8 +253,8 @@ class _Search:
         return 0.0
 
     def _bound_without(self, wrong, negligible, by_pair=False):
-        shares, part, complete = nearby_dual(self.jacobian, self.targets, wrong, self.weights, negligible, by_pair)
-        shares /= max(1.0, self.dual.most(shares * (1 + part[:, None])))
-        entropy = np.sum(self.scale * self.dual.entropy(shares))
+        shares, part, complete = nearby_dual(self.jacobian, self.sides, wrong, self.weights, negligible, by_pair)
+        shares /= max(1.0, self.sides.most(shares * (1 + part[:, None])))
+        entropy = np.sum(self.scale * self.sides.entropy(shares))
         moved = 2 * np.sum(self.scale * special.entr(part[:, None] * shares))  # |h(x) - h(y)| <= h(|x - y|)
         return max(0.0, float(entropy * (1 - _SLACK) - moved)), complete

@@ -106,12 +106,12 @@ class _Metric:
         return self.least[:, None] * (self.weighted @ solved)
 
 
-def nearby_dual(jacobian, targets, shares, weights, negligible, by_pair=False):
+def nearby_dual(jacobian, sides, shares, weights, negligible, by_pair=False):
     """Return shares `(n, C)` near those given, by which part of themselves `(n,)` an exact dual point's may differ.
 
     Args:
-        jacobian: a `FactorizedJacobian`; shift-invariant means softmax, whose pairs are a sample and another class.
-        targets: Y_l, `(n, C)`.
+        jacobian: a `FactorizedJacobian`.
+        sides: of the loss, in float64; where one class is right, pairs are of a sample and another class.
         shares: masses per weight, `(n, C)`, in [0, 1].
         weights: positive, `(n,)`.
         negligible: shares up to it count as zero.
@@ -121,10 +121,10 @@ def nearby_dual(jacobian, targets, shares, weights, negligible, by_pair=False):
         The shares, zero where no exact dual point is known near them, the parts, and whether none had to be left out.
     """
     found, part, complete = np.zeros_like(shares), np.zeros(len(shares)), True
-    split = _by_class if jacobian.shift_invariant else _by_output
-    if jacobian.copies == 1 or (by_pair and jacobian.shift_invariant):
+    split = _by_class if sides.exclusive else _by_output
+    if jacobian.copies == 1 or (by_pair and sides.exclusive):
         split = _by_pair
-    for index, block in split(jacobian, targets, shares, weights, max(negligible, _FAINTEST)):
+    for index, block in split(jacobian, sides, shares, weights, max(negligible, _FAINTEST)):
         near = block.near_exact()
         if near is None:
             complete = False
@@ -134,8 +134,9 @@ def nearby_dual(jacobian, targets, shares, weights, negligible, by_pair=False):
     return found / weights[:, None], part, complete
 
 
-def _by_class(jacobian, targets, shares, weights, negligible):
+def _by_class(jacobian, sides, shares, weights, negligible):
     """Yield a block for every set of classes that overlap, of the samples that have mass on all others of the set."""
+    targets = sides.targets
     linked = np.zeros((targets.shape[1],) * 2)
     np.maximum.at(linked, np.argmax(targets, axis=1), np.where(targets == 0, shares, 0.0))
     count, sets = csgraph.connected_components(linked > negligible, directed=True, connection="strong")
@@ -147,11 +148,11 @@ def _by_class(jacobian, targets, shares, weights, negligible):
             yield _shared(jacobian, np.ix_(rows, classes), 1.0 - own[rows], own[rows], shares, weights)
 
 
-def _by_output(jacobian, targets, shares, weights, negligible):
-    for output in range(targets.shape[1]):
+def _by_output(jacobian, sides, shares, weights, negligible):
+    for output in range(shares.shape[1]):
         rows = np.flatnonzero(shares[:, output] > negligible)
         if len(rows):
-            signs = -targets[rows][:, [output]]
+            signs = -sides.targets[rows][:, [output]]
             yield _shared(jacobian, np.ix_(rows, np.array([output])), signs, np.zeros_like(signs), shares, weights)
 
 
@@ -167,22 +168,22 @@ def _shared(jacobian, index, signs, own, shares, weights):
     return index, Block(columns, magnitude, signs, own, mass, residues, lambda: jacobian.exact_rank)
 
 
-def _by_pair(jacobian, targets, shares, weights, negligible):
+def _by_pair(jacobian, sides, shares, weights, negligible):
     """Yield one block of all pairs."""
-    i, j = index = np.nonzero((shares > negligible) & ((targets == 0) | (not jacobian.shift_invariant)))
-    right = np.argmax(targets, axis=1)[i]
+    i, j = index = np.nonzero(sides.pairs(np.where(shares > negligible, shares, 0.0)))
     if not len(i) or len(i) * jacobian.num_directions**2 > _PAIR_WORK:
         return
-    signs = np.ones((len(i), 1)) if jacobian.shift_invariant else -targets[index][:, None]
+    signs = (np.ones(len(i)) if sides.exclusive else -sides.targets[index])[:, None]
     columns, magnitude = (jacobian.rows(matrix, i, j) for matrix in (jacobian.columns, jacobian.magnitude))
-    if jacobian.shift_invariant:
+    right = np.argmax(sides.targets, axis=1)[i]
+    if sides.exclusive:
         columns = columns - jacobian.rows(jacobian.columns, i, right)
         magnitude = magnitude + np.abs(jacobian.rows(jacobian.magnitude, i, right))
 
     def residues(prime):
         modular = residues_modulo(jacobian.matrix(jacobian.features), prime)
         gaps = jacobian.rows(modular, i, j)
-        return (gaps - jacobian.rows(modular, i, right)) % prime if jacobian.shift_invariant else gaps
+        return (gaps - jacobian.rows(modular, i, right)) % prime if sides.exclusive else gaps
 
     mass = (shares * weights[:, None])[index][:, None]
     yield index, Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues, lambda: None)

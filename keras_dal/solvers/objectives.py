@@ -7,31 +7,26 @@ decide; gradients and Hessian products are float32, because they enter products.
 import numpy as np
 
 from keras_dal._backend import arrays
-
-ALL = slice(None)  # rows
+from keras_dal.losses.sides import ALL
 
 
 class Separation:
     """`sum_j max(0, delta - gap_ij)^2`, zero where every sample is on its right side by delta.
 
-    The gaps are `f_y - f_j` for every wrong class j, or `t_j f_j` for every output where each has a side of its own.
-
     Args:
-        targets: of hard labels, from the loss, `(n, C)`.
+        sides: of the loss, of hard labels in single precision.
         delta: the wanted margin, positive.
-        exclusive: whether one class is right per sample, as a loss says.
     """
 
-    def __init__(self, targets, delta, exclusive):
-        self.targets, self._xp = arrays.of(targets).single(targets), arrays.of(targets)
-        self.delta, self.exclusive = float(np.float32(delta)), exclusive
-        self._labels = self._xp.argmax(self.targets)
+    def __init__(self, sides, delta):
+        self.sides, self._xp = sides, arrays.of(sides.targets)
+        self.delta = float(np.float32(delta))
 
     def values(self, logits):
         return self._xp.row_square(self._short(logits))
 
     def gradient(self, logits):
-        return self._from_pairs(-2 * self._short(logits), ALL)
+        return self.sides.from_gaps(-2 * self._short(logits))
 
     def active(self, logits):
         return self._short(logits).any(axis=1)
@@ -41,40 +36,16 @@ class Separation:
 
         def product(change, block):
             some = block if rows is ALL else rows[block]
-            return self._from_pairs(counted[block] * self.gaps(change, some), some)
+            return self.sides.from_gaps(counted[block] * self.sides.gaps(change, some), some)
 
         return product
 
     def nearest(self, logits):
         """Return the nearest logits `(n, C)` with every gap at least delta."""
-        if not self.exclusive:
-            return self.targets * np.maximum(self.targets * logits, self.delta)
-        right = np.take_along_axis(logits, self._labels, axis=1)
-        others = logits + self.delta
-        np.put_along_axis(others, self._labels, -np.inf, axis=1)
-        others = np.sort(others, axis=1)[:, :0:-1]
-        # the right class rises to the mean of itself and of the others that it must push down, the highest first
-        raised = np.cumsum(np.hstack([right, others]), axis=1) / np.arange(1, logits.shape[1] + 1)
-        pushed = np.sum(others > raised[:, :-1], axis=1, keepdims=True)
-        raised = np.take_along_axis(raised, pushed, axis=1)
-        nearest = np.minimum(logits, raised - self.delta)
-        np.put_along_axis(nearest, self._labels, raised, axis=1)
-        return nearest
-
-    def gaps(self, logits, rows=ALL):
-        if not self.exclusive:
-            return self.targets[rows] * logits
-        return self._xp.take(logits, self._labels[rows]) - logits
+        return self.sides.nearest(logits, self.delta)
 
     def _short(self, logits, rows=ALL):
-        short = self._xp.maximum(self.delta - self.gaps(logits, rows), 0.0)
-        return self._xp.put(short, self._labels[rows], 0.0) if self.exclusive else short
-
-    def _from_pairs(self, pairs, rows):
-        """Return the transpose of `gaps` applied to one value per pair of sample and class, 0 for the right class."""
-        if not self.exclusive:
-            return self.targets[rows] * pairs
-        return self._xp.put(-pairs, self._labels[rows], self._xp.row_sum(pairs))
+        return self.sides.pairs(self._xp.maximum(self.delta - self.sides.gaps(logits, rows), 0.0), rows)
 
 
 class Anchored:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_dal.finishing.contradictions import Moves
+from keras_dal.losses.sides import RightSides
 from keras_dal.solvers.objectives import Separation
 
 START = np.array([[-1.0], [1.0], [1.0]])  # the first is wrong
@@ -31,7 +32,7 @@ def moves(cost):
     def margins(logits):
         return logits[:, 0]
 
-    return Moves(Solver(cost), None, Separation(np.ones((3, 1)), 2.0, False), margins, START, 1.0, num_free=3)
+    return Moves(Solver(cost), None, Separation(RightSides(np.ones((3, 1))), 2.0), margins, START, 1.0, num_free=3)
 
 
 def test_the_cost_of_a_sample_is_that_of_all_rounds():

@@ -104,8 +104,8 @@ def test_the_entropy_of_a_dual_point_keeps_all_digits_of_faint_shares(loss, shar
     shares = np.zeros((1, C))
     shares[0, np.argmin(targets)] = share
     exact = share * (1 - np.log(share)) - share**2 / 2  # up to its cube
-    of_all = np.sum(loss.separation_dual(targets).entropy(shares))
-    assert of_all * (1 if loss.exclusive else C) == pytest.approx(exact, rel=1e-12, abs=0)
+    of_all = np.sum(loss.sides(targets).entropy(shares))
+    assert of_all * (1 if loss.sides(targets).exclusive else C) == pytest.approx(exact, rel=1e-12, abs=0)
 
 
 def test_the_smoothing_of_a_keras_loss_is_kept():

@@ -34,4 +34,4 @@ def test_an_entropy_bound_holds_for_the_exact_dual_point_too(part, monkeypatch):
     search = duality._Search(jacobian(DenseHead(2, 3), features, weights, True), loss, targets, weights, 5.0)
     bound, _ = search._bound_without(None, 0.0)
     for exact in (shares * (1 - part), shares * (1 + part)):
-        assert 0 < bound <= np.mean(np.sum(loss.separation_dual(targets).entropy(exact), axis=1))
+        assert 0 < bound <= np.mean(np.sum(loss.sides(targets).entropy(exact), axis=1))

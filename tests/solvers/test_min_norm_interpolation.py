@@ -7,6 +7,7 @@ from scipy import optimize
 
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
+from keras_dal.losses.sides import RightClass, RightSides
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.objectives import Separation
 from keras_dal.solvers.whitening import Whitening
@@ -104,7 +105,7 @@ def test_equal_samples_are_moved_by_their_mean(head, generator, on, monkeypatch)
 def test_nearest_logits_are_those_of_a_general_optimizer(generator, exclusive):
     labels, logits = generator.integers(0, 4, 30), 0.7 * generator.normal(size=(30, 4))
     targets = np.eye(4)[labels] if exclusive else np.where(generator.random((30, 4)) < 0.5, -1.0, 1.0)
-    criterion = Separation(targets, 0.5, exclusive)
+    criterion = Separation((RightClass if exclusive else RightSides)(targets), 0.5)
     found = criterion.nearest(logits)
     for sample in range(30):
 

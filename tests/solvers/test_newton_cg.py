@@ -13,6 +13,7 @@ from keras_dal import heads, losses
 from keras_dal._backend import arrays
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
+from keras_dal.losses.sides import RightClass, RightSides
 from keras_dal.solvers.newton_cg import NewtonCG
 from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
 from keras_dal.solvers.penalties import Quadratic
@@ -143,10 +144,10 @@ def criteria(xp=arrays.NUMPY):
     classes = one_hot(N, C)
     signs = 2.0 * np.random.default_rng(2).integers(0, 2, (N, C)) - 1
     return {
-        "separation of classes": Separation(xp.single(classes), 0.5, exclusive=True),
-        "separation of outputs": Separation(xp.single(signs), 0.5, exclusive=False),
+        "separation of classes": Separation(RightClass(xp.single(classes)), 0.5),
+        "separation of outputs": Separation(RightSides(xp.single(signs)), 0.5),
         "anchored": Anchored(
-            Separation(xp.single(classes[: N // 2]), 0.5, exclusive=True),
+            Separation(RightClass(xp.single(classes[: N // 2])), 0.5),
             np.random.default_rng(3).uniform(0.5, 2, N // 2),
             xp.single(np.random.default_rng(4).normal(size=(N, C))),
             np.random.default_rng(5).integers(0, 2, N),
@@ -176,7 +177,7 @@ def test_gradient_and_hessian_are_derivatives(name, generator):
 
 def test_separation_is_what_it_says(generator):
     logits, labels = generator.normal(size=(N, C)), generator.integers(0, C, N)
-    criterion = Separation(np.eye(C)[labels], 0.5, exclusive=True)
+    criterion = Separation(RightClass(np.eye(C)[labels]), 0.5)
     wanted = [
         sum(max(0.0, 0.5 - (f[label] - f[j])) ** 2 for j in range(C) if j != label)
         for f, label in zip(logits, labels, strict=True)
@@ -237,7 +238,7 @@ def test_tensors_of_an_accelerator_find_the_same_minimum(name, head, generator, 
 def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(generator):
     head, features = make("branch", generator), generator.normal(size=(N, M))
     jacobian = CachedJacobian.of_head(head, features)
-    criterion = Separation(one_hot(N, C), 1.0, exclusive=True)
+    criterion = Separation(RightClass(one_hot(N, C)), 1.0)
     problem = newton(jacobian, Whitening(jacobian), mean_of(criterion), 1e-3)
     steps = [step for step, _ in zip(problem.steps(), range(15), strict=False)]
     least = min(step.objective for step in steps)

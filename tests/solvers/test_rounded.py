@@ -17,5 +17,5 @@ def test_bounds_hold_for_all_logits_within_the_errors(loss):
     targets = loss.targets(right, C)
     worst = logits - errors * (2 * right - 1)
     assert np.mean(weights * loss.values(worst, targets)) <= largest_loss(loss, logits, errors, targets, weights)
-    if loss.exclusive is not None:
+    if loss.has_sides:
         assert smallest_margin(loss, logits, errors, targets) <= np.min(loss.margins(worst, targets))
