@@ -94,7 +94,7 @@ def width_curve(
             f"it was made from. Received: layer {structure.layer.name!r} ({type(structure.layer).__name__})"
         )
     loss = loss_of(model, structure.activation, loss)
-    data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes).weighted()
+    data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes).weighted
     problem = _problem(structure, loss, data, max_bytes, x)
     widths = _affordable(widths, problem)
     with threads_for(Host.block * (2 * structure.num_features + 2) ** 2):

@@ -14,7 +14,7 @@ from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint
 from keras_dal.features.precision import eps_of
 from keras_dal.features.samples import checked_weight, joined, positive
-from keras_dal.features.store import RowWriter, kept_rows
+from keras_dal.features.store import RowWriter, kept_rows, rows_where
 from keras_dal.features.tracing import computed_dtype
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
@@ -44,13 +44,14 @@ class CachedFeatures:
         """How many of the m columns are independent."""
         return num_independent(self.features)
 
+    @functools.cached_property
     def weighted(self):
-        """Return the samples of positive weight, with weights that keep the mean over all of them."""
+        """The samples of positive weight, with weights that keep the mean over all of them."""
         kept, weights = positive(self.weights)
         if kept.all():
             return self
         labels = None if self.labels is None else self.labels[kept]
-        return CachedFeatures(self.features[kept], labels, weights, self.rows[kept], self.exact)
+        return CachedFeatures(rows_where(kept, self.features), labels, weights, self.rows[kept], self.exact)
 
     def are_exact(self, structure):
         """Return whether features are as the model computes them, which float64 that may have been cast is not."""

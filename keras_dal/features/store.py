@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 2**24  # bytes read at a time for a checksum
+from keras_dal._backend.arrays import slices
+
+_CHUNK = 2**24  # bytes that are read at a time
 _PREFIX = "keras_dal-"  # of files that are being written
 _ABANDONED = 3600  # seconds without a write after which the partial file is one of a process that was killed
 
@@ -134,6 +136,25 @@ def kept_rows(path):
     if checksum(path) != expected:
         raise ValueError("its checksum is not what was written")
     return np.memmap(path, np.float32, "r", shape=shape)
+
+
+def rows_where(kept, rows):
+    """Return the rows `(n, m)` that are kept, memory-mapped as the rows are.
+
+    Args:
+        kept: booleans `(n,)`.
+        rows: float32, an array or what `RowWriter.finish` returns.
+    """
+    if not isinstance(rows, np.memmap):
+        return rows[kept]
+    writer, step = RowWriter(None, 0, keep=False), max(1, _CHUNK // (4 * rows.shape[1]))
+    try:
+        for block in slices(len(rows), step):
+            writer.append(rows[block][kept[block]])
+        return writer.finish(None)
+    except BaseException:
+        writer.discard()
+        raise
 
 
 def checksum(path):

@@ -193,10 +193,10 @@ def _data(gather, training, anchors, validation_data):
     check_labels(train.labels, training[0])
     still = None if anchors is None else gather("anchors", anchors).features
     if validation_data is None:
-        return train.weighted(), still, None
+        return train.weighted, still, None
     validation = gather("validation data", *validation_data)
     _check_validation(validation)
-    return train.weighted(), still, validation
+    return train.weighted, still, validation
 
 
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):

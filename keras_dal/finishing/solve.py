@@ -34,7 +34,7 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     Returns:
         A `Result`.
     """
-    samples = train.weighted()
+    samples = train.weighted
     path = Path(on_point=path_table.show if verbose else None)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
     task: Any = (

@@ -133,7 +133,7 @@ class ConvexPhase:
         """Return the alignment of the head on the features that were read, by the names of the logs."""
         if self.structure.layer is not self.structure.output_layer:
             return {}
-        train = self.train.weighted()
+        train = self.train.weighted
         return as_logs(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
 
     def undo(self):

@@ -163,7 +163,7 @@ def _not_proved(result):
 
 def _wider(phase):
     """Return what a gated head would add."""
-    structure, train = phase.structure, phase.train.weighted()
+    structure, train = phase.structure, phase.train.weighted
     more = num_gated_parameters(train, structure)
     wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
     rounded = "" if train.are_exact(structure) else f", {TO_FLOAT32},"

@@ -336,9 +336,15 @@ def test_a_killed_process_leaves_no_file_that_counts(tmp_path):
         assert set(tmp_path.iterdir()) == left
 
 
-def test_samples_of_weight_zero_are_left_out(structure, x):
+@pytest.mark.parametrize("max_bytes", [2**20, 100])
+def test_samples_of_weight_zero_are_left_out(structure, x, max_bytes, monkeypatch):
+    monkeypatch.setattr(store, "_CHUNK", 8 * 4 * 7)  # seven rows are copied at a time
     w = np.where(np.arange(50) < 10, 0.0, 2.0)
-    found = cached_features(structure, x, np.arange(50), w).weighted()
+    whole = cached_features(structure, x, np.arange(50), w, max_bytes=max_bytes)
+    found = whole.weighted
+    assert isinstance(found.features, np.memmap) == (max_bytes < 2**20)
+    np.testing.assert_array_equal(found.features, whole.features[10:])
+    assert whole.weighted is found
     assert len(found) == 40
     assert found.labels[0] == 10
     assert found.weights.sum() / 40 == pytest.approx(w.mean())
@@ -346,7 +352,7 @@ def test_samples_of_weight_zero_are_left_out(structure, x):
 
 def test_weights_that_are_all_zero_are_refused(structure, x):
     with pytest.raises(ValueError, match="positive weight.*Received"):
-        cached_features(structure, x, np.arange(50), np.zeros(50)).weighted()
+        len(cached_features(structure, x, np.arange(50), np.zeros(50)).weighted)
 
 
 def test_kept_features_are_as_particular_about_weights(structure, x, tmp_path):
