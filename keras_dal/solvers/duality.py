@@ -11,6 +11,7 @@ point only where an exact one is near it.
 
 import contextlib
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -132,7 +133,7 @@ class _Search:
         self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
         self._last = None, None
         self._tries, self._pause = 0, 0
-        self.out_of_time, self._end = False, time.monotonic() + seconds
+        self.out_of_time, self._seconds, self._end = False, seconds, time.monotonic() + seconds
         self.steepest = np.linalg.norm(self.gradient(self.best))
 
     def run(self):
@@ -243,13 +244,18 @@ class _Search:
         return best
 
     def _last_bound(self, logits):
-        """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable."""
-        wrong = self.sides.wrong(logits)
-        for negligible in sorted(_NEGLIGIBLE + _LAST):
-            for by_pair in (False, True):
-                bound, _ = self._bound_without(wrong, negligible, by_pair)
-                if bound > 0:
-                    return bound
+        """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable.
+
+        The tries end as the search does, after as many seconds once more.
+        """
+        wrong, end = self.sides.wrong(logits), time.monotonic() + self._seconds
+        for negligible, by_pair in itertools.product(sorted(_NEGLIGIBLE + _LAST), (False, True)):
+            bound, _ = self._bound_without(wrong, negligible, by_pair)
+            if bound > 0:
+                return bound
+            if time.monotonic() > end:
+                self.out_of_time = True
+                break
         return 0.0
 
     def _bound_without(self, wrong, negligible, by_pair=False):

@@ -35,3 +35,19 @@ def test_an_entropy_bound_holds_for_the_exact_dual_point_too(part, monkeypatch):
     bound, _ = search._bound_without(None, 0.0)
     for exact in (shares * (1 - part), shares * (1 + part)):
         assert 0 < bound <= np.mean(np.sum(loss.sides(targets).entropy(exact), axis=1))
+
+
+@pytest.mark.parametrize(("seconds", "tries"), [(0.0, 1), (120.0, 16)])
+def test_the_last_tries_for_a_proof_end_with_the_time(seconds, tries, monkeypatch):
+    loss, features, weights = SoftmaxCrossEntropy(), np.random.default_rng(0).standard_normal((4, 2)), np.ones(4)
+    made = []
+
+    def without_proof(jac, sides, shares, *_):
+        made.append(shares)
+        return np.zeros_like(shares), np.zeros(len(shares)), False
+
+    monkeypatch.setattr(duality, "nearby_dual", without_proof)
+    targets = loss.targets(np.arange(4) % 3, 3)
+    search = duality._Search(jacobian(DenseHead(2, 3), features, weights, True), loss, targets, weights, seconds)
+    assert search._last_bound(np.zeros((4, 3))) == 0
+    assert (len(made), search.out_of_time) == (tries, seconds == 0)
