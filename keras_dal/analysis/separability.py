@@ -221,12 +221,24 @@ def _separability(head, loss, rows, columns, used):
     infimum = duality.enclose_infimum(columns, loss, targets, weights)
     if not loss.are_hard(targets):
         return _of_mixed(infimum.lower, loss.floor(targets, weights), np.mean(weights), used)
-    if infimum.margin is not None and infimum.margin > 0:
-        return Finding(Verdict.SEPARABLE, f"a head with a smallest margin of {at_least(infimum.margin, 2, 'e')}")
-    if infimum.lower > 0:
-        least = at_least(used * infimum.lower, 4, "e")
-        return Finding(Verdict.NOT_SEPARABLE, f"a dual point: no head has a loss below {least}")
-    return Finding(Verdict.UNDECIDED, _found_neither(infimum))
+    return _of_hard(infimum, columns, used)
+
+
+def _of_hard(enclosure, columns, used=1.0):
+    """Return the verdict for hard labels whose infimum is enclosed.
+
+    Args:
+        enclosure: the `Enclosure`.
+        columns: the `Jacobian`.
+        used: share of all samples that were counted, for means over them.
+    """
+    if enclosure.margin is not None and enclosure.margin > 0:
+        least = at_least(enclosure.margin, 3, "e")
+        return Finding(Verdict.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
+    if enclosure.lower > 0:
+        least = at_least(used * enclosure.lower, 4, "e")
+        return Finding(Verdict.NOT_SEPARABLE, f"a dual point: no parameters have a loss below {least}")
+    return Finding(Verdict.UNDECIDED, _found_neither(enclosure) if columns.factorized else _too_large(columns))
 
 
 def _of_mixed(lower, floor, weight, used=1.0):
@@ -270,7 +282,7 @@ def finding_of(found, share, witnessed, objective, scale, v):
         return Finding(
             Verdict.ALIGNED, f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
         )
-    return (_of_attained if np.isfinite(scale) else _of_hard)(found, left, objective)
+    return _of_attained(found, left, objective) if np.isfinite(scale) else _of_hard(found, objective.jacobian)
 
 
 def _is_proved(found, objective, scale, v):
@@ -281,19 +293,6 @@ def _is_proved(found, objective, scale, v):
     rows = [(jac.features, objective.targets, objective.weights)]
     missed = any_missed(jac.head, objective.loss, rows, v / scale, jac.eps)
     return not missed and not _is_above_rounding(found.lower, objective, v)
-
-
-def _of_hard(found, left, objective):
-    """Return the `Finding` for hard labels of which least squares leaves the share `left`."""
-    if found.margin is not None and found.margin > 0:
-        least = at_least(found.margin, 3, "e")
-        return Finding(Verdict.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
-    if found.lower > objective.floor:
-        least = at_least(found.lower, 3)
-        return Finding(Verdict.NOT_SEPARABLE, f"an exact dual point near one in float64 has at least the value {least}")
-    if not objective.jacobian.factorized:
-        return Finding(Verdict.UNDECIDED, _too_large(objective.jacobian))
-    return Finding(Verdict.UNDECIDED, _found_neither(found))
 
 
 def _of_attained(found, left, objective):

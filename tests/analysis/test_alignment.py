@@ -217,7 +217,7 @@ class TestVerdicts:
         x = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]])
         report = self.verdict(x, np.array([0, 1, 1, 0]), 2)
         assert report.verdict == "not separable"
-        assert "no head has a loss below 6.931e-01" in report.decided_by
+        assert "no parameters have a loss below 6.931e-01" in report.decided_by
         assert report.residual_share == pytest.approx(1.0)
 
     def test_undecided_without_a_solver(self):
