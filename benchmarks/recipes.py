@@ -1,4 +1,4 @@
-"""Run every recipe for three seeds, and write its table into docs/recipes.md.
+"""Run every recipe for three seeds, and write its table into its page.
 
 python benchmarks/recipes.py [long_tail shortcut new_class pretrained calibration suspect_labels]
 """
@@ -14,7 +14,7 @@ import numpy as np
 from machine import describe
 
 ROOT = Path(__file__).parents[1]
-RESULT, PAGE = ROOT / "benchmarks" / "results" / "recipes.json", ROOT / "docs" / "recipes.md"
+RESULT, DOCS = ROOT / "benchmarks" / "results" / "recipes.json", ROOT / "docs"
 RECIPES = ("long_tail", "shortcut", "new_class", "pretrained", "calibration", "suspect_labels")
 SEEDS = (0, 1, 2)
 sys.path[:0] = [str(ROOT / "examples" / "recipes"), str(ROOT / "examples")]
@@ -35,13 +35,13 @@ def table(runs):
         yield f"| {way} | {' | '.join(cells)} |"
 
 
-def page(results):
-    """Return the text of the page with its tables made anew."""
-    text = PAGE.read_text()
+def pages(results):
+    """Yield the page of each recipe, a path, and its text with the table made anew."""
     for name, result in results["recipes"].items():
+        page = DOCS / ("pretrained.md" if name == "pretrained" else f"recipe_{name}.md")
         lines = "\n".join(table(result["runs"]))
-        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", rf"\1\n{lines}\n\2", text, flags=re.DOTALL)
-    return text
+        marked = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        yield page, re.sub(marked, rf"\1\n{lines}\n\2", page.read_text(), flags=re.DOTALL)
 
 
 def main():
@@ -60,7 +60,8 @@ def main():
             print(name, seed, runs[-1], flush=True)
         results["recipes"][name] = {"runs": runs, "seeds": list(SEEDS), "machine": describe()}
         RESULT.write_text(json.dumps(results, indent=1) + "\n")
-        PAGE.write_text(page(results))
+        for page, text in pages(results):
+            page.write_text(text)
 
 
 if __name__ == "__main__":
