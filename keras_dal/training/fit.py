@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import described, warn
+from keras_dal._backend.warning import warn
 from keras_dal.features.variables import values_of
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
 from keras_dal.training.convex_phase import ConvexPhase, Incomplete
-from keras_dal.training.frozen import FrozenState, Snapshot
+from keras_dal.training.descent import Descent
+from keras_dal.training.frozen import FrozenState
 from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.inner import innermost
 from keras_dal.training.kernel_change import some_samples
@@ -20,7 +21,6 @@ from keras_dal.training.measurement import measurement_of
 from keras_dal.training.schedule import Decision, SwitchSchedule
 from keras_dal.training.stage import Stage
 from keras_dal.training.statistics import UnknownStatistics, statistics_of
-from keras_dal.training.step_size import step_size
 from keras_dal.training.train_step import StepHooks
 
 
@@ -53,8 +53,8 @@ class Fit:
         self._waiting: int | None = None  # an epoch whose first step is waited for
         self._validated: int | None = None  # the epoch that was validated last
         self._structure: Any = None  # with all that follows from it, where `fit` builds the model at its first step
-        self._before: Any = None  # what is put back where a switch fails
         self._convex_phase: Any = None
+        self._descent: Any = None
         self._frozen: Any = None
         self._unknown: Any = None  # statistics of layers of the user's own
         self._statistics: Any = None  # those of batch normalization, before the first step of this fit that trained
@@ -78,6 +78,8 @@ class Fit:
         checks.check_second_phase(wrap, self._structure, self._loss, self._data)
         measured = model, self._structure, self._loss, self._data, self._epochs
         self._measurement = measurement_of(*measured)
+        kept = self._certificates, self._data is not None
+        self._descent = Descent(model, wrap, self._structure, self._loss, *kept)
         driven = wrap if wrap is not None and wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven, self._keep)
 
@@ -192,7 +194,7 @@ class Fit:
         elif not self._explores and solves and self._stage is not Stage.OVER:
             self._tried(self._solve_next, epoch)
         elif not self._explores and self._is_automatic and self._measurement.report is not None:
-            self._take_exact_step()
+            self._descent.take_exact_step(self._measurement.report)
 
     def _tried(self, step, *arguments):
         """Take a step that fails without ending the training."""
@@ -202,11 +204,7 @@ class Fit:
             self._explore_on(error)
 
     def _explore_on(self, error):
-        if self._convex_phase is not None:
-            self._convex_phase.undo()
-        elif self._before is not None:
-            self._before.restore()
-            self._certificates.pop("switch", None)
+        (self._convex_phase or self._descent).undo()
         self._convex_phase, self._stage = None, Stage.WAITS
         is_short, was_told = isinstance(error, Incomplete), self._schedule.has_tried_again
         if is_short and not self._model.stop_training and self._schedule.tries_again_after(self._epoch):
@@ -218,12 +216,6 @@ class Fit:
         if not (is_short and was_told) or self._model.stop_training:
             warn(messages.goes_on(error))
 
-    def _take_exact_step(self):
-        try:
-            self._wrap.set_exploit_rate(self._step_size())  # now of constant features
-        except Exception as error:  # as in `_tried`
-            warn(f"The proven step stays what it was. Received: {described(error)}")
-
     def _solve_next(self, epoch):
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
         if self._wrap.has_average:
@@ -234,15 +226,9 @@ class Fit:
             self._announcer.say(messages.reads, self._convex_phase, epoch, self._epochs)
 
     def _descend_next(self, epoch):
-        model = self._model
-        self._before = Snapshot(model, self._wrap)
-        if self._data is not None:
-            self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
-            self._certificates.renew("switch")
-        rate = self._step_size(needed=epoch != self._began) if self._is_automatic else None
-        self._wrap.switch(model, learning_rate=rate, structure=self._structure)
-        self._before = None
-        found = self._measurement.report, self._certificates.get("switch")
+        report = self._measurement.report
+        self._descent.begin(report, needed=epoch != self._began)
+        found = report, self._descent.certificate
         self._announcer.say(messages.descends, epoch, self._epochs, self._structure, self._loss, *found)
 
     def begin_step(self):
@@ -342,9 +328,3 @@ class Fit:
         at_switch = is_due(epoch + 1) and not is_due(epoch - 1)
         after_it = not self._explores and self._measurement.report is None
         return self._is_automatic and (at_switch or after_it)
-
-    def _step_size(self, needed=False):
-        if self._data is not None:
-            self._certificates.at("switch")
-        certificate = self._certificates.get("switch")
-        return step_size(self._model, self._structure, self._loss, self._measurement.report, certificate, needed)
