@@ -138,28 +138,28 @@ class NestedColumns:
             targets: of the loss, `(n, C)`.
             before: what it returned for fewer columns, from which it goes on.
         """
-        n, outputs = targets.shape
-        ends = _UntilSeparated(loss, targets)
+        outputs, total = targets.shape[1], np.sum(self._weights)
+        ends, size = _UntilSeparated(loss, targets), total**0.5  # the stopping rules are of weights of mean one
 
         def parts(flat):
             coordinates, constant = np.split(flat.reshape(-1, outputs), [len(self._kept)])
             theta = np.zeros((self.size, outputs))
             theta[self._kept] = linalg.solve_triangular(self._triangle, coordinates, check_finite=False)
-            return theta * n**0.5, constant.sum(axis=0)
+            return theta * size, constant.sum(axis=0)
 
         def objective(flat):
             ends.logits = logits = self._logits(*parts(flat))
-            slopes = self._roots * loss.gradient(logits, targets) / n**0.5
+            slopes = self._roots * loss.gradient(logits, targets) / size
             inner = (self._columns[:, : self.size].T @ slopes)[self._kept]
             slope = linalg.solve_triangular(self._triangle, inner, trans=1, check_finite=False)
-            constant = (self._roots * slopes).sum(axis=0, keepdims=True)[: self._constant] / n**0.5
-            return np.mean(self._weights * loss.values(logits, targets)), np.concatenate([slope, constant]).ravel()
+            constant = (self._roots * slopes).sum(axis=0, keepdims=True)[: self._constant] / size
+            return self._weights @ loss.values(logits, targets) / total, np.concatenate([slope, constant]).ravel()
 
         start = np.zeros((len(self._kept) + self._constant, outputs))
         if before is not None:
             theta = np.zeros((self.size, outputs))
             theta[: len(before.theta)] = before.theta
-            start[: len(self._kept)] = np.triu(self._triangle) @ theta[self._kept] / n**0.5
+            start[: len(self._kept)] = np.triu(self._triangle) @ theta[self._kept] / size
             start[len(self._kept) :] = before.constant
         ends.flat = start.ravel()
         with contextlib.suppress(StopIteration):

@@ -325,9 +325,10 @@ def test_moments_give_the_same(case):
     assert report.verdict == "undecided"
 
 
-def test_moments_in_float32_do_not_invent_directions():
+@pytest.mark.parametrize("offset", [0, 30])
+def test_moments_in_float32_do_not_invent_directions(offset):
     generator = np.random.default_rng(0)
-    z = generator.standard_normal((500, 3)) @ generator.standard_normal((3, 6))
+    z = generator.standard_normal((500, 3)) @ generator.standard_normal((3, 6)) + offset
     rows = np.column_stack([z, np.ones(500), generator.standard_normal((500, 2))]).astype("float32")
     projection = project_moments((rows.T @ rows).astype(np.float64), 2, True, np.finfo(np.float32).eps, 500)
     assert projection.rank == 4
@@ -384,6 +385,34 @@ def test_the_eps_of_moments_comes_with_them():
     loss = resolve_loss(keras.losses.MeanSquaredError())
     report = alignment_from_moments(sums, 200, structure, loss, eps=2.0**-52)
     assert report.residual_share == pytest.approx(share, rel=1e-6)
+
+
+@pytest.mark.parametrize(("offset", "is_bound"), [(0.0, False), (1e4, True)])
+def test_moments_that_have_lost_the_variation_of_a_feature_bound_the_alignment_from_below(offset, is_bound):
+    generator, loss = np.random.default_rng(0), resolve_loss(keras.losses.MeanSquaredError())
+    x, y = generator.standard_normal((200, 3)), generator.standard_normal(200)
+    for some in ([1], [0, 1, 2]):
+        moved = np.isin(np.arange(3), some) * offset
+        rows = np.column_stack([x + moved, np.ones(200), y]).astype("float32")
+        structure = find_structure(keras.Sequential([keras.Input((3,)), layers.Dense(1)]))
+        sums = (rows.T @ rows).astype(np.float64)
+        report = alignment_from_moments(sums, 200, structure, loss, eps=2.0**-23)
+        assert report.lower_bound == is_bound
+        assert np.isnan(report.alignment) == (is_bound and len(some) == 3)
+
+
+@cases.HAS_FLOAT64
+@pytest.mark.parametrize("decide_separability", [True, False])
+def test_labels_that_features_reach_in_their_last_place_alone_are_not_called_missed(decide_separability):
+    """By hand: they are the difference of two features, which float64 takes for rounding."""
+    generator = np.random.default_rng(0)
+    first, y = 1 + generator.random(50), generator.integers(0, 2, 50).astype(float)
+    x = np.column_stack([first, first + y * 2.0**-52])
+    np.testing.assert_array_equal(x[:, 1] - x[:, 0], y * 2.0**-52)
+    with cases.policy("float64"):
+        model = keras.Sequential([keras.Input((2,), dtype="float64"), layers.Dense(1)])
+    report = alignment(model, x, y[:, None], loss="mse", decide_separability=decide_separability)
+    assert report.verdict != "not aligned"
 
 
 @pytest.mark.parametrize("parameters", ["head", "all"])

@@ -327,6 +327,34 @@ def test_ranks_of_a_spectrum_without_a_gap_follow_the_rule_and_shares_never_flat
         assert fit.least * (1 - 1e-12) <= everything <= fit.residual.sum() * (1 + 1e-12)
 
 
+def test_bounds_of_rounding_do_not_depend_on_the_unit_of_the_weights():
+    generator = np.random.default_rng(0)
+    matrix, targets = generator.standard_normal((40, 6)), np.eye(3)[generator.integers(0, 3, 40)]
+    weights, found = generator.uniform(0.5, 2.0, 40), []
+    for unit in (1.0, 2.0**-40):
+        nested = NestedColumns(6, unit * weights, True, 1e-7)
+        nested.append(matrix)
+        fit = nested.solve(targets)
+        found.append((fit.errors, fit.noise))
+    np.testing.assert_allclose(*found, rtol=0.1)
+
+
+def test_a_residual_that_was_not_refined_bounds_the_least_one_all_the_same(monkeypatch):
+    """Columns whose Gram matrix has a condition of 1e12: its factor alone leaves what they still reach."""
+    monkeypatch.setattr("keras_dal.solvers.nested_columns._REFINEMENTS", 1)
+    generator = np.random.default_rng(0)
+    left, right = (linalg.qr(generator.standard_normal((size, 8)), mode="economic")[0] for size in (60, 8))
+    matrix = left * np.geomspace(1, 1e-6, 8) @ right
+    targets = left @ generator.standard_normal((8, 2)) + 1e-4 * generator.standard_normal((60, 2))
+    nested = NestedColumns(8, np.ones(60), False, 2.0**-23)
+    nested.append(matrix)
+    fit = nested.solve(targets)
+    least = np.sum((targets - left @ (left.T @ targets)) ** 2)
+    assert fit.rank == 8
+    assert fit.least <= least * (1 + 1e-9)
+    assert fit.residual.sum() >= least * (1 + 1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -384,3 +412,17 @@ def test_an_outlier_does_not_hide_how_many_samples_are_fitted():
     y = x[:, :2] + 1e-2 * generator.standard_normal((100, 2))
     curve = width_curve(model, x, y, widths=[0], draws=1, verbose=0)
     assert (curve.settled, curve.samples_fitted) == (None, 100)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1e6])
+def test_the_infimum_of_wide_heads_is_in_the_unit_of_the_weights(unit, monkeypatch):
+    monkeypatch.setattr("keras_dal.analysis.width._ENCLOSED", 0)  # as where a solver would take too long
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((60, 5)).astype("float32"), generator.integers(0, 3, 60)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    usual, scaled = (
+        keras_dal.width_curve(model, x, y, np.full(60, each), widths=[0, 1, 2], draws=1, verbose=0).infimum
+        for each in (1.0, unit)
+    )
+    np.testing.assert_allclose([upper / unit for _, upper in scaled], [upper for _, upper in usual], rtol=1e-3)

@@ -172,6 +172,13 @@ def test_the_monitor_measures_it_and_certifies_it(model):
     assert monitor.certificates["end"].infimum[1] == pytest.approx(least(x, y), abs=1e-6)
 
 
+def test_a_proven_step_for_a_loss_of_unbounded_curvature_is_refused_before_training(model):
+    x, y = data("positive")
+    model.compile(keras_dal.Wrap("sgd", explore=1, exploit_learning_rate="auto"), LogPoisson())
+    with pytest.raises(ValueError, match=r"needs a loss of bounded curvature.*Received: exploit_learning_rate='auto'"):
+        model.fit(x, y, epochs=2, callbacks=[keras_dal.AlignmentMonitor(data=(x, y))], verbose=0)
+
+
 def test_an_upper_bound_of_a_negative_loss_is_one():
     """In fractions: the losses are exp(f) - 10 f, below zero for logits from one to three."""
     logits = np.tile(np.arange(1.0, 4.0), (1000, 1))

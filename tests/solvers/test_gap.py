@@ -82,6 +82,35 @@ def test_a_gap_counts_what_rounding_the_logits_makes_of_labels_that_are_nearly_r
         assert proximal.bound(at).gap >= bend * (fractions(at)[0] - least) ** 2
 
 
+def test_the_gap_is_all_of_the_distance_where_the_weight_of_the_change_alone_bends():
+    """The loss is at its minimum, and a feature that is zero for every sample moves no logit."""
+    features = np.column_stack([np.random.default_rng(0).standard_normal(20), np.zeros(20)]).astype(np.float32)
+    head, ridge, everything, weights = DenseHead(2, 1, False), 0.01, np.arange(20), np.ones(20)
+    coordinates = Whitening(CachedJacobian.of_head(head, features))
+    start, change = np.array([1.0, 2.0]), np.array([0.0, 3.0])
+    targets = head.logits(features.astype(np.float64), start)
+    proximal = gap.ProximalLoss(head, SquaredError(), features, targets, weights, start, everything, ridge, coordinates)
+    phi = np.linalg.solve(coordinates.root.T, change)
+    above = ridge * phi @ phi
+    assert above <= proximal.bound(start + change).gap <= (1 + 1e-5) * above
+
+
+def test_a_gap_counts_what_rounding_the_logits_makes_of_a_change_in_the_last_place():
+    """By hand: with one sample half of the bend is that of its logit, which a change of theta may leave as it is."""
+    head, ridge, start = DenseHead(1, 1, False), 1.0, np.array([1000 / 3])
+    for feature in 1 + np.random.default_rng(0).random(20):
+        features = np.array([[feature]], np.float32)
+        coordinates = Whitening(CachedJacobian.of_head(head, features))
+        targets = head.logits(features.astype(np.float64), start)
+        samples = features, targets, np.full(1, 1e-30)
+        proximal = gap.ProximalLoss(head, SquaredError(), *samples, start, np.arange(1), ridge, coordinates)
+        (z,), (r,) = map(fractions, (features[0], coordinates.root[0]))
+        for steps in (-1, 1):
+            at = start + steps * np.spacing(start)
+            change = fractions(at)[0] - fractions(start)[0]
+            assert proximal.bound(at).gap >= (z**2 + 1 / r**2) * change**2 * (1 - 1e-9)
+
+
 def test_none_are_needed_where_the_gap_is_small_already():
     assert steps(np.ones((5, 2)), excess=1e-5) == 0
 

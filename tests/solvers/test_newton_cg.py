@@ -14,7 +14,8 @@ from keras_dal._backend import arrays
 from keras_dal.heads.array_backend import Accelerator, Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.losses.sides import RightClass, RightSides
-from keras_dal.solvers.newton_cg import NewtonCG
+from keras_dal.solvers.conjugate_gradients import conjugate_gradients
+from keras_dal.solvers.newton_cg import NewtonCG, gap_of
 from keras_dal.solvers.objectives import Anchored, Separation, WholeLoss
 from keras_dal.solvers.penalties import Quadratic
 from keras_dal.solvers.whitening import Whitening
@@ -244,6 +245,31 @@ def test_the_certified_gap_bounds_the_distance_to_the_minimum_at_every_step(gene
     least = min(step.objective for step in steps)
     assert all(step.objective - least <= step.gap + 1e-6 for step in steps)
     assert steps[-1].gap < 1e-3 * steps[0].gap
+
+
+def test_the_gap_is_all_of_the_distance_where_the_ridge_alone_bends(generator):
+    phi, ridge = generator.normal(size=7), 0.3
+    assert gap_of(2 * ridge * phi, ridge) == pytest.approx(ridge * phi @ phi)
+
+
+def test_a_step_is_watched_between_its_products(generator):
+    """Where a product takes seconds, a limit of time cannot wait for the end of the step."""
+    jacobian = CachedJacobian.of_head(make("dense", generator), generator.normal(size=(N, M)))
+
+    def watch():
+        raise TimeoutError
+
+    whitening, objective = Whitening(jacobian), mean_of(WholeLoss(losses.SoftmaxCrossEntropy(), one_hot(N, C)))
+    steps = NewtonCG(jacobian, whitening, objective, Quadratic(whitening, 1e-3, None, None), watch=watch).steps()
+    next(steps)  # where it starts
+    with pytest.raises(TimeoutError):
+        next(steps)
+
+
+def test_a_system_that_rounding_makes_singular_has_a_finite_solution():
+    right = arrays.TENSORS.single(np.ones(3))
+    found = conjugate_gradients(lambda vector: 0.0 * vector, right, 0.1, 5)
+    np.testing.assert_array_equal(arrays.TENSORS.numpy(found), np.zeros(3))
 
 
 def test_logistic_regression_is_that_of_scikit_learn(generator):

@@ -625,6 +625,55 @@ def test_what_is_said_at_the_end_is_what_was_done(capsys):
     assert f"{monitor.result.accuracy:.2%} of what this epoch read is right" in said
 
 
+@pytest.mark.parametrize(("name", "most"), [("STATISTICS_STEPS", 2), ("_BYTES", 10_000)])
+def test_statistics_come_from_the_first_batches_and_features_from_all(name, most, monkeypatch):
+    """Inputs of a batch are 8 KiB."""
+    monkeypatch.setattr(f"keras_dal.training.gathering.{name}", most)
+    model, monitor, _ = ended(shuffle=False)
+    x, _ = images()
+    before = keras.Model(model.inputs, model.get_layer("norm").input)
+    means = [before.predict(x[i : i + 16], verbose=0).astype(np.float64).mean(axis=(0, 1, 2)) for i in (0, 16)]
+    moving = keras.ops.convert_to_numpy(model.get_layer("norm").moving_mean)
+    np.testing.assert_allclose(moving, np.mean(means, axis=0), rtol=1e-4, atol=1e-6)
+    assert len(monitor.result._data.train) == 96
+
+
+def test_data_that_are_not_numbers_are_not_solved_on():
+    model, monitor, (x, y) = switched(), keras_dal.AlignmentMonitor(verbose=False), images()
+    x[5] = np.nan
+    with pytest.warns(UserWarning, match="The features are not finite.*of 96 samples"):
+        model.fit(x, y, epochs=1, verbose=0, callbacks=[monitor])
+    assert monitor.result is None
+    assert model.optimizer.phase == "explore"
+
+
+def test_metrics_of_the_last_epoch_are_of_probabilities_where_the_model_returns_them():
+    model = small_model(activation="softmax")
+    metrics = [keras.metrics.SparseCategoricalCrossentropy(name="entropy")]
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1)
+    model.compile(wrap, "sparse_categorical_crossentropy", metrics=metrics)
+    history = fit(model, 3)
+    expected = model.evaluate(*images(), verbose=0, return_dict=True)
+    assert history["entropy"][-1] == pytest.approx(expected["entropy"], rel=1e-4)
+
+
+@pytest.mark.parametrize("keras_prints", [0, 1])
+def test_a_monitor_that_is_not_verbose_prints_nothing(keras_prints, capsys):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1))
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    fit(model, 3, [monitor], verbose=keras_prints)
+    assert monitor.result is not None
+    assert "keras_dal" not in capsys.readouterr().out
+
+
+def test_what_is_said_is_said_once_and_on_lines_of_its_own(capsys):
+    """Keras writes on the line of an epoch until all callbacks have had it."""
+    fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)), 4, [keras_dal.AlignmentMonitor()], verbose=1)
+    printed = capsys.readouterr().out
+    lines = re.findall(r"^keras_dal: .*", printed, re.MULTILINE)
+    assert printed.count("keras_dal: ") == len(lines) == len(set(lines)) >= 2
+
+
 @pytest.mark.parametrize(("every", "skipped"), [(2, False), (3, True), (None, False)])
 def test_a_solved_model_that_is_not_validated_is_said_to_be_so(capsys, every, skipped):
     data = {} if every is None else {"validation_data": images(seed=1), "validation_freq": every}

@@ -70,6 +70,12 @@ def test_what_is_no_label_is_counted_unless_its_weight_is_zero(loss, wrong):
     assert moments.read()[1] == 0
 
 
+def test_labels_of_another_size_than_the_outputs_are_refused():
+    labels = ops.ones((2, C - 1))
+    with pytest.raises(ValueError, match=rf"one or {C} numbers.*Received: labels of shape \(2, {C - 1}\)"):
+        StepMoments(Shape(M, C), SoftmaxCrossEntropy()).add(None, labels, ops.ones((2, M)))
+
+
 def test_products_of_a_step_are_as_precise_as_the_sums():
     moments = StepMoments(Shape(M, C), SoftmaxCrossEntropy())
     features = np.random.default_rng(0).standard_normal((N, M)).astype("float32")

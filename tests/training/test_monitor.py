@@ -141,6 +141,25 @@ def test_kernel_change_against_the_kernels_themselves():
     assert history["kernel_change"][-1] == pytest.approx(expected, rel=1e-4)
 
 
+def test_sample_weights_of_its_own_data_reach_the_measurement():
+    x, y = images()
+    keep = np.arange(len(x)) % 3 > 0
+    model, monitor = compiled("sgd"), keras_dal.AlignmentMonitor(data=(x, y, keep.astype("float32")), verbose=False)
+    history = fit(model, 1, [monitor])
+    expected, _ = r_squared(features_of(model, x)[keep], y[keep])
+    assert history["alignment"][-1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_kernel_change_is_since_weights_that_another_callback_put_back():
+    x, y = images()
+    model, other = compiled("sgd"), small_model(seed=5)
+    put_back = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: model.set_weights(other.get_weights()))
+    history = fit(model, 1, [keras_dal.AlignmentMonitor(data=(x, y), verbose=False), put_back])
+    before, after = features_of(other, x[::2]), features_of(model, x[::2])
+    expected = np.linalg.norm(after @ after.T - before @ before.T) / np.linalg.norm(before @ before.T)
+    assert history["kernel_change"][-1] == pytest.approx(expected, rel=1e-4)
+
+
 def test_with_a_plain_optimizer_it_only_measures():
     plain, measured = compiled("adam"), compiled("adam")
     fit(plain, 2, callbacks=[])

@@ -190,6 +190,12 @@ def test_an_iterator_is_refused_as_data_of_the_monitor_before_training():
     assert not steps
 
 
+@pytest.mark.parametrize("data", [(), []], ids=str)
+def test_no_data_at_all_are_refused_as_data_of_the_monitor(data):
+    with pytest.raises(ValueError, match=r"data of the monitor must be \(x, y\) or a dataset.*Received: data="):
+        fit(compiled("sgd"), 1, [keras_dal.AlignmentMonitor(data=data)])
+
+
 def test_bad_labels_of_an_epoch_are_said_and_do_not_end_it():
     x, y = images()
     labels = 0.9 * np.eye(NUM_CLASSES)[y]  # rows of 0.9 are no probabilities
@@ -375,6 +381,46 @@ def test_what_the_host_computes_counts_for_more_where_an_accelerator_trains(monk
     assert (
         Budget(model, 512, 3, epochs=40).alignment(50_000) == 4
     )  # the sums of a card are cheap, however many they are
+
+
+def test_a_kernel_change_takes_a_pass_over_the_samples_that_are_looked_at():
+    images = keras.Input((128, 128, 64))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(64, 3, padding="same")(images))
+    products = 128 * 128 * (3 * 3 * 64 + 1) * 64 + (64 + 1) * 3
+    expected = math.ceil((64 * 2 * products + 5e8) / (0.01 * (6 * products * 100 + 1e9)))
+    assert Budget(keras.Model(images, layers.Dense(3)(x)), 64, 3, epochs=1000).kernel_change(100) == expected > 1
+
+
+def test_a_table_that_is_looked_up_in_is_not_multiplied_with():
+    intervals = []
+    for size in (10, 100_000):
+        words = keras.Input((7,))
+        x = layers.GlobalAveragePooling1D()(layers.Embedding(size, 64)(words))
+        intervals.append(Budget(keras.Model(words, layers.Dense(3)(x)), 1500, 3, epochs=10).alignment(1000))
+    assert intervals[0] == intervals[1] > 1
+
+
+def test_positions_are_those_of_either_data_format():
+    intervals = []
+    for shape, data_format in (((16, 16, 3), "channels_last"), ((3, 16, 16), "channels_first")):
+        images = keras.Input(shape)
+        x = layers.Conv2D(64, 3, data_format=data_format)(images)
+        x = layers.GlobalAveragePooling2D(data_format=data_format)(x)
+        intervals.append(Budget(keras.Model(images, layers.Dense(3)(x)), 1500, 3, epochs=10).alignment(5000))
+    assert intervals[0] == intervals[1] > 1
+
+
+def test_when_to_measure_follows_from_the_samples_of_the_epoch_before(monkeypatch):
+    alignment, counts = Budget.alignment, []
+
+    def counted(budget, count=None, first=False):
+        counts.append(count)
+        return alignment(budget, count, first)
+
+    monkeypatch.setattr(Budget, "alignment", counted)
+    fit(compiled("sgd"), 3)
+    assert counts[0] is None
+    assert set(counts[1:]) == {96}
 
 
 def test_labels_in_a_dict_may_have_weights():

@@ -293,6 +293,13 @@ def test_what_is_not_solved_is_said_before_the_first_step(kind):
         fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=2), model), 3)
 
 
+def test_that_the_penalty_of_a_gated_head_is_not_solved_is_said_before_the_first_step():
+    plain = compiled("sgd", small_model(kernel_regularizer="l2"))
+    gated = keras_dal.add_gated_head(plain, num_samples=96, seed=0, verbose=False)
+    with pytest.warns(UserWarning, match="without what the regularizer of the last layer"):
+        fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=2), gated), 1)
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_the_rest_of_a_stream_is_not_taken_for_all_of_it():
     def stream():

@@ -78,6 +78,43 @@ def test_negative_weights_are_not_dropped_from_what_is_proved():
     assert monitor.result is None
 
 
+def test_what_arrives_after_a_reading_that_failed_is_not_kept(monkeypatch):
+    """The rest of an epoch may be most of the data."""
+    made, gathering = [], convex_phase.Gathering
+
+    def kept(*arguments):
+        made.append(gathering(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(convex_phase, "Gathering", kept)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1, average=0))
+    with pytest.warns(UserWarning, match="must be finite and not negative"):
+        model.fit(Stream(weight=-1.0), epochs=2, verbose=0, shuffle=False, callbacks=[keras_dal.AlignmentMonitor()])
+    assert made[0].batches == 6
+    assert not made[0].arrived
+
+
+class PreparesInTraining(keras.Model):
+    """Its evaluation takes the inputs as they come."""
+
+    def train_step(self, *arguments):
+        *state, (x, y) = arguments
+        return super().train_step(*state, (x / 255.0, y))
+
+
+def test_features_of_inputs_that_training_has_not_seen_are_not_solved_on():
+    generator, y = np.random.default_rng(0), np.arange(96) % 3
+    keras.utils.set_random_seed(0)
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)])
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1)
+    model, monitor = PreparesInTraining(plain.inputs, plain.outputs), keras_dal.AlignmentMonitor(verbose=False)
+    compiled(wrap, model)
+    with pytest.warns(UserWarning, match="On what was read the loss is far above that of training"):
+        model.fit(255 * generator.standard_normal((96, 4)), y, epochs=2, verbose=0, callbacks=[monitor])
+    assert monitor.result is None
+    assert wrap.phase == "explore"
+
+
 class Unweighted(keras.Model):
     """Its evaluation leaves weights out, as that of Keras' guide does."""
 

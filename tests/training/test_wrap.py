@@ -330,3 +330,19 @@ def test_a_schedule_is_not_heard_where_the_step_is_proven():
     with pytest.warns(UserWarning, match="the one for which convergence is proved.*learning_rate=7"):
         fit(compiled(wrap), 4, callbacks)
     assert 0 < float(keras.ops.convert_to_numpy(wrap.learning_rate)) < 7
+
+
+def test_a_callback_that_sets_another_step_than_the_proven_one_is_told_once_and_one_that_sets_the_same_never(recwarn):
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, exploit_learning_rate="auto")
+    fit(compiled(wrap), 2)
+    for factor, warnings in ((1, 0), (2, 1), (3, 1)):
+        wrap.learning_rate = factor * float(keras.ops.convert_to_numpy(wrap.learning_rate))
+        said = [each for each in recwarn if "is not heard" in str(each.message)]
+        assert len(said) == warnings
+
+
+@pytest.mark.parametrize("head", [{"kernel_regularizer": "l1"}, {"kernel_constraint": "non_neg"}], ids=str)
+def test_a_proven_step_for_a_penalty_of_unknown_curvature_is_refused_before_training(head):
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, exploit_learning_rate="auto")
+    with pytest.raises(ValueError, match="needs a penalty of known curvature.*Received: exploit_learning_rate='auto'"):
+        fit(compiled(wrap, small_model(**head)), 2)
