@@ -186,9 +186,12 @@ def report(structure, num_samples, finding, rank=None, alike=False, **fields):
 
 
 def _chance(rank, num_labels, structure):
-    """Return the mean share of random labels in a column space: its dimensions over theirs, without their means."""
+    """Return the mean share of random labels in a column space: its dimensions over theirs, without their means.
+
+    None of a single sample, whose labels are their means.
+    """
     means = structure.num_outputs * structure.use_bias
-    return (rank - means) / max(num_labels - means, 1)
+    return (rank - means) / (num_labels - means) if num_labels > means else None
 
 
 def shares(per_sample, per_class, squares):

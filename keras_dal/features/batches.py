@@ -86,9 +86,13 @@ def in_one_array(name, part):
         part: an array, a structure of one, or None.
 
     Raises:
-        ValueError: several arrays.
+        ValueError: several arrays, or a list of numbers.
     """
     found = tree.flatten(part)
+    if isinstance(part, (list, tuple)) and found and not any(np.ndim(number) for number in found):
+        raise ValueError(
+            f"The {name} must be an array: numpy.asarray makes one of a list. Received: a list of {len(found)} numbers"
+        )
     if len(found) > 1 and any(np.ndim(array) for array in found):
         raise ValueError(
             f"The {name} must be one array, as the model has one output. Received: {len(found)} arrays of shapes "

@@ -16,12 +16,19 @@ HALVES = ("float16", "bfloat16")  # dtypes of half precision
 
 def to_numpy(tensor) -> np.ndarray:
     """Return a tensor or a variable of any backend as a NumPy array."""
+    if getattr(tensor, "shape", None) == () and "bfloat16" in str(tensor.dtype):  # of TensorFlow, no array to NumPy
+        return to_numpy(ops.reshape(tensor, (1,))).reshape(())
     return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
 def computed_dtype(dtype):
     """Return the dtype in which layers of a dtype compute: with some backends Keras multiplies float64 in float32."""
     return _product_dtype() if str(dtype) == "float64" else str(dtype)
+
+
+def held_dtype(dtype):
+    """Return the dtype in which variables of a dtype are kept: JAX has no float64 unless it is set to."""
+    return _backend.statistics_dtype() if str(dtype) == "float64" else str(dtype)
 
 
 @functools.cache

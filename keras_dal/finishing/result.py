@@ -12,6 +12,7 @@ from keras_dal import _keras
 from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.separability import Verdict
+from keras_dal.features.tracing import held_dtype
 from keras_dal.finishing.evaluation import Quality, least_scale, logits_of
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
@@ -292,6 +293,6 @@ def is_written(result):
     """Return whether the model of a `Result` has its linear parameters, at some scale."""
     now, own = result.structure.theta(), result._theta
     factor = float(now @ own) / (float(own @ own) or 1.0)
-    eps = max(float(ml_dtypes.finfo(str(v.dtype)).eps) for v in result.structure.linear_parameters)
+    eps = max(float(ml_dtypes.finfo(held_dtype(v.dtype)).eps) for v in result.structure.linear_parameters)
     same = np.all(np.abs(now - factor * own) <= 4 * eps * np.abs(now))
     return bool(same and (factor > 0 or not own.any()))

@@ -96,7 +96,7 @@ class Structure:
         """Return a flat theta_S as the model's variables would hold it, float64."""
         parts = zip(self.split(theta), self.linear_parameters, strict=True)
         with np.errstate(over="ignore"):  # infinite then, which whoever writes it refuses
-            return Head.join([part.astype(np.dtype(variable.dtype)) for part, variable in parts])
+            return Head.join([part.astype(np.dtype(tracing.held_dtype(variable.dtype))) for part, variable in parts])
 
     def split(self, theta: np.ndarray) -> list[np.ndarray]:
         """Return a flat theta_S in parts.
@@ -160,6 +160,11 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     Raises:
         ValueError: the model has no linear head, or `parameters` are not what its logits are linear in.
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "The model must be a Keras model; keras.saving.load_model(path) makes one of a file. "
+            f"Received: model={model!r}"
+        )
     given, x = x, sample_inputs(model, x)
     if not all(layer.built for layer in (model, *_keras.sublayers(model))):
         with _taken(x, is_invented=given is None):

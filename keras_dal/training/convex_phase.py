@@ -116,7 +116,7 @@ class ConvexPhase:
 
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""
-        trained, start = float(to_numpy(self._shown.get("loss", np.nan))), self._weight * result.path[0].loss
+        trained, start = float(self._shown.get("loss", np.nan)), self._weight * result.path[0].loss
         if start > _FAR * (trained + 1.0):
             raise ValueError(
                 "On what was read the loss is far above that of training. Where a train_step of the model prepares its "

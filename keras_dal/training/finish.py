@@ -98,6 +98,10 @@ def finish(
         if renews:
             for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
                 statistics.add((batch[0],))
+            if not statistics.count:
+                raise ValueError(
+                    f"There are no samples to renew batch statistics on. Received: {type(source).__name__}"
+                )
             statistics.settle()
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
         check_labels(train.labels, x)

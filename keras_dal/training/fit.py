@@ -46,6 +46,7 @@ class Fit:
         self._stage, self._schedule = Stage.BEGINS, SwitchSchedule.never()
         self._logs: dict[str, Any] = {}  # of the last step
         self._measured: tuple[str, ...] = ()  # names
+        self._steps = self._longest = 0  # calls of the train function: of this epoch, and at most of one that trained
         self._spared: list[Any] = []  # batches of a fit that has nothing left to do
         self._said_interval = False
         self._began: int | None = None  # the first epoch
@@ -128,7 +129,7 @@ class Fit:
         return function
 
     def _begin(self, epoch):
-        model, self._epoch = self._model, epoch
+        model, self._epoch, self._steps = self._model, epoch, 0
         if self._wrap is not None:
             if not model.optimizer.built and model.built:  # where a step is traced it takes many times as long
                 with _backend.training_scope(model):
@@ -238,7 +239,7 @@ class Fit:
             self._hooks.arm()
 
     def _keep(self, logs):
-        self._logs = logs
+        self._logs, self._steps = logs, self._steps + 1
 
     def _look_at_last(self):
         """Let the logs be those of the solved model; for a fit that goes on in spite of it."""
@@ -266,7 +267,8 @@ class Fit:
             phase.show(self._measurement.is_affordable(self._epoch, len(phase.train)))
 
     def _end_of_reading(self):
-        unknown = math.inf if self._model.stop_training else 0
+        runs_out = 2 * self._convex_phase.batches < self._longest  # as what Keras has left of an exhausted generator
+        unknown = math.inf if self._model.stop_training else self._longest * runs_out
         self._convex_phase.end(self.params.get("steps") or unknown)
 
     def end_epoch(self, epoch):
@@ -287,7 +289,7 @@ class Fit:
 
     def _measured_after(self, epoch):
         """Return what is measured after an epoch that trained, and decide what depends on it."""
-        found = self._measurement.measure(epoch)
+        found, self._longest = self._measurement.measure(epoch), max(self._longest, self._steps)
         if self._measurement.interval > 1 and not self._said_interval:
             self._said_interval = True
             at_switch = self._is_automatic and self._schedule.switch is not None

@@ -150,7 +150,7 @@ def _features(structure):
     def gathered(batch):
         x, y, weight = evaluated(model, batch)
         features = features_of(model, structure.layer, x)
-        ones = keras.ops.ones(keras.ops.shape(features)[:1])
+        ones = keras.ops.ones(keras.ops.shape(features)[:1], "float32")
         return features, tree.flatten(y)[0], ones if weight is None else tree.flatten(weight)[0]
 
     return gathered

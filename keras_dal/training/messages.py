@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_dal import _keras
 from keras_dal._backend.warning import described
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
@@ -25,8 +26,9 @@ def begins(model, wrap, schedule, epoch, epochs):
     if wrap.solves and wrap.is_solved:
         return (
             "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
-            f"and it ends at once. {path_to(wrap, model)}.restart() before fit goes back to the first phase, to train "
-            "on or where other weights were put back, and so does compiling the model with a new Wrap; "
+            "and it ends at once, with the loss and metrics of one batch in its history. "
+            f"{path_to(wrap, model)}.restart() before fit goes back to the first phase, to train on or where other "
+            "weights were put back, and so does compiling the model with a new Wrap; "
             "keras_dal.finish(model, x, y) solves again, on other data"
         )
     if wrap.phase == "exploit":
@@ -146,7 +148,9 @@ def ends(phase, result, epoch, epochs, validates):
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     if result.accuracy is not None:
         right = f"{percent(result.accuracy)} of what this epoch read is right"  # which may be augmented
-        lines.append(f"  training:   {right}, loss {result.loss:.4g}")
+        weight = _keras.loss_weight(structure.model)
+        logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
+        lines.append(f"  training:   {right}, loss {result.loss:.4g}{logged}")
         if result.accuracy < 1 and not structure.gated_layers and not result.floor:  # soft labels have no right sides
             lines.append(f"  more:       {_wider(phase)}")
     if not validates:

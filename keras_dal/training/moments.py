@@ -121,7 +121,7 @@ class StepMoments(keras.metrics.Metric):
         self.probed.assign(ops.ones((), dtype="float32"))
 
     def _keep(self, probe, x):
-        index = ops.mod(ops.arange(NUM_PROBES), ops.shape(x)[0])  # a small batch repeats its samples
+        index = ops.arange(NUM_PROBES, dtype="int32") % ops.shape(x)[0]  # a small batch repeats its samples
         first = ops.take(ops.cast(x, probe.dtype), index, axis=0)
         probe.assign(ops.where(self.probed.value == 0, first, probe.value))
 

@@ -35,7 +35,7 @@ class BatchStatistics:
         self._others = [v for v in model.non_trainable_variables if not any(v is own for own in self._variables)]
         self._others += kernels
         self._is_left_alone = _backend.leaves_variables(model)
-        self._sums, self._count = [np.zeros(variable.shape) for variable in self._variables], 0
+        self._sums, self.count = [np.zeros(variable.shape) for variable in self._variables], 0
         # replicas are traced in threads, which take turns where statistics are synchronized
         self._seen = threading.local()
         self._step = _backend.over_replicas(self._of_one_batch(model, inputs_of), model)
@@ -48,7 +48,9 @@ class BatchStatistics:
             model(x, training=True)
             rows = keras.ops.cast(keras.ops.shape(tree.flatten(x)[0])[0], "float32")
             found = [_mean(layer, self._seen.of_layers[id(layer)]) for layer in self._layers]
-            return rows * keras.ops.ones((1,)), [keras.ops.expand_dims(v, 0) for values in found for v in values]
+            return rows * keras.ops.ones((1,), "float32"), [
+                keras.ops.expand_dims(v, 0) for values in found for v in values
+            ]
 
         return statistics
 
@@ -73,7 +75,7 @@ class BatchStatistics:
                 stack.enter_context(replaced(layer, "momentum", 0.0))
             stack.enter_context(recorded(self._layers, self._note))
             rows, found = self._step(batch)
-        self._count += np.sum(rows)  # a last batch of a few samples counts for a few
+        self.count += np.sum(rows)  # a last batch of a few samples counts for a few
         for total, replicas in zip(self._sums, found, strict=True):
             seen = rows > 0  # a replica of a last batch may have no samples
             total += np.tensordot(rows[seen], np.asarray(replicas, np.float64)[seen], 1)
@@ -83,9 +85,9 @@ class BatchStatistics:
 
     def settle(self):
         """Set the statistics to the means over the batches so far."""
-        if self._count:
+        if self.count:
             for variable, total in zip(self._variables, self._sums, strict=True):
-                variable.assign((total / self._count).astype(variable.dtype))
+                variable.assign((total / self.count).astype(variable.dtype))
 
 
 def have_moved(model, since=None):

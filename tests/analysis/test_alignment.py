@@ -447,6 +447,15 @@ def test_chance_is_the_mean_alignment_of_random_labels(use_bias, gated):
     assert f"about {found[0].chance:.2g}" in str(found[0])
 
 
+def test_nothing_is_said_of_chance_of_a_single_sample():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    report = alignment(
+        model, np.ones((1, 6), "float32"), np.ones(1, int), loss=keras.losses.SparseCategoricalCrossentropy(True)
+    )
+    assert report.chance is None
+    assert "by chance" not in str(report)
+
+
 def test_nothing_is_said_of_chance_where_samples_weigh_differently():
     """Labels of a few heavy samples are fitted by chance; by hand, of one sample that is nearly all, by the bias."""
     x, y = np.random.default_rng(0).standard_normal((30, 4)).astype("float32"), np.arange(30) % 3

@@ -158,3 +158,17 @@ def test_the_features_of_a_structure_are_compiled_once(structure, monkeypatch):
     for _ in range(3):
         list(feature_batches(fresh, CASE.inputs(4)))
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], (1,)], ids=str)
+def test_labels_in_a_list_of_numbers_are_refused_as_what_they_are(labels):
+    with pytest.raises(ValueError, match=f"labels must be an array: numpy.asarray.*a list of {len(labels)} numbers"):
+        list(batches(np.ones((len(labels), 2)), labels))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_scalar_of_any_dtype_becomes_an_array(dtype):
+    variable = keras.Variable(1.5, dtype=dtype)
+    for scalar in (variable, keras.ops.convert_to_tensor(variable)):
+        found = tracing.to_numpy(scalar)
+        assert (found.shape, float(found)) == ((), 1.5)

@@ -259,6 +259,12 @@ def test_units_that_are_dead_for_a_few_samples_by_chance_do_not_hide_a_head():
         find_structure(curved, few)
 
 
+@pytest.mark.parametrize("model", ["model.keras", None, layers.Dense], ids=str)
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(ValueError, match=r"must be a Keras model; keras.saving.load_model.*Received: model="):
+        find_structure(model)
+
+
 def test_units_that_are_dead_are_named_as_what_they_are():
     dead = layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e9))
     with pytest.raises(ValueError, match=r"units that are dead.*Received: zeros only"):

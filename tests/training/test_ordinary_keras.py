@@ -938,3 +938,54 @@ def test_an_evaluation_after_an_interrupted_fit_leaves_the_model_as_it_is():
     model.evaluate(x, y, verbose=0, callbacks=[monitor])
     for value, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
+
+
+@pytest.fixture(params=["float64", "float16", "bfloat16"])
+def floatx(request):
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(request.param)
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*float64.*truncated", "ignore:.*loss of precision")
+def test_what_keras_computes_in_by_default_ends_no_training_early(floatx):
+    x, y = rows()
+    x, y = x.astype(floatx), keras.utils.to_categorical(y, 3).astype(floatx)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.BatchNormalization(), layers.Dense(3)])
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), keras.losses.CategoricalCrossentropy(True))
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    history = model.fit(x, y, epochs=6, verbose=0, callbacks=[monitor]).history
+    assert monitor.result is not None
+    assert len(history["loss"]) == 3
+    assert np.isfinite(history["alignment"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_generator_that_has_ended_is_not_taken_for_all_data():
+    """Keras goes on with the two batches that it has looked ahead."""
+    x, y = rows()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), dense())
+    batches = ((x[start : start + 10], y[start : start + 10]) for start in range(0, 120, 10))
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    with pytest.warns(UserWarning, match="data ran out. Received: 2 of 12 batches"):
+        history = model.fit(batches, epochs=5, verbose=0, shuffle=False, callbacks=[monitor]).history
+    assert monitor.result is None
+    assert len(history["loss"]) == 5
+
+
+def test_a_fit_prints_the_loss_that_it_logs_too(capsys):
+    x, y = rows()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1), dense(), loss_weights=[0.5])
+    history = model.fit(x, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor()]).history
+    logged = history["loss"][-1]
+    assert f"loss {2 * logged:.4g}, {logged:.4g} with its loss weight" in capsys.readouterr().out
+
+
+def test_statistics_from_nothing_are_refused():
+    x, y = rows()
+    model = compiled("sgd", keras.Sequential([keras.Input((4,)), layers.BatchNormalization(), layers.Dense(3)]))
+    with pytest.raises(ValueError, match="no samples to renew batch statistics on.*Received: list_iterator"):
+        keras_dal.finish(model, x, y, statistics_from=iter([]))
