@@ -88,7 +88,9 @@ class StepMoments(keras.metrics.Metric):
             sample_weight: `(k,)`, or None for ones.
         """
         if _numbers(y) not in (None, 1, self.num_outputs):
-            raise ValueError(f"Labels must be one or {self.num_outputs} numbers. Received: labels of shape {y.shape}")
+            raise ValueError(
+                f"Labels must be one or {self.num_outputs} numbers. Received: labels of shape {tuple(y.shape)}"
+            )
         features = ops.cast(ops.stop_gradient(features), self.dtype)
         targets, known = self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
         weight = ops.ones_like(features[:, :1])

@@ -346,3 +346,25 @@ def test_a_proven_step_for_a_penalty_of_unknown_curvature_is_refused_before_trai
     wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, exploit_learning_rate="auto")
     with pytest.raises(ValueError, match="needs a penalty of known curvature.*Received: exploit_learning_rate='auto'"):
         fit(compiled(wrap, small_model(**head)), 2)
+
+
+def test_steps_follow_an_optimizer_that_is_put_back_to_the_other_phase():
+    x, y = images()
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None)
+    model = compiled(wrap)
+    model.train_on_batch(x, y)
+    kernel, before = model.trainable_variables[0], [keras.ops.convert_to_numpy(v).copy() for v in wrap.variables]
+
+    def moves():
+        start = keras.ops.convert_to_numpy(kernel).copy()
+        model.train_on_batch(x, y)
+        return np.abs(keras.ops.convert_to_numpy(kernel) - start).max() > 0
+
+    wrap.switch(model)
+    after = [keras.ops.convert_to_numpy(v).copy() for v in wrap.variables]
+    assert not moves()
+    for values, expected in ((before, True), (after, False)):
+        for variable, value in zip(wrap.variables, values, strict=True):
+            variable.assign(value)
+        wrap.synchronize()
+        assert moves() == expected
