@@ -25,6 +25,8 @@ _PANELS = (("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), ("alignm
 def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "") -> Any:
     """Draw loss, accuracy and alignment of one or more runs over their epochs, the second phase shaded.
 
+    The accuracy is the first metric whose name is or ends with that, as `sparse_categorical_accuracy` does.
+
     Args:
         histories: what `fit` returned, or its `history`, by the name of the run; or of one run alone.
         path: file to write; its ending says the format.
@@ -214,7 +216,8 @@ def _axes(ax, title, width, height, columns=1) -> tuple[Any, Any]:
 
 
 def _draw(axis, history, key, name, color, marker):
-    if key not in history:
+    key = next((name for name in history if name == key or name.endswith(f"_{key}") and name[:4] != "val_"), None)
+    if key is None:
         return
     epochs = range(1, len(history[key]) + 1)
     often = max(1, len(epochs) // 10)  # markers on some epochs only

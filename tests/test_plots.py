@@ -226,6 +226,13 @@ def test_curves_show_validation_where_there_was_some():
     np.testing.assert_array_equal(line(axes[0], "base, validation").get_xdata(), [2, 4])
 
 
+def test_curves_show_an_accuracy_by_its_long_name():
+    names = {"accuracy": "sparse_categorical_accuracy", "val_accuracy": "val_sparse_categorical_accuracy"}
+    renamed = {names.get(name, name): values for name, values in (HISTORY | {"val_accuracy": [0.2, 0.5, 0.8]}).items()}
+    _, axis, _ = plots.curves(dict(reversed(renamed.items())))
+    assert [line.get_ydata().tolist() for line in axis.lines[:2]] == [HISTORY["accuracy"], [0.2, 0.5, 0.8]]
+
+
 def test_plots_are_there_when_the_package_is():
     assert keras_dal.plots is plots
     with pytest.raises(AttributeError, match="no attribute 'plot'"):
