@@ -216,7 +216,8 @@ def _axes(ax, title, width, height, columns=1) -> tuple[Any, Any]:
 
 
 def _draw(axis, history, key, name, color, marker):
-    key = next((name for name in history if name == key or name.endswith(f"_{key}") and name[:4] != "val_"), None)
+    longer = [name for name in history if name.endswith(f"_{key}") and not name.startswith("val_")]
+    key = next((name for name in (key, *longer) if name in history), None)
     if key is None:
         return
     epochs = range(1, len(history[key]) + 1)
