@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
+from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.variables import values_of
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
@@ -221,6 +222,8 @@ class Fit:
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
         if self._wrap.has_average:
             self._unknown.warn()
+        elif (few := self._measurement.samples()) is not None:
+            warn_of_statistics(self._model, few, few, "Leave average as it is, and the end of fit renews them")
         self._convex_phase.begin(self._statistics)
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so

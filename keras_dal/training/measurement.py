@@ -78,6 +78,10 @@ class Measurement:
         except Exception as error:  # as in `measure`
             return {name: value for name, value in self._failed(error).items() if name == "kernel_change"}
 
+    def samples(self):
+        """Return a few inputs, as the model takes them, or None."""
+        raise NotImplementedError
+
     def unknown(self):
         """Return nan by the names of what is measured."""
         raise NotImplementedError
@@ -124,6 +128,9 @@ class OnData(Measurement):
 
     def _moved_now(self):
         return self._moved(self._samples)
+
+    def samples(self):
+        return self._samples
 
     def unknown(self):
         return {**as_logs(), "kernel_change": np.nan}
@@ -204,6 +211,9 @@ class OnStream(Measurement):
             self._last, self._measured_at = as_logs(self.report), epoch
         return self._last | moved
 
+    def samples(self):
+        return self.moments.samples()
+
     def unknown(self):
         alignment = as_logs() if self._tells else {}
         return alignment | ({"kernel_change": np.nan} if self.has_samples else {})
@@ -217,14 +227,14 @@ class OnStream(Measurement):
         return self._now or waited >= self._budget.alignment(count, first=self._measured_at is None)
 
     def _moved_now(self):
-        samples = self.moments.samples()
+        samples = self.samples()
         if samples is None and self.has_samples:
             return {"kernel_change": np.nan}  # a fit that was resumed at its last pass has not seen any
         return self._moved(samples)
 
     def _seldom_moved(self, epoch, count):
         """Return the kernel change where it is due after an epoch, else the last one."""
-        samples = self.moments.samples()
+        samples = self.samples()
         if samples is not None and self._is_changed_due(epoch, count):
             self._last_change, self._changed_at = self._moved(samples), epoch
         elif samples is not None and not self._last_change:

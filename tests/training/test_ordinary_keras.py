@@ -989,3 +989,16 @@ def test_statistics_from_nothing_are_refused():
     model = compiled("sgd", keras.Sequential([keras.Input((4,)), layers.BatchNormalization(), layers.Dense(3)]))
     with pytest.raises(ValueError, match="no samples to renew batch statistics on.*Received: list_iterator"):
         keras_dal.finish(model, x, y, statistics_from=iter([]))
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize("momentum", [0.5, 0.99])
+def test_statistics_that_have_not_settled_are_said_in_fit_where_nothing_renews_them(momentum, with_data, recwarn):
+    x, y = rows()
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(momentum=momentum), layers.Dense(3)])
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=4, average=0), model)
+    monitor = keras_dal.AlignmentMonitor((5 * x + 3, y) if with_data else None, verbose=0)
+    model.fit(5 * x + 3, y, epochs=6, verbose=0, callbacks=[monitor])
+    assert monitor.result is not None
+    said = [str(each.message) for each in recwarn if "have not settled" in str(each.message)]
+    assert len(said) == (momentum == 0.99)
