@@ -218,6 +218,7 @@ def accelerated(objective, least, start, lower, second):
     raise AssertionError("the steps did not get there")
 
 
+@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # no average renews them
 @pytest.mark.parametrize("average", [0, 0.7])
 def test_without_an_average_the_last_weights_and_their_statistics_stay(average):
     snapshots = Snapshots()
@@ -449,6 +450,7 @@ def test_training_that_diverged_is_not_ended_by_the_switch():
     assert monitor.result is None
 
 
+@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # no average renews them
 def test_a_head_that_diverged_alone_is_not_taken_for_solved():
     class Spoil(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -78,6 +78,7 @@ def test_negative_weights_are_not_dropped_from_what_is_proved():
     assert monitor.result is None
 
 
+@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # no average renews them
 def test_what_arrives_after_a_reading_that_failed_is_not_kept(monkeypatch):
     """The rest of an epoch may be most of the data."""
     made, gathering = [], convex_phase.Gathering
@@ -200,10 +201,11 @@ def test_metrics_that_leave_out_those_of_keras_are_the_reason_why_nothing_is_mea
         fit(model, 1)
 
 
-def test_statistics_that_no_average_renewed_are_looked_at_after_the_head_is_solved():
+def test_statistics_that_no_average_renewed_are_looked_at_before_and_after_the_head_is_solved():
     x, y = images()
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2, average=0))
-    model.fit(x + 3.0, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+    with pytest.warns(UserWarning, match="Batch statistics have not settled"):
+        model.fit(x + 3.0, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
     with pytest.warns(UserWarning, match="Batch statistics have not settled"):
         keras_dal.converge(model, x + 3.0, y, gated=False, ridge=1e-2, verbose=0)
 
