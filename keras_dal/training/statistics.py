@@ -84,7 +84,17 @@ class BatchStatistics:
             assign_all(self._others, others)  # seeds of dropout among them
 
     def settle(self):
-        """Set the statistics to the means over the batches so far."""
+        """Set the statistics to the means over the batches so far.
+
+        Raises:
+            ValueError: means that are not finite, which compiled units may hide: on JAX they make NaN zero.
+        """
+        lost = [v.path for v, total in zip(self._variables, self._sums, strict=True) if not np.isfinite(total).all()]
+        if lost:
+            raise ValueError(
+                "Batch statistics are not finite: the data hold NaN, or the training has diverged. Received: "
+                f"{', '.join(lost)}"
+            )
         if self.count:
             for variable, total in zip(self._variables, self._sums, strict=True):
                 variable.assign((total / self.count).astype(variable.dtype))
