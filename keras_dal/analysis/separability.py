@@ -224,18 +224,19 @@ def _separability(head, loss, rows, columns, used):
     return _of_hard(infimum, columns, used)
 
 
-def _of_hard(enclosure, columns, used=1.0):
+def _of_hard(enclosure, columns, used=1.0, floor=0.0):
     """Return the verdict for hard labels whose infimum is enclosed.
 
     Args:
         enclosure: the `Enclosure`.
         columns: the `Jacobian`.
         used: share of all samples that were counted, for means over them.
+        floor: least loss of any model.
     """
     if enclosure.margin is not None and enclosure.margin > 0:
         least = at_least(enclosure.margin, 3, "e")
         return Finding(Verdict.SEPARABLE, f"parameters with a smallest margin of at least {least}, rounding counted")
-    if enclosure.lower > 0:
+    if enclosure.lower > floor:
         least = at_least(used * enclosure.lower, 4, "e")
         return Finding(Verdict.NOT_SEPARABLE, f"a dual point: no parameters have a loss below {least}")
     return Finding(Verdict.UNDECIDED, _found_neither(enclosure) if columns.factorized else _too_large(columns))
@@ -282,7 +283,9 @@ def finding_of(found, share, witnessed, objective, scale, v):
         return Finding(
             Verdict.ALIGNED, f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
         )
-    return _of_attained(found, left, objective) if np.isfinite(scale) else _of_hard(found, objective.jacobian)
+    if np.isfinite(scale):
+        return _of_attained(found, left, objective)
+    return _of_hard(found, objective.jacobian, floor=floor)
 
 
 def _is_proved(found, objective, scale, v):

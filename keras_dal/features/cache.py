@@ -44,12 +44,14 @@ class CachedFeatures:
         """How many of the m columns are independent."""
         return num_independent(self.features)
 
-    @functools.cached_property
+    @property
     def weighted(self):
         """The samples of positive weight, with weights that keep the mean over all of them."""
+        return self if (self.weights > 0).all() else self._positive
+
+    @functools.cached_property  # not of `self` above: features would outlive their last user by a cycle
+    def _positive(self):
         kept, weights = positive(self.weights)
-        if kept.all():
-            return self
         labels = None if self.labels is None else self.labels[kept]
         return CachedFeatures(rows_where(kept, self.features), labels, weights, self.rows[kept], self.exact)
 

@@ -216,10 +216,12 @@ def _checked(form, calls, x, can_be_enlarged, evaluated):
     if can_be_enlarged and not features.any():
         x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
         features = evaluated(x)[0]
-    linearity.check_samples_are_apart(form, features, evaluated(others)[0], lambda: evaluated(x)[0])
+    of_others = evaluated(others)[0]
+    if not (features.any() or of_others.any()):
+        linearity.awaken(form.model, lambda: evaluated(x)[0])
+        features, of_others = evaluated(x)[0], evaluated(others)[0]
+    linearity.check_samples_are_apart(form, features, of_others, lambda: evaluated(x)[0])
     shown = x if features.any() else others
-    if not evaluated(shown)[0].any():
-        linearity.awaken(form.model, lambda: evaluated(shown)[0])
     return _checked_activation(form, calls, lambda: evaluated(shown))
 
 

@@ -90,7 +90,8 @@ class ConvexPhase:
         """Solve for the head on what was read; a second call changes nothing.
 
         Args:
-            expected: how many batches there are, infinity where that is not known and reading was stopped, else 0.
+            expected: how many batches there are, 0 where that is not known, and infinity
+                where reading was stopped then.
 
         Raises:
             Incomplete: not everything was read.

@@ -1,5 +1,6 @@
 """One call of `fit`: what is measured in it, which phase it is in, and how the convex phase ends it."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -223,7 +224,8 @@ class Fit:
         if self._wrap.has_average:
             self._unknown.warn()
         elif (few := self._measurement.samples()) is not None:
-            warn_of_statistics(self._model, few, few, "Leave average as it is, and the end of fit renews them")
+            with contextlib.suppress(Exception):  # advice alone: the head is solved all the same
+                warn_of_statistics(self._model, few, few, "Leave average as it is, and the end of fit renews them")
         self._convex_phase.begin(self._statistics)
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so
@@ -270,8 +272,9 @@ class Fit:
             phase.show(self._measurement.is_affordable(self._epoch, len(phase.train)))
 
     def _end_of_reading(self):
-        runs_out = 2 * self._convex_phase.batches < self._longest  # as what Keras has left of an exhausted generator
-        unknown = math.inf if self._model.stop_training else self._longest * runs_out
+        most = (self._longest - 1) * self._model.steps_per_execution + 1  # batches of an epoch, at least
+        runs_out = 2 * self._convex_phase.batches < most  # as what Keras has left of an exhausted generator
+        unknown = math.inf if self._model.stop_training else most if runs_out else 0
         self._convex_phase.end(self.params.get("steps") or unknown)
 
     def end_epoch(self, epoch):

@@ -1,6 +1,7 @@
 """Kept features: equal to computed ones, reused only when valid, and never half written."""
 
 import errno
+import gc
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 
 import cases
 import keras
@@ -425,3 +427,15 @@ def test_other_words_of_a_lookup_are_other_features(tmp_path):
     np.testing.assert_array_equal(again.features, expected)
     assert not np.array_equal(first.features, again.features)
     assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_features_are_freed_with_their_last_user(structure, x):
+    found = cached_features(structure, x, np.arange(50))
+    assert found.weighted is found
+    seen = weakref.ref(found)
+    gc.disable()
+    try:
+        del found
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -259,6 +259,16 @@ def test_units_that_are_dead_for_a_few_samples_by_chance_do_not_hide_a_head():
         find_structure(curved, few)
 
 
+def test_features_that_depend_on_the_batch_are_refused_behind_dead_units_too():
+    inputs = keras.Input((5,))
+    centred = layers.Lambda(lambda x: x - keras.ops.mean(x, axis=0, keepdims=True))(inputs)
+    units = layers.Dense(2, "relu", bias_initializer=keras.initializers.Constant(-5.0))(centred)
+    with pytest.raises(ValueError, match="must not depend on the other samples of its batch"):
+        find_structure(
+            keras.Model(inputs, layers.Dense(3)(units)), np.random.default_rng(0).random((12, 5), np.float32)
+        )
+
+
 @pytest.mark.parametrize("model", ["model.keras", None, layers.Dense], ids=str)
 def test_what_is_no_model_is_refused(model):
     with pytest.raises(ValueError, match=r"must be a Keras model; keras.saving.load_model.*Received: model="):
