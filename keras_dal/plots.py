@@ -216,8 +216,8 @@ def _axes(ax, title, width, height, columns=1) -> tuple[Any, Any]:
 
 
 def _draw(axis, history, key, name, color, marker):
-    longer = [name for name in history if name.endswith(f"_{key}") and not name.startswith("val_")]
-    key = next((name for name in (key, *longer) if name in history), None)
+    longer = [metric for metric in history if metric.endswith(f"_{key}") and not metric.startswith("val_")]
+    key = next((metric for metric in (key, *longer) if metric in history), None)
     if key is None:
         return
     epochs = range(1, len(history[key]) + 1)

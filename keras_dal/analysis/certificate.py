@@ -224,8 +224,8 @@ def certify(
         max_jacobian_bytes: of a head with gates, the largest Jacobian whose singular values are computed; beyond it no
             rank is decided, and the witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR,
             which can take long. A plain head is always factorized.
-        time_limit: seconds after which a solver ends with what it knows by then, and again its last tries for a proof;
-            5 by default. Factorizations are not interrupted.
+        time_limit: seconds after which a solver ends with what it knows by then, 5 by default; its last tries for a
+            proof may take as long again. Factorizations are not interrupted.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         batch_size: samples in one evaluation of arrays.

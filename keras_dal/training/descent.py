@@ -16,7 +16,7 @@ class Descent:
         structure: the `Structure` of the model.
         loss: a `losses.Loss`.
         certificates: the `Certificates` of the fit.
-        has_data: whether there are data for one at the switch.
+        has_data: whether there are data for a certificate at the switch.
     """
 
     def __init__(self, model, wrap, structure, loss, certificates, has_data):

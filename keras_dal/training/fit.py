@@ -81,8 +81,8 @@ class Fit:
         checks.check_second_phase(wrap, self._structure, self._loss, self._data)
         measured = model, self._structure, self._loss, self._data, self._epochs
         self._measurement = measurement_of(*measured)
-        kept = self._certificates, self._data is not None
-        self._descent = Descent(model, wrap, self._structure, self._loss, *kept)
+        has_data = self._data is not None
+        self._descent = Descent(model, wrap, self._structure, self._loss, self._certificates, has_data)
         driven = wrap if wrap is not None and wrap.explore is not None else None
         self._hooks = StepHooks(model, self._structure.layer, self._measurement.moments, driven, self._keep)
 
