@@ -12,14 +12,14 @@ import numpy as np
 from keras import tree
 
 from keras_dal.features.tracing import computed_dtype, to_numpy
-from keras_dal.features.variables import assign_all, is_real
+from keras_dal.features.variables import assign_all, is_real, values_of
 
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
 
 _ROOM = 64  # of the largest number of a dtype, for sums
 _SIZES = (1.0, 30.0, 1e3, 1.0)  # of logits that are tried: a limit shows in large ones only
-_AWAKENING = (1.0, 1.0, 1.0, 3.0, 10.0)  # of moves, each beside the spread of a parameter
+_AWAKENING = (1.0, 1.0, 1.0, 3.0, 10.0, 30.0)  # of moves, each beside the spread of a parameter
 
 
 def tolerance(values):
@@ -59,6 +59,12 @@ def overlapping(x):
     return tuple(tree.map_structure(lambda part, rows=rows: part[rows], x) for rows in rows)
 
 
+def in_both(features, others):
+    """Return the features of the samples that both of the `overlapping` batches have, as the one and the other gave."""
+    shared = others[::2]
+    return features[: len(shared)], shared
+
+
 def check_samples_are_apart(form, features, others, again):
     """Raises if the features of a sample depend on the others in its batch.
 
@@ -69,8 +75,8 @@ def check_samples_are_apart(form, features, others, again):
         again: a function without arguments that evaluates those of the first once more.
     """
     bound = tolerance(features) * np.abs(features).max()
-    in_both = others[::2]
-    if np.abs(features[: len(in_both)] - in_both).max() <= bound:
+    first, second = in_both(features, others)
+    if np.abs(first - second).max() <= bound:
         return
     if np.abs(again() - features).max() <= bound:  # random features are refused by what follows
         raise ValueError(
@@ -194,20 +200,21 @@ def _change(before, after, share, evaluate):
 
 
 def awaken(model, evaluate):
-    """Moves a model's parameters, by more and more, until features that were all zero are not, or nothing helps.
+    """Moves a model's parameters, by more and more, until features that were all zero are not.
 
     The units before a small head may be dead for a few samples by chance, as the model was drawn or trained.
 
     Args:
-        model: the model, in which moved parameters are left.
+        model: the model, in which moved parameters are left, or the old ones where nothing helps.
         evaluate: a function without arguments that returns its features.
     """
-    generator = np.random.default_rng(0)
+    generator, values = np.random.default_rng(0), values_of(model.variables)
     for size in _AWAKENING:
         _move(model, generator, size)
         features = evaluate()
         if features.any() and np.isfinite(features).all():
             return
+    assign_all(model.variables, values)
 
 
 def _move(model, generator, size=0.1):

@@ -217,8 +217,8 @@ def _checked(form, calls, x, can_be_enlarged, evaluated):
         x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
         features = evaluated(x)[0]
     of_others = evaluated(others)[0]
-    if not (features.any() or of_others.any()):
-        linearity.awaken(form.model, lambda: evaluated(x)[0])
+    if not any(rows.any() for rows in linearity.in_both(features, of_others)):
+        linearity.awaken(form.model, lambda: linearity.in_both(evaluated(x)[0], of_others)[0])
         features, of_others = evaluated(x)[0], evaluated(others)[0]
     linearity.check_samples_are_apart(form, features, of_others, lambda: evaluated(x)[0])
     shown = x if features.any() else others

@@ -259,10 +259,12 @@ def test_units_that_are_dead_for_a_few_samples_by_chance_do_not_hide_a_head():
         find_structure(curved, few)
 
 
-def test_features_that_depend_on_the_batch_are_refused_behind_dead_units_too():
+@pytest.mark.parametrize(("bias", "seed"), [(-5.0, 0), *((0.0, seed) for seed in range(4))])
+def test_features_that_depend_on_the_batch_are_refused_behind_dead_units_too(bias, seed):
+    keras.utils.set_random_seed(seed)  # with bias 0 and seed 0 units are dead for those samples that are seen twice
     inputs = keras.Input((5,))
     centred = layers.Lambda(lambda x: x - keras.ops.mean(x, axis=0, keepdims=True))(inputs)
-    units = layers.Dense(2, "relu", bias_initializer=keras.initializers.Constant(-5.0))(centred)
+    units = layers.Dense(2, "relu", bias_initializer=keras.initializers.Constant(bias))(centred)
     with pytest.raises(ValueError, match="must not depend on the other samples of its batch"):
         find_structure(
             keras.Model(inputs, layers.Dense(3)(units)), np.random.default_rng(0).random((12, 5), np.float32)
