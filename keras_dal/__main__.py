@@ -2,15 +2,12 @@
 
 import argparse
 import contextlib
-import dataclasses
 import json
-import math
 import os
 import pathlib
 import re
 import sys
 import zipfile
-from typing import Any
 
 import keras
 import numpy as np
@@ -20,6 +17,7 @@ from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate, certify
 from keras_dal.features.samples import check_positive
 from keras_dal.finishing.converge import converge
+from keras_dal.tables import plain
 from keras_dal.training.finish import finish
 
 
@@ -221,32 +219,13 @@ def _alignment(options, model, x, y, weight):
     return alignment(model, x, y, weight)
 
 
-_NOT_PLAIN = ("model", "structure", "theta")
-
-
 def _json(found):
     """Return what a command found as a JSON object of its plain fields, numbers first, lists of all samples last."""
     if isinstance(found, Certificate):
         return found.to_json()
     more = {name: getattr(found, name) for name in ("reached", "alignment") if hasattr(found, name)}
-    fields = {**more, **_plain(found)}
+    fields = {**more, **plain(found)}
     return json.dumps(dict(sorted(fields.items(), key=lambda field: isinstance(field[1], (list, dict)))))
-
-
-def _plain(value) -> Any:
-    """Return what JSON has for a value: objects for records, lists for arrays, null for numbers that are not finite."""
-    if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        value = {name: getattr(value, name) for name in names if name[0] != "_" and name not in _NOT_PLAIN}
-    elif hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _save(result, options):

@@ -1,11 +1,16 @@
-"""Reports as tables of (name, value): as text for a terminal, as HTML for a notebook."""
+"""Reports as tables of (name, value): as text for a terminal, as HTML for a notebook; and as JSON."""
 
+import dataclasses
 import decimal
 import html
 import math
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 Row = tuple[str, object]
+_NOT_PLAIN = ("model", "structure", "theta")
 
 
 def as_text(rows: Iterable[Row], title: Row | None = None) -> str:
@@ -56,6 +61,22 @@ def one_number(lower: float, upper: float, digits: int) -> str | None:
     """Return what both bounds round to in so many digits, or None."""
     low, high = f"{lower:.{digits}g}", f"{upper:.{digits}g}"
     return high if low == high else None
+
+
+def plain(value) -> Any:
+    """Return what JSON has for a value: objects for records, lists for arrays, null for numbers that are not finite."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        value = {name: getattr(value, name) for name in names if name[0] != "_" and name not in _NOT_PLAIN}
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rounded(bound, digits, form, rounding):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import keras_dal
-from keras_dal.__main__ import _parser, _plain, main
+from keras_dal.__main__ import _parser, main
+from keras_dal.tables import plain
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_result_is_printed_as_json_and_nothing_else(files, capsys, command, mo
 
 
 def test_numbers_that_are_not_finite_are_null_in_json():
-    found = _plain({"gap": np.inf, "values": np.array([1.0, np.nan]), "count": np.int64(3), "pair": (1, "a")})
+    found = plain({"gap": np.inf, "values": np.array([1.0, np.nan]), "count": np.int64(3), "pair": (1, "a")})
     assert json.loads(json.dumps(found)) == {"gap": None, "values": [1.0, None], "count": 3, "pair": [1, "a"]}
 
 

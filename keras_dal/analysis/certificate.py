@@ -22,7 +22,7 @@ from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.rounded import ROUNDING
-from keras_dal.tables import as_html, as_text
+from keras_dal.tables import as_html, as_text, plain
 
 _ROUNDED = 1e-9  # relative, of an objective that is reached as it is
 
@@ -166,8 +166,8 @@ class Certificate:
         return (1 + ROUNDING) * self.mean_weight * float(largest)
 
     def to_json(self) -> str:
-        """Return the certificate as a JSON object."""
-        return json.dumps(dataclasses.asdict(self))
+        """Return the certificate as a JSON object, with null for a number that is not finite, of diverged weights."""
+        return json.dumps(plain(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, text: str) -> "Certificate":
@@ -177,9 +177,10 @@ class Certificate:
             ValueError, KeyError, TypeError: text of something else.
         """
         fields = json.loads(text)
-        for name in ("infimum", "not_covered"):
-            fields[name] = tuple(fields[name])
-        return cls(**{**fields, "comparisons": tuple(map(tuple, fields["comparisons"]))})
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        lost = {name: math.nan for name, value in fields.items() if value is None and kinds[name] is float}
+        fields |= {"infimum": _pair(fields["infimum"]), "comparisons": tuple(map(_pair, fields["comparisons"]))}
+        return cls(**{**fields, **lost, "not_covered": tuple(fields["not_covered"])})
 
     def __str__(self):
         return as_text(rows_of(self), self._title())
@@ -199,6 +200,11 @@ class Certificate:
                 f"Received: not_covered={self.not_covered}"
             )
         return self.beta
+
+
+def _pair(numbers):
+    """Return numbers that JSON had, with infinity where they were too large for it."""
+    return tuple(math.inf if number is None else number for number in numbers)
 
 
 def certify(
@@ -252,7 +258,8 @@ def certify(
         print(announced(len(features), head.num_parameters, time_limit), flush=True)
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
     limits = max_jacobian_bytes, eps_of_features(structure, [features]), time_limit
-    found = certify_head(head, features, targets, resolved, theta, weights, factors, *limits)
+    with np.errstate(invalid="ignore"):  # theta_S may have diverged, and its logits are not numbers then
+        found = certify_head(head, features, targets, resolved, theta, weights, factors, *limits)
     return of_model(found, structure, factors, theta)
 
 

@@ -28,7 +28,7 @@ class RightClass:
         return self._xp.take(logits, self._labels[rows]) - logits
 
     def pairs(self, values, rows=ALL):
-        """Return one value per sample and class, 0 for the right one, which has no gap."""
+        """Return one value per sample and class, 0 for the right one, which has no gap; NumPy's are put in place."""
         return self._xp.put(values, self._labels[rows], 0.0)
 
     def from_gaps(self, pairs, rows=ALL):

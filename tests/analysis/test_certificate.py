@@ -390,6 +390,18 @@ def test_mixed_labels_are_decided_in_any_unit_of_the_weights(unit):
     assert [each.verdict for each in certificates] == ["not aligned"] * 2
 
 
+def test_a_certificate_of_weights_that_diverged_is_valid_json():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.set_weights([np.full((3, 2), np.inf), np.zeros(2)])
+    x, loss = np.random.default_rng(0).random((20, 3)), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    certificate = certify(model, x, np.arange(20) % 2, loss=loss, verbose=0)
+    fields = json.loads(certificate.to_json(), parse_constant=pytest.fail)
+    assert fields["loss"] is None
+    again = Certificate.from_json(certificate.to_json())
+    assert np.isnan(again.loss)
+    assert dataclasses.replace(again, loss=0.0) == dataclasses.replace(certificate, loss=0.0)
+
+
 def test_json_round_trip_and_table():
     head, z, targets, loss = make_problem(11)
     certificate = certified(head, z, targets, loss)
