@@ -81,7 +81,7 @@ def benchmark_section(path):
     for picture in sorted(DOCS.glob(f"{path.stem}*.png")):
         lines += [f"![{picture.stem.replace('_', ' ')}]({picture.name})", ""]
     if (DOCS / f"{path.stem}.md").exists():
-        lines += [f"As a table: [{path.stem}.md]({path.stem}.md)", ""]
+        lines += [f"Written up in [{path.stem}.md]({path.stem}.md)", ""]
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])
 
 
