@@ -16,8 +16,8 @@ SPREAD = 4 * EPS  # of labels, relative to their size, that is none
 _TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers for zero
 
 
-def slices(size, step):
-    """Return slices of at most `step` that cover `range(size)`, in order."""
+def slices(size, step=4096):
+    """Return slices of at most `step` that cover `range(size)`, in order; by default of samples looked at together."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 

@@ -30,7 +30,6 @@ from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
 
-_BLOCK = 4096  # samples that are summed up at once
 _SMALLEST = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)  # sum of squares that float32 does not lose
 
 
@@ -104,7 +103,7 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
 def alignment_of_cached(structure, loss, data, targets):
     """Measure the alignment of a plain head from `CachedFeatures` and the targets of the loss, by their moments."""
     moments = 0.0
-    for rows in arrays.slices(len(data), _BLOCK):
+    for rows in arrays.slices(len(data)):
         features = np.asarray(data.features[rows], np.float64)
         columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
         moments = moments + columns.T @ (columns * data.weights[rows, None])

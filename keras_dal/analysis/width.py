@@ -101,19 +101,6 @@ def width_curve(
         found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
         infimum = _infimum(problem, widths, found[0], seed)
     shares = np.array([[point.share for point in points] for points in found])
-    decisive = np.max([[point.decisive for point in points] for points in found], axis=0)
-    gained = (
-        width
-        for index, (width, most, (lower, upper)) in enumerate(zip(widths, decisive, infimum, strict=True))
-        if (
-            most <= ALIGNED
-            and problem.share_tells
-            and not problem.hard
-            and lower <= found[0][index].noise
-            and not any(points[index].missed for points in found)
-        )
-        or upper <= problem.floor
-    )
     return WidthCurve(
         widths=widths,
         residual_share=tuple(shares.mean(axis=0).tolist()),
@@ -121,7 +108,7 @@ def width_curve(
         infimum=infimum,
         rank=tuple(point.rank * structure.num_outputs for point in found[0]),
         bytes=tuple(4 * problem.num_variables(width) for width in widths),
-        settled=next(gained, None),
+        settled=_settled(problem, widths, found, infimum),
         samples_fitted=problem.samples_fitted(seed),
         num_samples=len(data),
         num_features=structure.num_features,
@@ -130,6 +117,23 @@ def width_curve(
         draws=draws,
         not_covered=() if data.are_exact(structure) else (ROUNDED,),
     )
+
+
+def _settled(problem, widths, found, infimum):
+    """Return the first width from which nothing is to be gained, None where there is none.
+
+    Args:
+        problem: the `_WidthData`.
+        widths: of the heads.
+        found: for each draw a `_Point` for each width.
+        infimum: of the first draw, bounds for each width.
+    """
+    labels_tell = problem.share_tells and not problem.hard
+    for width, (lower, upper), *points in zip(widths, infimum, *found, strict=True):
+        in_reach = all(point.decisive <= ALIGNED and not point.missed for point in points)
+        if upper <= problem.floor or (labels_tell and in_reach and lower <= points[0].noise):
+            return width
+    return None
 
 
 class _Point(NamedTuple):

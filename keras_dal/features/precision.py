@@ -7,8 +7,6 @@ from keras_dal import _keras
 from keras_dal._backend import arrays
 from keras_dal.features.tracing import HALVES, computed_dtype
 
-_BLOCK = 4096  # samples that are looked at together
-
 
 def eps_of(dtype):
     """Return the spacing of floating-point numbers at one, for a dtype."""
@@ -38,7 +36,7 @@ def eps_of_features(structure, batches):
 
 def blocks_of(features):
     """Return features block by block, which may be larger than memory."""
-    return (features[rows] for rows in arrays.slices(len(features), _BLOCK))
+    return (features[rows] for rows in arrays.slices(len(features)))
 
 
 def _are_of(features, dtype):

@@ -13,8 +13,6 @@ from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
 from keras_dal.models.regularizers import l2_factors
 
-_BLOCK = 4096  # samples whose targets are looked at together
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeadData:
@@ -59,7 +57,7 @@ class HeadData:
         return all(self.loss.are_hard(self.targets[rows]) for rows in self._blocks())
 
     def _blocks(self):
-        return arrays.slices(len(self.train), _BLOCK)
+        return arrays.slices(len(self.train))
 
     @functools.cached_property
     def are_exact(self):

@@ -8,8 +8,6 @@ from keras_dal.heads.dense import DensePart
 from keras_dal.heads.norms import SAFETY, sigma_max_bound_of_gram
 from keras_dal.heads.part import WithGates
 
-_BLOCK = 4096  # samples whose gates exist at a time in float64
-
 
 class Gates(Head):
     """Gates `g = sigmoid(sharpness (u R + r))` of standardized features `u = (z - mean) / scale`."""
@@ -34,7 +32,7 @@ class Gates(Head):
     def _moments(self, features, weights):
         """Return `G' D G` with `D_ii = w_i (|u_i|^2 + 1)`, of the order of the number of gates."""
         moments = 0.0
-        for rows in arrays.slices(len(features), _BLOCK):
+        for rows in arrays.slices(len(features)):
             block = features[rows]
             gates = self.gates(block)
             squares = weights[rows] * (1.0 + np.sum(self.standardize(block) ** 2, axis=1))

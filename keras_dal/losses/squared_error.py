@@ -9,7 +9,6 @@ from keras_dal._backend.arrays import SPREAD
 from keras_dal.losses.base import Loss, checked_matrix, register
 
 _LARGEST = 1e120  # of labels, whose squares are summed up and divided by one another
-_BLOCK = 4096  # targets at a time
 _SPREAD_OF_FLOAT32 = 4 * float(np.finfo(np.float32).eps)  # as `SPREAD`, of labels that float32 holds
 _SMALLEST = 1e-150  # of the labels of one output beside others in this batch, whose squares must not be zero
 
@@ -59,7 +58,7 @@ class SquaredError(Loss):
         """Return the mean sample weight times the variance of the labels, or times 1 where that is only rounding."""
         shares, first = weights / np.sum(weights), targets[:1]  # distances to it are zero where labels are constant
         sums, in_float32 = np.zeros((3, first.shape[1])), True
-        for rows in arrays.slices(len(weights), _BLOCK):
+        for rows in arrays.slices(len(weights)):
             some, share = targets[rows], shares[rows]
             in_float32 = in_float32 and _are_in_float32(some)
             sums += share @ (some - first), share @ (some - first) ** 2, share @ some**2

@@ -20,7 +20,6 @@ from keras_dal.training.measurement import as_logs
 from keras_dal.training.statistics import have_moved
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
-_BLOCK = 4096  # samples whose metrics are computed at a time
 
 
 class Incomplete(ValueError):
@@ -174,7 +173,7 @@ class ConvexPhase:
             return _backend.in_replica(model.compute_metrics, model, None, *batch)
 
         update = _backend.in_one(compute, model, model.metrics_variables)
-        for rows in arrays.slices(len(train), _BLOCK):
+        for rows in arrays.slices(len(train)):
             logits = self.result.logits(train.features[rows])
             outputs = activation(ops.convert_to_tensor(logits.astype("float32")))
             labels, weights = train.labels[rows], train.weights[rows].astype("float32")

@@ -15,7 +15,7 @@ from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.models.structure import find_structure
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import STATISTICS_STEPS
-from keras_dal.training.inner import path_to
+from keras_dal.training.inner import parameters_of, path_to
 from keras_dal.training.statistics import BatchStatistics, have_moved
 from keras_dal.training.wrap import find_wrap
 
@@ -75,7 +75,7 @@ def finish(
             bad data.
     """
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
-    structure = find_structure(model, inputs, "head" if wrap is None else wrap.exploit)
+    structure = find_structure(model, inputs, parameters_of(wrap))
     loss = loss_of(model, structure.activation, loss)
     check_solvable(structure)
     warn_of_precision(structure)
@@ -96,13 +96,7 @@ def finish(
         if verbose and averaged and statistics.are_there and not renews:
             print(_STAY, flush=True)
         if renews:
-            for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
-                statistics.add((batch[0],))
-            if not statistics.count:
-                raise ValueError(
-                    f"There are no samples to renew batch statistics on. Received: {type(source).__name__}"
-                )
-            statistics.settle()
+            _renew(statistics, source, batch_size)
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
         check_labels(train.labels, x)
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
@@ -112,6 +106,15 @@ def finish(
     if wrap is not None:
         wrap.mark_solved(renews)
     return result
+
+
+def _renew(statistics, source, batch_size):
+    """Set `BatchStatistics` to the means over the first batches of some inputs."""
+    for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
+        statistics.add((batch[0],))
+    if not statistics.count:
+        raise ValueError(f"There are no samples to renew batch statistics on. Received: {type(source).__name__}")
+    statistics.settle()
 
 
 def _say_weights(model, wrap, averaged, verbose):

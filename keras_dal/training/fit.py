@@ -9,7 +9,7 @@ from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
 from keras_dal.training import checks, messages
 from keras_dal.training.descent import Descent
-from keras_dal.training.inner import innermost
+from keras_dal.training.inner import innermost, parameters_of
 from keras_dal.training.kernel_change import some_samples
 from keras_dal.training.measurement import measurement_of
 from keras_dal.training.phases import OnePhase, TwoPhases
@@ -58,7 +58,7 @@ class Fit:
         """Find out what there is to measure and to solve; where `fit` builds the model, at its first step."""
         model, wrap = self._model, self._wrap
         samples = None if self._data is None else some_samples(self._data[0])
-        structure = find_structure(model, samples, "head" if wrap is None else wrap.exploit)
+        structure = find_structure(model, samples, parameters_of(wrap))
         loss = loss_of(model, structure.activation)
         checks.check_second_phase(wrap, structure, loss, self._data)
         self._measurement = measurement_of(model, structure, loss, self._data, self.params["epochs"])

@@ -97,3 +97,8 @@ def averaging_only(optimizer, indices, whole=False):
         replaced(optimizer, _keras.OPTIMIZED, [optimized[i] for i in indices]),
     ):
         yield
+
+
+def parameters_of(wrap):
+    """Return what `find_structure` takes for the linear parameters of a `Wrap`, or where there is none."""
+    return "head" if wrap is None else wrap.exploit

@@ -11,6 +11,7 @@ from keras_dal.training import checks, messages
 from keras_dal.training.announcer import Announcer
 from keras_dal.training.certificates import Certificates
 from keras_dal.training.fit import Fit
+from keras_dal.training.inner import parameters_of
 from keras_dal.training.outcome import Outcome
 from keras_dal.training.wrap import find_wrap
 
@@ -74,7 +75,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._wrap = find_wrap(model.optimizer)
         if self._wrap is None or getattr(self._outcome.result, "model", None) is not model:
             self._outcome.forget()
-        self.certificates = Certificates(model, rows, "head" if self._wrap is None else self._wrap.exploit)
+        self.certificates = Certificates(model, rows, parameters_of(self._wrap))
         kept = self._outcome, self.certificates
         self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(model, self.verbose))
 
