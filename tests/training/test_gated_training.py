@@ -107,9 +107,7 @@ def test_the_monitor_needs_no_data_for_a_branch():
     labels = np.eye(NUM_CLASSES)[y] - 1 / NUM_CLASSES
     left = labels - columns @ np.linalg.lstsq(columns, labels)[0]
     share = np.sum(left**2) / np.sum((labels - labels.mean(axis=0)) ** 2)
-    assert history["alignment"][-1] == pytest.approx(
-        1 - share, abs=1e-5
-    )  # a lower bound: that of the head without gates
+    assert history["alignment"][-1] == pytest.approx(1 - share, abs=1e-4)  # that of the head without gates, a bound
 
 
 def test_moments_of_features_say_nothing_of_gated_units_before_the_head():

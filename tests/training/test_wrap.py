@@ -220,12 +220,14 @@ def test_a_loop_of_ones_own_switches_explicitly():
 
 
 def test_without_a_monitor_the_first_step_raises():
-    model = compiled(keras_dal.Wrap("sgd"))
+    model, message = compiled(keras_dal.Wrap("sgd")), "Add keras_dal.AlignmentMonitor.*Received: explore='auto'"
     before = snapshot(model)
-    with pytest.raises(RuntimeError, match="Add keras_dal.AlignmentMonitor.*Received: explore='auto'"):
-        fit(model, 2, callbacks=[])
     if keras.backend.backend() == "jax":
-        return  # whatever fails in a step, Keras has let go of the weights there
+        with pytest.warns(UserWarning, match=message):  # where a step raises Keras has let go of the weights
+            fit(model, 2, callbacks=[])
+        return
+    with pytest.raises(RuntimeError, match=message):
+        fit(model, 2, callbacks=[])
     # an eager step has gone through the network, and its statistics, when it comes to the optimizer
     seen = {"norm/moving_mean", "norm/moving_variance"} if keras.backend.backend() == "torch" else set()
     assert moved(before, snapshot(model)) <= seen
