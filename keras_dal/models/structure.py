@@ -32,6 +32,7 @@ _ACTIVATIONS = {
     "softmax": lambda logits: special.softmax(logits, axis=1),
     "sigmoid": special.expit,
 }
+_NOT_PLAIN = "its kernel is not a plain variable of the model (LoRA or quantization)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -234,7 +235,10 @@ def _forms(model, calls, outputs):
         )
     (outputs,) = outputs
     where = [index for index, call in enumerate(calls) if is_head(call.layer)]
-    if not where:
+    if not where:  # nor are quantized layers called as others are
+        for layer in reversed(list(_keras.sublayers(model))):
+            if is_head(layer) and getattr(layer, "quantization_mode", None):
+                raise _refusal(layer, _NOT_PLAIN)
         raise ValueError(
             "The model has no linear last layer: end it with keras.layers.Dense. "
             f"Received: model {model.name!r}, which ends with {_describe(_after(calls, -1))}"
@@ -303,7 +307,7 @@ def _checked_activation(form, calls, evaluated):
     """Return the activation for which the model equals `activation(head(features))` at random parameters."""
     layer = form.output_layer
     if not all(any(variable is own for own in form.model.variables) for variable in form.linear_parameters):
-        raise _refusal(layer, "its kernel is not a plain variable of the model (LoRA or quantization)")
+        raise _refusal(layer, _NOT_PLAIN)
     position = max(index for index, call in enumerate(calls) if call.layer is layer)
     if any(_is_masked_average(call) for call in calls[position:]):
         raise _refusal(layer, "a mask leaves positions out of the average of its outputs: average before it")

@@ -277,6 +277,14 @@ def test_what_is_no_model_is_refused(model):
         find_structure(model)
 
 
+@pytest.mark.parametrize("changed", [lambda m: m.layers[-1].enable_lora(2), lambda m: m.layers[-1].quantize("int8")])
+def test_a_head_that_was_adapted_or_quantized_is_named_as_such(changed):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3, name="top")])
+    changed(model)
+    with pytest.raises(ValueError, match=r"LoRA or quantization.*Received: layer 'top'"):
+        find_structure(model)
+
+
 def test_units_that_are_dead_are_named_as_what_they_are():
     dead = layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e9))
     with pytest.raises(ValueError, match=r"units that are dead.*Received: zeros only"):
