@@ -210,14 +210,23 @@ def draw_kernels(structures, path):
     figure.savefig(path, dpi=110)
 
 
+def width(row):
+    """Return the filters of networks that differ in nothing else, which come first; of others what is larger."""
+    filters = row["structure"].removesuffix(" filters")
+    return int(filters) if filters.isdigit() else np.inf
+
+
 def written(rows, suspects):
     """Yield the lines of the results."""
     heads, structures, steps = (grouped(rows, kind) for kind in ("head", "structure", "steps"))
-    machine, first = rows[-1]["machine"], rows[0]
+    structures = {name: sorted(each, key=width) for name, each in structures.items()}
+    machines, first = [row["machine"] for row in rows], rows[0]
+    processors = " and ".join(dict.fromkeys(machine["processor"] for machine in machines))
+    dates = sorted({machine["date"] for machine in machines})
     seeds = len({row["seed"] for each in structures.values() for row in each})
     yield (
         f"{first['images']:,} images, {first['epochs']} epochs; structures: up to {seeds} seed{'s' * (seeds > 1)}; "
-        f"{machine['date']}, {machine['processor']}, {packages(machine, 'keras')}."
+        f"{dates[0]} to {dates[-1]}, {processors}, {packages(machines[-1], 'keras')}."
     )
     for title, text, picture in (
         ("Do wider heads reach what was predicted?", [*head_table(heads), "", FIRST_SEED], "width_heads"),
