@@ -3,7 +3,8 @@
 import importlib
 
 from keras_dal.analysis.alignment import alignment
-from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.certify import certify
 from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.analysis.width import width_curve
 from keras_dal.finishing.converge import converge

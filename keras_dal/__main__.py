@@ -14,7 +14,8 @@ import numpy as np
 
 from keras_dal import __version__
 from keras_dal.analysis.alignment import alignment
-from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.certify import certify
 from keras_dal.features.samples import check_positive
 from keras_dal.finishing.converge import converge
 from keras_dal.tables import plain

@@ -7,7 +7,7 @@ import numpy as np
 from exact_head import ExactHead, fractions, solved
 from scipy import optimize
 
-from keras_dal.analysis.certificate import certify_head
+from keras_dal.analysis.certify import certify_head
 from keras_dal.analysis.descent_bound import Objective
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.solvers.gap import ProximalLoss

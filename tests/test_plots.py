@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import keras_dal
 from keras_dal import plots
-from keras_dal.analysis.certificate import certify_head
+from keras_dal.analysis.certify import certify_head
 from keras_dal.finishing.history import Point
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SoftmaxCrossEntropy

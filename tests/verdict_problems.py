@@ -17,7 +17,7 @@ from scipy import optimize
 
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import projected
-from keras_dal.analysis.certificate import certify_head
+from keras_dal.analysis.certify import certify_head
 from keras_dal.analysis.separability import decide
 from keras_dal.solvers.least_squares import StreamedQR
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal._backend import arrays
-from keras_dal.analysis.certificate import certify_head, of_model
+from keras_dal.analysis.certify import certify_head, of_model
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
@@ -85,4 +85,5 @@ class HeadData:
         """Return the `Certificate` of the head with these parameters."""
         train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
         samples = train.features, self.targets[:], self.loss, theta, train.weights
-        return of_model(certify_head(self.head, *samples, self.factors, eps=eps), self.structure, self.factors, theta)
+        found = certify_head(self.head, *samples, penalty=self.factors, eps=eps)
+        return of_model(found, self.structure, self.factors, theta)

@@ -1,6 +1,7 @@
 """The certificates of a fit: at the switch, and of the weights there are at the end."""
 
-from keras_dal.analysis.certificate import Certificate, certify
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.certify import certify
 
 
 class Certificates(dict[str, Certificate]):

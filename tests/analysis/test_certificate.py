@@ -12,7 +12,8 @@ from scipy import optimize, special
 
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment
-from keras_dal.analysis.certificate import Certificate, certify, certify_head
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.certify import certify, certify_head
 from keras_dal.analysis.descent_bound import Objective
 from keras_dal.analysis.width import width_curve
 from keras_dal.finishing.converge import converge

@@ -7,7 +7,7 @@ from keras import layers
 
 import keras_dal
 from keras_dal import heads, losses
-from keras_dal.analysis.certificate import certify_head
+from keras_dal.analysis.certify import certify_head
 from keras_dal.models.gated_layers import GatedBranch
 
 N, M = 40, 3

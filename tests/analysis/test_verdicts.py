@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import keras_dal
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment
-from keras_dal.analysis.certificate import certify, certify_head
+from keras_dal.analysis.certify import certify, certify_head
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.width import width_curve
 from keras_dal.heads.norms import sigma_max_bound

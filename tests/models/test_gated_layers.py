@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_dal.analysis.certificate import certify
+from keras_dal.analysis.certify import certify
 from keras_dal.features.tracing import to_numpy
 from keras_dal.models.add_head import add_gated_head
 from keras_dal.models.gated_layers import GatedBranch, GatedDense

@@ -1,0 +1,173 @@
+"""What training the head of a model from here can reach, and how fast: the parts of a `Certificate`, computed."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy import linalg
+
+from keras_dal.analysis import assumptions
+from keras_dal.analysis.certificate import Certificate
+from keras_dal.analysis.descent_bound import Objective
+from keras_dal.analysis.separability import announced, decisive_share, finding_of
+from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.precision import eps_of, eps_of_features
+from keras_dal.features.progress_bar import progress_bar, watched
+from keras_dal.features.samples import check_labels, check_positive, checked_weight, joined, positive
+from keras_dal.losses import common_scale, loss_of
+from keras_dal.models.regularizers import l2_factors, penalty_at
+from keras_dal.models.structure import find_structure
+from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
+from keras_dal.solvers.label_squares import centred_total
+
+
+def certify(
+    model: Any,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    max_jacobian_bytes: int = MAX_BYTES,
+    time_limit: float | None = None,
+    loss: Any = None,
+    parameters: Any = "head",
+    batch_size: int = 256,
+    verbose: int = 1,
+) -> Certificate:
+    """Certify what training theta_S alone can reach on these samples, and how fast.
+
+    Args:
+        model: a Keras model that `find_structure` understands.
+        x: inputs as Keras takes them, `(n, ...)`, or a dataset of `(x, y)` or `(x, y, sample_weight)`.
+        y: labels as the loss takes them: `(n, C)`, or `(n,)` of integer classes or of one output.
+        sample_weight: weights, shape `(n,)`; the loss is the sum of the weighted losses divided by n.
+        max_jacobian_bytes: of a head with gates, the largest Jacobian whose singular values are computed; beyond it no
+            rank is decided, and the witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR,
+            which can take long. A plain head is always factorized.
+        time_limit: seconds after which a solver ends with what it knows by then, 5 by default; its last tries for a
+            proof may take as long again. Factorizations are not interrupted.
+        loss: as for `model.compile`; the compiled one by default.
+        parameters: as in `find_structure`.
+        batch_size: samples in one evaluation of arrays.
+        verbose: 0 for silence; else what is done, and a progress bar for the features.
+
+    Returns:
+        A `Certificate`.
+
+    Raises:
+        ValueError: no linear head, an unsupported loss, bad data or bad arguments.
+    """
+    if time_limit is not None:
+        check_positive("time_limit", time_limit)
+    structure = find_structure(model, first_inputs(x), parameters)
+    resolved = loss_of(model, structure.activation, loss)
+    bar = progress_bar("samples", x) if verbose else None
+    batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
+    features, labels, weights = map(joined, zip(*batches, strict=True))
+    check_labels(labels, x)
+    used, weights = positive(weights)
+    features, targets = features[used], resolved.targets(labels[used], structure.num_outputs)
+    head = structure.head()
+    if verbose:
+        print(announced(len(features), head.num_parameters, time_limit), flush=True)
+    theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
+    limits = {"max_bytes": max_jacobian_bytes, "eps": eps_of_features(structure, [features]), "seconds": time_limit}
+    with np.errstate(invalid="ignore"):  # theta_S may have diverged, and its logits are not numbers then
+        found = certify_head(head, features, targets, resolved, theta, weights, penalty=factors, **limits)
+    return of_model(found, structure, factors, theta)
+
+
+def of_model(certificate, structure, factors, theta):
+    """Complete the `Certificate` of a head by what its model does in training.
+
+    Args:
+        certificate: of the head with these L2 factors.
+        structure: the `Structure` of the model.
+        factors: from `l2_factors`; of a penalty that is not L2, only its value is in the certificate.
+        theta: theta_S now, shape `(P,)`.
+    """
+    open_points = (*certificate.not_covered, *assumptions.of_training(structure, factors))
+    if certificate.beta is None:
+        open_points = (*open_points, assumptions.CURVATURE)
+    beta = None if factors is None else certificate.beta
+    now = penalty_at(structure.linear_parameters, factors, theta)
+    return dataclasses.replace(certificate, beta=beta, penalty=now, not_covered=open_points)
+
+
+def certify_head(
+    head,
+    features,
+    targets,
+    loss,
+    theta,
+    weights=None,
+    *,
+    penalty: Any = None,
+    max_bytes=MAX_BYTES,
+    eps=None,
+    seconds=None,
+):
+    """Certify a head on cached features, in float64 throughout and without Keras.
+
+    Args:
+        head: a `heads.Head` with P parameters and C outputs.
+        features: array `(n, m)`, whose dtype says how precise it is.
+        targets: from `loss.targets`, shape `(n, C)`.
+        loss: a `losses.Loss`.
+        theta: theta_S now, shape `(P,)`.
+        weights: sample weights `(n,)`, not negative, ones by default.
+        penalty: L2 factors of theta_S, a number or an array `(P,)`, none by default.
+        max_bytes: largest Jacobian whose singular values are computed.
+        eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
+        seconds: as `time_limit` in `certify`.
+
+    Raises:
+        ValueError: sample weights that are negative or all zero.
+    """
+    kept, weights = positive(checked_weight(weights, len(features)))
+    eps = eps_of(features.dtype) if eps is None else eps
+    features, targets = features[kept].astype(np.float64), targets[kept]
+    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, eps)
+    objective = Objective(jac, loss, targets, weights, 0.0 if penalty is None else penalty)
+    matrix = loss.label_matrix(targets)
+    scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
+    squares, left = centred_total(jac.seen(matrix), weights, head.use_bias), _left(jac, matrix, v, weights)
+    v = scale * v if scale is not None and np.isfinite(scale) else v
+    found = objective.infimum((theta, v), seconds)
+    share, witnessed = (decisive_share(loss, each, squares) for each in left)
+    finding = finding_of(found, share, witnessed, objective, scale, v)
+    residual_share = float(squares.share(left[0].sum()))
+    beta = objective.smoothness() if np.isfinite(theta).all() else None  # from there no step leads anywhere
+    of_labels = assumptions.of_labels(loss, targets, scale, found.lower > objective.floor)
+    return Certificate(
+        loss_name=loss.name,
+        num_samples=len(features),
+        num_features=features.shape[1],
+        num_outputs=head.num_outputs,
+        num_parameters=head.num_parameters,
+        loss=objective.loss_of(jac.logits(theta)),
+        penalty=objective.penalty_of(theta),
+        rank=jac.rank,
+        full_rank=jac.full_rank,
+        tolerance=jac.tolerance,
+        method=jac.method,
+        exact=jac.factorized,
+        residual_share=residual_share,
+        verdict=finding.verdict,
+        decided_by=finding.decided_by,
+        infimum=(float(found.lower), float(found.upper)),
+        margin=found.margin,
+        witness_norm=float(linalg.norm(found.theta)),
+        beta=beta,
+        comparisons=() if beta is None else objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),
+        not_covered=(*assumptions.ALWAYS, *[assumptions.RANK] * jac.factorized, *of_labels),
+        floor=objective.floor,
+        mean_weight=float(np.mean(weights)),
+        share_error=jac.share_error(residual_share),
+    )
+
+
+def _left(jac, matrix, v, weights):
+    """Return squares of what of Y_l the columns that count do not reach, where known, and v does not, evaluated."""
+    missed = matrix - jac.logits(v)
+    return [weights @ jac.seen(each) ** 2 for each in (jac.left_of(matrix) if jac.factorized else missed, missed)]
