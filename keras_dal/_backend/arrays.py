@@ -12,12 +12,14 @@ from keras import ops
 from scipy import special
 
 EPS = float(np.finfo(np.float64).eps)  # spacing of float64 at one
+BLOCK = 4096  # samples that are looked at together
 SPREAD = 4 * EPS  # of labels, relative to their size, that is none
 _TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers for zero
 
 
-def slices(size, step=4096):
-    """Return slices of at most `step` that cover `range(size)`, in order; by default of samples looked at together."""
+def slices(size, step=None):
+    """Return slices of at most `step`, `BLOCK` by default, that cover `range(size)`, in order."""
+    step = step or BLOCK
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 

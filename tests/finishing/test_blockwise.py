@@ -72,7 +72,7 @@ def test_it_ends_where_newton_ends(kind, penalty):
 
 @pytest.mark.parametrize("row", [0, -1], ids=["first", "last"])
 def test_one_soft_label_in_any_block_leaves_no_hard_ones(row, monkeypatch):
-    monkeypatch.setattr("keras_dal.finishing.head_data._BLOCK", 1000)
+    monkeypatch.setattr("keras_dal._backend.arrays.BLOCK", 1000)
     train, model = samples("sides"), head(12, 4, LOSSES["sides"])
     assert task_of(model, train).data.has_hard_labels
     train.labels[row] = 0.25

@@ -252,7 +252,7 @@ def test_sample_weights_of_the_stream_reach_the_solver():
 
 
 def test_metrics_of_the_last_epoch_are_of_all_samples_with_their_weights(monkeypatch):
-    monkeypatch.setattr("keras_dal.training.convex_phase._BLOCK", 40)
+    monkeypatch.setattr("keras_dal._backend.arrays.BLOCK", 40)
     x, y = images()
     weights = np.where(y == 0, 5.0, 1.0)
     metrics = [keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="weighted")]
