@@ -64,7 +64,10 @@ def one_number(lower: float, upper: float, digits: int) -> str | None:
 
 
 def plain(value) -> Any:
-    """Return what JSON has for a value: objects for records, lists for arrays, null for numbers that are not finite."""
+    """Return what JSON has for a value: objects for records, lists for arrays, null for numbers that are not finite.
+
+    Private fields of records, models and parameters are left out.
+    """
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
         value = {name: getattr(value, name) for name in names if name[0] != "_" and name not in _NOT_PLAIN}

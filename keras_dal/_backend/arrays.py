@@ -19,7 +19,7 @@ _TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers fo
 
 def slices(size, step=None):
     """Return slices of at most `step`, `BLOCK` by default, that cover `range(size)`, in order."""
-    step = step or BLOCK
+    step = BLOCK if step is None else step
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 

@@ -151,8 +151,8 @@ class Certificate:
         return (1 + ROUNDING) * self.mean_weight * float(largest)
 
     def to_json(self) -> str:
-        """Return the certificate as a JSON object, with null for a number that is not finite, of diverged weights."""
-        return json.dumps(plain(dataclasses.asdict(self)))
+        """Return the certificate as a JSON object; null is a number that is not finite, and comes back as NaN."""
+        return json.dumps(plain(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Certificate":
@@ -162,6 +162,8 @@ class Certificate:
             ValueError, KeyError, TypeError: text of something else.
         """
         fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"A certificate must be a JSON object. Received: {text[:40]!r}")
         kinds = {field.name: field.type for field in dataclasses.fields(cls)}
         lost = {name: math.nan for name, value in fields.items() if value is None and kinds[name] is float}
         fields |= {"infimum": _pair(fields["infimum"]), "comparisons": tuple(map(_pair, fields["comparisons"]))}
@@ -188,5 +190,5 @@ class Certificate:
 
 
 def _pair(numbers):
-    """Return numbers that JSON had, with infinity where they were too large for it."""
-    return tuple(math.inf if number is None else number for number in numbers)
+    """Return numbers that JSON had, with NaN where it had none."""
+    return tuple(math.nan if number is None else number for number in numbers)

@@ -72,8 +72,7 @@ def certify(
         print(announced(len(features), head.num_parameters, time_limit), flush=True)
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
     limits = {"max_bytes": max_jacobian_bytes, "eps": eps_of_features(structure, [features]), "seconds": time_limit}
-    with np.errstate(invalid="ignore"):  # theta_S may have diverged, and its logits are not numbers then
-        found = certify_head(head, features, targets, resolved, theta, weights, penalty=factors, **limits)
+    found = certify_head(head, features, targets, resolved, theta, weights, penalty=factors, **limits)
     return of_model(found, structure, factors, theta)
 
 
@@ -145,7 +144,7 @@ def certify_head(
         num_features=features.shape[1],
         num_outputs=head.num_outputs,
         num_parameters=head.num_parameters,
-        loss=objective.loss_of(jac.logits(theta)),
+        loss=objective.loss_at(theta),
         penalty=objective.penalty_of(theta),
         rank=jac.rank,
         full_rank=jac.full_rank,

@@ -60,6 +60,11 @@ class Objective:
         """Return the logits `(n, C)` and a bound of their rounding errors."""
         return self.jacobian.logits(theta), self.jacobian.head.rounding(self.jacobian.features, theta)
 
+    def loss_at(self, theta):
+        """Return the loss; of parameters that have diverged it may be no number."""
+        with np.errstate(invalid="ignore"):
+            return self.loss_of(self.jacobian.logits(theta))
+
     def smallest_margin(self, logits, errors):
         """Return a lower bound of the smallest margin; None where margins prove nothing, as for soft labels."""
         return rounded.smallest_margin(self.loss, logits, errors, self.targets) if self.hard else None
@@ -75,7 +80,7 @@ class Objective:
             seconds: after which the search ends with what it has, as for `enclose_infimum`.
         """
         best: Any = None
-        for theta in candidates:
+        for theta in [each for each in candidates if np.isfinite(each).all()] or candidates:
             logits, errors = self.evaluate(theta)
             value, margin = self.largest_loss(logits, errors), self.smallest_margin(logits, errors)
             if margin is not None and margin > 0:

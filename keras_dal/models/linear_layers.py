@@ -29,6 +29,13 @@ def is_head(layer):
     return isinstance(layer, keras.layers.Dense) or _is_pointwise(layer) or is_gated(layer, before=False)
 
 
+def quantized_head(model):
+    """Return the last layer of a model if it is quantized, of which Keras calls another method than `call`, or None."""
+    leaves = [layer for layer in _keras.sublayers(model) if not _keras.parts(layer)]
+    last = leaves[-1] if leaves else None
+    return last if last is not None and is_head(last) and getattr(last, "quantization_mode", None) else None
+
+
 def _is_pointwise(layer):
     """Whether a layer is a convolution that is the same linear map at every position."""
     kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)

@@ -199,20 +199,23 @@ def _change(before, after, share, evaluate):
     return "its parameters also change its own inputs (tied weights)"
 
 
-def awaken(model, evaluate):
-    """Moves a model's parameters, by more and more, until features that were all zero are not.
+def awaken(model, evaluate, wanted):
+    """Moves a model's parameters, by more and more, until some features that were all zero are not.
 
     The units before a small head may be dead for a few samples by chance, as the model was drawn or trained.
 
     Args:
         model: the model, in which moved parameters are left, or the old ones where nothing helps.
         evaluate: a function without arguments that returns its features.
+        wanted: a function of features that returns those that were all zero.
     """
     generator, values = np.random.default_rng(0), values_of(model.variables)
     for size in _AWAKENING:
         _move(model, generator, size)
         features = evaluate()
-        if features.any() and np.isfinite(features).all():
+        if not np.isfinite(features).all():
+            break
+        if wanted(features).any():
             return
     assign_all(model.variables, values)
 

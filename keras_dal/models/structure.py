@@ -25,7 +25,7 @@ from keras_dal.heads import Head
 from keras_dal.heads.base import split
 from keras_dal.models import linearity
 from keras_dal.models.gated_layers import Gated
-from keras_dal.models.linear_layers import is_gated, is_head, linear_head, named_variables
+from keras_dal.models.linear_layers import is_gated, is_head, linear_head, named_variables, quantized_head
 
 _ACTIVATIONS = {
     "linear": lambda logits: logits,
@@ -219,7 +219,7 @@ def _checked(form, calls, x, can_be_enlarged, evaluated):
         features = evaluated(x)[0]
     of_others = evaluated(others)[0]
     if not any(rows.any() for rows in linearity.in_both(features, of_others)):
-        linearity.awaken(form.model, lambda: linearity.in_both(evaluated(x)[0], of_others)[0])
+        linearity.awaken(form.model, lambda: evaluated(x)[0], lambda found: linearity.in_both(found, of_others)[0])
         features, of_others = evaluated(x)[0], evaluated(others)[0]
     linearity.check_samples_are_apart(form, features, of_others, lambda: evaluated(x)[0])
     shown = x if features.any() else others
@@ -235,10 +235,9 @@ def _forms(model, calls, outputs):
         )
     (outputs,) = outputs
     where = [index for index, call in enumerate(calls) if is_head(call.layer)]
-    if not where:  # nor are quantized layers called as others are
-        for layer in reversed(list(_keras.sublayers(model))):
-            if is_head(layer) and getattr(layer, "quantization_mode", None):
-                raise _refusal(layer, _NOT_PLAIN)
+    if not where:
+        if (quantized := quantized_head(model)) is not None:
+            raise _refusal(quantized, _NOT_PLAIN)
         raise ValueError(
             "The model has no linear last layer: end it with keras.layers.Dense. "
             f"Received: model {model.name!r}, which ends with {_describe(_after(calls, -1))}"
@@ -321,10 +320,11 @@ def _checked_activation(form, calls, evaluated):
         if probe.reason:
             raise _refusal(layer, probe.reason)
         fitting = {name: function for name, function in fitting.items() if probe.confirms(function)}
+        if not fitting and (quantized := quantized_head(form.model)) is not None:
+            raise _refusal(quantized, _NOT_PLAIN)
         if not fitting:
-            raise _refusal(
-                layer, f"what follows it is not linear, softmax or sigmoid: {_describe(_after(calls, position))}"
-            )
+            later = _describe(_after(calls, position))
+            raise _refusal(layer, f"what follows it is not linear, softmax or sigmoid: {later}")
     return next(iter(fitting))
 
 

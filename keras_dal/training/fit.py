@@ -130,8 +130,9 @@ class Fit:
     def end_epoch(self, epoch):
         """Return what is logged of an epoch, by name."""
         self._begin_waiting()  # of an epoch without steps
-        explores = self._wrap is None or self._wrap.phase == "explore"
-        return {**({} if self._phases is None else self._found(epoch)), "phase": float(not explores)}
+        found = {} if self._phases is None else self._found(epoch)
+        explores = self._wrap is None or self._wrap.phase == "explore"  # now: a solve that fails explores again
+        return {**found, "phase": float(not explores)}
 
     def _found(self, epoch):
         phases = self._phases

@@ -18,7 +18,7 @@ from keras_dal.training.statistics import UnknownStatistics, statistics_of
 
 
 class OnePhase:
-    """What `TwoPhases` is where the optimizer is no `Wrap`: every step trains everything.
+    """What `TwoPhases` is where the optimizer is no `Wrap`, and every step trains everything; says what both are asked.
 
     Args:
         hooks: the `StepHooks` of the fit.
@@ -89,7 +89,7 @@ class TwoPhases(OnePhase):
         params: of the fit, as Keras gives them to callbacks: `epochs` and `steps`.
 
     Attributes:
-        solved: the `ConvexPhase` whose head was solved in this epoch, or None.
+        solved: the `ConvexPhase` whose head was solved in this epoch, until that ends, or None.
     """
 
     def __init__(self, wrap, structure, loss, measurement, hooks, descent, outcome, announcer, params):
@@ -106,6 +106,7 @@ class TwoPhases(OnePhase):
         self._unknown: Any = None  # statistics of layers of the user's own
         self._statistics: Any = None  # those of batch normalization, before the first step of this fit that trained
         self._spared: list[Any] = []  # batches of a fit that has nothing left to do
+        self._last: dict[str, Any] = {}  # its logs, of one batch
 
     @property
     def trains(self):
@@ -135,7 +136,8 @@ class TwoPhases(OnePhase):
         return self._params["epochs"]
 
     @property
-    def _steps(self):
+    def _expected(self):
+        """Batches of an epoch, or None where that is not known."""
         return self._params.get("steps")
 
     def begin(self, epoch):
@@ -221,9 +223,8 @@ class TwoPhases(OnePhase):
     def arrange(self, logs):
         if self.is_over:  # and another callback took back that training is to stop
             self._model.stop_training = True
-            live = {**logs, "phase": 1.0}
-            read = _backend.reading(self._model, self._spared.append, live)
-            self._hooks.read_only(read, lambda: self._look_at_last(live))
+            self._last = {**logs, **self._last, "phase": 1.0}
+            self._hooks.read_only(_backend.reading(self._model, self._spared.append, self._last), self._look_at_last)
         elif self._stage is Stage.READS:
             self._hooks.read_only(self._convex_phase.train_function(logs), self._take, self.end_reading)
         else:
@@ -239,16 +240,17 @@ class TwoPhases(OnePhase):
             self._hooks.install(self._structure.linear_parameters if descends else None)
             self._stage, self._frozen = stage, FrozenState(self._model) if descends else None
 
-    def _look_at_last(self, live):
+    def _look_at_last(self):
         """Let the logs be those of the solved model; for a fit that goes on in spite of it."""
         self._model.stop_training = True
-        batch = self._spared.pop()
-        live.update({} if "loss" in live else evaluated_once(self._model, batch))
+        batch = self._spared[-1]
+        self._spared.clear()
+        self._last.update({} if "loss" in self._last else evaluated_once(self._model, batch))
 
     def _take(self):
         if self._stage is Stage.READS:
             self._tried(self._convex_phase.take)
-        if self._stage is Stage.READS and self._convex_phase.batches >= (self._steps or math.inf):
+        if self._stage is Stage.READS and self._convex_phase.batches >= (self._expected or math.inf):
             self.end_reading()
 
     def end_reading(self):
@@ -263,7 +265,7 @@ class TwoPhases(OnePhase):
         most = (self._longest - 1) * self._model.steps_per_execution + 1  # batches of an epoch, at least
         runs_out = 2 * self._convex_phase.batches < most  # as what Keras has left of an exhausted generator
         unknown = math.inf if self._model.stop_training else most if runs_out else 0
-        self._convex_phase.end(self._steps or unknown)
+        self._convex_phase.end(self._expected or unknown)
 
     def looks_after(self, epoch):
         return self._schedule.decides_after(epoch) and self._explores

@@ -882,6 +882,21 @@ def test_a_callback_that_takes_the_stop_back_finds_the_solved_head_unmoved():
     assert monitor.result.stopped_by == Ending.CERTIFIED
 
 
+def test_an_epoch_whose_reading_is_stopped_is_one_of_exploration():
+    class Stops(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = self.epoch == SWITCH and batch == 1
+
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH))
+    with pytest.warns(UserWarning, match="stopped by another callback"):
+        history = fit(model, SWITCH + 2, [keras_dal.AlignmentMonitor(verbose=0), Stops()])
+    assert history["phase"] == [0] * (SWITCH + 1)
+    assert model.optimizer.phase == "explore"
+
+
 def test_an_average_forgets_what_was_not_finite():
     model = compiled(keras_dal.Wrap("sgd", explore=SWITCH, average=0.7))
     good = model.get_weights()

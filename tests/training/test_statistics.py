@@ -73,7 +73,7 @@ def test_a_layer_that_is_not_called_keeps_what_it_has():
 
 @keras.saving.register_keras_serializable("tests of statistics")
 class Counting(layers.Layer):
-    """A layer with a momentum, a moving mean, and a count that is none."""
+    """A layer with a momentum, a moving mean, and a count that is no statistic."""
 
     momentum = 0.9
 
