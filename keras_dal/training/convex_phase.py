@@ -117,13 +117,21 @@ class ConvexPhase:
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""
         trained, start = float(self._shown.get("loss", np.nan)), self._weight * result.path[0].loss
-        if start > _FAR * (trained + 1.0):
+        if trained and start > _FAR * (trained + 1.0):  # 0 is what Keras shows of a train_step that tracks no loss
             raise ValueError(
-                "On what was read the loss is far above that of training. Where a train_step of the model prepares its "
-                "inputs, do that in its test_step, too; where batch statistics have not settled, leave average as it "
-                f"is; or use finish='descend'. Received: loss {start:.4g} before the head was solved, {trained:.4g} in "
-                "training"
+                f"On what was read the loss is far above that of training. {self._advice()}, or use finish='descend'. "
+                f"Received: loss {start:.4g} before the head was solved, {trained:.4g} in training"
             )
+
+    def _advice(self):
+        """Return what may help where other features were read than those of training."""
+        if _keras.has_own_train_step(self._model):
+            return "Where the model's train_step prepares its inputs, do that in its test_step, too"
+        if self.steps_of_statistics:
+            return (
+                "Means of batch statistics over few or small batches mislead a deep network: train on more, or larger"
+            )
+        return "Leave average as it is where batch statistics have not settled"
 
     def targets(self, train):
         """Return what the loss takes for the labels of these `CachedFeatures`."""

@@ -11,6 +11,7 @@ from keras import layers
 
 import keras_dal
 from keras_dal.finishing import problem
+from keras_dal.finishing.stopping import Ending
 from keras_dal.training import convex_phase
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -114,6 +115,27 @@ def test_features_of_inputs_that_training_has_not_seen_are_not_solved_on():
         model.fit(255 * generator.standard_normal((96, 4)), y, epochs=2, verbose=0, callbacks=[monitor])
     assert monitor.result is None
     assert wrap.phase == "explore"
+
+
+class TracksNoLoss(keras.Model):
+    """Keras shows a loss of 0 for steps like this."""
+
+    def train_step(self, *arguments):
+        found = super().train_step(*arguments)
+        logs, *state = found if isinstance(found, tuple) else (found,)
+        logs = {**logs, "loss": 0.0 * logs["loss"]}
+        return (logs, *state) if state else logs
+
+
+def test_a_loss_that_the_training_step_does_not_track_is_no_evidence():
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    keras.utils.set_random_seed(0)
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(1)])
+    model, monitor = TracksNoLoss(plain.inputs, plain.outputs), keras_dal.AlignmentMonitor(verbose=0)
+    model.compile(keras_dal.Wrap("adam", explore=1), "mse")
+    history = model.fit(x, 5 * x[:, :1] + 30, epochs=3, verbose=0, callbacks=[monitor]).history
+    assert monitor.result.stopped_by == Ending.CERTIFIED
+    assert history["loss"][-1] == pytest.approx(monitor.result.loss)
 
 
 class Unweighted(keras.Model):
