@@ -32,8 +32,7 @@ def is_head(layer):
 def quantized_head(model):
     """Return the last layer of a model if it is quantized, of which Keras calls another method than `call`, or None."""
     leaves = [layer for layer in _keras.sublayers(model) if not _keras.parts(layer)]
-    last = leaves[-1] if leaves else None
-    return last if last is not None and is_head(last) and getattr(last, "quantization_mode", None) else None
+    return next((last for last in leaves[-1:] if is_head(last) and getattr(last, "quantization_mode", None)), None)
 
 
 def _is_pointwise(layer):

@@ -89,8 +89,7 @@ class ConvexPhase:
         """Solve for the head on what was read; a second call changes nothing.
 
         Args:
-            expected: how many batches there are, 0 where that is not known, and infinity
-                where reading was stopped then.
+            expected: how many batches there are, 0 where that is not known, infinity where it was stopped then.
 
         Raises:
             Incomplete: not everything was read.
@@ -128,9 +127,7 @@ class ConvexPhase:
         if _keras.has_own_train_step(self._model):
             return "Where the model's train_step prepares its inputs, do that in its test_step, too"
         if self.steps_of_statistics:
-            return (
-                "Means of batch statistics over few or small batches mislead a deep network: train on more, or larger"
-            )
+            return "Batch statistics of few or small batches mislead a deep network: train on more, or larger ones"
         return "Leave average as it is where batch statistics have not settled"
 
     def targets(self, train):
