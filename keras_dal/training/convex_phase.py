@@ -16,7 +16,7 @@ from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering, evaluated_once
-from keras_dal.training.measurement import as_logs
+from keras_dal.training.logs import as_alignment, as_phase
 from keras_dal.training.statistics import have_moved
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
@@ -62,7 +62,7 @@ class ConvexPhase:
             logs: of the last step that trained, which other callbacks see again; with the phase, so that Keras does not
                 take the metrics, of which nothing is known yet, in their place.
         """
-        self._shown, self._live = logs, {**logs, "phase": 1.0}
+        self._shown, self._live = logs, logs | as_phase(explores=False)
         return self._gathering.train_function(self._live)
 
     def show(self, with_alignment=True):
@@ -139,7 +139,7 @@ class ConvexPhase:
         if self.structure.layer is not self.structure.output_layer:
             return {}
         train = self.train.weighted
-        return as_logs(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
+        return as_alignment(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
 
     def undo(self):
         """Put back the weights from before, and explore; what was averaged is kept."""

@@ -11,6 +11,7 @@ from keras_dal.training import checks, messages
 from keras_dal.training.descent import Descent
 from keras_dal.training.inner import innermost, parameters_of
 from keras_dal.training.kernel_change import some_samples
+from keras_dal.training.logs import ALIGNMENT, as_phase
 from keras_dal.training.measurement import measurement_of
 from keras_dal.training.phases import OnePhase, TwoPhases
 from keras_dal.training.train_step import StepHooks
@@ -132,7 +133,7 @@ class Fit:
         self._begin_waiting()  # of an epoch without steps
         found = {} if self._phases is None else self._found(epoch)
         explores = self._wrap is None or self._wrap.phase == "explore"  # now: a solve that fails explores again
-        return {**found, "phase": float(not explores)}
+        return found | as_phase(explores)
 
     def _found(self, epoch):
         phases = self._phases
@@ -150,7 +151,7 @@ class Fit:
             self._said_interval = True
             how_often = self._measurement.interval, self.params["epochs"], self._phases.asks_at_switch
             self._announcer.say_later(messages.seldom_measured, *how_often, self._measurement.reason)
-        self._phases.take_measured(epoch, found.get("alignment", np.nan), self._steps)
+        self._phases.take_measured(epoch, found.get(ALIGNMENT, np.nan), self._steps)
         self._measured = tuple(found)
         return found
 

@@ -11,15 +11,8 @@ from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.inputs import input_specs
 from keras_dal.training.budget import Budget
 from keras_dal.training.kernel_change import KernelChange, some_samples
+from keras_dal.training.logs import as_alignment, as_change
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
-
-
-def as_logs(report=None):
-    """Return an `AlignmentReport` by the names of the logs; NaN without one."""
-    return {
-        "alignment": np.nan if report is None else report.alignment,
-        "alignment_rank": np.nan if report is None else report.rank,
-    }
 
 
 def measurement_of(model, structure, loss, data, epochs):
@@ -69,14 +62,16 @@ class Measurement:
         try:
             return self._measured(epoch)
         except Exception as error:  # of whatever kind: memory, the disk of the data, a layer that cannot be compiled
-            return self._failed(error)
+            self._warn_once(error)
+            return self.unknown()
 
     def moved(self):
         """Return the kernel change now, by its name."""
         try:
             return self._moved_now()
         except Exception as error:  # as in `measure`
-            return {name: value for name, value in self._failed(error).items() if name == "kernel_change"}
+            self._warn_once(error)
+            return as_change()
 
     def samples(self):
         """Return a few inputs, as the model takes them, or None."""
@@ -97,16 +92,16 @@ class Measurement:
         raise NotImplementedError
 
     def _moved(self, samples):
-        return {} if samples is None else {"kernel_change": self._kernel_change.measure(samples)}
+        return {} if samples is None else as_change(self._kernel_change.measure(samples))
 
-    def _failed(self, error):
+    def _warn_once(self, error):
+        """Warn of what could not be measured, once in a fit."""
         if not self._said:
             self._said = True
             warn(
                 "The alignment or the kernel change could not be measured, and training goes on. Received: "
                 f"{described(error)}"
             )
-        return self.unknown()
 
 
 class OnData(Measurement):
@@ -124,7 +119,7 @@ class OnData(Measurement):
 
     def _measured(self, epoch):
         self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
-        return as_logs(self.report) | self._moved_now()
+        return as_alignment(self.report) | self._moved_now()
 
     def _moved_now(self):
         return self._moved(self._samples)
@@ -133,7 +128,7 @@ class OnData(Measurement):
         return self._samples
 
     def unknown(self):
-        return {**as_logs(), "kernel_change": np.nan}
+        return as_alignment() | as_change()
 
 
 class OnStream(Measurement):
@@ -148,7 +143,7 @@ class OnStream(Measurement):
 
     def __init__(self, model, structure, loss, epochs):
         super().__init__(structure, loss)
-        self._last, self._last_change = as_logs(), {}
+        self._last, self._last_change = as_alignment(), {}
         self._measured_at: int | None = None
         self._changed_at: int | None = None
         self._count: int | None = None
@@ -208,15 +203,15 @@ class OnStream(Measurement):
         if self._is_due(epoch, count) and self._sums_up:
             with threads_for((self._structure.num_features + 1) ** 3):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
-            self._last, self._measured_at = as_logs(self.report), epoch
+            self._last, self._measured_at = as_alignment(self.report), epoch
         return self._last | moved
 
     def samples(self):
         return self.moments.samples()
 
     def unknown(self):
-        alignment = as_logs() if self._tells else {}
-        return alignment | ({"kernel_change": np.nan} if self.has_samples else {})
+        alignment = as_alignment() if self._tells else {}
+        return alignment | (as_change() if self.has_samples else {})
 
     def is_affordable(self, epochs, count):
         return self._budget.alignment(count) <= epochs
@@ -229,7 +224,7 @@ class OnStream(Measurement):
     def _moved_now(self):
         samples = self.samples()
         if samples is None and self.has_samples:
-            return {"kernel_change": np.nan}  # a fit that was resumed at its last pass has not seen any
+            return as_change()  # a fit that was resumed at its last pass has not seen any
         return self._moved(samples)
 
     def _seldom_moved(self, epoch, count):
@@ -238,7 +233,7 @@ class OnStream(Measurement):
         if samples is not None and self._is_changed_due(epoch, count):
             self._last_change, self._changed_at = self._moved(samples), epoch
         elif samples is not None and not self._last_change:
-            return {"kernel_change": np.nan}
+            return as_change()
         return self._last_change
 
     def _is_changed_due(self, epoch, count):

@@ -12,6 +12,7 @@ from keras_dal.training import messages
 from keras_dal.training.convex_phase import ConvexPhase, Incomplete
 from keras_dal.training.frozen import FrozenState
 from keras_dal.training.gathering import evaluated_once
+from keras_dal.training.logs import as_phase
 from keras_dal.training.schedule import Decision, SwitchSchedule
 from keras_dal.training.stage import Stage
 from keras_dal.training.statistics import UnknownStatistics, statistics_of
@@ -223,7 +224,7 @@ class TwoPhases(OnePhase):
     def arrange(self, logs):
         if self.is_over:  # and another callback took back that training is to stop
             self._model.stop_training = True
-            self._last = {**logs, **self._last, "phase": 1.0}
+            self._last = logs | self._last | as_phase(explores=False)
             self._hooks.read_only(_backend.reading(self._model, self._spared.append, self._last), self._look_at_last)
         elif self._stage is Stage.READS:
             self._hooks.read_only(self._convex_phase.train_function(logs), self._take, self.end_reading)
