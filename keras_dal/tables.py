@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 Row = tuple[str, object]
-_NOT_PLAIN = ("model", "structure", "theta")
+NOT_PLAIN = {"plain": False}  # metadata of a field of a record that JSON is to leave out
 
 
 def as_text(rows: Iterable[Row], title: Row | None = None) -> str:
@@ -66,11 +66,11 @@ def one_number(lower: float, upper: float, digits: int) -> str | None:
 def plain(value) -> Any:
     """Return what JSON has for a value: objects for records, lists for arrays, null for numbers that are not finite.
 
-    Private fields of records, models and parameters are left out.
+    Private fields of records, and those marked by `NOT_PLAIN`, are left out.
     """
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        value = {name: getattr(value, name) for name in names if name[0] != "_" and name not in _NOT_PLAIN}
+        shown = (field.name for field in dataclasses.fields(value) if field.metadata.get("plain", True))
+        value = {name: getattr(value, name) for name in shown if name[0] != "_"}
     elif hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):

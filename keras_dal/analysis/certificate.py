@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 from keras_dal.analysis.certificate_rows import rows_of
 from keras_dal.losses import REGISTERED
@@ -159,15 +160,14 @@ class Certificate:
         """Return the certificate that `to_json` wrote.
 
         Raises:
-            ValueError, KeyError, TypeError: text of something else.
+            ValueError, TypeError: text of something else.
         """
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError(f"A certificate must be a JSON object. Received: {text[:40]!r}")
         kinds = {field.name: field.type for field in dataclasses.fields(cls)}
-        lost = {name: math.nan for name, value in fields.items() if value is None and kinds[name] is float}
-        fields |= {"infimum": _pair(fields["infimum"]), "comparisons": tuple(map(_pair, fields["comparisons"]))}
-        return cls(**{**fields, **lost, "not_covered": tuple(fields["not_covered"])})
+        fields |= {name: math.nan for name, value in fields.items() if value is None and kinds.get(name) is float}
+        return cls(**{name: _tuples(value) for name, value in fields.items()})
 
     def __str__(self):
         return as_text(rows_of(self), self._title())
@@ -189,6 +189,8 @@ class Certificate:
         return self.beta
 
 
-def _pair(numbers):
-    """Return numbers that JSON had, with NaN where it had none."""
-    return tuple(math.nan if number is None else number for number in numbers)
+def _tuples(value) -> Any:
+    """Return a value that JSON had, with tuples for lists, and NaN where there is no number in them."""
+    if not isinstance(value, list):
+        return value
+    return tuple(math.nan if each is None else _tuples(each) for each in value)

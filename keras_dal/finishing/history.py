@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from keras_dal.finishing.stopping import Ending, Stopped
+from keras_dal.tables import NOT_PLAIN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Point:
     moved: float
     gap: float
     validation: float | None
-    theta: np.ndarray = dataclasses.field(repr=False)
+    theta: np.ndarray = dataclasses.field(repr=False, metadata=NOT_PLAIN)
     violation: float | None = None
 
     @property

@@ -21,7 +21,7 @@ from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
 from keras_dal.models.regularizers import penalty_at
-from keras_dal.tables import as_html, at_least, at_most
+from keras_dal.tables import NOT_PLAIN, as_html, at_least, at_most
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -58,8 +58,8 @@ class Result:
             in the unit of the loss in the two lines, in the solver's coordinates; None where none is known.
     """
 
-    model: Any
-    structure: Any
+    model: Any = dataclasses.field(metadata=NOT_PLAIN)
+    structure: Any = dataclasses.field(metadata=NOT_PLAIN)
     loss_name: str
     point: Point
     path: tuple[Point, ...]

@@ -414,6 +414,43 @@ def test_json_round_trip_and_table():
         assert words in str(certificate)
 
 
+@dataclasses.dataclass(frozen=True)
+class Longer(Certificate):
+    """A certificate with one more tuple."""
+
+    shapes: tuple[tuple[int, ...], ...] = ((3, 2), (4,), ())
+
+
+def test_fields_of_every_kind_come_back_from_json_as_they_were():
+    head, z, targets, loss = make_problem(11)
+    longer = Longer(**vars(certified(head, z, targets, loss)))
+    unknown = dataclasses.replace(longer, rank=None, tolerance=None, margin=None, beta=None, comparisons=())
+    for certificate in (longer, unknown):
+        assert Longer.from_json(certificate.to_json()) == certificate
+    read = Longer.from_json(longer.to_json())  # whose numbers are those of Python
+    infinite, lost = (
+        dataclasses.replace(read, loss=value, infimum=(0.5, value), comparisons=((value, 1.0),))
+        for value in (np.inf, np.nan)
+    )
+    assert repr(Longer.from_json(infinite.to_json())) == repr(lost)  # no NaN equals another
+
+
+def test_a_certificate_saved_before_there_were_some_fields_still_loads():
+    certificate = certified(*make_problem(11))
+    fields = json.loads(certificate.to_json())
+    for name in ("floor", "mean_weight", "share_error"):
+        del fields[name]
+    old = json.dumps(fields | {"witness_norm": np.inf})  # Infinity, as it was written
+    expected = {"floor": 0.0, "mean_weight": 1.0, "share_error": 0.0, "witness_norm": np.inf}
+    assert Certificate.from_json(old) == dataclasses.replace(certificate, **expected)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"loss": 1.0}', '{"verdict": null}', "no JSON"])
+def test_text_that_is_no_certificate_is_refused(text):
+    with pytest.raises((ValueError, TypeError)):
+        Certificate.from_json(text)
+
+
 def classifier(regularizer=None):
     keras.utils.set_random_seed(1)
     return keras.Sequential(
