@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import pathlib
@@ -32,8 +33,8 @@ def main(arguments=None):
     try:
         _check_options(options)
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-            found = options.run(options, _load(options.model), *_read(options.data))
-            if not getattr(options, "quiet", True):
+            found = _found(options)
+            if getattr(options, "verbose", 0):
                 print()  # between the way there and the result
         print(_json(found) if options.json else found, flush=True)
         return _save(found, options) if "output" in options else 0
@@ -66,25 +67,26 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_converge(commands)
     _add_finish(commands)
-    certified = _add_command(commands, "certify", _certify, "print what is proved about training the head")
+    certified = _add_command(commands, certify, "print what is proved about training the head")
     certified.add_argument("--time-limit", type=float, help="seconds for each solver, 5 by default")
-    _add_command(commands, "alignment", _alignment, "print how much of the labels the head can reach")
+    _add_command(commands, alignment, "print how much of the labels the head can reach")
     return parser
 
 
-def _add_command(commands, name, run, text):
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(run=run)
+def _add_command(commands, function, text):
+    command = commands.add_parser(function.__name__, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(function=function)
     command.add_argument("model", help="a .keras file, compiled")
     command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
     command.add_argument("--json", action="store_true", help="print the result as JSON, and all else to standard error")
     return command
 
 
-def _add_saving_command(commands, name, run, text):
-    command = _add_command(commands, name, run, text)
+def _add_saving_command(commands, function, text):
+    command = _add_command(commands, function, text)
     command.add_argument("--output", required=True, help="where to save the model, a .keras file")
-    command.add_argument("--quiet", action="store_true", help="print the result alone")
+    quiet = {"dest": "verbose", "action": "store_const", "const": 0, "default": 1}
+    command.add_argument("--quiet", **quiet, help="print the result alone")
     command.add_argument(
         "--max-bytes", type=int, default=2**32, help="memory for features and the solver, each (default %(default)s)"
     )
@@ -93,13 +95,13 @@ def _add_saving_command(commands, name, run, text):
 
 def _add_converge(commands):
     text = "fit every training sample by the head, with little change elsewhere, and save the model"
-    command = _add_saving_command(commands, "converge", _converge, text)
+    command = _add_saving_command(commands, converge, text)
     command.add_argument(
         "--tol",
         type=float,
         help="training loss to reach (default 1e-4 times the mean weight, for squared errors times the variance of y)",
     )
-    command.add_argument("--validation", help=".npz file with x and y")
+    command.add_argument("--validation", dest="validation_data", help=".npz file with x and y")
     command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")
     command.add_argument(
         "--gated",
@@ -116,7 +118,7 @@ def _add_converge(commands):
 
 def _add_finish(commands):
     text = "minimize the loss of the head plus a little of the change, as the end of two-phase training does, and save"
-    command = _add_saving_command(commands, "finish", _finish, text)
+    command = _add_saving_command(commands, finish, text)
     command.add_argument("--statistics-from", help=".npz file with x: inputs on which batch statistics are renewed")
 
 
@@ -144,7 +146,7 @@ def _load(path):
 
 
 def _read(path):
-    """Return x, y and sample_weight of an .npz file, None for what it does not have."""
+    """Return x, y and sample_weight of an .npz file by their names, None for what it does not have."""
     if not path.endswith(".npz"):
         raise ValueError(f"Data must be an .npz file with x and y. Received: {path}")
     if os.path.exists(path) and not zipfile.is_zipfile(path):
@@ -153,19 +155,25 @@ def _read(path):
         with np.load(path) as arrays:
             if "x" not in arrays:
                 raise ValueError(f"The file must hold an array named x. Received: {path} with {sorted(arrays)}")
-            return tuple(arrays.get(name) for name in ("x", "y", "sample_weight"))
+            return {name: arrays.get(name) for name in ("x", "y", "sample_weight")}
     except zipfile.BadZipFile as error:
         raise ValueError(f"The file was altered since it was written. Received: {path}: {error}") from None
 
 
+def _inputs(path):
+    """Return x of a file."""
+    return _read(path)["x"]
+
+
 def _validation(path):
-    """Return x and y of a file, or None without one."""
-    if not path:
-        return None
-    x, y, weight = _read(path)
-    if weight is not None:
+    """Return x and y of a file, which is to have no weights."""
+    arrays = _read(path)
+    if arrays["sample_weight"] is not None:
         raise ValueError(f"Validation data have no weights. Received: {path} with sample_weight")
-    return x, y
+    return arrays["x"], arrays["y"]
+
+
+_FILES = {"validation_data": _validation, "anchors": _inputs, "statistics_from": _inputs}  # options that name one
 
 
 def _check_options(options):
@@ -180,44 +188,12 @@ def _check_options(options):
         raise ValueError(f"--output must be a .keras file in a directory that exists. Received: {path}")
 
 
-def _converge(options, model, x, y, weight):
-    return converge(
-        model,
-        x,
-        y,
-        weight,
-        tol=options.tol,
-        validation_data=_validation(options.validation),
-        anchors=_read(options.anchors)[0] if options.anchors else None,
-        gated=options.gated,
-        ridge=options.ridge,
-        patience=options.patience,
-        time_limit=options.time_limit,
-        cache=options.cache,
-        max_bytes=options.max_bytes,
-        verbose=int(not options.quiet),
-    )
-
-
-def _finish(options, model, x, y, weight):
-    statistics_from = _read(options.statistics_from)[0] if options.statistics_from else None
-    return finish(
-        model,
-        x,
-        y,
-        weight,
-        statistics_from=statistics_from,
-        max_bytes=options.max_bytes,
-        verbose=int(not options.quiet),
-    )
-
-
-def _certify(options, model, x, y, weight):
-    return certify(model, x, y, weight, time_limit=options.time_limit)
-
-
-def _alignment(options, model, x, y, weight):
-    return alignment(model, x, y, weight)
+def _found(options):
+    """Return what the function of a command finds, whose arguments the options are by their names."""
+    given = vars(options) | {"model": _load(options.model)} | _read(options.data)
+    given |= {name: read(given[name]) for name, read in _FILES.items() if given.get(name)}
+    function = options.function
+    return function(**{name: given[name] for name in inspect.signature(function).parameters if name in given})
 
 
 def _json(found):
@@ -237,7 +213,7 @@ def _save(result, options):
         except ValueError as error:  # the model is saved all the same
             print(f"keras_dal: {error}", file=sys.stderr)
     _replace(result.model, options.output)
-    if not options.quiet:
+    if options.verbose:
         print(f"saved              {options.output}", file=sys.stderr if options.json else sys.stdout)
     return 0 if result.reached else 1
 

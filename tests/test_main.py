@@ -1,5 +1,6 @@
 """The package from the shell."""
 
+import inspect
 import json
 import pathlib
 import shlex
@@ -228,6 +229,15 @@ def test_help_has_examples_that_it_understands(capsys):
     assert len(examples) == 6
     for example in examples:
         assert _parser().parse_args(shlex.split(example)[1:]).model == "model.keras"
+
+
+@pytest.mark.parametrize("command", ["converge", "finish", "certify", "alignment"])
+def test_every_option_is_an_argument_of_the_function_or_of_the_command_alone(command):
+    saving = ["--output", "done.keras"] if command in ("converge", "finish") else []
+    options = vars(_parser().parse_args([command, "model.keras", "--data", "train.npz", *saving]))
+    taken = inspect.signature(getattr(keras_dal, command)).parameters
+    assert options["function"] is getattr(keras_dal, command)
+    assert {*options} - {*taken} <= {"function", "data", "json", "output", "scaled"}
 
 
 def test_the_version_is_that_of_the_package(capsys):
