@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_dal import __version__
+from keras_dal._backend.warning import say
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
@@ -39,10 +40,10 @@ def main(arguments=None):
         print(_json(found) if options.json else found, flush=True)
         return _save(found, options) if "output" in options else 0
     except (ValueError, OSError) as error:
-        print(f"keras_dal: {error}", file=sys.stderr)
+        say(error, sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("keras_dal: interrupted, nothing was saved", file=sys.stderr)
+        say("interrupted, nothing was saved", sys.stderr)
         return 130
 
 
@@ -211,7 +212,7 @@ def _save(result, options):
         try:
             result.rescale()
         except ValueError as error:  # the model is saved all the same
-            print(f"keras_dal: {error}", file=sys.stderr)
+            say(error, sys.stderr)
     _replace(result.model, options.output)
     if options.verbose:
         print(f"saved              {options.output}", file=sys.stderr if options.json else sys.stdout)

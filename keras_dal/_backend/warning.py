@@ -1,9 +1,19 @@
-"""Warnings that point to the user's own line."""
+"""What users are told: lines that are printed, and warnings that point to the user's own line."""
 
 import inspect
 import warnings
 
 _INSIDE = {"keras_dal", "keras", "tensorflow", "jax", "torch", "contextlib", "functools"}
+
+
+def say(text, file=None):
+    """Print a text under the name of the package.
+
+    Args:
+        text: one line, or several of which the first is a heading.
+        file: where to; standard output by default.
+    """
+    print(f"keras_dal: {text}", file=file, flush=True)
 
 
 def warn(message):

@@ -8,6 +8,7 @@ import numpy as np
 from keras_dal import _backend
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
+from keras_dal._backend.warning import say
 from keras_dal.analysis.network import PRODUCTS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
 from keras_dal.analysis.separability import (
@@ -77,7 +78,7 @@ def alignment(
     loss = loss_of(model, structure.activation, loss)
     if whole:
         if verbose:
-            print(f"keras_dal: at most {PRODUCTS} products with the Jacobian of the whole network", flush=True)
+            say(f"at most {PRODUCTS} products with the Jacobian of the whole network")
         return alignment_of_network(structure, loss, x, y, sample_weight, batch_size)
     return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability, verbose)
 
@@ -95,7 +96,7 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
         batches = feature_batches(structure, x, y, sample_weight, batch_size)
         used, alike = _gather(rows, structure, loss, x, watched(batches, bar))
         if verbose:
-            print(announced(len(used), structure.head().num_parameters), flush=True)
+            say(announced(len(used), structure.head().num_parameters))
         measure = _measure_plain if structure.head().is_plain else _measure_gated
         return measure(structure, loss, rows, used, alike, decide_separability)
 

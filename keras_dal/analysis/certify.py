@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from keras_dal._backend.warning import say
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.descent_bound import Objective
@@ -69,7 +70,7 @@ def certify(
     features, targets = features[used], resolved.targets(labels[used], structure.num_outputs)
     head = structure.head()
     if verbose:
-        print(announced(len(features), head.num_parameters, time_limit), flush=True)
+        say(announced(len(features), head.num_parameters, time_limit))
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
     limits = {"max_bytes": max_jacobian_bytes, "eps": eps_of_features(structure, [features]), "seconds": time_limit}
     found = certify_head(head, features, targets, resolved, theta, weights, penalty=factors, **limits)

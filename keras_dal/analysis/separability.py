@@ -109,7 +109,7 @@ def decisive_share(loss, residual, squares):
 def announced(num_samples, num_parameters, seconds=None):
     """Return in a line what is about to be decided, and how long a solver may take."""
     return (
-        f"keras_dal: deciding what {num_parameters:,} parameters can do for {num_samples:,} samples; each solver has "
+        f"deciding what {num_parameters:,} parameters can do for {num_samples:,} samples; each solver has "
         f"{duality.SECONDS if seconds is None else seconds:g} seconds"
     )
 

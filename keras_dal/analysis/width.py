@@ -14,6 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from keras_dal._backend.threads import threads_for
+from keras_dal._backend.warning import say
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import WidthCurve
@@ -294,7 +295,7 @@ def _one_draw(problem, widths, seed, draw, verbose):
         missed = decisive <= ALIGNED and problem.misses_some(fit)
         points.append(_Point(fit.rank, share, decisive, lower, upper, problem.noise_of(fit), missed))
         if verbose:
-            print(f"keras_dal: draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}", flush=True)
+            say(f"draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}")
     return points
 
 

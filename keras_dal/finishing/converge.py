@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from keras import tree
 
-from keras_dal._backend.warning import described, warn
+from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
@@ -224,7 +224,7 @@ def _gated_parameters(task):
 def _with_gated_head(task, why=None, *, inputs, seed, verbose):
     """Return the task for a copy of the model with a gated head for its features; the path goes on."""
     if why and verbose:
-        print(f"keras_dal: {why}", flush=True)
+        say(why)
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
     model, train = task.data.structure.model, task.data.train
     needed = OVERSAMPLE * (task.data.structure.num_features + 1) / (train.num_independent + 1)

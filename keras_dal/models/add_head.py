@@ -6,7 +6,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
@@ -99,7 +99,7 @@ def add_gated_head(
             f"one trains both. Received: model {model.name!r}"
         )
     if verbose:
-        print(_message(model, copy, count, place, head, n), flush=True)
+        say(_message(model, copy, count, place, head, n))
     return copy
 
 
@@ -216,7 +216,7 @@ def _message(model, copy, count, place, head, n):
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
-        f"keras_dal: gated head of {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable "
+        f"gated head of {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable "
         f"and {fixed:,} fixed parameters more."
     )
 

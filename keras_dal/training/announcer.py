@@ -1,7 +1,7 @@
 """When the monitor's messages are printed: never on a line that Keras still writes, nor at the price of a training."""
 
 from keras_dal import _backend
-from keras_dal._backend.warning import described, warn
+from keras_dal._backend.warning import described, say, warn
 
 
 class Announcer:
@@ -35,7 +35,7 @@ class Announcer:
     def say_all(self):
         """Print what is still to be said."""
         for text in self._unsaid:
-            print(text, flush=True)
+            say(text)
         self._unsaid = []
 
 

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any
 
-from keras_dal._backend.warning import warn
+from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import are_arrays, batches, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.samples import check_labels
@@ -13,16 +13,12 @@ from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
 from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.models.structure import find_structure
+from keras_dal.training import messages
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import STATISTICS_STEPS
-from keras_dal.training.inner import parameters_of, path_to
+from keras_dal.training.inner import parameters_of
 from keras_dal.training.statistics import BatchStatistics, have_moved
 from keras_dal.training.wrap import find_wrap
-
-_STAY = (
-    "keras_dal: no step of training has moved the batch statistics, and they stay as they are: a model whose call has "
-    "no training argument is trained in inference mode. statistics_from=x renews them all the same"
-)
 
 
 def finish(
@@ -94,7 +90,7 @@ def finish(
         statistics = BatchStatistics(model)
         renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
         if verbose and averaged and statistics.are_there and not renews:
-            print(_STAY, flush=True)
+            say(messages.keeps_statistics())
         if renews:
             _renew(statistics, source, batch_size)
         train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
@@ -121,30 +117,11 @@ def _say_weights(model, wrap, averaged, verbose):
     """Say of which weights the head is about to be solved, and warn where an average was wanted and is not there."""
     explores = wrap is not None and wrap.phase == "explore"
     if explores and wrap.lacks_average:
-        warn(
-            "No step was averaged since begin_average(), and the weights stay as they are. Where stateless_apply takes "
-            "the steps, it was given the state from before: assign that to optimizer.variables, call begin_average(), "
-            "and take the state from them again. Received: averaged_steps=0"
-        )
+        warn(messages.lacks_average())
     elif verbose and averaged:
-        print(_of_average(model, wrap), flush=True)
+        say(messages.replaces(model, wrap))
     elif verbose and explores and wrap.averages_itself:
-        print(
-            "keras_dal: no steps were averaged, and the weights stay as they are. In a loop of your own "
-            f"{path_to(wrap, model)}.begin_average() before the last steps averages them; Wrap(average=0) wants none",
-            flush=True,
-        )
-
-
-def _of_average(model, wrap):
-    """Return which weights are about to replace those of the model."""
-    if wrap.averaged_steps is None:
-        return "keras_dal: the inner optimizer's averages become the weights"
-    return (
-        f"keras_dal: the mean of the weights over {wrap.averaged_steps:,} steps becomes the weights; call "
-        f"{path_to(wrap, model)}.drop_average() before to keep those there are, as after EarlyStopping("
-        "restore_best_weights=True)"
-    )
+        say(messages.averaged_none(model, wrap))
 
 
 def _check_readable(x, y, twice):

@@ -1,4 +1,4 @@
-"""What the monitor says: one function for each moment of a fit."""
+"""What the monitor says, one function for each moment of a fit, and `finish`."""
 
 import numpy as np
 
@@ -18,14 +18,14 @@ _FEW = 5  # samples for each feature, with which a solved head fits what it saw 
 
 def only_measures():
     """Return that there are no two phases."""
-    return "keras_dal: the optimizer is no Wrap: the alignment is measured, and nothing will be frozen or solved"
+    return "the optimizer is no Wrap: the alignment is measured, and nothing will be frozen or solved"
 
 
 def begins(model, wrap, schedule, epoch, epochs):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
     if wrap.solves and wrap.is_solved:
         return (
-            "keras_dal: this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
+            "this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
             "and it ends at once, with the loss and metrics of one batch in its history. "
             f"{path_to(wrap, model)}.restart() before fit goes back to the first phase, to train on or where other "
             "weights were put back, and so does compiling the model with a new Wrap; "
@@ -33,24 +33,24 @@ def begins(model, wrap, schedule, epoch, epochs):
         )
     if wrap.phase == "exploit":
         return (
-            "keras_dal: this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
+            "this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
             f"will be {'solved' if wrap.solves else 'trained'}. {path_to(wrap, model)}.restart() before fit goes back "
             "to the first phase"
         )
     if schedule.switch is not None and schedule.switch >= epochs:
         return (
-            f"keras_dal: the switch comes after {schedule.switch} epochs, and this fit ends after {epochs}: nothing "
+            f"the switch comes after {schedule.switch} epochs, and this fit ends after {epochs}: nothing "
             "will be solved in it"
         )
     if schedule.switch is not None and schedule.switch < epoch:
-        return f"keras_dal: the switch was due at epoch {schedule.switch + 1}; it comes now, at epoch {epoch + 1}"
+        return f"the switch was due at epoch {schedule.switch + 1}; it comes now, at epoch {epoch + 1}"
     return None
 
 
 def own_train_step():
     """Return what the head is solved for where a training step of the user's own may minimize something else."""
     return (
-        "keras_dal: train_step is the model's own: nothing is to do where it only prepares its inputs. What it adds to "
+        "train_step is the model's own: nothing is to do where it only prepares its inputs. What it adds to "
         "the compiled loss, a distillation say, is not in what the last layer is solved for; with "
         "Wrap(..., finish='descend') the last layer is trained with it, too. Where it augments its inputs, batch "
         "statistics are renewed without that: keras_dal.finish(model, x, y, statistics_from=augmented) after fit makes "
@@ -61,7 +61,7 @@ def own_train_step():
 def explores_on(alignment, epoch, schedule):
     """Return why exploration does not end yet."""
     return (
-        f"keras_dal: {alignment:.0%} of the labels lie in the column space of the head after {epoch + 1} epochs, which "
+        f"{alignment:.0%} of the labels lie in the column space of the head after {epoch + 1} epochs, which "
         f"is little: exploration goes on to the end of epoch {schedule.switch}"
     )
 
@@ -73,7 +73,7 @@ def descends(epoch, epochs, structure, loss, report, certificate):
     measured = "not measured yet" if report is None else report.summary().removesuffix(", undecided")
     penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
     lines = [
-        f"keras_dal: exploitation begins at epoch {epoch + 1} of {epochs}",
+        f"exploitation begins at epoch {epoch + 1} of {epochs}",
         f"  labels in the column space of the head: {measured}",
         f"  trained:   {', '.join(v.path for v in trained)} ({_size(trained):,} parameters)",
         f"  frozen:    {len(frozen)} variables with {_size(frozen):,} parameters, batch statistics and dropout too",
@@ -113,7 +113,7 @@ def seldom_measured(interval, epochs, at_switch, reason):
     """Return how often the alignment is measured, where that is not every epoch, and why."""
     never = "is measured at the switch only" if at_switch else "is not measured in this fit"
     how_often = f"is measured every {interval} epochs" if interval <= epochs else never
-    return f"keras_dal: the alignment {how_often}: {reason}. keras_dal.alignment(model, x, y) measures it at any time"
+    return f"the alignment {how_often}: {reason}. keras_dal.alignment(model, x, y) measures it at any time"
 
 
 def reads(phase, epoch, epochs):
@@ -121,10 +121,7 @@ def reads(phase, epoch, epochs):
     steps = phase.averaged_steps
     mean = "the inner optimizer's averages" if steps is None else f"the mean of the weights over {steps:,} steps"
     weights = "the last weights" if steps == 0 else mean
-    return (
-        f"keras_dal: exploration is over; epoch {epoch + 1} of {epochs} reads the data once more, for the features of "
-        f"{weights}"
-    )
+    return f"exploration is over; epoch {epoch + 1} of {epochs} reads the data once more, for the features of {weights}"
 
 
 def ends(phase, result, epoch, epochs, validates):
@@ -134,7 +131,7 @@ def ends(phase, result, epoch, epochs, validates):
     samples = int(np.sum(phase.train.weights > 0))
     count = f"{samples:,} samples of {structure.num_features:,} features"
     over = "the head is solved" if result.reached or result.stopped_by == Ending.SEPARATED else "the solver ended"
-    lines = [f"keras_dal: {over}, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
+    lines = [f"{over}, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     if samples < _FEW * (structure.num_features + 1):
@@ -184,9 +181,45 @@ def ended_early(model, schedule, wrap):
     mean *= wrap.is_averaging
     unsettled = have_moved(model) and not wrap.is_averaging  # those of an average are renewed anyway
     return (
-        f"keras_dal: training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
+        f"training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
         f"keras_dal.finish(model, x, y{', statistics_from=x' * unsettled}) solves the head now{mean}; "
         "a fit with initial_epoch goes on"
+    )
+
+
+def replaces(model, wrap):
+    """Return which weights `finish` puts in the place of those of the model."""
+    if wrap.averaged_steps is None:
+        return "the inner optimizer's averages become the weights"
+    return (
+        f"the mean of the weights over {wrap.averaged_steps:,} steps becomes the weights; call "
+        f"{path_to(wrap, model)}.drop_average() before to keep those there are, as after EarlyStopping("
+        "restore_best_weights=True)"
+    )
+
+
+def averaged_none(model, wrap):
+    """Return that there are no averaged weights, and how there would be."""
+    return (
+        "no steps were averaged, and the weights stay as they are. In a loop of your own "
+        f"{path_to(wrap, model)}.begin_average() before the last steps averages them; Wrap(average=0) wants none"
+    )
+
+
+def lacks_average():
+    """Return what a warning says where averaged weights were wanted and are not there."""
+    return (
+        "No step was averaged since begin_average(), and the weights stay as they are. Where stateless_apply takes "
+        "the steps, it was given the state from before: assign that to optimizer.variables, call begin_average(), "
+        "and take the state from them again. Received: averaged_steps=0"
+    )
+
+
+def keeps_statistics():
+    """Return that averaged weights come with the batch statistics there are."""
+    return (
+        "no step of training has moved the batch statistics, and they stay as they are: a model whose call has no "
+        "training argument is trained in inference mode. statistics_from=x renews them all the same"
     )
 
 

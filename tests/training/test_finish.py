@@ -1105,7 +1105,7 @@ def test_averages_are_those_of_the_inner_optimizer_wherever_keras_swaps_them(fin
     np.testing.assert_array_equal(*found)
 
 
-@pytest.mark.filterwarnings("ignore:keras_dal. this fit begins in the second phase")
+@pytest.mark.filterwarnings("ignore:this fit begins in the second phase")
 def test_a_fit_after_the_last_keeps_the_result(monkeypatch):
     def refuse(*arguments):
         raise ValueError("refused")

@@ -13,7 +13,7 @@ from keras import layers, ops
 
 import keras_dal
 
-SOLVED_BEFORE = pytest.mark.filterwarnings("ignore:keras_dal. this fit begins in the second phase")
+SOLVED_BEFORE = pytest.mark.filterwarnings("ignore:this fit begins in the second phase")
 ON_JAX, ON_TORCH = (keras.backend.backend() == each for each in ("jax", "torch"))
 
 
