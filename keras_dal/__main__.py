@@ -20,7 +20,8 @@ from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
 from keras_dal.features.samples import check_positive
 from keras_dal.finishing.converge import converge
-from keras_dal.tables import plain
+from keras_dal.finishing.result_rows import WIDTH
+from keras_dal.tables import as_text, plain
 from keras_dal.training.finish import finish
 
 
@@ -215,7 +216,8 @@ def _save(result, options):
             say(error, sys.stderr)
     _replace(result.model, options.output)
     if options.verbose:
-        print(f"saved              {options.output}", file=sys.stderr if options.json else sys.stdout)
+        row = as_text([("saved", options.output)], width=WIDTH)  # one more of the result
+        print(row, file=sys.stderr if options.json else sys.stdout)
     return 0 if result.reached else 1
 
 

@@ -13,15 +13,16 @@ Row = tuple[str, object]
 NOT_PLAIN = {"plain": False}  # metadata of a field of a record that JSON is to leave out
 
 
-def as_text(rows: Iterable[Row], title: Row | None = None) -> str:
+def as_text(rows: Iterable[Row], title: Row | None = None, width: int = 0) -> str:
     """Return a table whose values begin in one column.
 
     Args:
         rows: pairs of a name and a value; a value of None is left out.
         title: a first row.
+        width: least width of the names, where other lines are to go with the table.
     """
     kept = _kept(rows, title)
-    width = max((len(name) for name, _ in kept), default=0)
+    width = max([width, *(len(name) for name, _ in kept)])
     return "\n".join(f"{name:<{width}}  {value}" for name, value in kept)
 
 

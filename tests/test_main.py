@@ -3,6 +3,7 @@
 import inspect
 import json
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -95,7 +96,12 @@ def test_finish_saves_the_minimum_and_is_silent_where_that_is_asked_for(files, c
     )
     assert after < before
     assert run(files, "finish", "--output", files / "done.keras", "--statistics-from", files / "train.npz") == 0
-    assert f"saved              {files / 'done.keras'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    (saved,) = [line for line in printed.splitlines() if line.startswith("saved ")]
+    (loss,) = [line for line in printed.splitlines() if line.startswith("training loss ")]
+    value = re.search(r"\d", loss)
+    assert value is not None
+    assert saved == f"{'saved':<{value.start()}}{files / 'done.keras'}"  # in the column of the other values
 
 
 @pytest.mark.parametrize(("command", "more"), [("converge", ["--validation", "train.npz"]), ("finish", [])])

@@ -17,11 +17,11 @@ from keras_dal.finishing.evaluation import Quality, least_scale, logits_of
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import Proof
-from keras_dal.finishing.result_rows import rows_of
+from keras_dal.finishing.result_rows import WIDTH, rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import warn_of_wrong
 from keras_dal.models.regularizers import penalty_at
-from keras_dal.tables import NOT_PLAIN, as_html, at_least, at_most
+from keras_dal.tables import NOT_PLAIN, as_html, as_text, at_least, at_most
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -196,7 +196,7 @@ class Result:
         return f"<Result: loss {self.loss:.4g}, {self.scaled_loss:.4g} at scale {self.scale:,.0f}, {self.stopped_by}>"
 
     def __str__(self):
-        return "\n".join(f"{name:<18}  {text}" for name, text in rows_of(self))
+        return as_text(rows_of(self), width=WIDTH)
 
 
 class _Run(NamedTuple):

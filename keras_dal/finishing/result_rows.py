@@ -6,6 +6,7 @@ from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.finishing.stopping import Ending
 from keras_dal.tables import at_most, percent
 
+WIDTH = 18  # of the names: the longest of them, whatever rows there are
 _WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a reader should know of
 
 
