@@ -14,6 +14,8 @@ from keras_dal.training.kernel_change import KernelChange, some_samples
 from keras_dal.training.logs import as_alignment, as_change
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
 
+_OWN_DATA = "Give the monitor its own data, AlignmentMonitor(data=(x, y))"
+
 
 def measurement_of(model, structure, loss, data, epochs):
     """Return what measures a fit, on data of its own or on what flows through it.
@@ -180,13 +182,7 @@ class OnStream(Measurement):
         if self.moments.has_failed:  # which has been said
             return {}
         if count == 0:
-            model = self._structure.model
-            hidden = not any(metric is self.moments for metric in model.metrics)
-            cause = "train_step does not call compute_loss, or not with the outputs of a call of the model"
-            warn(
-                f"Nothing was measured: the model's {'metrics leave out those of super().metrics' if hidden else cause}"
-                f". Give the monitor its own data, AlignmentMonitor(data=(x, y)). Received: model {model.name!r}"
-            )
+            warn(self._why_nothing())
             return {}
         self._count = count
         if sums is not None and not np.isfinite(sums).all():
@@ -205,6 +201,18 @@ class OnStream(Measurement):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
             self._last, self._measured_at = as_alignment(self.report), epoch
         return self._last | moved
+
+    def _why_nothing(self):
+        """Return why an epoch has no samples."""
+        model = self._structure.model
+        if not any(metric is self.moments for metric in model.metrics):
+            cause, advice = "the model's metrics leave out those of super().metrics", _OWN_DATA
+        elif self.moments.was_fed:
+            cause, advice = "all sample weights are 0", "Leave the weights out, or let some be positive"
+        else:
+            cause = "the model's train_step does not call compute_loss, or not with the outputs of a call of the model"
+            advice = _OWN_DATA
+        return f"Nothing was measured: {cause}. {advice}. Received: model {model.name!r}"
 
     def samples(self):
         return self.moments.samples()

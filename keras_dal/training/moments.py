@@ -58,7 +58,7 @@ class StepMoments(keras.metrics.Metric):
         self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
         self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
-        self._has_sums, self.has_failed = True, False
+        self._has_sums, self.has_failed, self.was_fed = True, False, False
         self.measuring = self.add_variable(
             (), "ones", dtype="float32", aggregation="only_first_replica", name="measuring"
         )
@@ -91,6 +91,7 @@ class StepMoments(keras.metrics.Metric):
             raise ValueError(
                 f"Labels must be one or {self.num_outputs} numbers. Received: labels of shape {tuple(y.shape)}"
             )
+        self.was_fed = True
         features = ops.cast(ops.stop_gradient(features), self.dtype)
         targets, known = self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
         weight = ops.ones_like(features[:, :1])

@@ -208,6 +208,12 @@ def test_a_step_that_is_never_measured_does_not_begin_a_phase_in_which_nothing_m
     assert model.optimizer.phase == "explore"
 
 
+def test_weights_that_are_all_0_are_the_reason_why_nothing_is_measured():
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=5))
+    with pytest.warns(UserWarning, match="Nothing was measured: all sample weights are 0"):
+        fit(model, 1, sample_weight=np.zeros(len(images()[0])))
+
+
 def test_metrics_that_leave_out_those_of_keras_are_the_reason_why_nothing_is_measured():
     if keras.backend.backend() != "jax":
         pytest.skip("elsewhere a model carries all variables it has through its steps")
