@@ -23,7 +23,7 @@ from keras_dal.analysis.separability import (
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_labels, positive
+from keras_dal.features.samples import positive
 from keras_dal.features.store import KeptRows
 from keras_dal.losses import loss_of
 from keras_dal.models.structure import find_structure
@@ -93,8 +93,8 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
     """
     bar = progress_bar("samples", x) if verbose else None
     with KeptRows() as rows:
-        batches = feature_batches(structure, x, y, sample_weight, batch_size)
-        used, alike = _gather(rows, structure, loss, x, watched(batches, bar))
+        batches = feature_batches(structure, x, y, sample_weight, batch_size, labelled=True)
+        used, alike = _gather(rows, structure, loss, watched(batches, bar))
         if verbose:
             say(announced(len(used), structure.head().num_parameters))
         measure = _measure_plain if structure.head().is_plain else _measure_gated
@@ -161,11 +161,10 @@ def _unknown(projection, of_labels, loss, eps):
     return (loss.quadratic * lost) | nothing
 
 
-def _gather(rows, structure, loss, x, batches):
+def _gather(rows, structure, loss, batches):
     """Keeps samples that have a weight; returns which these are, and whether they weigh the same."""
     weights = []
     for features, y, weight in batches:
-        check_labels(y, x)
         kept = weight > 0
         if kept.any():
             rows.append(features[kept], loss.targets(y[kept], structure.num_outputs), weight[kept])

@@ -14,7 +14,7 @@ from keras_dal.analysis.separability import announced, decisive_share, finding_o
 from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_labels, check_positive, checked_weight, joined, positive
+from keras_dal.features.samples import check_positive, checked_weight, joined, positive
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.regularizers import l2_factors, penalty_at
 from keras_dal.models.structure import find_structure
@@ -63,9 +63,8 @@ def certify(
     structure = find_structure(model, first_inputs(x), parameters)
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
-    batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size=batch_size), bar))
+    batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar))
     features, labels, weights = map(joined, zip(*batches, strict=True))
-    check_labels(labels, x)
     used, weights = positive(weights)
     features, targets = features[used], resolved.targets(labels[used], structure.num_outputs)
     head = structure.head()

@@ -23,7 +23,7 @@ from keras_dal.analysis.separability import ALIGNED, decisive_share
 from keras_dal.features.batches import first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.precision import blocks_of, eps_of_features
-from keras_dal.features.samples import check_count, check_labels
+from keras_dal.features.samples import check_count
 from keras_dal.heads import DenseHead, SumHead
 from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
@@ -95,8 +95,8 @@ def width_curve(
             f"it was made from. Received: layer {structure.layer.name!r} ({type(structure.layer).__name__})"
         )
     loss = loss_of(model, structure.activation, loss)
-    data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes).weighted
-    problem = _problem(structure, loss, data, max_bytes, x)
+    data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes, labelled=True).weighted
+    problem = _problem(structure, loss, data, max_bytes)
     widths = _affordable(widths, problem)
     with threads_for(Host.block * (2 * structure.num_features + 2) ** 2):
         found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
@@ -227,9 +227,8 @@ class _WidthData:
         return float(np.exp(optimize.minimize_scalar(mean_loss, bounds=bounds, method="bounded").x)) / size
 
 
-def _problem(structure, loss, data, max_bytes, x):
-    """Return the `_WidthData` of cached features; raises a ValueError where there are no labels."""
-    check_labels(data.labels, x)
+def _problem(structure, loss, data, max_bytes):
+    """Return the `_WidthData` of cached features."""
     targets = loss.targets(data.labels, structure.num_outputs)
     eps = eps_of_features(structure, blocks_of(data.features))
     return _WidthData(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, eps)

@@ -5,11 +5,11 @@ import numpy as np
 from keras import tree
 
 from keras_dal._backend import arrays
-from keras_dal.features.samples import check_count, checked_weight
+from keras_dal.features.samples import check_count, check_labels, checked_weight
 from keras_dal.features.tracing import feature_array, to_numpy
 
 
-def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
+def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256, labelled=False):
     """Yield the features of data, one batch at a time, in the order of the data.
 
     Args:
@@ -19,15 +19,17 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
         y: labels of shape `(n, ...)`, or None.
         sample_weight: weights of shape `(n,)`, not negative; ones by default, and for batches that bring none.
         batch_size: number of samples to evaluate at once, where x are arrays.
+        labelled: whether there must be labels.
 
     Yields:
         Tuples of features `(k, m)`, labels or None, and float64 weights `(k,)`, as NumPy arrays.
 
     Raises:
-        ValueError: no data, arrays of different lengths, features that are not finite, or weights that are negative.
+        ValueError: no data or no labels, arrays of different lengths, features that are not finite, or weights that are
+            negative.
     """
     empty = True
-    for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size):
+    for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size, labelled):
         features = feature_array(structure.feature_function(x_batch))
         if not len(features):
             continue
@@ -48,8 +50,11 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256):
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
 
 
-def batches(x, y=None, sample_weight=None, batch_size=256):
-    """Yield `(x, y, sample_weight)` for each batch of arrays or of an iterable, None for what is missing."""
+def batches(x, y=None, sample_weight=None, batch_size=256, labelled=False):
+    """Yield `(x, y, sample_weight)` for each batch of arrays or of an iterable, None for what is missing.
+
+    Labels are not, where data must be `labelled`: that is known before a batch is evaluated.
+    """
     if not are_arrays(x):
         if y is not None or sample_weight is not None:
             raise ValueError(
@@ -58,8 +63,12 @@ def batches(x, y=None, sample_weight=None, batch_size=256):
             )
         for batch in _iterate(x):
             inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            if labelled:
+                check_labels(labels, x)
             yield inputs, *(part if part is None else to_numpy(part) for part in _in_one(labels, weight))
         return
+    if labelled:
+        check_labels(y, x)
     y, sample_weight = _in_one(y, sample_weight)
     parts = [part for part in (x, y, sample_weight) if part is not None]
     sizes = {np.shape(array)[:1] for array in tree.flatten(parts)}

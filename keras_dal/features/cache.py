@@ -61,8 +61,54 @@ class CachedFeatures:
         return eps_of(dtype) >= _EPS if self.exact is None else self.exact
 
 
+class FeatureRows:
+    """Collects the `CachedFeatures` of data, batch by batch.
+
+    Args:
+        max_bytes: size from which features are memory-mapped.
+        directory: where the file for that is made; None for the system's temporary directory.
+        keep: whether features are in a file in any case, which `finish` leaves for the next run.
+    """
+
+    def __init__(self, max_bytes, directory=None, keep=False):
+        self._writer, self._labels, self._weights, self._exact = RowWriter(directory, max_bytes, keep), [], [], True
+
+    def __len__(self):
+        return self._writer.rows
+
+    def add(self, features, labels, weights):
+        """Add a batch: features `(k, m)`, labels `(k, ...)` or None, and float64 weights `(k,)`.
+
+        Raises:
+            ValueError: features that float32 does not hold.
+        """
+        self._writer.append(narrow := _in_float32(features))
+        self._exact = self._exact and (features.dtype == narrow.dtype or np.array_equal(narrow, features))
+        self._labels.append(labels)
+        self._weights.append(weights)
+
+    def finish(self, path=None):
+        """Return what was added; under `path`, features stay for the next run."""
+        features = self._writer.finish(path)
+        labels, weights = joined(self._labels), joined(self._weights)
+        return CachedFeatures(features, labels, weights, np.arange(len(features)), self._exact)
+
+    def discard(self):
+        """Forget what was added, on the disk, too."""
+        self._writer.discard()
+        self._labels, self._weights = [], []
+
+
 def cached_features(
-    structure, x, y=None, sample_weight=None, batch_size=256, directory=None, max_bytes=2**32, on_batch=None
+    structure,
+    x,
+    y=None,
+    sample_weight=None,
+    batch_size=256,
+    directory=None,
+    max_bytes=2**32,
+    on_batch=None,
+    labelled=False,
 ):
     """Return the features of data, from a valid file in `directory` or from one pass over the data.
 
@@ -80,6 +126,7 @@ def cached_features(
         directory: where to keep features for the next run; None keeps nothing.
         max_bytes: size from which features are memory-mapped.
         on_batch: called with the number of samples so far after each batch.
+        labelled: whether there must be labels.
 
     Returns:
         A `CachedFeatures`.
@@ -95,23 +142,18 @@ def cached_features(
         path = pathlib.Path(directory) / f"{fingerprint(structure, x)}.features"
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
-            parts = zip(*(batch[1:] for batch in batches(x, y, sample_weight, batch_size)), strict=True)
+            parts = zip(*(batch[1:] for batch in batches(x, y, sample_weight, batch_size, labelled)), strict=True)
             labels, weights = map(joined, parts)
             return CachedFeatures(features, labels, checked_weight(weights, len(features)), np.arange(len(features)))
-    writer = RowWriter(directory, max_bytes, keep=path is not None)
-    labels, weights, exact = [], [], True
+    rows = FeatureRows(max_bytes, directory, keep=path is not None)
     try:
-        for block, label, weight in feature_batches(structure, x, y, sample_weight, batch_size):
-            writer.append(narrow := _in_float32(block))
-            exact = exact and (block.dtype == narrow.dtype or np.array_equal(narrow, block))
-            labels.append(label)
-            weights.append(weight)
+        for batch in feature_batches(structure, x, y, sample_weight, batch_size, labelled):
+            rows.add(*batch)
             if on_batch:
-                on_batch(writer.rows)
-        features = writer.finish(path)
-        return CachedFeatures(features, joined(labels), joined(weights), np.arange(len(features)), exact)
+                on_batch(len(rows))
+        return rows.finish(path)
     except BaseException:
-        writer.discard()
+        rows.discard()
         raise
 
 

@@ -113,6 +113,7 @@ class RowWriter:
         return rows
 
     def discard(self):
+        self._blocks = []
         if self._file is not None:
             self._file.close()
             if self._keep:

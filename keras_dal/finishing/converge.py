@@ -11,7 +11,7 @@ from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
-from keras_dal.features.samples import check_labels, check_positive
+from keras_dal.features.samples import check_positive
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing import path_table
 from keras_dal.finishing.history import Path
@@ -189,8 +189,7 @@ def _in_unit(task, ridges):
 
 def _data(gather, training, anchors, validation_data):
     """Return the `CachedFeatures` of the samples, the features of anchors and the validation data, or None for none."""
-    train = gather("training samples", *training)
-    check_labels(train.labels, training[0])
+    train = gather("training samples", *training, labelled=True)
     still = None if anchors is None else gather("anchors", anchors).features
     if validation_data is None:
         return train.weighted, still, None
@@ -199,11 +198,11 @@ def _data(gather, training, anchors, validation_data):
     return train.weighted, still, validation
 
 
-def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None):
+def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
     """Return the `CachedFeatures` of some data, with a progress bar."""
     _check_shapes(name, training_x, x)
     bar = progress_bar(name, x) if verbose else None
-    found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, **options)
+    found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, labelled=labelled, **options)
     if bar:
         complete(bar, len(found))
     return found

@@ -93,8 +93,8 @@ def finish(
             say(messages.keeps_statistics())
         if renews:
             _renew(statistics, source, batch_size)
-        train = cached_features(structure, x, y, sample_weight, batch_size=batch_size, max_bytes=max_bytes)
-        check_labels(train.labels, x)
+        options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True}
+        train = cached_features(structure, x, y, sample_weight, **options)
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     except BaseException:
         before.restore()

@@ -6,9 +6,8 @@ from keras import tree
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import described, warn
-from keras_dal.features.cache import CachedFeatures
-from keras_dal.features.samples import checked_weight, joined
-from keras_dal.features.store import RowWriter
+from keras_dal.features.cache import FeatureRows
+from keras_dal.features.samples import checked_weight
 from keras_dal.features.tracing import features_of, inference
 from keras_dal.training.evaluated import evaluated
 from keras_dal.training.statistics import BatchStatistics
@@ -40,7 +39,7 @@ class Gathering:
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
         self.arrived, self._waiting, self._bytes = [], [], 0
-        self._rows, self._labels, self._weights = RowWriter(None, _FEATURE_BYTES, keep=False), [], []
+        self._rows = FeatureRows(_FEATURE_BYTES)
         self.batches = self.steps_of_statistics = 0
         self._discarded = False
 
@@ -57,7 +56,7 @@ class Gathering:
         """Look at the batches that arrived since the last call."""
         arrived, self.arrived[:] = list(self.arrived), []
         for batch in arrived:
-            if not self._labels and not self._waiting:
+            if not len(self._rows) and not self._waiting:
                 _let_metrics_know(self._model, batch)
             if self._statistics is None:
                 self._keep(batch)
@@ -77,35 +76,31 @@ class Gathering:
 
     def _keep(self, batch):
         features, labels, weights = self._features(batch)
-        self._rows.append(np.ascontiguousarray(features, np.float32))
-        self._labels.append(labels)
-        self._weights.append(checked_weight(weights, len(features)))
+        if not np.isfinite(features).all():
+            raise ValueError(
+                "The features are not finite: the training has diverged, or the data hold NaN. Received: "
+                f"{int(np.sum(~np.isfinite(features).all(axis=1)))} of the {len(features)} samples of a batch"
+            )
+        self._rows.add(features, labels, checked_weight(weights, len(features)))
 
     def finish(self):
         """Return the `CachedFeatures` of everything that was read.
 
         Raises:
-            ValueError: nothing was, or features that are not finite.
+            ValueError: nothing was.
         """
         self.take()
         if self._statistics is not None:
             self._settle()
-        if not self._labels:
+        if not len(self._rows):
             raise ValueError("The stream of the last epoch was empty. Received: no batches")
-        features = self._rows.finish(None)
-        if not np.isfinite(np.sum(features, dtype=np.float64)):
-            raise ValueError(
-                "The features are not finite: the training has diverged, or the data hold NaN. Received: "
-                f"{len(features) - int(np.isfinite(features).all(axis=1).sum())} of {len(features)} samples"
-            )
-        labels, weights = joined(self._labels), joined(self._weights)
-        return CachedFeatures(features, labels, weights, np.arange(len(features)))
+        return self._rows.finish()
 
     def discard(self):
         """Drop what was read, and what is still to come."""
         self._discarded = True
-        for kept in (self.arrived, self._waiting, self._labels, self._weights):
-            kept.clear()
+        self.arrived.clear()
+        self._waiting.clear()
         self._rows.discard()
 
 

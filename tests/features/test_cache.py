@@ -439,3 +439,24 @@ def test_features_are_freed_with_their_last_user(structure, x):
         assert seen() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e39])
+def test_rows_that_float32_does_not_hold_are_refused_wherever_they_come_from(size):
+    with pytest.raises(ValueError, match="float32, which does not hold these.*Received"):
+        cache.FeatureRows(2**20).add(np.full((2, 3), size), None, np.ones(2))
+
+
+def test_rows_say_whether_float32_holds_them_exactly():
+    for features, exact in ((np.full((2, 3), 0.5), True), (np.full((2, 3), 0.1), False), (np.float32([[0.1]]), True)):
+        rows = cache.FeatureRows(2**20)
+        rows.add(features, None, np.ones(len(features)))
+        assert rows.finish().exact is exact
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_data_without_the_labels_that_are_needed_are_not_evaluated(structure, x, as_dataset):
+    seen, data = [], tf.data.Dataset.from_tensor_slices(x).batch(10) if as_dataset else x
+    with pytest.raises(ValueError, match="Labels are needed.*Received"):
+        cached_features(structure, data, on_batch=seen.append, labelled=True)
+    assert not seen
