@@ -37,8 +37,9 @@ import keras_dal  # noqa: E402
 from keras_dal import _backend  # noqa: E402
 from keras_dal._backend import arrays  # noqa: E402
 from keras_dal.features.cache import CachedFeatures  # noqa: E402
+from keras_dal.finishing.head_data import HeadData  # noqa: E402
 from keras_dal.finishing.history import Path as SolverPath  # noqa: E402
-from keras_dal.finishing.problem import Task  # noqa: E402
+from keras_dal.finishing.in_memory import InMemoryTask  # noqa: E402
 from keras_dal.finishing.stopping import Stopped, TimeLimit  # noqa: E402
 from keras_dal.heads.array_backend import Accelerator  # noqa: E402
 from keras_dal.heads.cached_jacobian import CachedJacobian  # noqa: E402
@@ -91,7 +92,8 @@ def solved(z, y, classes, limit):
     train = CachedFeatures(z, y, np.ones(len(z)), everything, True)
     structure = keras_dal.find_structure(untrained(z, classes, False))
     with contextlib.suppress(Stopped):
-        Task(structure, SoftmaxCrossEntropy(), train, None, None, path, ROOM).minimize([1e-8], 1e-4)
+        data = HeadData.of(structure, SoftmaxCrossEntropy(), train, ROOM)
+        InMemoryTask(data, path).minimize([1e-8], 1e-4)
     return [(point.seconds, point.loss) for point in path.points]
 
 

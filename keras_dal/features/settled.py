@@ -7,7 +7,6 @@ from keras import ops, tree
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
-from keras_dal.features.batches import are_arrays
 from keras_dal.features.inputs import spread
 from keras_dal.features.tracing import inference, recorded, takes_training, to_numpy
 
@@ -16,15 +15,14 @@ _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarit
 _FEW, _MOST = 32, 64  # samples that are looked at: of fewer a mean says too little
 
 
-def warn_of_statistics(model, x, inputs, advice):
+def warn_of_statistics(model, inputs, advice):
     """Warn where batch statistics still hold much of where they began, and are not those of the data.
 
     Either alone is no fault: statistics may have been loaded, and other data may have others.
 
     Args:
         model: a built Keras model.
-        x: arrays of inputs, of which a few are looked at, from the first to the last, or a dataset.
-        inputs: of the first batch of that dataset.
+        inputs: arrays, of which a few are looked at, from the first to the last.
         advice: what to do, for the message.
     """
     steps = _steps(model)
@@ -33,7 +31,7 @@ def warn_of_statistics(model, x, inputs, advice):
     young = [layer for layer in moved if layer.momentum**steps > _START]
     if not steps or not young:
         return
-    few = spread(x if are_arrays(x) else inputs, _MOST)
+    few = spread(inputs, _MOST)
     if len(tree.flatten(few)[0]) < _FEW:
         return
     for layer, (mean, squares) in zip(young, _moments(model, young, few), strict=True):

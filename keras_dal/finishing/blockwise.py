@@ -4,14 +4,13 @@ import numpy as np
 from scipy import optimize
 
 from keras_dal.features.samples import some_rows
-from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
-from keras_dal.finishing.problem import ANCHORS
+from keras_dal.finishing.in_memory import ANCHORS
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
+from keras_dal.finishing.task import Task
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
-from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.models.regularizers import penalty_in_solve
 from keras_dal.solvers.newton_cg import gap_of
 from keras_dal.solvers.penalties import Quadratic
@@ -20,46 +19,35 @@ from keras_dal.solvers.whitening import Whitening
 _STEPS, _MEMORY = 500, 20  # steps of L-BFGS, and how many it remembers
 
 
-class BlockwiseTask:
-    """What `problem.Task` is for a plain head, in memory of the order of its parameters and its anchors' logits.
+class BlockwiseTask(Task):
+    """A `Task` of a plain head, in memory of the order of its parameters and its anchors' logits.
 
     Minimizes by L-BFGS (Liu and Nocedal, 1989) in the coordinates of the `Whitening`: a step takes one pass over the
     samples where one of Newton's takes many.
 
     Args:
-        structure: the `Structure` of the model.
-        loss: a `losses.Loss`.
-        train: `CachedFeatures` of the samples.
+        data: the `HeadData`, with lazy targets.
         path: the `Path` that sees every step.
-        max_bytes: of logits, for whom evaluates them at the end.
-
-    Attributes: as of `problem.Task`.
     """
 
     method = "L-BFGS"
-    proof = penalty = None
-    num_steps, is_copy = 0, False
 
-    def __init__(self, structure, loss, train, path, max_bytes):
-        targets = LazyTargets(loss, train.labels, structure.num_outputs)
-        head, theta = structure.head(), structure.theta()
-        self.data, self.path = HeadData(structure, loss, head, theta, train, targets, max_bytes), path
+    def __init__(self, data, path):
+        super().__init__(data, path)
         entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
         # no bytes, because it would copy the features
-        self._samples = CachedJacobian.of_head(head, train.features, max_bytes=0, entries=entries)
-        self.anchors = some_rows(len(train), ANCHORS)
+        self._samples = CachedJacobian.of_head(data.head, data.train.features, max_bytes=0, entries=entries)
+        self.anchors = some_rows(len(data.train), ANCHORS)
         self._still = self._samples.restricted(self.anchors)
         self._whitening = Whitening(self._still, self._samples)
-        squares = sum(np.sum(np.square(logits, dtype=np.float64)) for _, logits in self._logits(theta))
-        self.size = float(np.sqrt(squares / len(train)))
+        squares = sum(np.sum(np.square(logits, dtype=np.float64)) for _, logits in self._logits(data.theta))
+        self.size = float(np.sqrt(squares / len(data.train)))
 
     def unchanged(self):
-        """Return the point at which the path begins."""
         distance = Quadratic(self._whitening, 1.0)
         return _Evaluation(self, np.zeros(self.data.head.num_parameters), distance).point
 
     def minimize_to(self, ridge, gap):
-        """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
         self.penalty = penalty_in_solve(self.data.structure)
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
         last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
@@ -88,6 +76,8 @@ class BlockwiseTask:
     def _is_proved(self, step, gap):
         point = step.point
         self.proof = prove(self, point.ridge, self._whitening, gap) if point.gap <= gap else None
+        if self.proof is not None:
+            self.path.end(self.proof.ending)
         return self.proof is not None
 
     def _logits(self, theta):
@@ -118,7 +108,7 @@ class _Evaluation:
             accuracy=self._right / size if has_sides else None,
             margin=float(self._margin) if has_sides else None,
             moved=float(np.sqrt(moved_square)),
-            gap=min(gap_of(self.gradient, ridge), max(self.value - task.data.floor, 0.0)),  # as of `problem.Task`
+            gap=task.data.gap_above_floor(gap_of(self.gradient, ridge), self.value),
             validation=None,
             theta=theta,
         )

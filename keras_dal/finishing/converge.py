@@ -14,14 +14,15 @@ from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_positive
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing import path_table
+from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
-from keras_dal.finishing.problem import FEW_RIDGES, RIDGES
+from keras_dal.finishing.in_memory import FEW_RIDGES, RIDGES
 from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.solve import GAP
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
-from keras_dal.models.add_head import OVERSAMPLE, add_gated_head, num_gated_parameters
+from keras_dal.models.add_head import num_gated_parameters, num_gates, what_was_added, with_gates_beside
 from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.models.structure import find_structure
 
@@ -108,28 +109,28 @@ def converge(
     loss = loss_of(model, structure.activation, loss)
     warn_of_precision(structure)
     if inputs is not None:
-        warn_of_statistics(model, x, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
+        warn_of_statistics(model, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
     gather = functools.partial(_gather, structure, x, bool(verbose), options)
     train, still, validation = _data(gather, (x, y, sample_weight), anchors, validation_data)
     rules = [TimeLimit(time_limit)] if time_limit is not None else []
     rules += [Patience(patience)] if patience is not None else []
     path = Path(rules, path_table.show if verbose else None)
-    task = SeparableTask(structure, loss, train, still, validation, path, max_bytes)
+    task = SeparableTask(HeadData.of(structure, loss, train, max_bytes, validation), path, still)
     tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
-    if gated is True and not structure.gated_layers and not _fits(task, max_bytes):
+    if gated is True and not structure.gated_layers and not _fits(task):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
     add_gates = functools.partial(_with_gated_head, inputs=inputs, seed=seed, verbose=verbose)
-    task = _walked(task, gated, ridge, tol, max_bytes, add_gates)
+    task = _walked(task, gated, ridge, tol, add_gates)
     goal = {"tol": None if ridge else tol, "scaled_to": tol}
     try:
-        return finished(task, path, **goal)
+        return finished(task, **goal)
     except KeyboardInterrupt:
         path.cut_short(Ending.INTERRUPT)
-        return finished(task, path, **goal)  # so that a first interrupt loses nothing; a second one is obeyed
+        return finished(task, **goal)  # so that a first interrupt loses nothing; a second one is obeyed
 
 
-def _walked(own, gated, ridge, tol, max_bytes, add_gates):
+def _walked(own, gated, ridge, tol, add_gates):
     """Walk the path to its end, or to where it is cut short, and return the task whose head was solved for."""
     task, path = own, own.path
     try:
@@ -149,7 +150,7 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
         if task.separate() or not more_follows:
             return task
         path.begin()
-        gates = _gated_or_none(own, max_bytes, add_gates) if gated == "auto" else None
+        gates = _gated_or_none(own, add_gates) if gated == "auto" else None
         if gates is not None:
             task = gates
             task.separate()
@@ -162,19 +163,20 @@ def _walked(own, gated, ridge, tol, max_bytes, add_gates):
     return task
 
 
-def _gated_or_none(own, max_bytes, add_gates):
+def _gated_or_none(own, add_gates):
     """Return the task for a gated head, or None, with a warning, where there can be none."""
-    if not _fits(own, max_bytes):
+    if not _fits(own):
         warn(
             "The own head was not found to separate the samples, and a gated one is too large: its own loss is "
-            f"minimized. Raise max_bytes, or pass fewer samples. Received: {_size(own)}, {max_bytes=:,}"
+            "minimized. Raise max_bytes, or pass fewer samples. Received: "
+            f"{_size(own)}, max_bytes={own.data.max_bytes:,}"
         )
         return None
     try:
         return add_gates(
             own, "the own head was not found to separate the samples, and the path begins again with gates"
         )
-    except (ValueError, TypeError, NotImplementedError) as error:  # of a layer that cannot be made again, say
+    except Exception as error:  # of whatever kind, as of a layer that cannot be made again: the path so far counts
         warn(
             "The own head was not found to separate the samples, and a gated one cannot be made: its own loss is "
             f"minimized. Received: {described(error)}"
@@ -208,8 +210,8 @@ def _gather(structure, training_x, verbose, options, name, x, y=None, sample_wei
     return found
 
 
-def _fits(task, max_bytes):
-    return 4 * _gated_parameters(task) <= max_bytes
+def _fits(task):
+    return 4 * _gated_parameters(task) <= task.data.max_bytes
 
 
 def _size(task):
@@ -225,11 +227,12 @@ def _with_gated_head(task, why=None, *, inputs, seed, verbose):
     if why and verbose:
         say(why)
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
-    model, train = task.data.structure.model, task.data.train
-    needed = OVERSAMPLE * (task.data.structure.num_features + 1) / (train.num_independent + 1)
-    copy = add_gated_head(model, few, num_samples=len(train), oversample=needed, seed=seed, verbose=bool(verbose))
-    structure = find_structure(copy, few)
-    return task.with_head(structure)
+    structure, train = task.data.structure, task.data.train
+    count = num_gates(len(train), train.num_independent)
+    copy = with_gates_beside(structure, count, few, seed=seed)
+    if verbose:
+        say(what_was_added(structure, copy, count, "beside", len(train)))
+    return task.with_head(find_structure(copy, few))
 
 
 def _check(tol, gated, ridge, patience, time_limit, validation_data):

@@ -11,6 +11,7 @@ from keras_dal.analysis.certify import certify_head, of_model
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
+from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.models.regularizers import l2_factors
 
 
@@ -38,6 +39,25 @@ class HeadData:
     max_bytes: int
     validation: CachedFeatures | None = None
     validation_targets: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, structure, loss, train, max_bytes, validation=None, lazy=False):
+        """Return the data of a head whose gates stand still from now on.
+
+        Args:
+            structure, loss, train, max_bytes, validation: the attributes of these names.
+            lazy: whether the targets are made anew for each block of samples.
+        """
+        num_outputs = structure.num_outputs
+        targets = LazyTargets(loss, train.labels, num_outputs) if lazy else loss.targets(train.labels, num_outputs)
+        held_out = () if validation is None else (validation, loss.targets(validation.labels, num_outputs))
+        _settle_gates(structure, train.features)  # when labels are known to be some
+        return cls(structure, loss, structure.head(), structure.theta(), train, targets, max_bytes, *held_out)
+
+    def of_other_head(self, structure):
+        """Return the same for the head of a copy of the model, on the same features."""
+        _settle_gates(structure, self.train.features)
+        return dataclasses.replace(self, structure=structure, head=structure.head(), theta=structure.theta())
 
     @functools.cached_property
     def factors(self):
@@ -69,6 +89,15 @@ class HeadData:
         """Mean of the sample weights, the unit of weights of the change."""
         return float(np.mean(self.train.weights))
 
+    def gap_above_floor(self, gap, value):
+        """Return a gap that is no larger than what an objective of some value has above its floor.
+
+        Args:
+            gap: an upper bound of how far the objective is above its minimum.
+            value: of the objective: the loss, which is never below its floor, and terms that are not negative.
+        """
+        return min(gap, max(value - self.floor, 0.0))
+
     def fitted(self, theta):
         """Return the head with these parameters on the training samples."""
         samples = self.train.features, self.targets, self.train.weights
@@ -87,3 +116,11 @@ class HeadData:
         samples = train.features, self.targets[:], self.loss, theta, train.weights
         found = certify_head(self.head, *samples, penalty=self.factors, eps=eps)
         return of_model(found, self.structure, self.factors, theta)
+
+
+def _settle_gates(structure, features):
+    """Freeze gates that still move, and adapt those of a branch that computes nothing yet to the features."""
+    for layer in structure.gated_layers:
+        if layer is structure.output_layer and layer.is_zero:
+            layer.adapt(features)
+        layer.freeze_gates()  # learned gates would move with the kernel that is solved for

@@ -26,15 +26,20 @@ class Proof(NamedTuple):
     gradient_steps: int | None
     num_steps: int
 
+    @property
+    def ending(self):
+        """How a path ends at this point."""
+        return Ending.CERTIFIED if self.holds else Ending.GAP
+
 
 def prove(task, ridge, whitening, gap, step_at=None):
-    """Put the last point of a path on parameters as the model will have them, and end the path if it is near enough.
+    """Put the last point of a path on parameters as the model will have them, and say how near the minimum it is.
 
     The gap is computed in float64; it is that of the solver, and proves nothing, where the head is not plain. Whatever
     stops the steps in float64 goes on to the caller, and what they came to is the last point.
 
     Args:
-        task: a `Task` or `BlockwiseTask`.
+        task: a `Task`.
         ridge: weight of the change.
         whitening: the `Whitening` in whose coordinates the change is measured.
         gap: the wanted one, positive.
@@ -63,7 +68,6 @@ def prove(task, ridge, whitening, gap, step_at=None):
             task.path.replace_last(task.at(refined, ridge, bound.gap))
     if not bound.gap <= gap:  # nor where it is not a number
         return None
-    task.path.end(Ending.CERTIFIED if objective else Ending.GAP)
     steps = objective and objective.gradient_steps(bound.decrease + bound.gap, gap)
     return Proof(gap, objective is not None, steps, task.num_steps)
 

@@ -211,17 +211,17 @@ class _Run(NamedTuple):
     is_copy: bool
 
 
-def finished(task, path, tol, scaled_to):
-    """Write the best point of a path into the model of a task and return the `Result`.
+def finished(task, tol, scaled_to):
+    """Write the best point of the path of a task into its model and return the `Result`.
 
     Warns where a path that was to separate all samples but those that cost too much ends with some that are wrong.
 
     Args:
         task: a `Task`.
-        path: its `Path`.
         tol: the training loss to reach, None where a minimum or a separation was the goal.
         scaled_to: the loss that a scale is to bring.
     """
+    path = task.path
     if not path.points:
         path.points.append(task.unchanged())
     data, points = task.data, tuple(path.points)

@@ -1,9 +1,8 @@
 """The convex phase on cached features: one solve, with a proof of how near it is to the minimum."""
 
-from typing import Any
-
 from keras_dal.finishing import path_table
 from keras_dal.finishing.blockwise import BlockwiseTask
+from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.result import finished
 from keras_dal.finishing.separating import SeparableTask
@@ -37,20 +36,17 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     samples = train.weighted
     path = Path(on_point=path_table.show if verbose else None)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
-    task: Any = (
-        BlockwiseTask(structure, loss, samples, path, max_bytes)
-        if large
-        else SeparableTask(structure, loss, samples, None, None, path, max_bytes)
-    )
-    gap = GAP * loss.unit(task.data.targets, samples.weights)
+    data = HeadData.of(structure, loss, samples, max_bytes, lazy=large)
+    task = BlockwiseTask(data, path) if large else SeparableTask(data, path)
+    gap = GAP * loss.unit(data.targets, samples.weights)
     try:
-        if structure.gated_layers and task.data.has_hard_labels:
+        if isinstance(task, SeparableTask) and structure.gated_layers and data.has_hard_labels:
             task.separate()
         else:
-            task.minimize_to(weight_of_change(task.data), gap)
+            task.minimize_to(weight_of_change(data), gap)
     except Stopped as stop:
         path.cut_short(stop.ending)
-    return finished(task, path, None, scaled_to=gap)
+    return finished(task, None, scaled_to=gap)
 
 
 def weight_of_change(data):

@@ -11,13 +11,14 @@ from keras_dal.features.batches import feature_batches, first_inputs
 from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
 from keras_dal.features.samples import check_count
-from keras_dal.features.tracing import evaluate, recorded_calls, to_numpy
+from keras_dal.features.tracing import evaluate, recorded_calls
 from keras_dal.losses import resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpness
+from keras_dal.models.linear_layers import as_dense
 from keras_dal.models.structure import find_structure
 
-OVERSAMPLE = 4.0
+_OVERSAMPLE = 4.0
 _PLACES = ("beside", "before")
 
 
@@ -29,7 +30,7 @@ def add_gated_head(
     place: Literal["beside", "before"] = "beside",
     gates: Literal["random", "learned"] = "random",
     sharpness: float = 10.0,
-    oversample: float = OVERSAMPLE,
+    oversample: float = _OVERSAMPLE,
     loss: Any = None,
     batch_size: int = 256,
     seed: int | None = None,
@@ -79,18 +80,41 @@ def add_gated_head(
         features = np.concatenate([batch[0] for batch in feature_batches(structure, x, batch_size=batch_size)])
     n = len(features) if num_samples is None and features is not None else num_samples or 0
     directions = structure.num_features if features is None else num_independent(features)
-    options = {"sharpness": sharpness, "seed": seed, "dtype": head.dtype_policy}
+    options = {"sharpness": sharpness, "seed": seed}
     if place == "beside":
         count = num_gates(n, directions, oversample)
-        replacement = _beside(head, structure.num_features, features, count, options)
+        copy = with_gates_beside(structure, count, samples, features, **options)
     else:
         outputs = structure.num_outputs - _has_free_constant(model, loss, structure.activation)
         count = max(num_gates(n * outputs, directions, oversample), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
-    inputs = sample_inputs(model, samples)
+        copy = _copy_with(structure, replacement, sample_inputs(model, samples))
+    if verbose:
+        say(what_was_added(structure, copy, count, place, n))
+    return copy
+
+
+def with_gates_beside(structure, count, samples=None, features=None, **options):
+    """Return a copy of a model that computes the same and has gates beside its head.
+
+    Args:
+        structure: the `Structure` of the model, whose head is plain.
+        count: how many gates.
+        samples: a few inputs, or None.
+        features: `(n, m)`, to which the gates are adapted, or None.
+        options: of `GatedBranch`.
+    """
+    inputs = sample_inputs(structure.model, samples)
+    branch = _beside(structure.layer, structure.num_features, features, count, options)
+    return _copy_with(structure, branch, inputs, computes_the_same=True)
+
+
+def _copy_with(structure, replacement, inputs, computes_the_same=False):
+    """Return a copy of a model with another head, compiled alike."""
+    model, head = structure.model, structure.layer
     replacement = _for_positions(head, _input_shape(model, head, inputs), replacement)
     copy, shares = copy_with_replacement(model, head, replacement, inputs)
-    if place == "beside":
+    if computes_the_same:
         _check_outputs(structure, copy, replacement, inputs)
     compile_alike(model, copy)
     if shares:
@@ -98,12 +122,10 @@ def add_gated_head(
             "The copy has the model's own layers before the head, because the state of some cannot be copied: training "
             f"one trains both. Received: model {model.name!r}"
         )
-    if verbose:
-        say(_message(model, copy, count, place, head, n))
     return copy
 
 
-def num_gates(num_samples, directions, oversample=OVERSAMPLE):
+def num_gates(num_samples, directions, oversample=_OVERSAMPLE):
     """Return how many gates give each output `oversample` free parameters per sample, where a gate has some directions.
 
     Args:
@@ -141,8 +163,8 @@ def _has_free_constant(model, loss, activation):
 
 
 def _beside(head, width, features, num_gates, options):
-    dense = _as_dense(head, width)
-    branch = GatedBranch(dense, num_gates, name=head.name, **options)
+    dense = as_dense(head, width)
+    branch = GatedBranch(dense, num_gates, name=head.name, dtype=head.dtype_policy, **options)
     branch.build((None, width))
     assign_variables(dense, branch.dense)
     if features is not None:
@@ -151,27 +173,14 @@ def _beside(head, width, features, num_gates, options):
 
 
 def _before(head, width, features, units, options):
-    gated = GatedDense(units, name="gated", **options)
+    gated = GatedDense(units, name="gated", dtype=head.dtype_policy, **options)
     if features is not None and gated.gates == "random":
         gated.adapt(features)
-    dense = _as_dense(head, width)
+    dense = as_dense(head, width)
     return keras.Sequential(
         [keras.Input((width,), dtype=head.compute_dtype), gated, dense.from_config(dense.get_config())],
         name=f"gated_{head.name}",
     )
-
-
-def _as_dense(head, width):
-    """Return a head as a `Dense` layer of features that are averaged over positions."""
-    if isinstance(head, keras.layers.Dense):
-        return head
-    shared = ("use_bias", "kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
-    options = {name: getattr(head, name) for name in shared}
-    dense = keras.layers.Dense(head.filters, head.activation, name=head.name, dtype=head.dtype_policy, **options)
-    dense.build((None, width))
-    for variable, own in zip(head.variables, dense.variables, strict=True):
-        own.assign(to_numpy(variable).reshape(own.shape))
-    return dense
 
 
 def _input_shape(model, head, inputs):
@@ -211,13 +220,23 @@ def _check_outputs(structure, copy, branch, inputs):
         )
 
 
-def _message(model, copy, count, place, head, n):
+def what_was_added(structure, copy, count, place, num_samples):
+    """Return what a copy of a model has more than the model, for the user.
+
+    Args:
+        structure: the `Structure` of the model.
+        copy: the copy.
+        count: how many gates or gated units.
+        place: of `add_gated_head`.
+        num_samples: for which they were counted.
+    """
+    model = structure.model
     trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
     fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
-        f"gated head of {count:,} {kind} {place} {head.name!r} for {n:,} samples, {trainable:,} trainable "
-        f"and {fixed:,} fixed parameters more."
+        f"gated head of {count:,} {kind} {place} {structure.layer.name!r} for {num_samples:,} samples, "
+        f"{trainable:,} trainable and {fixed:,} fixed parameters more."
     )
 
 

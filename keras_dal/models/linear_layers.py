@@ -5,6 +5,7 @@ import re
 import keras
 
 from keras_dal import _keras
+from keras_dal.features.tracing import to_numpy
 from keras_dal.heads import DenseHead
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
@@ -22,6 +23,24 @@ def linear_head(layer, output_layer):
         return layer.linear_head()
     bias = (layer.bias,) if layer.use_bias else ()
     return DenseHead(*layer.kernel.shape[-2:], use_bias=layer.use_bias), (layer.kernel, *bias)
+
+
+def has_bias(head):
+    """Return whether a head adds a bias to the logits."""
+    return bool((head.dense if is_gated(head, before=False) else head).use_bias)
+
+
+def as_dense(head, width):
+    """Return a plain head as a `Dense` layer of so many features, averaged over positions where it has some."""
+    if isinstance(head, keras.layers.Dense):
+        return head
+    shared = ("use_bias", "kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint")
+    options = {name: getattr(head, name) for name in shared}
+    dense = keras.layers.Dense(head.filters, head.activation, name=head.name, dtype=head.dtype_policy, **options)
+    dense.build((None, width))
+    for variable, own in zip(head.variables, dense.variables, strict=True):
+        own.assign(to_numpy(variable).reshape(own.shape))
+    return dense
 
 
 def is_head(layer):

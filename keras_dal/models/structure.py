@@ -25,7 +25,7 @@ from keras_dal.heads import Head
 from keras_dal.heads.base import split
 from keras_dal.models import linearity
 from keras_dal.models.gated_layers import Gated
-from keras_dal.models.linear_layers import is_gated, is_head, linear_head, named_variables, quantized_head
+from keras_dal.models.linear_layers import has_bias, is_gated, is_head, linear_head, named_variables, quantized_head
 
 _ACTIVATIONS = {
     "linear": lambda logits: logits,
@@ -75,7 +75,7 @@ class Structure:
     @property
     def use_bias(self) -> bool:
         """Whether the logits have a bias among the linear parameters."""
-        return bool(getattr(self.output_layer, "dense", self.output_layer).use_bias)
+        return has_bias(self.output_layer)
 
     def head(self) -> Head:
         """Return the head as a function of features in NumPy, with its gates as they are now."""

@@ -8,9 +8,8 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend import arrays
-from keras_dal._backend.arrays import EPS
+from keras_dal._backend.arrays import BLOCK, EPS
 
-_BLOCK = 4096  # samples whose logits exist at a time in float64
 _SAFETY = 1 + 1e-6  # for rounding in the sums below that have no signs, generously
 _AFFORDABLE = 2e10  # multiplications to say how many gradient steps there would be
 
@@ -85,8 +84,8 @@ class ProximalLoss:
         hold = np.zeros(size)
         hold[self.anchors] = 2 * self.ridge / len(self.anchors)
         gradient, error, decrease = np.zeros(head.num_parameters), np.zeros(head.num_parameters), 0.0
-        longest = min(size, _BLOCK) + size // _BLOCK + 8  # of the sums
-        for rows in arrays.slices(size, _BLOCK):
+        longest = min(size, BLOCK) + size // BLOCK + 8  # of the sums
+        for rows in arrays.slices(size):
             block, targets = np.asarray(self.features[rows], np.float64), self.targets[rows]
             logits, before, share = head.logits(block, theta), head.logits(block, start), self.weights[rows] / size
             slopes, off = loss.gradient(logits, targets), head.rounding(block, theta)
@@ -142,9 +141,8 @@ class ProximalLoss:
     def _moments(self, rows, factors):
         """Return the sum over some rows of the outer products of the inputs, each times its factor."""
         total = 0.0
-        for some in arrays.slices(len(rows), _BLOCK):
-            block = np.asarray(self.features[rows[some]], np.float64)
-            columns = np.column_stack([block, np.ones(len(block))]) if self.head.use_bias else block
+        for some in arrays.slices(len(rows)):
+            columns = self.head.columns(np.asarray(self.features[rows[some]], np.float64))
             total = total + columns.T @ (factors[some, None] * columns)
         return total
 

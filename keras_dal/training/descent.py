@@ -11,16 +11,15 @@ class Descent:
     """What `ConvexPhase` is where the user's own optimizer goes on after the switch.
 
     Args:
-        model: the model that is trained.
-        wrap: the `Wrap` inside its optimizer.
-        structure: the `Structure` of the model.
+        wrap: the `Wrap` inside the optimizer of the model that is trained.
+        structure: the `Structure` of that model.
         loss: a `losses.Loss`.
         certificates: the `Certificates` of the fit.
         has_data: whether there are data for a certificate at the switch.
     """
 
-    def __init__(self, model, wrap, structure, loss, certificates, has_data):
-        self._model, self._wrap, self._structure, self._loss = model, wrap, structure, loss
+    def __init__(self, wrap, structure, loss, certificates, has_data):
+        self._wrap, self._structure, self._loss = wrap, structure, loss
         self._certificates, self._has_data = certificates, has_data
         self._before: Any = None  # what is put back where the switch fails
 
@@ -36,12 +35,12 @@ class Descent:
             report: the last `AlignmentReport`, or None.
             needed: whether it must be known by now, as for `step_size`.
         """
-        self._before = Snapshot(self._model, self._wrap)
+        self._before = Snapshot(self._structure.model, self._wrap)
         if self._has_data:
             self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
             self._certificates.renew("switch")
         rate = self._step_size(report, needed) if self._wrap.has_auto_rate else None
-        self._wrap.switch(self._model, learning_rate=rate, structure=self._structure)
+        self._wrap.switch(self._structure.model, learning_rate=rate, structure=self._structure)
         self._before = None
 
     def undo(self):
@@ -61,4 +60,4 @@ class Descent:
     def _step_size(self, report, needed=False):
         if self._has_data:
             self._certificates.at("switch")
-        return step_size(self._model, self._structure, self._loss, report, self.certificate, needed)
+        return step_size(self._structure, self._loss, report, self.certificate, needed)

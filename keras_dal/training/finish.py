@@ -79,7 +79,7 @@ def finish(
     source = x if statistics_from is None else statistics_from
     _check_readable(x, y, averaged and inputs is None and source is x)
     if inputs is not None and not averaged and statistics_from is None:
-        warn_of_statistics(model, x, inputs, "Renew them, statistics_from=x")
+        warn_of_statistics(model, inputs, "Renew them, statistics_from=x")
     _say_weights(model, wrap, averaged, verbose)
     before = Snapshot(model, wrap)
     try:

@@ -62,13 +62,13 @@ class Fit:
         structure = find_structure(model, samples, parameters_of(wrap))
         loss = loss_of(model, structure.activation)
         checks.check_second_phase(wrap, structure, loss, self._data)
-        self._measurement = measurement_of(model, structure, loss, self._data, self.params["epochs"])
+        self._measurement = measurement_of(structure, loss, self._data, self.params["epochs"])
         driven = wrap if wrap is not None and wrap.explore is not None else None
         self._hooks = StepHooks(model, structure.layer, self._measurement.moments, driven, self._keep)
         if wrap is None:
             self._phases = OnePhase(self._hooks)
             return
-        descent = Descent(model, wrap, structure, loss, self._certificates, self._data is not None)
+        descent = Descent(wrap, structure, loss, self._certificates, self._data is not None)
         of_fit = self._measurement, self._hooks, descent, self._outcome, self._announcer, self.params
         self._phases = TwoPhases(wrap, structure, loss, *of_fit)
 

@@ -17,17 +17,16 @@ from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_
 _OWN_DATA = "Give the monitor its own data, AlignmentMonitor(data=(x, y))"
 
 
-def measurement_of(model, structure, loss, data, epochs):
+def measurement_of(structure, loss, data, epochs):
     """Return what measures a fit, on data of its own or on what flows through it.
 
     Args:
-        model: the model that `fit` trains.
-        structure: its `Structure`.
+        structure: the `Structure` of the model that `fit` trains.
         loss: the `losses.Loss` it is compiled with.
         data: arguments of `alignment` after the model, or None for what flows through `fit`.
         epochs: number of the last epoch of `fit`.
     """
-    return OnStream(model, structure, loss, epochs) if data is None else OnData(structure, loss, data)
+    return OnStream(structure, loss, epochs) if data is None else OnData(structure, loss, data)
 
 
 class Measurement:
@@ -140,10 +139,10 @@ class OnStream(Measurement):
     only every so many epochs, and the value of the last one stands: see `Budget`.
 
     Args:
-        model, structure, loss, epochs: as for `measurement_of`.
+        structure, loss, epochs: as for `measurement_of`.
     """
 
-    def __init__(self, model, structure, loss, epochs):
+    def __init__(self, structure, loss, epochs):
         super().__init__(structure, loss)
         self._last, self._last_change = as_alignment(), {}
         self._measured_at: int | None = None
@@ -153,9 +152,9 @@ class OnStream(Measurement):
         self.interval = 1 if self._is_small else epochs + 1
         share = "more than a hundredth of the training"
         self.reason = f"it would take {share if self._is_small else f'sums of more than {SUMS_BYTES / 2**30:.3g} GiB'}"
-        self._budget = Budget(model, structure.num_features, structure.num_outputs, epochs)
-        with _backend.training_scope(model):
-            self.moments = StepMoments(structure, loss, input_specs(model), with_sums=self._is_small)
+        self._budget = Budget(structure.model, structure.num_features, structure.num_outputs, epochs)
+        with _backend.training_scope(structure.model):
+            self.moments = StepMoments(structure, loss, input_specs(structure.model), with_sums=self._is_small)
 
     @property
     def _tells(self):

@@ -209,7 +209,7 @@ class TwoPhases(OnePhase):
             self._unknown.warn()
         elif (few := self._measurement.samples()) is not None:
             with contextlib.suppress(Exception):  # advice alone: the head is solved all the same
-                warn_of_statistics(self._model, few, few, "Leave average as it is, and the end of fit renews them")
+                warn_of_statistics(self._model, few, "Leave average as it is, and the end of fit renews them")
         self._convex_phase.begin(self._statistics)
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so

@@ -5,12 +5,11 @@ from keras_dal.analysis.descent_bound import smoothness
 from keras_dal.models.regularizers import l2_factors
 
 
-def step_size(model, structure, loss, report, certificate, needed):
+def step_size(structure, loss, report, certificate, needed):
     """Return 1/beta, exact where features are those of inference mode; smaller for a loss with a weight above 1.
 
     Args:
-        model: the model that is trained.
-        structure: its `Structure`.
+        structure: the `Structure` of the model that is trained.
         loss: a `losses.Loss` of bounded curvature.
         report: the last `AlignmentReport`, None before the first: a fit resumed right at the switch only measures then.
         certificate: the `Certificate` at the switch, where there is one; it counts more.
@@ -19,7 +18,7 @@ def step_size(model, structure, loss, report, certificate, needed):
     Raises:
         ValueError: none is, and one is needed.
     """
-    weight = max(1.0, _keras.loss_weight(model))
+    weight = max(1.0, _keras.loss_weight(structure.model))
     if certificate is not None:
         return certificate.step / weight
     if report is None and needed:

@@ -8,6 +8,7 @@ import pytest
 
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing.blockwise import BlockwiseTask, _Evaluation
+from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
@@ -31,7 +32,8 @@ def head(m, classes, loss, penalty=None):
 
 
 def task_of(model, train):
-    return BlockwiseTask(find_structure(model), loss_of(model, "linear"), train, Path(), 2**31)
+    data = HeadData.of(find_structure(model), loss_of(model, "linear"), train, 2**31, lazy=True)
+    return BlockwiseTask(data, Path())
 
 
 def samples(kind, n=3000, m=12, classes=4):

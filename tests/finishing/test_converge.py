@@ -18,7 +18,7 @@ import keras_dal
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.evaluation import quality
 from keras_dal.finishing.history import Path
-from keras_dal.finishing.problem import RIDGES
+from keras_dal.finishing.in_memory import RIDGES
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
@@ -725,7 +725,7 @@ def test_an_interrupt_before_the_first_point_leaves_the_model_as_it_was(model, d
         raise KeyboardInterrupt
 
     (x, y), *_, weights = digits
-    monkeypatch.setattr(sys.modules["keras_dal.finishing.converge"], "add_gated_head", interrupted)
+    monkeypatch.setattr(sys.modules["keras_dal.finishing.converge"], "with_gates_beside", interrupted)
     result = converge(model, x, y, gated=True, verbose=0)
     assert result.stopped_by == Ending.INTERRUPT
     np.testing.assert_allclose(result.model.get_weights()[-2], weights[-2], rtol=1e-6)

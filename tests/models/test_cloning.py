@@ -159,14 +159,14 @@ def test_a_head_and_a_schedule_of_ones_own_class_cost_no_solved_head():
 
 def test_where_no_gated_head_can_be_made_the_own_one_is_minimized(monkeypatch):
     def failing(*arguments, **options):
-        raise TypeError("not today")
+        raise AttributeError("not today")
 
-    monkeypatch.setattr("keras_dal.finishing.converge.add_gated_head", failing)
+    monkeypatch.setattr("keras_dal.finishing.converge.with_gates_beside", failing)
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((40, 2)).astype("float32"), generator.integers(0, 3, 40)
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.warns(UserWarning, match="a gated one cannot be made: its own loss is minimized.*TypeError: not today"):
+    with pytest.warns(UserWarning, match="a gated one cannot be made: its own loss is minimized.*AttributeError: not today"):
         result = converge(model, x, y, verbose=0)
     assert result.model is model
     assert result.stopped_by.is_of_a_minimum

@@ -19,5 +19,5 @@ def test_it_is_that_of_the_loss_with_its_weight_and_the_penalty(weight):
     x, y = generator.standard_normal((30, 3)).astype("float32"), generator.standard_normal((30, 2))
     certificate, report = (of(model, x, y, verbose=0) for of in (keras_dal.certify, keras_dal.alignment))
     structure, wanted = find_structure(model), pytest.approx(certificate.step / max(1.0, weight), rel=1e-6)
-    assert step_size(model, structure, SquaredError(), report, None, True) == wanted
-    assert step_size(model, structure, SquaredError(), report, certificate, True) == wanted
+    assert step_size(structure, SquaredError(), report, None, True) == wanted
+    assert step_size(structure, SquaredError(), report, certificate, True) == wanted

@@ -1,4 +1,4 @@
-"""The convex problem of one head on cached features, and its minimum."""
+"""The convex problem of a head whose logits are all in memory, and its minimum, by Newton's method."""
 
 import functools
 
@@ -7,10 +7,10 @@ import numpy as np
 from keras_dal._backend import arrays
 from keras_dal._backend.threads import threads_for
 from keras_dal.features.samples import some_rows
-from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
+from keras_dal.finishing.task import Task
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.models.regularizers import penalty_in_solve
@@ -27,7 +27,7 @@ ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
 def with_few_threads(method):
-    """Let a method of a `Task` have as many threads of BLAS as its products gain from."""
+    """Let a method of an `InMemoryTask` have as many threads of BLAS as its products gain from."""
 
     @functools.wraps(method)
     def limited(self, *arguments):
@@ -38,44 +38,20 @@ def with_few_threads(method):
     return limited
 
 
-class Task:
-    """A head, the samples it is to fit and the anchors it is to leave alone.
-
-    Gates that still move are frozen, and those of a branch that computes nothing yet are first adapted to the features.
+class InMemoryTask(Task):
+    """A `Task` whose logits are all in memory, by Newton's method.
 
     Args:
-        structure: the `Structure` of the model.
-        loss: a `losses.Loss`.
-        train: `CachedFeatures` of the samples.
-        anchors: features of the anchors, `(a, m)`, or None for training samples in their place.
-        validation: `CachedFeatures`, or None.
-        path: the `Path` that sees every step.
-        max_bytes: as in `CachedJacobian`.
-
-    Attributes:
-        data: the `HeadData`, which outlasts the task.
-        proof: the `Proof` of the last point of the path, None where there is none.
-        num_steps: how many the minimization took that ended last, for all its weights of the change.
-        penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
-        is_copy: whether the head is that of a copy of the model that was given.
+        data, path: as for `Task`.
+        anchors: features of samples to be left alone, `(a, m)`, or None for training samples in their place.
     """
 
-    method, is_copy = "Newton's method", False
+    method = "Newton's method"
 
-    def __init__(self, structure, loss, train, anchors, validation, path, max_bytes):
-        self._arguments = (loss, train, anchors, validation, path, max_bytes)
-        targets = loss.targets(train.labels, structure.num_outputs)
-        known = validation is not None
-        held_out = (validation, loss.targets(validation.labels, structure.num_outputs)) if known else ()
-        self.path = path
-        for layer in structure.gated_layers:
-            if layer is structure.output_layer and layer.is_zero:
-                layer.adapt(train.features)
-            layer.freeze_gates()  # learned gates would move with the kernel that is solved for
-        head = structure.head()  # with these gates
-        self.data = HeadData(structure, loss, head, structure.theta(), train, targets, max_bytes, *held_out)
-        self.proof, self.penalty, self.num_steps = None, None, 0
-        self.left = np.zeros(len(train), bool)  # on their wrong side, as a `SeparableTask` may find
+    def __init__(self, data, path, anchors=None):
+        super().__init__(data, path)
+        self._of_anchors = anchors
+        train, head, max_bytes = data.train, data.head, data.max_bytes
         self.samples = self.jacobian = CachedJacobian.of_head(head, train.features, max_bytes)
         self._num_rows = len(train) + (0 if anchors is None else len(anchors))
         self.start = self._start_of(self.samples)
@@ -88,8 +64,9 @@ class Task:
             self.jacobian = StackedJacobian([self.samples, still])
             self.start = self._where.concatenate([self.start, self._start_of(still)])
         self._still = still
+        held_out = data.validation
         self._of_validation = (
-            CachedJacobian.of_head(head, validation.features, max_bytes, self.samples.on) if known else None
+            None if held_out is None else CachedJacobian.of_head(head, held_out.features, max_bytes, self.samples.on)
         )
 
     @functools.cached_property
@@ -118,7 +95,7 @@ class Task:
 
     def with_head(self, structure):
         """Return the same task for the head of a copy of the model, on the same features."""
-        task = type(self)(structure, *self._arguments)
+        task = type(self)(self.data.of_other_head(structure), self.path, self._of_anchors)
         task.is_copy = True
         return task
 
@@ -153,20 +130,28 @@ class Task:
             phi = step.phi
         self.path.end(ending)
         if ending != Ending.TOLERANCE and problem.ridge and self.jacobian is self.samples and self.data.head.is_plain:
-            self._prove(problem, 1e-2 * tol)
+            self._prove(problem, 1e-2 * tol, ending)
 
     @with_few_threads
     def minimize_to(self, ridge, gap):
-        """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
         self.num_steps, self.penalty = 0, penalty_in_solve(self.data.structure)
         problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
-        self.path.end(self._minimize(problem, gap)[2])
-        self._prove(problem, gap)
+        ending = self._minimize(problem, gap)[2]
+        self.path.end(ending)
+        self._prove(problem, gap, ending)
 
-    def _prove(self, problem, gap):
-        """Prove that the last point is within `gap` of the minimum, where need be after steps in float64."""
+    def _prove(self, problem, gap, ending):
+        """Prove that the last point is within `gap` of the minimum, where need be after steps in float64.
+
+        Args:
+            problem: a `NewtonCG`.
+            gap: the wanted one.
+            ending: what float32 came to, which the path has noted: the steps in float64 may be stopped.
+        """
         self.proof = prove(self, problem.ridge, problem.whitening, gap, functools.partial(self._step_at, problem))
-        if self.proof is None and self.path.stopped_by == Ending.GAP:
+        if self.proof is not None:
+            self.path.end(self.proof.ending)
+        elif ending == Ending.GAP:
             self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did, or the model cannot hold this
 
     def _step_at(self, problem, theta, gradient):
@@ -229,7 +214,6 @@ class Task:
         return done
 
     def unchanged(self):
-        """Return the point at which every path begins."""
         return self._point(self.data.theta, self.start, RIDGES[0], np.inf)
 
     def _walk(self, problem, phi):
@@ -238,8 +222,7 @@ class Task:
             self.num_steps += count > 0
             change = self._change(problem, step.phi)
             theta = self.data.theta + np.pad(change, (len(self.data.theta) - len(change), 0))  # the last part's, or all
-            # no model's loss is below the floor, and no other term is negative
-            gap = min(step.gap, max(step.objective - self.data.floor, 0.0)) if problem.ridge else step.gap
+            gap = self.data.gap_above_floor(step.gap, step.objective) if problem.ridge else step.gap
             point = self._point(theta, step.logits, problem.ridge, gap)
             if phi is None or step.phi is not phi:
                 self.path.add(point)

@@ -1,0 +1,43 @@
+"""What is solved for a head on cached features, whatever solves it, and what comes of it."""
+
+from typing import Any
+
+import numpy as np
+
+
+class Task:
+    """A head, the samples it is to fit, and the path that its parameters take.
+
+    Args:
+        data: the `HeadData`, which outlasts the task.
+        path: the `Path` that sees every step.
+
+    Attributes:
+        method: what solves it.
+        anchors: rows on which the change of the logits is measured, of the training samples or behind them.
+        size: root mean square of the logits of a sample before any change.
+        proof: the `Proof` of the last point of the path, None where there is none.
+        penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
+        num_steps: how many the minimization took that ended last, for all its weights of the change.
+        left: which samples a separation leaves on their wrong side, `(n,)`.
+        is_copy: whether the head is that of a copy of the model that was given.
+    """
+
+    method: str
+    anchors: np.ndarray
+    size: Any
+
+    def __init__(self, data, path):
+        self.data, self.path = data, path
+        self.proof: Any = None
+        self.penalty: Any = None
+        self.num_steps, self.is_copy = 0, False
+        self.left = np.zeros(len(data.train), bool)
+
+    def unchanged(self):
+        """Return the point at which every path begins."""
+        raise NotImplementedError
+
+    def minimize_to(self, ridge, gap):
+        """Minimize the loss plus `ridge` times the change plus the L2 penalty, to within a proved `gap`."""
+        raise NotImplementedError
