@@ -94,15 +94,18 @@ def over_replicas(function, model):
     strategy = model.distribute_strategy
 
     def run(data):
-        return strategy.run(function, (data,))
+        parts = strategy.run(function, (data,))
+        if strategy.num_replicas_in_sync == 1:
+            return parts
+        return tf.nest.map_structure(
+            lambda part: strategy.gather(part, axis=0), parts
+        )  # outside it is traced each time
 
     traced = run if model.run_eagerly else tf.function(run, autograph=False, reduce_retracing=True)
 
     def call(data):
-        if strategy.num_replicas_in_sync > 1:
-            parts = tf.nest.map_structure(lambda part: strategy.gather(part, axis=0), traced(data))
-        elif model.run_eagerly:
-            parts = run(data)
+        if model.run_eagerly or strategy.num_replicas_in_sync > 1:
+            parts = traced(data)
         else:  # not called directly, as in `_traced`
             parts = traced.get_concrete_function(data)(data)
         return tf.nest.map_structure(lambda part: part.numpy(), parts)
@@ -113,8 +116,24 @@ def over_replicas(function, model):
 def in_replica(function, model, *arguments):
     """Return what a function returns, run as the model's steps are: on each replica, of which the first answers."""
     strategy = model.distribute_strategy
-    found = strategy.run(function, arguments)
+    with _without_advice():
+        found = strategy.run(function, arguments)
     return tf.nest.map_structure(lambda part: strategy.experimental_local_results(part)[0], found)
+
+
+@contextlib.contextmanager
+def _without_advice():
+    """Let TensorFlow not advise to trace what is called a few times."""
+
+    def is_no_advice(record):
+        return "eagerly has significant overhead" not in record.getMessage()
+
+    logger = tf.get_logger()
+    logger.addFilter(is_no_advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_advice)
 
 
 def build(model, iterator):

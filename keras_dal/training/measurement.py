@@ -63,7 +63,7 @@ class Measurement:
         try:
             return self._measured(epoch)
         except Exception as error:  # of whatever kind: memory, the disk of the data, a layer that cannot be compiled
-            self._warn_once(error)
+            self._failed(error)
             return self.unknown()
 
     def moved(self):
@@ -71,7 +71,7 @@ class Measurement:
         try:
             return self._moved_now()
         except Exception as error:  # as in `measure`
-            self._warn_once(error)
+            self._failed(error)
             return as_change()
 
     def samples(self):
@@ -95,14 +95,16 @@ class Measurement:
     def _moved(self, samples):
         return {} if samples is None else as_change(self._kernel_change.measure(samples))
 
-    def _warn_once(self, error):
-        """Warn of what could not be measured, once in a fit."""
+    def _failed(self, error):
+        self._warn_once(
+            "The alignment or the kernel change could not be measured, and training goes on. Received: "
+            f"{described(error)}"
+        )
+
+    def _warn_once(self, text):
         if not self._said:
             self._said = True
-            warn(
-                "The alignment or the kernel change could not be measured, and training goes on. Received: "
-                f"{described(error)}"
-            )
+            warn(text)
 
 
 class OnData(Measurement):
@@ -181,7 +183,7 @@ class OnStream(Measurement):
         if self.moments.has_failed:  # which has been said
             return {}
         if count == 0:
-            warn(self._why_nothing())
+            self._warn_once(self._why_nothing())
             return {}
         self._count = count
         if sums is not None and not np.isfinite(sums).all():

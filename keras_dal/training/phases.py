@@ -107,7 +107,7 @@ class TwoPhases(OnePhase):
         self._unknown: Any = None  # statistics of layers of the user's own
         self._statistics: Any = None  # those of batch normalization, before the first step of this fit that trained
         self._spared: list[Any] = []  # batches of a fit that has nothing left to do
-        self._last: dict[str, Any] = {}  # its logs, of one batch
+        self._last: dict[str, Any] = {}  # its logs: of what the head was solved on, or of one batch
 
     @property
     def trains(self):
@@ -290,6 +290,7 @@ class TwoPhases(OnePhase):
         if self.solved is not None:
             ended = self._convex_phase, self._outcome.result, epoch, self._epochs, validates
             self._announcer.say_later(messages.ends, *ended)
+            self._last = dict(self._convex_phase.logs)
             self._convex_phase, self._stage = None, Stage.OVER
         if self.is_over:
             self._model.stop_training = True

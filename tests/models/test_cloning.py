@@ -166,7 +166,9 @@ def test_where_no_gated_head_can_be_made_the_own_one_is_minimized(monkeypatch):
     x, y = generator.standard_normal((40, 2)).astype("float32"), generator.integers(0, 3, 40)
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.warns(UserWarning, match="a gated one cannot be made: its own loss is minimized.*AttributeError: not today"):
+    with pytest.warns(
+        UserWarning, match="a gated one cannot be made: its own loss is minimized.*AttributeError: not today"
+    ):
         result = converge(model, x, y, verbose=0)
     assert result.model is model
     assert result.stopped_by.is_of_a_minimum

@@ -876,6 +876,8 @@ def test_a_callback_that_takes_the_stop_back_finds_the_solved_head_unmoved():
 
     model, monitor, history = ended(callbacks=[GoesOn()], epochs=6)
     assert history["phase"] == [0, 0, 0, 1, 1, 1]
+    for name in ("loss", "accuracy"):
+        assert history[name][3:] == pytest.approx([model.evaluate(*images(), return_dict=True, verbose=0)[name]] * 3)
     expected, _, _ = ended(epochs=6)
     for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
