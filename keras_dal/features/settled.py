@@ -9,6 +9,7 @@ from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.inputs import spread
 from keras_dal.features.tracing import inference, recorded, takes_training, to_numpy
+from keras_dal.features.variables import are_equal
 
 _START = 0.05  # share of where they began, from which moving statistics may mislead
 _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarithms: what one batch explains is less
@@ -65,7 +66,7 @@ def at_first(variable):
 
 def _has_moved(layer):
     statistics = layer.moving_mean, layer.moving_variance
-    return not all(np.array_equal(to_numpy(each), at_first(each)) for each in statistics)
+    return not are_equal(map(to_numpy, statistics), map(at_first, statistics))
 
 
 def _moments(model, layers, x):

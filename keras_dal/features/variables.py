@@ -1,6 +1,8 @@
-"""Values of Keras variables: kept, and put back bit for bit."""
+"""Values of Keras variables: kept, compared, and put back bit for bit."""
 
 import contextlib
+
+import numpy as np
 
 from keras_dal.features.tracing import to_numpy
 
@@ -13,6 +15,28 @@ def is_real(variable):
 def values_of(variables):
     """Return the values of variables as arrays of their own: JAX would share its buffers, and donate them."""
     return [to_numpy(variable).copy() for variable in variables]
+
+
+def are_equal(values, others):
+    """Return whether arrays are the same ones, NaN counted as equal to itself."""
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(values, others, strict=True))
+
+
+class Kept:
+    """The values at some moment of those of some variables that hold real numbers.
+
+    Args:
+        named: pairs of a name and a variable.
+    """
+
+    def __init__(self, named):
+        self._named = [(name, variable) for name, variable in named if is_real(variable)]
+        self._values = values_of(variable for _, variable in self._named)
+
+    def moved(self):
+        """Return the names of the variables that have other values now."""
+        pairs = zip(self._named, self._values, strict=True)
+        return [name for (name, variable), value in pairs if not are_equal([to_numpy(variable)], [value])]
 
 
 def assign_all(variables, values):

@@ -11,7 +11,7 @@ from keras_dal._backend import arrays
 from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_of_cached
 from keras_dal.features.tracing import to_numpy
-from keras_dal.features.variables import values_of
+from keras_dal.features.variables import are_equal, values_of
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
@@ -183,9 +183,7 @@ class ConvexPhase:
             outputs = activation(ops.convert_to_tensor(logits.astype("float32")))
             labels, weights = train.labels[rows], train.weights[rows].astype("float32")
             found = update((ops.convert_to_tensor(labels), outputs, ops.convert_to_tensor(weights)))
-        unmoved = [
-            m.name for m, values in zip(shown, before, strict=True) if _are_equal(values_of(m.variables), values)
-        ]
+        unmoved = [m.name for m, values in zip(shown, before, strict=True) if are_equal(values_of(m.variables), values)]
         return _keras.logged({name: value for name, value in found.items() if name not in unmoved})
 
 
@@ -193,7 +191,3 @@ def _not_known(value):
     """Return NaN in the shape of what was logged."""
     shape = tuple(getattr(value, "shape", ()))
     return np.full(shape, np.nan) if shape and None not in shape else np.nan
-
-
-def _are_equal(values, others):
-    return all(np.array_equal(one, other) for one, other in zip(values, others, strict=True))

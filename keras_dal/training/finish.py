@@ -15,9 +15,8 @@ from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.models.structure import find_structure
 from keras_dal.training import messages
 from keras_dal.training.frozen import Snapshot
-from keras_dal.training.gathering import STATISTICS_STEPS
 from keras_dal.training.inner import parameters_of
-from keras_dal.training.statistics import BatchStatistics, have_moved
+from keras_dal.training.statistics import STEPS, BatchStatistics, have_moved
 from keras_dal.training.wrap import find_wrap
 
 
@@ -106,7 +105,7 @@ def finish(
 
 def _renew(statistics, source, batch_size):
     """Set `BatchStatistics` to the means over the first batches of some inputs."""
-    for batch in itertools.islice(batches(source, None, None, batch_size), STATISTICS_STEPS):
+    for batch in itertools.islice(batches(source, None, None, batch_size), STEPS):
         statistics.add((batch[0],))
     if not statistics.count:
         raise ValueError(f"There are no samples to renew batch statistics on. Received: {type(source).__name__}")

@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
-from keras_dal.features.variables import assign_all, is_real, values_of
+from keras_dal.features.variables import Kept, assign_all, is_real, values_of
 
 
 class FrozenState:
@@ -19,15 +19,14 @@ class FrozenState:
     """
 
     def __init__(self, model):
-        real = [variable for variable in model.non_trainable_variables if is_real(variable)]
-        self._state = list(zip(real, values_of(real), strict=True))
+        self._state = Kept((variable.path, variable) for variable in model.non_trainable_variables)
 
     def check(self):
         """Warn, once, of variables that are no longer what they were."""
-        moved = [v.path for v, value in self._state if not np.array_equal(to_numpy(v), value, equal_nan=True)]
+        moved = self._state.moved()
         if not moved:
             return
-        self._state = []
+        self._state = Kept(())
         warn(
             "State of the model moved after the switch, where it was to stand still: batch statistics, if a "
             "train_step of your own calls layers with training=True. Where outputs depend on it, the problem is "

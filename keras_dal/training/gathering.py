@@ -10,9 +10,8 @@ from keras_dal.features.cache import FeatureRows
 from keras_dal.features.samples import checked_weight
 from keras_dal.features.tracing import features_of, inference
 from keras_dal.training.evaluated import evaluated
-from keras_dal.training.statistics import BatchStatistics
+from keras_dal.training.statistics import STEPS, BatchStatistics
 
-STATISTICS_STEPS = 100  # for batch statistics, at most
 _BYTES = 2**30  # of inputs that wait until the statistics are known, at most
 _FEATURE_BYTES = 2**32  # from which features wait on the disk
 
@@ -64,7 +63,7 @@ class Gathering:
             self._statistics.add(batch)
             self._waiting.append(batch)
             self._bytes += _size(batch)
-            if len(self._waiting) >= STATISTICS_STEPS or self._bytes >= _BYTES:
+            if len(self._waiting) >= STEPS or self._bytes >= _BYTES:
                 self._settle()
 
     def _settle(self):

@@ -10,8 +10,10 @@ from keras import tree
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.settled import at_first
-from keras_dal.features.tracing import recorded, replaced, takes_training, to_numpy
-from keras_dal.features.variables import assign_all, is_real, values_of
+from keras_dal.features.tracing import recorded, replaced, takes_training
+from keras_dal.features.variables import Kept, are_equal, assign_all, values_of
+
+STEPS = 100  # of a stream that give its batch statistics, at most
 
 
 class BatchStatistics:
@@ -114,9 +116,7 @@ def have_moved(model, since=None):
     variables = statistics_of(model)
     if since is None and takes_training(model):
         return bool(variables)
-    since = [at_first(variable) for variable in variables] if since is None else since
-    pairs = zip(values_of(variables), since, strict=True)
-    return not all(np.array_equal(now, before, equal_nan=True) for now, before in pairs)
+    return not are_equal(values_of(variables), map(at_first, variables) if since is None else since)
 
 
 class UnknownStatistics:
@@ -133,12 +133,11 @@ class UnknownStatistics:
         known = {id(v) for layer in still for v in layer.variables}
         known |= {id(v) for v in statistics_of(model)}
         others = [v for v in model.non_trainable_variables if id(v) not in known]
-        named = [(v.path, v) for v in others] + _backend.buffers(layers)
-        self._before = [(name, v, to_numpy(v).copy()) for name, v in named if is_real(v)]
+        self._before = Kept([(v.path, v) for v in others] + _backend.buffers(layers))
 
     def warn(self):
         """Warn of those that have changed since."""
-        moved = [name for name, v, before in self._before if not np.array_equal(to_numpy(v), before, equal_nan=True)]
+        moved = self._before.moved()
         if moved:
             warn(
                 "These variables keep what the last steps left in them, beside weights that are averaged: statistics "
@@ -166,4 +165,4 @@ def statistics_of(model):
 
 
 def _moving(layer):
-    return [variable for variable in layer.non_trainable_variables if "moving" in variable.name]
+    return [variable for variable in layer.non_trainable_variables if variable.name.startswith("moving_")]

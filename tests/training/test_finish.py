@@ -627,7 +627,7 @@ def test_what_is_said_at_the_end_is_what_was_done(capsys):
     assert f"{monitor.result.accuracy:.2%} of what this epoch read is right" in said
 
 
-@pytest.mark.parametrize(("name", "most"), [("STATISTICS_STEPS", 2), ("_BYTES", 10_000)])
+@pytest.mark.parametrize(("name", "most"), [("STEPS", 2), ("_BYTES", 10_000)])
 def test_statistics_come_from_the_first_batches_and_features_from_all(name, most, monkeypatch):
     """Inputs of a batch are 8 KiB."""
     monkeypatch.setattr(f"keras_dal.training.gathering.{name}", most)
