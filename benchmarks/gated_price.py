@@ -17,7 +17,7 @@ from machine import describe
 from page import hardware
 
 from keras_dal.models.add_head import add_gated_head
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 
 RESULTS = Path(__file__).parent / "results" / "gated_price.json"
 TABLE = Path(__file__).parents[1] / "docs" / "gated_price.md"

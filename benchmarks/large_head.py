@@ -27,7 +27,7 @@ def solved(n):
     from keras_dal.features.cache import CachedFeatures
     from keras_dal.finishing.solve import solve_head
     from keras_dal.losses import loss_of
-    from keras_dal.models.structure import find_structure
+    from keras_dal.models.find_structure import find_structure
 
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES)])

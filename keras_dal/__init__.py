@@ -13,8 +13,9 @@ from keras_dal.finishing.history import Point
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import add_gated_head
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
-from keras_dal.models.structure import Structure, find_structure
+from keras_dal.models.structure import Structure
 from keras_dal.models.tangent import tangent_operator
 from keras_dal.training.finish import finish
 from keras_dal.training.monitor import AlignmentMonitor

@@ -26,7 +26,7 @@ from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import positive
 from keras_dal.features.store import KeptRows
 from keras_dal.losses import loss_of
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
@@ -97,7 +97,7 @@ def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256,
         used, alike = _gather(rows, structure, loss, watched(batches, bar))
         if verbose:
             say(announced(len(used), structure.head().num_parameters))
-        measure = _measure_plain if structure.head().is_plain else _measure_gated
+        measure = _measure_plain if structure.is_plain else _measure_gated
         return measure(structure, loss, rows, used, alike, decide_separability)
 
 
@@ -146,8 +146,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         num_samples,
         Finding(Verdict.UNDECIDED, "nothing: sums alone are no witness"),
         num_features=len(moments) - c - 1,
-        lower_bound=(structure.layer is structure.output_layer and bool(structure.gated_layers))
-        or (eps > EPS and not projection.complete),
+        lower_bound=structure.place == "beside" or (eps > EPS and not projection.complete),
     )
 
 

@@ -16,8 +16,8 @@ from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_positive, checked_weight, joined, positive
 from keras_dal.losses import common_scale, loss_of
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.regularizers import l2_factors, penalty_at
-from keras_dal.models.structure import find_structure
 from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
 

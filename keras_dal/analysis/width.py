@@ -27,8 +27,8 @@ from keras_dal.features.samples import check_count
 from keras_dal.heads import DenseHead, SumHead
 from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch
-from keras_dal.models.structure import find_structure
 from keras_dal.solvers.duality import enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -89,7 +89,7 @@ def width_curve(
     widths = None if widths is None else tuple(widths)
     _check(widths, draws)
     structure = find_structure(model, first_inputs(x))
-    if structure.layer is not structure.output_layer:
+    if structure.place == "before":
         raise ValueError(
             "The gates counted here stand beside the head, and this head comes after gated units. Pass the model that "
             f"it was made from. Received: layer {structure.layer.name!r} ({type(structure.layer).__name__})"

@@ -23,8 +23,8 @@ from keras_dal.finishing.solve import GAP
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import num_gated_parameters, num_gates, what_was_added, with_gates_beside
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.solvable import check_solvable, warn_of_precision
-from keras_dal.models.structure import find_structure
 
 
 def converge(
@@ -118,7 +118,7 @@ def converge(
     path = Path(rules, path_table.show if verbose else None)
     task = SeparableTask(HeadData.of(structure, loss, train, max_bytes, validation), path, still)
     tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
-    if gated is True and not structure.gated_layers and not _fits(task):
+    if gated is True and structure.is_plain and not _fits(task):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
     add_gates = functools.partial(_with_gated_head, inputs=inputs, seed=seed, verbose=verbose)
     task = _walked(task, gated, ridge, tol, add_gates)
@@ -136,7 +136,7 @@ def _walked(own, gated, ridge, tol, add_gates):
     try:
         if not ridge and own.is_done(tol):
             return own
-        plain = not own.data.structure.gated_layers
+        plain = own.data.structure.is_plain
         if gated is True and plain:
             task = add_gates(own)
         if ridge is not None or not own.data.has_hard_labels:

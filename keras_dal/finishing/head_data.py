@@ -121,6 +121,6 @@ class HeadData:
 def _settle_gates(structure, features):
     """Freeze gates that still move, and adapt those of a branch that computes nothing yet to the features."""
     for layer in structure.gated_layers:
-        if layer is structure.output_layer and layer.is_zero:
+        if structure.place == "beside" and layer.is_zero:
             layer.adapt(features)
         layer.freeze_gates()  # learned gates would move with the kernel that is solved for

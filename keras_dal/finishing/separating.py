@@ -43,7 +43,7 @@ class SeparableTask(InMemoryTask):
                 return True
             phi, before = step.phi, left
             left = self._violation(objective, step.logits)
-            if ridge != RIDGES[-1] and left > _STUCK * before and not self.data.structure.gated_layers:
+            if ridge != RIDGES[-1] and left > _STUCK * before and self.data.structure.is_plain:
                 return self._follow(objective, RIDGES[-1], phi, _TRIED)[1].separated
         return False
 

@@ -35,12 +35,12 @@ def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
     """
     samples = train.weighted
     path = Path(on_point=path_table.show if verbose else None)
-    large = 4 * len(samples) * structure.num_outputs > max_bytes and not structure.gated_layers
+    large = 4 * len(samples) * structure.num_outputs > max_bytes and structure.is_plain
     data = HeadData.of(structure, loss, samples, max_bytes, lazy=large)
     task = BlockwiseTask(data, path) if large else SeparableTask(data, path)
     gap = GAP * loss.unit(data.targets, samples.weights)
     try:
-        if isinstance(task, SeparableTask) and structure.gated_layers and data.has_hard_labels:
+        if isinstance(task, SeparableTask) and not structure.is_plain and data.has_hard_labels:
             task.separate()
         else:
             task.minimize_to(weight_of_change(data), gap)

@@ -14,9 +14,9 @@ from keras_dal.features.samples import check_count
 from keras_dal.features.tracing import evaluate, recorded_calls
 from keras_dal.losses import resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpness
 from keras_dal.models.linear_layers import as_dense
-from keras_dal.models.structure import find_structure
 
 _OVERSAMPLE = 4.0
 _PLACES = ("beside", "before")
@@ -73,7 +73,7 @@ def add_gated_head(
     samples = None if x is None else first_inputs(x)
     structure = find_structure(model, samples)
     head = structure.layer
-    if structure.gated_layers:
+    if structure.place is not None:
         raise ValueError(f"The model has a gated head already. Received: layer {head.name!r} ({type(head).__name__})")
     features = None
     if x is not None:

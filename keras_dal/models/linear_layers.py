@@ -43,9 +43,14 @@ def as_dense(head, width):
     return dense
 
 
+def is_plain(layer):
+    """Return whether the outputs of a layer are its inputs times a kernel, as far as its kind tells."""
+    return isinstance(layer, keras.layers.Dense) or _is_pointwise(layer)
+
+
 def is_head(layer):
     """Return whether the outputs of a layer are linear in its parameters, as far as its kind tells."""
-    return isinstance(layer, keras.layers.Dense) or _is_pointwise(layer) or is_gated(layer, before=False)
+    return is_plain(layer) or is_gated(layer, before=False)
 
 
 def quantized_head(model):

@@ -47,7 +47,7 @@ def penalty_at(variables, factors, theta):
 
 def penalty_in_solve(structure):
     """Return the L2 factors of a plain head beside a loss that is not weighted, `(P,)`, None where it has none."""
-    factors = None if structure.gated_layers else l2_factors(structure.linear_parameters)
+    factors = l2_factors(structure.linear_parameters) if structure.is_plain else None
     if factors is None or not factors.any():
         return None
     return factors / (_keras.loss_weight(structure.model) or 1.0)

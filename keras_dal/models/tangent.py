@@ -20,8 +20,8 @@ from keras_dal.features import tracing
 from keras_dal.features.batches import batches, feature_batches
 from keras_dal.features.inputs import sample_inputs
 from keras_dal.heads.base import split
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.linear_layers import named_variables
-from keras_dal.models.structure import find_structure
 
 _VECTORS = 4  # of each length that a Krylov method such as LSQR keeps
 

@@ -76,7 +76,7 @@ def warn_of_what_is_not_solved(structure):
 def _is_left_out(structure):
     """Return whether a head has a penalty that its solve does not know: beside a loss, only L2 is."""
     variables = structure.linear_parameters
-    is_l2 = l2_factors(variables) is not None and not structure.gated_layers
+    is_l2 = l2_factors(variables) is not None and structure.is_plain
     return not is_l2 and any(variable.regularizer is not None for variable in variables)
 
 
@@ -135,7 +135,7 @@ def check_second_phase(wrap, structure, loss, data):
             "The step size for so many features is not computed in the training step: pass AlignmentMonitor(data="
             f"(x, y)), or set exploit_learning_rate. Received: {structure.num_features:,} features and data=None"
         )
-    if structure.gated_layers and data is None:
+    if not structure.is_plain and data is None:
         raise ValueError(
             "The step size for a gated head is computed from its features: pass AlignmentMonitor(data=(x, y)). "
             "Received: exploit_learning_rate='auto' and data=None"

@@ -136,7 +136,7 @@ class ConvexPhase:
 
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""
-        if self.structure.layer is not self.structure.output_layer:
+        if self.structure.place == "before":
             return {}
         train = self.train.weighted
         return as_alignment(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))

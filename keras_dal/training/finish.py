@@ -11,8 +11,8 @@ from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.solvable import check_solvable, warn_of_precision
-from keras_dal.models.structure import find_structure
 from keras_dal.training import messages
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.inner import parameters_of

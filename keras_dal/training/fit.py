@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_dal import _backend
 from keras_dal.losses import loss_of
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.training import checks, messages
 from keras_dal.training.descent import Descent
 from keras_dal.training.inner import innermost, parameters_of

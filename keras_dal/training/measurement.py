@@ -161,7 +161,7 @@ class OnStream(Measurement):
     @property
     def _tells(self):
         """Whether the moments say something: those of what comes before gated units do not."""
-        return self._structure.layer is self._structure.output_layer and self._is_small
+        return self._structure.place != "before" and self._is_small
 
     @property
     def has_samples(self):

@@ -148,7 +148,7 @@ def ends(phase, result, epoch, epochs, validates):
         weight = _keras.loss_weight(structure.model)
         logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
         lines.append(f"  training:   {right}, loss {result.loss:.4g}{logged}")
-        if result.accuracy < 1 and not structure.gated_layers and not result.floor:  # soft labels have no right sides
+        if result.accuracy < 1 and structure.is_plain and not result.floor:  # soft labels have no right sides
             lines.append(f"  more:       {_wider(phase)}")
     if not validates:
         lines.append("  validation: none of this model, validation_freq skips its epoch: model.evaluate does it")

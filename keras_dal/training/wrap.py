@@ -11,8 +11,9 @@ import numpy as np
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import replaced
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import is_held_while_exploring
-from keras_dal.models.structure import Structure, find_structure
+from keras_dal.models.structure import Structure
 from keras_dal.training import arguments
 from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost, path_to

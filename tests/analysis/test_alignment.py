@@ -16,8 +16,8 @@ from keras_dal import _backend
 from keras_dal.analysis.alignment import alignment, alignment_from_moments
 from keras_dal.features.tracing import to_numpy
 from keras_dal.losses import resolve_loss
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch
-from keras_dal.models.structure import find_structure
 from keras_dal.models.tangent import AutodiffOperator
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
 

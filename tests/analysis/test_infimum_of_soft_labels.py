@@ -12,7 +12,7 @@ from keras_dal import heads, losses
 from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify_head
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.solvers import duality
 from keras_dal.solvers.duality import _Search
 from keras_dal.solvers.factorized_jacobian import KroneckerJacobian

@@ -13,7 +13,7 @@ import keras_dal
 from keras_dal.analysis.alignment import alignment_from_moments
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import SquaredError, resolve_loss
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

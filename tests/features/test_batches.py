@@ -11,7 +11,7 @@ from keras_dal.features import tracing
 from keras_dal.features.batches import as_arguments, batches, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of
 from keras_dal.features.store import KeptRows
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 
 N = 11
 CASE = cases.CASES[2]

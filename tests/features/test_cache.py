@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from keras_dal.features import cache, store
 from keras_dal.features.cache import cached_features
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_a_killed_process_leaves_no_file_that_counts(tmp_path):
     script = """
         import sys, time, keras, numpy as np
         from keras_dal.features.cache import cached_features
-        from keras_dal.models.structure import find_structure
+        from keras_dal.models.find_structure import find_structure
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
         x = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")

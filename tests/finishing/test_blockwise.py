@@ -13,7 +13,7 @@ from keras_dal.finishing.history import Path
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import SquaredError, loss_of
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.solvers.penalties import Quadratic
 
 LOSSES = {

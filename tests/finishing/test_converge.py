@@ -22,7 +22,7 @@ from keras_dal.finishing.in_memory import RIDGES
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.tables import at_most
 
 

@@ -7,7 +7,7 @@ import pytest
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 
 N, M, C = 400, 5, 3
 

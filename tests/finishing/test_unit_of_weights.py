@@ -11,7 +11,7 @@ from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import loss_of
 from keras_dal.losses.lazy_targets import LazyTargets
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 
 LOSSES = {
     "softmax": (3, keras.losses.SparseCategoricalCrossentropy(from_logits=True)),

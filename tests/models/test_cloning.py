@@ -6,8 +6,8 @@ import pytest
 from keras import layers, ops
 
 from keras_dal import add_gated_head, certify, converge
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch
-from keras_dal.models.structure import find_structure
 
 N = 40
 

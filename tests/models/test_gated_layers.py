@@ -9,8 +9,8 @@ from keras import layers
 from keras_dal.analysis.certify import certify
 from keras_dal.features.tracing import to_numpy
 from keras_dal.models.add_head import add_gated_head
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
-from keras_dal.models.structure import find_structure
 
 
 def features(n=20, m=5, seed=0):
@@ -305,6 +305,7 @@ def test_gates_are_counted_by_samples_and_units_by_free_outputs_and_the_number_i
     model = functional()
     beside = add_gated_head(model, num_samples=100, oversample=1.5)
     assert find_structure(beside).layer.num_gates == 25  # 1.5 * 100 / (5 + 1)
+    assert find_structure(beside).place == "beside"
     added = sum(np.prod(v.shape) for v in beside.trainable_variables) - sum(
         np.prod(v.shape) for v in model.trainable_variables
     )

@@ -7,8 +7,8 @@ import pytest
 from keras import layers
 
 import keras_dal
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.solvable import check_solvable
-from keras_dal.models.structure import find_structure
 
 
 def compiled(head):

@@ -8,9 +8,9 @@ from keras import layers
 
 from keras_dal.features import tracing
 from keras_dal.features.tracing import tap, to_numpy
-from keras_dal.models import structure
+from keras_dal.models import find_structure as finding
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedDense
-from keras_dal.models.structure import find_structure
 
 WIDEST = "float32" if cases.BACKEND == "jax" else "float64"  # of variables: JAX has no float64 unless it is set to
 
@@ -35,6 +35,7 @@ def test_finds_head_and_leaves_the_model_alone(case, dtype):
     assert structure.num_outputs == case.num_outputs
     assert structure.use_bias == case.use_bias
     assert bool(structure.gated_layers) == case.gated
+    assert structure.is_plain is not case.gated
     assert structure.num_features == (3 if case.name == "convolutional" else cases.NUM_FEATURES)
 
 
@@ -147,9 +148,11 @@ def test_learned_gates_are_checked_as_they_will_be_frozen(gates):
     assert structure.layer is gated
     assert structure.output_layer is dense
     assert structure.gated_layers == (gated,)
+    assert structure.place == "before"
     assert structure.linear_parameters == (gated.kernel, gated.bias, dense.bias)
     plain = find_structure(model, parameters=dense)  # the last layer alone is a linear head too
     assert plain.layer is dense
+    assert plain.place is None
     assert plain.gated_layers == ()
 
 
@@ -410,7 +413,7 @@ def test_a_program_that_rounds_otherwise_refuses_no_model(monkeypatch):
     def disturbed(model, layer):
         return lambda x: [part + 0.1 for part in tracing.evaluate(model, layer, x)]
 
-    monkeypatch.setattr(structure, "evaluation", disturbed)
+    monkeypatch.setattr(finding, "evaluation", disturbed)
     model = cases.CASES[0].build()
     before = snapshot(model)
     assert find_structure(model).num_features == cases.NUM_FEATURES

@@ -8,7 +8,7 @@ from keras import layers
 from scipy.sparse.linalg import lsqr
 
 from keras_dal.features.tracing import to_numpy
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.models.tangent import tangent_operator
 
 N = 6

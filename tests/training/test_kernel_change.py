@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_dal.features.tracing import to_numpy
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.training.kernel_change import NUM_PROBES, KernelChange, kernel_change, some_samples
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import keras_dal
 from keras_dal.losses import SquaredError
-from keras_dal.models.structure import find_structure
+from keras_dal.models.find_structure import find_structure
 from keras_dal.training.step_size import step_size
 
 
