@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_dal import __version__
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
@@ -90,7 +91,10 @@ def _add_saving_command(commands, function, text):
     quiet = {"dest": "verbose", "action": "store_const", "const": 0, "default": 1}
     command.add_argument("--quiet", **quiet, help="print the result alone")
     command.add_argument(
-        "--max-bytes", type=int, default=2**32, help="memory for features and the solver, each (default %(default)s)"
+        "--max-bytes",
+        type=int,
+        default=MAX_BYTES,
+        help="memory for features and the solver, each (default %(default)s)",
     )
     return command
 

@@ -13,6 +13,7 @@ from scipy import special
 
 EPS = float(np.finfo(np.float64).eps)  # spacing of float64 at one
 BLOCK = 4096  # samples that are looked at together
+MAX_BYTES = 2**32  # of memory for each thing that is computed once, by default
 SPREAD = 4 * EPS  # of labels, relative to their size, that is none
 _TINY = np.finfo(np.float32).tiny  # below it an accelerator may take numbers for zero
 

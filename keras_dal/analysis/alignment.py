@@ -20,7 +20,7 @@ from keras_dal.analysis.separability import (
     decisive_share,
     joined_rows,
 )
-from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import positive
@@ -43,7 +43,7 @@ def alignment(
     decide_separability: bool = True,
     loss: Any = None,
     parameters: Any = "head",
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     verbose: int = 1,
 ) -> AlignmentReport:
     """Measure how much of the labels lies in the column space of the Jacobian of a model's linear parameters.
@@ -83,7 +83,9 @@ def alignment(
     return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability, verbose)
 
 
-def alignment_of(structure, loss, x, y=None, sample_weight=None, batch_size=256, decide_separability=True, verbose=0):
+def alignment_of(
+    structure, loss, x, y=None, sample_weight=None, batch_size=BATCH_SIZE, decide_separability=True, verbose=0
+):
     """Measure the alignment of a `Structure` that is at hand, whose function for features is then compiled once.
 
     Args:

@@ -11,14 +11,14 @@ from keras_dal.analysis import assumptions
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.descent_bound import Objective
 from keras_dal.analysis.separability import announced, decisive_share, finding_of
-from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_positive, checked_weight, joined, positive
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.regularizers import l2_factors, penalty_at
-from keras_dal.solvers.jacobian import MAX_BYTES, jacobian
+from keras_dal.solvers.jacobian import MAX_JACOBIAN_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
 
 
@@ -28,11 +28,11 @@ def certify(
     y: Any = None,
     sample_weight: Any = None,
     *,
-    max_jacobian_bytes: int = MAX_BYTES,
+    max_jacobian_bytes: int = MAX_JACOBIAN_BYTES,
     time_limit: float | None = None,
     loss: Any = None,
     parameters: Any = "head",
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     verbose: int = 1,
 ) -> Certificate:
     """Certify what training theta_S alone can reach on these samples, and how fast.
@@ -102,7 +102,7 @@ def certify_head(
     weights=None,
     *,
     penalty: Any = None,
-    max_bytes=MAX_BYTES,
+    max_bytes=MAX_JACOBIAN_BYTES,
     eps=None,
     seconds=None,
 ):

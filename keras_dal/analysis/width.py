@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from scipy import optimize
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.threads import threads_for
 from keras_dal._backend.warning import say
 from keras_dal.analysis.assumptions import ROUNDED
@@ -20,7 +21,7 @@ from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import WidthCurve
 from keras_dal.analysis.samples_fitted import samples_fitted
 from keras_dal.analysis.separability import ALIGNED, decisive_share
-from keras_dal.features.batches import first_inputs
+from keras_dal.features.batches import BATCH_SIZE, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.features.samples import check_count
@@ -52,8 +53,8 @@ def width_curve(
     draws: int = 3,
     loss: Any = None,
     cache: str | os.PathLike[str] | None = None,
-    max_bytes: int = 2**32,
-    batch_size: int = 256,
+    max_bytes: int = MAX_BYTES,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     verbose: int = 1,
 ) -> WidthCurve:

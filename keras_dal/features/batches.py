@@ -8,8 +8,10 @@ from keras_dal._backend import arrays
 from keras_dal.features.samples import check_count, check_labels, checked_weight
 from keras_dal.features.tracing import feature_array, to_numpy
 
+BATCH_SIZE = 256  # samples in one evaluation of arrays, by default
 
-def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256, labelled=False):
+
+def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False):
     """Yield the features of data, one batch at a time, in the order of the data.
 
     Args:
@@ -50,7 +52,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=256, la
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
 
 
-def batches(x, y=None, sample_weight=None, batch_size=256, labelled=False):
+def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False):
     """Yield `(x, y, sample_weight)` for each batch of arrays or of an iterable, None for what is missing.
 
     Labels are not, where data must be `labelled`: that is known before a batch is evaluated.

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from keras import tree
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import warn
-from keras_dal.features.batches import are_arrays, batches, feature_batches
+from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, feature_batches
 from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint
 from keras_dal.features.precision import eps_of
@@ -104,9 +105,9 @@ def cached_features(
     x,
     y=None,
     sample_weight=None,
-    batch_size=256,
+    batch_size=BATCH_SIZE,
     directory=None,
-    max_bytes=2**32,
+    max_bytes=MAX_BYTES,
     on_batch=None,
     labelled=False,
 ):

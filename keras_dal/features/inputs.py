@@ -10,9 +10,14 @@ _SAMPLES = 16  # rows a check looks at: more would only repeat what random param
 _OPEN = 64  # size of a dimension that a model leaves open
 
 
+def num_samples(x):
+    """Return how many samples there are in inputs, an array or a structure of arrays."""
+    return np.shape(tree.flatten(x)[0])[0]
+
+
 def spread(x, count):
     """Return a few samples, from the first to the last."""
-    step = max(1, -(-np.shape(tree.flatten(x)[0])[0] // count))
+    step = max(1, -(-num_samples(x) // count))
     return tree.map_structure(lambda part: part[::step][:count], x)
 
 

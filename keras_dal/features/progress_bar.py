@@ -3,11 +3,10 @@
 import sys
 
 import keras
-import numpy as np
-from keras import tree
 
 from keras_dal._backend.warning import say
 from keras_dal.features.batches import are_arrays
+from keras_dal.features.inputs import num_samples
 
 
 def progress_bar(of, x):
@@ -18,7 +17,7 @@ def progress_bar(of, x):
         x: inputs, whose number is known where they are arrays.
     """
     say(f"features of the {of}")
-    size = np.shape(tree.flatten(x)[0])[0] if are_arrays(x) else None
+    size = num_samples(x) if are_arrays(x) else None
     is_redrawn = sys.stdout.isatty() or "ipykernel" in sys.modules  # else no escape codes
     return keras.utils.Progbar(size, unit_name="sample", verbose=1 if is_redrawn else 2)
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
-from keras_dal.features.inputs import spread
+from keras_dal.features.inputs import num_samples, spread
 from keras_dal.features.tracing import inference, recorded, takes_training, to_numpy
 from keras_dal.features.variables import are_equal
 
@@ -33,7 +33,7 @@ def warn_of_statistics(model, inputs, advice):
     if not steps or not young:
         return
     few = spread(inputs, _MOST)
-    if len(tree.flatten(few)[0]) < _FEW:
+    if num_samples(few) < _FEW:
         return
     for layer, (mean, squares) in zip(young, _moments(model, young, few), strict=True):
         if mean is not None and _differ(layer, mean, squares - mean**2):

@@ -1,6 +1,7 @@
 """Values of Keras variables: kept, compared, and put back bit for bit."""
 
 import contextlib
+import math
 
 import numpy as np
 
@@ -15,6 +16,11 @@ def is_real(variable):
 def values_of(variables):
     """Return the values of variables as arrays of their own: JAX would share its buffers, and donate them."""
     return [to_numpy(variable).copy() for variable in variables]
+
+
+def num_entries(variables):
+    """Return how many numbers variables hold."""
+    return sum(math.prod(variable.shape) for variable in variables)
 
 
 def are_equal(values, others):

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from keras import tree
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, say, warn
-from keras_dal.features.batches import are_arrays, as_arguments, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_positive
@@ -42,8 +43,8 @@ def converge(
     time_limit: float | None = None,
     loss: Any = None,
     cache: str | os.PathLike[str] | None = None,
-    max_bytes: int = 2**32,
-    batch_size: int = 256,
+    max_bytes: int = MAX_BYTES,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     verbose: int = 1,
 ) -> Result:

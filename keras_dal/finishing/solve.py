@@ -1,5 +1,6 @@
 """The convex phase on cached features: one solve, with a proof of how near it is to the minimum."""
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.finishing import path_table
 from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.head_data import HeadData
@@ -13,7 +14,7 @@ OF_CURVATURE = 1 / 3  # the weight between them, in the mean curvature of the lo
 GAP = 1e-4  # in the unit of the loss, to which a minimum is proved to be reached, and a loss is wanted by default
 
 
-def solve_head(structure, loss, train, max_bytes=2**32, verbose=False):
+def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     """Solve for the linear parameters of a model on cached features, and write them into the model.
 
     A plain head minimizes `loss + weight_of_change(...) * change`, and its L2 penalty if it has one; there is one

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal._backend import arrays
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.heads import array_backend
 
 
@@ -31,7 +32,7 @@ class CachedJacobian:
         self.num_outputs, self.num_parameters = parts[0].num_outputs, sum(part.num_parameters for part in parts)
 
     @classmethod
-    def of_head(cls, head, features, max_bytes=2**32, on=None, entries=None):
+    def of_head(cls, head, features, max_bytes=MAX_BYTES, on=None, entries=None):
         """Return that of a head, in float32, with its gates computed once where memory allows.
 
         Args:

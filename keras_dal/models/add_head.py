@@ -7,11 +7,12 @@ import keras
 import numpy as np
 
 from keras_dal._backend.warning import say, warn
-from keras_dal.features.batches import feature_batches, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
 from keras_dal.features.samples import check_count
 from keras_dal.features.tracing import evaluate, recorded_calls
+from keras_dal.features.variables import num_entries
 from keras_dal.losses import resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.find_structure import find_structure
@@ -32,7 +33,7 @@ def add_gated_head(
     sharpness: float = 10.0,
     oversample: float = _OVERSAMPLE,
     loss: Any = None,
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     seed: int | None = None,
     verbose: int = 1,
 ) -> Any:
@@ -231,14 +232,10 @@ def what_was_added(structure, copy, count, place, num_samples):
         num_samples: for which they were counted.
     """
     model = structure.model
-    trainable = _count(copy.trainable_variables) - _count(model.trainable_variables)
-    fixed = _count(copy.non_trainable_variables) - _count(model.non_trainable_variables)
+    trainable = num_entries(copy.trainable_variables) - num_entries(model.trainable_variables)
+    fixed = num_entries(copy.non_trainable_variables) - num_entries(model.non_trainable_variables)
     kind = "gates" if place == "beside" else "gated units"
     return (
         f"gated head of {count:,} {kind} {place} {structure.layer.name!r} for {num_samples:,} samples, "
         f"{trainable:,} trainable and {fixed:,} fixed parameters more."
     )
-
-
-def _count(variables):
-    return sum(math.prod(variable.shape) for variable in variables)

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from keras import tree
 
+from keras_dal.features.inputs import num_samples
 from keras_dal.features.tracing import computed_dtype, to_numpy
 from keras_dal.features.variables import assign_all, is_real, values_of
 
@@ -54,7 +55,7 @@ def overlapping(x):
     From three samples on the two batches are of one size: an accelerator has other kernels, which round differently,
     for another.
     """
-    count = np.shape(tree.flatten(x)[0])[0]
+    count = num_samples(x)
     rows = (slice(0, None, 2), slice(0, -(-count // 2))) if count > 2 else (slice(0, None), slice(0, 1))
     return tuple(tree.map_structure(lambda part, rows=rows: part[rows], x) for rows in rows)
 

@@ -16,9 +16,11 @@ from keras import tree
 from scipy.sparse.linalg import LinearOperator
 
 from keras_dal import _backend
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.features import tracing
-from keras_dal.features.batches import batches, feature_batches
-from keras_dal.features.inputs import sample_inputs
+from keras_dal.features.batches import BATCH_SIZE, batches, feature_batches
+from keras_dal.features.inputs import num_samples, sample_inputs
+from keras_dal.features.variables import num_entries
 from keras_dal.heads.base import split
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.linear_layers import named_variables
@@ -27,7 +29,7 @@ _VECTORS = 4  # of each length that a Krylov method such as LSQR keeps
 
 
 def tangent_operator(
-    model: Any, x: Any, parameters: Any = "head", *, max_bytes: int = 2**32, batch_size: int = 256
+    model: Any, x: Any, parameters: Any = "head", *, max_bytes: int = MAX_BYTES, batch_size: int = BATCH_SIZE
 ) -> "HeadOperator | AutodiffOperator":
     """Return J as a linear operator, for the head of a model, its whole network, or any parameters between.
 
@@ -87,7 +89,7 @@ class HeadOperator(_Operator):
 
     def __init__(self, structure, x, batch_size, max_bytes):
         self._head = structure.head()
-        size = _num_samples(x)
+        size = num_samples(x)
         super().__init__(
             size, self._head.num_outputs, self._head.num_parameters, 8 * size * structure.num_features, max_bytes
         )
@@ -117,8 +119,8 @@ class AutodiffOperator(_Operator):
         self.variables = tuple(variables)
         sample = sample_inputs(structure.model, x)
         values = batch_size * _bytes_per_sample(structure.model, sample)
-        size = sum(math.prod(variable.shape) for variable in variables)
-        super().__init__(_num_samples(x), structure.num_outputs, size, 3 * values, max_bytes)  # tangents, gradients too
+        size = num_entries(variables)
+        super().__init__(num_samples(x), structure.num_outputs, size, 3 * values, max_bytes)  # tangents, gradients too
         self._x, self._batch_size = x, batch_size
 
         def logits(inputs):
@@ -131,7 +133,7 @@ class AutodiffOperator(_Operator):
     def _try(self):
         first = next(batches(self._x, batch_size=self._batch_size))[0]
         _flat(self._jvp(first, self._tangents(np.zeros(self.shape[1]))))
-        return math.ceil(_num_samples(self._x) / self._batch_size)
+        return math.ceil(num_samples(self._x) / self._batch_size)
 
     def _tangents(self, theta):
         parts = split(np.ravel(theta), [variable.shape for variable in self.variables])
@@ -150,7 +152,7 @@ class AutodiffOperator(_Operator):
         total, start = np.zeros(self.shape[1]), 0
         cotangent = np.reshape(x, (-1, self.num_outputs))
         for batch, _, _ in batches(self._x, batch_size=self._batch_size):
-            rows = cotangent[start : start + _num_samples(batch)]
+            rows = cotangent[start : start + num_samples(batch)]
             gradients = self._vjp(batch, keras.ops.convert_to_tensor(rows, dtype=self._logits_dtype))
             total += np.concatenate([_flat(gradient) for gradient in gradients])
             start += len(rows)
@@ -161,13 +163,9 @@ def _flat(tensor):
     return tracing.to_numpy(tensor).astype(np.float64).ravel()
 
 
-def _num_samples(x):
-    return len(tree.flatten(x)[0])
-
-
 def _bytes_per_sample(model, sample):
     """Return the memory of what all layers return for one sample, which bounds what is kept for a gradient."""
     calls, _ = tracing.recorded_calls(model, sample)
     outputs = [output for call in calls for output in tree.flatten(call.outputs)]
     sizes = [math.prod(output.shape) * 8 for output in outputs]
-    return sum(sizes) // _num_samples(sample)
+    return sum(sizes) // num_samples(sample)

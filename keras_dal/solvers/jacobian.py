@@ -6,10 +6,10 @@ from keras_dal._backend.arrays import EPS
 from keras_dal.solvers.factorized_jacobian import DenseJacobian, KroneckerJacobian
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
 
-MAX_BYTES = 2**28  # of a matrix whose singular values are computed, by default
+MAX_JACOBIAN_BYTES = 2**28  # of a matrix whose singular values are computed, by default
 
 
-def jacobian(head, features, weights=None, shift_invariant=False, max_bytes=MAX_BYTES, eps=EPS):
+def jacobian(head, features, weights=None, shift_invariant=False, max_bytes=MAX_JACOBIAN_BYTES, eps=EPS):
     """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
 
     Args:

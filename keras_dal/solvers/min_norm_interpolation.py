@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_dal._backend import arrays
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.solvers.whitening import Whitening
 
 _JITTER, _LARGEST = 1e-6, 1e-3  # of the diagonal: what float32 needs to factorize, and what it gets at most
@@ -34,7 +35,7 @@ class Interpolation:
         max_bytes: size of the largest factor.
     """
 
-    def __init__(self, mixture, anchors, max_bytes=2**32):
+    def __init__(self, mixture, anchors, max_bytes=MAX_BYTES):
         self._mixture, self._whitening, self._on = mixture, Whitening(anchors, mixture), mixture.on
         self._max_bytes = max_bytes
         self.clear()

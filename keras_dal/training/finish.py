@@ -3,8 +3,9 @@
 import itertools
 from typing import Any
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
-from keras_dal.features.batches import are_arrays, batches, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.samples import check_labels
 from keras_dal.features.settled import warn_of_statistics
@@ -28,8 +29,8 @@ def finish(
     *,
     statistics_from: Any = None,
     loss: Any = None,
-    max_bytes: int = 2**32,
-    batch_size: int = 256,
+    max_bytes: int = MAX_BYTES,
+    batch_size: int = BATCH_SIZE,
     verbose: int = 1,
 ) -> Result:
     """Solve the convex second phase of a model: its linear parameters, on the features of these data.

@@ -5,6 +5,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, warn
 from keras_dal.features.cache import FeatureRows
 from keras_dal.features.samples import checked_weight
@@ -13,7 +14,6 @@ from keras_dal.training.evaluated import evaluated
 from keras_dal.training.statistics import STEPS, BatchStatistics
 
 _BYTES = 2**30  # of inputs that wait until the statistics are known, at most
-_FEATURE_BYTES = 2**32  # from which features wait on the disk
 
 
 class Gathering:
@@ -38,7 +38,7 @@ class Gathering:
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
         self.arrived, self._waiting, self._bytes = [], [], 0
-        self._rows = FeatureRows(_FEATURE_BYTES)
+        self._rows = FeatureRows(MAX_BYTES)
         self.batches = self.steps_of_statistics = 0
         self._discarded = False
 

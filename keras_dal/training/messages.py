@@ -7,6 +7,7 @@ from keras_dal._backend.warning import described
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.features.tracing import HALVES
+from keras_dal.features.variables import num_entries
 from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
@@ -75,8 +76,8 @@ def descends(epoch, epochs, structure, loss, report, certificate):
     lines = [
         f"exploitation begins at epoch {epoch + 1} of {epochs}",
         f"  labels in the column space of the head: {measured}",
-        f"  trained:   {', '.join(v.path for v in trained)} ({_size(trained):,} parameters)",
-        f"  frozen:    {len(frozen)} variables with {_size(frozen):,} parameters, batch statistics and dropout too",
+        f"  trained:   {', '.join(v.path for v in trained)} ({num_entries(trained):,} parameters)",
+        f"  frozen:    {len(frozen)} variables, {num_entries(frozen):,} parameters, batch statistics and dropout too",
         f"  minimized: {' plus '.join([loss.name, *penalties])}, convex in what is trained",
     ]
     return "\n".join(lines if certificate is None else [*lines, str(certificate)])
@@ -137,7 +138,9 @@ def ends(phase, result, epoch, epochs, validates):
     if samples < _FEW * (structure.num_features + 1):
         lines.append("  few:        less than five samples for each feature; where an epoch is not all data")
         lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
-    lines.append(f"  solved:     {_size(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s")
+    lines.append(
+        f"  solved:     {num_entries(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s"
+    )
     lines += [f"  {line}" for line in result.proof()] or list(_not_proved(result))
     if (dtype := structure.output_layer.compute_dtype) in HALVES:
         lines.append(f"  rounding:   the model computes its logits in {dtype}: this is of the head in float64")
@@ -221,7 +224,3 @@ def keeps_statistics():
         "no step of training has moved the batch statistics, and they stay as they are: a model whose call has no "
         "training argument is trained in inference mode. statistics_from=x renews them all the same"
     )
-
-
-def _size(variables):
-    return sum(int(np.prod(variable.shape)) for variable in variables)
