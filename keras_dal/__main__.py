@@ -107,7 +107,7 @@ def _add_converge(commands):
         type=float,
         help="training loss to reach (default 1e-4 times the mean weight, for squared errors times the variance of y)",
     )
-    command.add_argument("--validation", dest="validation_data", help=".npz file with x and y")
+    command.add_argument("--validation", dest="validation_data", metavar="VALIDATION", help=".npz file with x and y")
     command.add_argument("--anchors", help=".npz file with x: inputs whose predictions should stay")
     command.add_argument(
         "--gated",
@@ -197,7 +197,8 @@ def _check_options(options):
 def _found(options):
     """Return what the function of a command finds, whose arguments the options are by their names."""
     given = vars(options) | {"model": _load(options.model)} | _read(options.data)
-    given |= {name: read(given[name]) for name, read in _FILES.items() if given.get(name)}
+    # an empty name, as of a variable that a script has not set, is none
+    given |= {name: read(given[name]) if given[name] else None for name, read in _FILES.items() if name in given}
     function = options.function
     return function(**{name: given[name] for name in inspect.signature(function).parameters if name in given})
 

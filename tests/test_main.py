@@ -164,6 +164,10 @@ def test_options_of_the_solver_are_passed_on(files, capsys):
     assert "not reached" not in printed
 
 
+def test_a_name_of_a_file_that_is_empty_is_none(files):
+    assert run(files, "converge", "--output", files / "done.keras", "--validation", "", "--anchors", "") == 0
+
+
 def test_certify_prints_a_table_or_json(files, capsys):
     assert run(files, "certify") == 0
     assert "Certificate" in capsys.readouterr().out
