@@ -92,25 +92,37 @@ def over_replicas(function, model):
         model: the model it reads.
     """
     strategy = model.distribute_strategy
+    has_workers = strategy.cluster_resolver is not None
+
+    def gatherable(data):
+        return tf.nest.map_structure(_gatherable, function(data))
 
     def run(data):
-        parts = strategy.run(function, (data,))
-        if strategy.num_replicas_in_sync == 1:
-            return parts
-        return tf.nest.map_structure(
-            lambda part: strategy.gather(part, axis=0), parts
-        )  # outside it is traced each time
+        if not has_workers:
+            return strategy.run(function, (data,))
+        parts = strategy.run(gatherable, (data,))
+        # here: outside of what is traced, each call would be traced anew
+        return tf.nest.map_structure(lambda part: strategy.gather(part, axis=0), parts)
 
-    traced = run if model.run_eagerly else tf.function(run, autograph=False, reduce_retracing=True)
+    def joined(part):
+        """Return the rows of all replicas; without workers no collective is needed, whose keys strategies share."""
+        return part if has_workers else tf.concat(strategy.experimental_local_results(part), 0)
+
+    traced = tf.function(run, autograph=False, reduce_retracing=True)
 
     def call(data):
-        if model.run_eagerly or strategy.num_replicas_in_sync > 1:
-            parts = traced(data)
-        else:  # not called directly, as in `_traced`
-            parts = traced.get_concrete_function(data)(data)
-        return tf.nest.map_structure(lambda part: part.numpy(), parts)
+        # not called directly, as in `_traced`
+        parts = run(data) if model.run_eagerly else traced.get_concrete_function(data)(data)
+        return tf.nest.map_structure(lambda part: joined(part).numpy(), parts)
 
     return call
+
+
+def _gatherable(part):
+    """Return a tensor in a dtype that collectives take, and that holds its values."""
+    if part.dtype in (tf.float16, tf.float32, tf.float64, tf.int32, tf.int64):
+        return part
+    return tf.cast(part, tf.float32 if part.dtype.is_floating else tf.int64)
 
 
 def in_replica(function, model, *arguments):

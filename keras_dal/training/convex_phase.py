@@ -70,11 +70,25 @@ class ConvexPhase:
         self.logs = self._solved_logs(with_alignment)
         self._live.update({name: value for name, value in self.logs.items() if name in self._live})
 
+    @property
+    def shown(self):
+        """The logs of a step after the head was solved: of the names that steps have."""
+        return dict(self._live)
+
     def take(self):
         """Look at what was read since the last call; where no step has trained, logs are of the first batch."""
         if "loss" not in self._live and self.batches == len(self._gathering.arrived):
             self._live.update(evaluated_once(self._model, self._gathering.arrived[0]))
-        self._gathering.take()
+        try:
+            self._gathering.take()
+        except ValueError:
+            self._check_weights()  # which says more, where they are why
+            raise
+
+    def _check_weights(self):
+        lost = [v.path for v in self._model.trainable_variables if not np.isfinite(to_numpy(v)).all()]
+        if lost:
+            raise ValueError(f"Weights are not finite: the training has diverged. Received: {', '.join(lost)}")
 
     @property
     def steps_of_statistics(self):
@@ -102,9 +116,7 @@ class ConvexPhase:
                 f"{self.batches} of {of} batches"
             )
         if self.result is None:
-            lost = [v.path for v in self._model.trainable_variables if not np.isfinite(to_numpy(v)).all()]
-            if lost:
-                raise ValueError(f"Weights are not finite: the training has diverged. Received: {', '.join(lost)}")
+            self._check_weights()
             self.train = self._gathering.finish()
             result = solve_head(self.structure, self.loss, self.train)
             self._check_start(result)

@@ -290,7 +290,7 @@ class TwoPhases(OnePhase):
         if self.solved is not None:
             ended = self._convex_phase, self._outcome.result, epoch, self._epochs, validates
             self._announcer.say_later(messages.ends, *ended)
-            self._last = dict(self._convex_phase.logs)
+            self._last = self._convex_phase.shown
             self._convex_phase, self._stage = None, Stage.OVER
         if self.is_over:
             self._model.stop_training = True

@@ -464,6 +464,18 @@ def test_a_head_that_diverged_alone_is_not_taken_for_solved():
     assert monitor.result is None
 
 
+@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # no average renews them
+def test_a_trunk_that_diverged_is_named():
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == SWITCH - 1:
+                kernel = self.model.get_layer("conv2").kernel
+                kernel.assign(np.full(kernel.shape, np.nan))
+
+    with pytest.warns(UserWarning, match="exploration goes on.*Weights are not finite.*conv2.kernel"):
+        ended(average=0, epochs=SWITCH + 1, callbacks=[Spoil()])
+
+
 def test_a_fit_in_the_second_phase_says_so_solves_and_ends(capsys):
     model, monitor = switched(), keras_dal.AlignmentMonitor()
     capsys.readouterr()
@@ -876,6 +888,8 @@ def test_a_callback_that_takes_the_stop_back_finds_the_solved_head_unmoved():
 
     model, monitor, history = ended(callbacks=[GoesOn()], epochs=6)
     assert history["phase"] == [0, 0, 0, 1, 1, 1]
+    assert {len(values) for values in history.values()} == {6}
+    assert history["alignment"][3] > 0
     for name in ("loss", "accuracy"):
         assert history[name][3:] == pytest.approx([model.evaluate(*images(), return_dict=True, verbose=0)[name]] * 3)
     expected, _, _ = ended(epochs=6)
