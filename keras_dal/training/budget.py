@@ -5,6 +5,7 @@ import math
 import keras
 
 from keras_dal import _backend, _keras
+from keras_dal.features.variables import num_entries
 from keras_dal.training.kernel_change import NUM_PROBES
 
 SHARE = 0.01  # of training's arithmetic that each may cost
@@ -69,7 +70,7 @@ def _products(model, kind):
 
 def _parameters(layer, kind):
     """Return the number of weights that are multiplied: a table is looked up in."""
-    return 0 if isinstance(layer, keras.layers.Embedding) else sum(math.prod(v.shape) for v in getattr(layer, kind))
+    return 0 if isinstance(layer, keras.layers.Embedding) else num_entries(getattr(layer, kind))
 
 
 def _positions(layer):
