@@ -128,11 +128,21 @@ class ConvexPhase:
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""
         trained, start = float(self._shown.get("loss", np.nan)), self._weight * result.path[0].loss
-        if trained and start > _FAR * (trained + 1.0):  # 0 is what Keras shows of a train_step that tracks no loss
+        far = _FAR * (trained + 1.0)
+        if trained and start > far and self._shown_start(result) > far:  # 0 is shown of a step that tracks no loss
             raise ValueError(
                 f"On what was read the loss is far above that of training. {self._advice()}, or use finish='descend'. "
                 f"Received: loss {start:.4g} before the head was solved, {trained:.4g} in training"
             )
+
+    def _shown_start(self, result):
+        """Return the loss before the solve as `fit` shows it at most: Keras clips the probabilities it is given."""
+        train, head, targets = self.train.weighted, self.structure.head(), self.targets(self.train.weighted)
+        most, total = np.inf if self.structure.activation == "linear" else -np.log(keras.config.epsilon()), 0.0
+        for rows in arrays.slices(len(train)):
+            logits = head.logits(np.asarray(train.features[rows], np.float64), result.path[0].theta)
+            total += train.weights[rows] @ np.minimum(self.loss.values(logits, targets[rows]), most)
+        return self._weight * total / len(train)
 
     def _advice(self):
         """Return what may help where other features were read than those of training."""

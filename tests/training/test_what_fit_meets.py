@@ -117,6 +117,20 @@ def test_features_of_inputs_that_training_has_not_seen_are_not_solved_on():
     assert wrap.phase == "explore"
 
 
+def test_probabilities_that_keras_clips_are_no_other_features():
+    """Of logits in the hundreds, wrong ones too, Keras shows a loss of at most 16 a sample on some backends."""
+    x, y = np.random.default_rng(0).normal(size=(96, 4)).astype("float32"), np.arange(96) % 3
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)])
+    model.add(layers.Activation("softmax"))
+    model.layers[1].kernel.assign(1e3 * model.layers[1].kernel)
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1), "sparse_categorical_crossentropy")
+    model.fit(x, y, epochs=2, verbose=0, callbacks=[monitor])
+    assert monitor.result.path[0].loss > 100
+    assert monitor.result.loss < monitor.result.path[0].loss
+
+
 class TracksNoLoss(keras.Model):
     """Keras shows a loss of 0 for steps like this."""
 
