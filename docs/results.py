@@ -53,7 +53,7 @@ def run_section(path):
 
 def _phases(rows):
     """Return what an image costs after the switch, as a share of what it cost before."""
-    pairs = [(row["explore_images_per_second"], row["exploit_images_per_second"]) for row in rows]
+    pairs = [(row.get("explore_images_per_second"), row.get("exploit_images_per_second")) for row in rows]
     ratios = [explore / exploit for explore, exploit in pairs if explore and exploit]
     if not ratios:
         return "No run reached the second phase."

@@ -41,6 +41,12 @@ def parse(name, **defaults):
     results.add_argument("--run-dir", default=f"runs/{name}", help="folder for all that is written")
     results.add_argument("--resume", action="store_true", help="go on in that folder")
     results.add_argument(
+        "--converge",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="after training on one device, finish a copy of the network on clean images, too; minutes",
+    )
+    results.add_argument(
         "--certify", action=argparse.BooleanOptionalAction, default=True, help="certify the head at the end; minutes"
     )
     parser.set_defaults(dataset=name, **defaults)

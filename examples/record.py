@@ -17,7 +17,17 @@ import numpy as np
 from checkpoint import replace_file
 from host import processor
 
-_MAY_DIFFER = ("data_dir", "manual_dir", "run_dir", "resume", "strategy", "logical_cpus", "certify", "batch_size")
+_MAY_DIFFER = (
+    "data_dir",
+    "manual_dir",
+    "run_dir",
+    "resume",
+    "strategy",
+    "logical_cpus",
+    "certify",
+    "converge",
+    "batch_size",
+)
 _PAGE = """# {title}
 
 ```
@@ -41,8 +51,10 @@ Made by
 | `NAME-SEED/model.keras` | the trained model; it takes raw pixel values |
 | `NAME-SEED/report.txt`, `spectrum.png` | alignment of the clean training images, and on which singular values |
 | `NAME-SEED/certificate.json`, `.txt`, `.png` | what is proved about training the head from here on |
+| `converged-SEED/path.txt`, `.png` | the way of `converge`, and what it came to |
 
-`NAME` is `wrapped` for the two-phase optimizer and `base` for the optimizer alone.
+`NAME` is `wrapped` for the two-phase optimizer, `base` for the optimizer alone, and `converged` for the wrapped network
+after `keras_dal.converge` on the clean training images, whose seconds are counted with those of the training.
 """
 
 
@@ -131,7 +143,7 @@ def summarize(rows):
     for title, group in groups:
         cells = []
         for _, key, factor, style in columns:
-            values = [row[key] for row in group if row[key] is not None]
+            values = [row[key] for row in group if row.get(key) is not None]
             cells.append(f"{factor * np.mean(values):>15{style}}" if values else f"{'':>15}")
         lines.append(f"{title:<16}" + "".join(cells))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """What the examples share: load a data set, train a network on it in two phases, and leave a run folder behind."""
 
 import sys
+import time
 from pathlib import Path
 
 import data
@@ -37,7 +38,7 @@ def main(image_set, **defaults):
     try:
         with preemptible() as stop:
             runs = [(name, seed) for seed in settings.seed for name in ("wrapped", "base")[: 1 + settings.compare]]
-            rows = [job.run(name, seed, stop) for name, seed in runs]
+            rows = [row for name, seed in runs for row in job.run(name, seed, stop)]
     except Preempted:
         print("\nStopped by SIGTERM. Go on from the last complete epoch by the same command, with --resume", flush=True)
         raise SystemExit(128 + 15) from None
@@ -86,7 +87,7 @@ class Job:
         return data.test_batches(images, self.batch_size)
 
     def run(self, name, seed, stop):
-        """Train one network, from the start or from its checkpoint, and return its row of the table."""
+        """Train one network, from the start or from its checkpoint, and yield the rows of the table it makes."""
         folder = self.folder / f"{name}-{seed}"
         if self.devices.is_chief:
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,12 +112,14 @@ class Job:
                 shuffle=False,
                 verbose=(1 if sys.stdout.isatty() else 2) if self.devices.is_chief else 0,
             )
-        return self.row(name, seed, model, history.history)
+        row = self.row(name, seed, model, history.history)
+        yield row
+        if name == "wrapped" and self.settings.converge and self.devices.replicas == 1:
+            yield self.converged(seed, model, row["seconds"])
 
     def row(self, name, seed, model, history):
         """Measure a trained model on clean images and return what the table and the figures show."""
-        loss, accuracy = model.evaluate(self.evaluated(self.train), verbose=0)
-        report = keras_dal.alignment(model, *self.train, decide_separability=False)
+        measured, report = self.measured(model)
         if self.devices.is_chief:
             self.write(self.folder / f"{name}-{seed}", model, report)
         rates, phases = (
@@ -126,15 +129,33 @@ class Job:
         return {
             "name": name,
             "seed": seed,
-            "train_accuracy": accuracy,
+            **measured,
             "test_accuracy": history["val_accuracy"][-1],
-            "train_loss": loss,
-            "alignment": report.alignment,
             "seconds": sum(history["seconds"]),
             "explore_images_per_second": _median(rates[phases == 0]),
             "exploit_images_per_second": _median(rates[phases == 1]),
             "history": history,
         }
+
+    def measured(self, model):
+        """Return what the table shows of a model on the clean training images, and its alignment there."""
+        loss, accuracy = model.evaluate(self.evaluated(self.train), verbose=0)
+        report = keras_dal.alignment(model, *self.train, decide_separability=False)
+        return {"train_accuracy": accuracy, "train_loss": loss, "alignment": report.alignment}, report
+
+    def converged(self, seed, model, seconds):
+        """Finish a trained model, which took so many seconds, on clean images, and return what the table shows."""
+        start = time.perf_counter()
+        result = keras_dal.converge(model, *self.train, validation_data=tuple(self.test))
+        seconds += time.perf_counter() - start
+        folder = self.folder / f"converged-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        result.model.save(folder / "model.keras")
+        (folder / "path.txt").write_text(f"{result}\n")
+        plots.solution(result, folder / "path.png")
+        measured, _ = self.measured(result.model)
+        test_accuracy = result.model.evaluate(self.evaluated(self.test), verbose=0)[1]
+        return {"name": "converged", "seed": seed, **measured, "test_accuracy": test_accuracy, "seconds": seconds}
 
     def write(self, folder, model, report):
         model.save(folder / "model.keras")
@@ -150,7 +171,7 @@ class Job:
 
     def finish(self, rows):
         settings = self.settings
-        curves = {f"{row['name']}, seed {row['seed']}": row.pop("history") for row in rows}
+        curves = {f"{row['name']}, seed {row['seed']}": row.pop("history") for row in rows if "history" in row}
         images = f"{len(self.train):,} training and {len(self.test):,} test images of {settings.dataset}"
         network = f"ResNet-{settings.depth}" if settings.model == "resnet" else settings.model
         title = f"{network} on {images}, {settings.epochs} epochs"

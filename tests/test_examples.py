@@ -154,10 +154,14 @@ def test_a_run_folder_explains_itself(runs):
     assert page.splitlines()[2] == "```"  # the result, first of all
     assert (folder / "table.txt").read_text().strip() in page
     run = folder / "wrapped-0"
-    for path in [*folder.iterdir(), *run.iterdir()]:
-        assert path.stem in page or path in (folder / "README.md", run, folder / "settings.json"), path
+    converged = folder / "converged-0"
+    for path in [*folder.iterdir(), *run.iterdir(), *converged.iterdir()]:
+        assert path.stem in page or path in (folder / "README.md", run, converged, folder / "settings.json"), path
     assert not list(folder.rglob(".*"))  # no file that was half written
     results = json.loads((folder / "results.json").read_text())
+    trained, finished = results["rows"]
+    assert [trained["name"], finished["name"]] == ["wrapped", "converged"]
+    assert trained["train_accuracy"] < finished["train_accuracy"] == 1
     rows = (run / "history.csv").read_text().splitlines()
     assert len(rows) == 1 + EPOCHS == 1 + len(results["curves"]["wrapped, seed 0"]["loss"])
     model = keras.models.load_model(run / "model.keras")
