@@ -581,6 +581,15 @@ def test_certify_adds_an_l2_penalty_to_the_objective():
     assert certificate.penalty == pytest.approx(0.01 * np.sum(model.layers[-1].get_weights()[0] ** 2), rel=1e-5)
 
 
+def test_bounds_are_printed_where_they_say_something():
+    (x, y), model = data(), classifier()
+    certificate = certify(model, x, y, loss="sparse_categorical_crossentropy", verbose=0)
+    far = dataclasses.replace(certificate, comparisons=((certificate.bound(0), 0.0), (0.0, 1e30)))
+    assert "steps of plain gradient descent are proved to lower it by less" in str(far)
+    near = dataclasses.replace(certificate, comparisons=((certificate.bound(0), 0.0), (0.0, 1e-6)))
+    assert str(near).count(" after ") == 3
+
+
 def test_a_penalty_without_curvature_bound_leaves_no_rate():
     (x, y), model = data(), classifier(keras.regularizers.L1(0.01))
     certificate = certify(model, x, y, loss="sparse_categorical_crossentropy")

@@ -36,7 +36,15 @@ def widen(model: Any, x: Any) -> float:
     return operator.num_bytes
 
 
+def look(model: Any, x: Any, y: Any) -> float:
+    curve: keras_dal.WidthCurve = keras_dal.width_curve(model, x, y, widths=[0, 1, 2], draws=1, seed=0)
+    plots.width(curve, "width.png")
+    solved: keras_dal.Result = keras_dal.finish(model, x, y, verbose=0)
+    return solved.loss - curve.infimum[0][1]
+
+
 def draw(result: keras_dal.Result, report: keras_dal.AlignmentReport, axes: Any) -> None:
+    plots.curves({"two phases": {"loss": [1.0, 0.5]}}, ax=axes)
     plots.solution(result, "path.png")
     plots.spectrum(report, ax=axes)
     plots.bound(result.certificate, path="bound.png")
