@@ -39,7 +39,7 @@ from keras_dal._backend import arrays  # noqa: E402
 from keras_dal.features.cache import CachedFeatures  # noqa: E402
 from keras_dal.finishing.head_data import HeadData  # noqa: E402
 from keras_dal.finishing.history import Path as SolverPath  # noqa: E402
-from keras_dal.finishing.in_memory import InMemoryTask  # noqa: E402
+from keras_dal.finishing.newton import NewtonTask  # noqa: E402
 from keras_dal.finishing.stopping import Stopped, TimeLimit  # noqa: E402
 from keras_dal.heads.array_backend import Accelerator  # noqa: E402
 from keras_dal.heads.cached_jacobian import CachedJacobian  # noqa: E402
@@ -93,7 +93,7 @@ def solved(z, y, classes, limit):
     structure = keras_dal.find_structure(untrained(z, classes, False))
     with contextlib.suppress(Stopped):
         data = HeadData.of(structure, SoftmaxCrossEntropy(), train, ROOM)
-        InMemoryTask(data, path).minimize([1e-8], 1e-4)
+        NewtonTask(data, path).minimize([1e-8], 1e-4)
     return [(point.seconds, point.loss) for point in path.points]
 
 

@@ -17,7 +17,7 @@ from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing import path_table
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
-from keras_dal.finishing.in_memory import FEW_RIDGES, RIDGES
+from keras_dal.finishing.newton import FEW_RIDGES, RIDGES
 from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.solve import GAP

@@ -6,7 +6,7 @@ from keras_dal._backend import arrays
 from keras_dal._backend.warning import warn
 from keras_dal.features.samples import some_rows
 from keras_dal.finishing.contradictions import Moves
-from keras_dal.finishing.in_memory import RIDGES, InMemoryTask, with_few_threads
+from keras_dal.finishing.newton import RIDGES, NewtonTask, with_few_threads
 from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT
@@ -24,8 +24,8 @@ _ROUNDS = 12  # of interpolation: two to four are usual
 _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which the loss is minimized before
 
 
-class SeparableTask(InMemoryTask):
-    """An `InMemoryTask` whose samples, where they have right sides, can be put on them."""
+class SeparableTask(NewtonTask):
+    """An `NewtonTask` whose samples, where they have right sides, can be put on them."""
 
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""

@@ -2,9 +2,9 @@
 
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.finishing import path_table
-from keras_dal.finishing.blockwise import BlockwiseTask
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
+from keras_dal.finishing.lbfgs import LBFGSTask
 from keras_dal.finishing.result import finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.stopping import Stopped
@@ -38,7 +38,7 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     path = Path(on_point=path_table.show if verbose else None)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and structure.is_plain
     data = HeadData.of(structure, loss, samples, max_bytes, lazy=large)
-    task = BlockwiseTask(data, path) if large else SeparableTask(data, path)
+    task = LBFGSTask(data, path) if large else SeparableTask(data, path)
     gap = GAP * loss.unit(data.targets, samples.weights)
     try:
         if isinstance(task, SeparableTask) and not structure.is_plain and data.has_hard_labels:

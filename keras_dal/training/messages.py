@@ -152,7 +152,9 @@ def ends(phase, result, epoch, epochs, validates):
         logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
         lines.append(f"  training:   {right}, loss {result.loss:.4g}{logged}")
         if result.accuracy < 1 and structure.is_plain and not result.floor:  # soft labels have no right sides
-            lines.append("  more:       keras_dal.converge(model, x, y) looks for a head with all of them right, and adds")
+            lines.append(
+                "  more:       keras_dal.converge(model, x, y) looks for a head with all of them right, and adds"
+            )
             lines.append(f"              gates where there is none; {_wider(phase)}")
     if not validates:
         lines.append("  validation: none of this model, validation_freq skips its epoch: model.evaluate does it")

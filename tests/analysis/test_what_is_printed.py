@@ -13,7 +13,7 @@ from keras import layers
 import keras_dal
 from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.features.cache import CachedFeatures
-from keras_dal.finishing import in_memory
+from keras_dal.finishing import newton
 from keras_dal.finishing.evaluation import FittedHead
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
@@ -69,7 +69,7 @@ def test_a_gap_of_float32_is_not_called_proved(monkeypatch):
     x, y = generator.standard_normal((50, 3)).astype("float32"), generator.integers(0, 3, 50)
     result = keras_dal.converge(head(3, 3, CLASSES), x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
     assert "above the minimum" in next(result.proof())
-    monkeypatch.setattr(in_memory, "prove", lambda *arguments: None)
+    monkeypatch.setattr(newton, "prove", lambda *arguments: None)
     result = keras_dal.converge(head(3, 3, CLASSES), x, y, gated=False, ridge=0.1, tol=1e-3, verbose=0)
     assert result.stopped_by == Ending.STALLED  # where float32 saw the wanted gap, and float64 does not
     assert not result.reached

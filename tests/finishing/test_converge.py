@@ -18,7 +18,7 @@ import keras_dal
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.evaluation import quality
 from keras_dal.finishing.history import Path
-from keras_dal.finishing.in_memory import RIDGES
+from keras_dal.finishing.newton import RIDGES
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_dal.finishing.converge import converge
-from keras_dal.finishing.in_memory import InMemoryTask
+from keras_dal.finishing.newton import NewtonTask
 from keras_dal.finishing.proof import refinements
 from keras_dal.finishing.stopping import Ending, Stopped
 from keras_dal.solvers.gap import Bound
@@ -46,13 +46,13 @@ def solved(data, **options):
 def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch):
     if where == "accelerator":
         cases.pretend_accelerator(monkeypatch)
-    taken, step_at = [], InMemoryTask._step_at
+    taken, step_at = [], NewtonTask._step_at
 
     def counted(task, problem, theta, gradient):
         taken.append(np.linalg.norm(gradient))
         return step_at(task, problem, theta, gradient)
 
-    monkeypatch.setattr(InMemoryTask, "_step_at", counted)
+    monkeypatch.setattr(NewtonTask, "_step_at", counted)
     result = solved(data)
     assert result.stopped_by == Ending.CERTIFIED
     assert result.point.gap <= 1e-2 * TOL
@@ -66,7 +66,7 @@ def test_a_gap_below_the_rounding_of_float32_is_proved(data, where, monkeypatch)
     ("stop", "ending"), [(Stopped(Ending.TIME), Ending.TIME), (KeyboardInterrupt(), Ending.INTERRUPT)], ids=str
 )
 def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(data, stop, ending, monkeypatch):
-    step_at, gaps = InMemoryTask._step_at, []
+    step_at, gaps = NewtonTask._step_at, []
     for most in (0, 1):
         left = most
 
@@ -77,7 +77,7 @@ def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(da
             left -= 1
             return 0.9 * step_at(*arguments)  # which leaves a hundredth of the gap
 
-        monkeypatch.setattr(InMemoryTask, "_step_at", stopped)
+        monkeypatch.setattr(NewtonTask, "_step_at", stopped)
         result = solved(data, validation_data=data)
         assert result.stopped_by == ending
         assert result.point is result.path[-1]

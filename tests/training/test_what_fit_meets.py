@@ -10,7 +10,7 @@ from fits import NUM_CLASSES, StopsReading, compiled, fit, images, moved, small_
 from keras import layers
 
 import keras_dal
-from keras_dal.finishing import in_memory
+from keras_dal.finishing import newton
 from keras_dal.finishing.stopping import Ending
 from keras_dal.training import convex_phase
 
@@ -435,7 +435,7 @@ def test_a_step_that_keeps_its_trace_is_refused_before_training_where_it_would_h
 
 
 def test_what_was_not_proved_is_not_called_solved(capsys, monkeypatch):
-    monkeypatch.setattr(in_memory, "prove", lambda *arguments: None)
+    monkeypatch.setattr(newton, "prove", lambda *arguments: None)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
     fit(model, 4, [keras_dal.AlignmentMonitor()])
     said = capsys.readouterr().out

@@ -5,7 +5,7 @@ from scipy import optimize
 
 from keras_dal.features.samples import some_rows
 from keras_dal.finishing.history import Point
-from keras_dal.finishing.in_memory import ANCHORS
+from keras_dal.finishing.newton import ANCHORS
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.task import Task
@@ -19,7 +19,7 @@ from keras_dal.solvers.whitening import Whitening
 _STEPS, _MEMORY = 500, 20  # steps of L-BFGS, and how many it remembers
 
 
-class BlockwiseTask(Task):
+class LBFGSTask(Task):
     """A `Task` of a plain head, in memory of the order of its parameters and its anchors' logits.
 
     Minimizes by L-BFGS (Liu and Nocedal, 1989) in the coordinates of the `Whitening`: a step takes one pass over the

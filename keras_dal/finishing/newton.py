@@ -27,7 +27,7 @@ ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
 def with_few_threads(method):
-    """Let a method of an `InMemoryTask` have as many threads of BLAS as its products gain from."""
+    """Let a method of an `NewtonTask` have as many threads of BLAS as its products gain from."""
 
     @functools.wraps(method)
     def limited(self, *arguments):
@@ -38,7 +38,7 @@ def with_few_threads(method):
     return limited
 
 
-class InMemoryTask(Task):
+class NewtonTask(Task):
     """A `Task` whose logits are all in memory, by Newton's method.
 
     Args:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from keras_dal.features.cache import CachedFeatures
-from keras_dal.finishing.blockwise import BlockwiseTask, _Evaluation
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
+from keras_dal.finishing.lbfgs import LBFGSTask, _Evaluation
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import SquaredError, loss_of
@@ -33,7 +33,7 @@ def head(m, classes, loss, penalty=None):
 
 def task_of(model, train):
     data = HeadData.of(find_structure(model), loss_of(model, "linear"), train, 2**31, lazy=True)
-    return BlockwiseTask(data, Path())
+    return LBFGSTask(data, Path())
 
 
 def samples(kind, n=3000, m=12, classes=4):
@@ -60,16 +60,16 @@ def test_it_ends_where_newton_ends(kind, penalty):
         structure = find_structure(model)
         result = solve_head(structure, loss_of(model, "linear"), train, max_bytes)
         results.append((result, structure.theta()))
-    (newton, theta), (blockwise, again) = results
-    assert blockwise.stopped_by == newton.stopped_by == Ending.CERTIFIED
-    assert blockwise.point.gap <= 1e-4 * np.mean(train.weights)
-    assert blockwise.gradient_steps == pytest.approx(newton.gradient_steps, abs=1)
+    (newton, theta), (lbfgs, again) = results
+    assert lbfgs.stopped_by == newton.stopped_by == Ending.CERTIFIED
+    assert lbfgs.point.gap <= 1e-4 * np.mean(train.weights)
+    assert lbfgs.gradient_steps == pytest.approx(newton.gradient_steps, abs=1)
     columns = np.column_stack([train.features, np.ones(len(train))]).astype(np.float64)
     logits = [columns @ each.reshape(-1, 4) for each in (theta, again)]
     apart = np.sqrt(np.mean((logits[0] - logits[1]) ** 2))
     assert apart <= 2 * np.sqrt(1e-4 * np.mean(train.weights) / newton.point.ridge)  # by strong convexity
     for name in ("loss", "accuracy", "floor") if kind != "mse" else ("loss", "floor"):
-        assert getattr(blockwise, name) == pytest.approx(getattr(newton, name), rel=1e-3, abs=3e-3)
+        assert getattr(lbfgs, name) == pytest.approx(getattr(newton, name), rel=1e-3, abs=3e-3)
 
 
 @pytest.mark.parametrize("row", [0, -1], ids=["first", "last"])
