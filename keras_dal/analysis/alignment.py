@@ -144,6 +144,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         projection = dataclasses.replace(projection, residual=np.where(unknown, np.nan, projection.residual))
     return _report_projection(
         structure,
+        loss,
         projection,
         num_samples,
         Finding(Verdict.UNDECIDED, "nothing: sums alone are no witness"),
@@ -185,6 +186,7 @@ def _measure_plain(structure, loss, rows, used, alike, decide_separability):
     finding = decide(head, loss, rows, fit, decide_separability, used.mean())
     return _report_projection(
         structure,
+        loss,
         projection,
         qr.num_rows,
         finding,
@@ -211,16 +213,17 @@ def _measure_gated(structure, loss, rows, used, alike, decide_separability):
     per_sample, per_class = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, per_class, squares)
     least = decisive_share(loss, columns.least_left(matrix), squares) if columns.factorized else share
-    fit, spectrum = LeastSquares(theta, share, least, eps, columns=columns), columns.with_constants()
+    fit = LeastSquares(theta, share, least, eps, columns=columns)
     return report(
         structure,
+        loss,
         len(features),
         decide(head, loss, rows, fit, decide_separability, used.mean()),
         **shares(per_sample, per_class, squares),
-        rank=spectrum.rank,
+        rank=columns.rank,
         tolerance=columns.tolerance,
-        singular_values=spectrum.singular_values,
-        sigma_max=spectrum.sigma_max,
+        singular_values=columns.values,
+        sigma_max=columns.sigma_max,
         alike=alike,
         share_error=columns.share_error(squares.share(per_sample.sum())),
         num_parameters=head.num_parameters,
@@ -228,14 +231,15 @@ def _measure_gated(structure, loss, rows, used, alike, decide_separability):
     )
 
 
-def _report_projection(structure, projection, num_samples, finding, **fields):
+def _report_projection(structure, loss, projection, num_samples, finding, **fields):
     return report(
         structure,
+        loss,
         num_samples,
         finding,
         residual_share=min(projection.residual_share, 1.0),
         residual_share_per_class=projection.residual_share_per_class,
-        rank=projection.rank * structure.num_outputs,
+        rank=projection.rank * loss.num_seen(structure.num_outputs),
         tolerance=projection.tolerance,
         singular_values=projection.singular_values,
         sigma_max=projection.sigma_max,

@@ -61,6 +61,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
         found = hidden(share)
     return report(
         structure,
+        loss,
         int(np.sum(used)),
         found,
         **shares(left.sum(axis=1), left.sum(axis=0), squares),

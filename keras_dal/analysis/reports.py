@@ -24,11 +24,14 @@ class AlignmentReport:
         residual_share: `||(I - P) vec(Yc)||^2 / ||vec(Yc)||^2`, with column means removed where the head has a bias.
         residual_share_per_class: the same for each column of the labels, `(C,)`.
         residual_share_per_sample: what each sample adds to `residual_share`, `(n,)`; None from moments.
-        rank: numerical rank of J_S, None where it was not decided.
+        full_rank: the rank at which every labelling is aligned: n C, or n (C - 1) where the loss sees no constants per
+            sample.
+        rank: numerical rank of J_S as the loss sees it, None where it was not decided.
         tolerance: singular values up to this share of the largest count as zero; None where there is no rank.
         singular_values: of J_S with columns of norm one, on which the rank is decided, without repetition over outputs
             of a plain head; None where none were computed.
-        sigma_max: largest singular value of J_S as it is, or an upper bound of it; None where none was computed.
+        sigma_max: largest singular value of J_S as the loss sees it, or an upper bound of it; None where none was
+            computed.
         num_samples: n, without samples of weight 0.
         num_features: m.
         num_outputs: C.
@@ -50,6 +53,7 @@ class AlignmentReport:
     num_features: int
     num_outputs: int
     num_parameters: int
+    full_rank: int
     verdict: str
     decided_by: str
     residual_share_per_sample: np.ndarray | None = None
@@ -73,8 +77,7 @@ class AlignmentReport:
     def _rank(self):
         if self.rank is None:
             return "not decided"
-        labels, parameters = self.num_samples * self.num_outputs, self.num_parameters
-        return f"{self.rank:,} of {min(labels, parameters):,} ({parameters:,} parameters, {labels:,} labels)"
+        return f"{self.rank:,} of {self.full_rank:,} with which any labels are aligned"
 
     def _shown(self):
         if self.lower_bound or self.residual_share > ALIGNED:  # one is printed for what is aligned alone
@@ -112,7 +115,7 @@ class WidthCurve:
         residual_share_spread: its standard deviation over the draws.
         infimum: lower and upper bound of the infimum of the loss, for the gates of the first draw. Where nothing is
             proved from below, the lower one is the least loss of any model: 0 for hard labels.
-        rank: numerical rank of J_S, for the gates of the first draw.
+        rank: numerical rank of J_S as the loss sees it, for the gates of the first draw.
         bytes: memory of the head's variables in float32.
         settled: the first width from which nothing more is to be gained: the infimum of the first draw is proved to be
             the least of any model or, for labels that are not hard, they are aligned for every draw, none of them is
@@ -171,27 +174,28 @@ def _share(share):
     return f"{share:.6f}" if share == 0 or share >= 1e-6 else f"{share:.0e}"
 
 
-def report(structure, num_samples, finding, rank=None, alike=False, **fields):
+def report(structure, loss, num_samples, finding, rank=None, alike=False, **fields):
     """Return the `AlignmentReport` of a structure and a `Finding`.
 
     Args:
-        structure, num_samples, finding, rank: what they are called.
+        structure, loss, num_samples, finding, rank: what they are called.
         alike: whether all samples are known to weigh the same.
         fields: the other fields of the report, by name.
     """
     sizes = {"num_features": structure.num_features, "num_outputs": structure.num_outputs}
-    chance = _chance(rank, num_samples * structure.num_outputs, structure) if alike and rank is not None else None
+    seen = loss.num_seen(structure.num_outputs)
+    chance = _chance(rank, num_samples * seen, seen * structure.use_bias) if alike and rank is not None else None
     named = {"verdict": finding.verdict, "decided_by": finding.decided_by, "rank": rank, "chance": chance}
+    sizes["full_rank"] = num_samples * seen
     return AlignmentReport(num_samples=num_samples, **named, **{**sizes, **fields})
 
 
-def _chance(rank, num_labels, structure):
+def _chance(rank, full_rank, means):
     """Return the mean share of random labels in a column space: its dimensions over theirs, without their means.
 
     None of a single sample, whose labels are their means.
     """
-    means = structure.num_outputs * structure.use_bias
-    return (rank - means) / (num_labels - means) if num_labels > means else None
+    return (rank - means) / (full_rank - means) if full_rank > means else None
 
 
 def shares(per_sample, per_class, squares):

@@ -108,7 +108,7 @@ def width_curve(
         residual_share=tuple(shares.mean(axis=0).tolist()),
         residual_share_spread=tuple(shares.std(axis=0).tolist()),
         infimum=infimum,
-        rank=tuple(point.rank * structure.num_outputs for point in found[0]),
+        rank=tuple(point.rank * loss.num_seen(structure.num_outputs) for point in found[0]),
         bytes=tuple(4 * problem.num_variables(width) for width in widths),
         settled=_settled(problem, widths, found, infimum),
         samples_fitted=problem.samples_fitted(seed),

@@ -134,6 +134,10 @@ class Loss(abc.ABC):
         """Return whether positive margins prove that the infimum is 0, because factors of the logits approach it."""
         return self.has_sides and bool(np.isposinf(self.scales(targets)).all())
 
+    def num_seen(self, num_outputs):
+        """Return how many directions of a sample's C logits change anything."""
+        return num_outputs - self.shift_invariant
+
     def seen(self, rows):
         """Return rows `(n, C)` without constants per sample, where these change nothing."""
         return arrays.seen(rows, self.shift_invariant)

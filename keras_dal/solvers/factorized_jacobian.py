@@ -9,7 +9,7 @@ from scipy import linalg
 from keras_dal._backend.arrays import EPS
 from keras_dal.heads.norms import column_norms, nonzero, sigma_max_bound
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
-from keras_dal.solvers.jacobian_base import Jacobian, Spectrum
+from keras_dal.solvers.jacobian_base import Jacobian
 from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.least_squares import rank_tolerance, share_error
 
@@ -23,7 +23,6 @@ class FactorizedJacobian(Jacobian):
     Attributes:
         size: number of basis coefficients: all directions that float64 can tell from rounding.
         columns: the centred matrix, `(n, rows, p)`, every entry with a relative error of one rounding.
-        values: singular values of the scaled columns, descending.
     """
 
     copies: int
@@ -207,9 +206,6 @@ class KroneckerJacobian(FactorizedJacobian):
         rows[np.arange(len(samples)), outputs] = matrix[samples, 0]
         return rows[:, : self.copies - self.shift_invariant].reshape(len(samples), -1)
 
-    def with_constants(self):
-        return Spectrum(self._counted * self.copies, self.values, self.sigma_max)
-
 
 class DenseJacobian(FactorizedJacobian):
     """The matrix itself, for heads whose outputs share no small factor."""
@@ -235,11 +231,3 @@ class DenseJacobian(FactorizedJacobian):
 
     def _weighted(self, matrix):
         return super()._weighted(self.seen(matrix))
-
-    def with_constants(self):
-        if not self.shift_invariant:
-            return Spectrum(self.rank, self.values, self.sigma_max)
-        weighted = super()._weighted(self.columns)
-        values = np.linalg.svd(weighted / nonzero(column_norms(weighted)), compute_uv=False)
-        rank = int(np.sum(values > self.tolerance * values[0]))
-        return Spectrum(rank, values, sigma_max_bound(super()._weighted(self.columns + self._shift)))

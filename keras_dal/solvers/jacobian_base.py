@@ -4,8 +4,6 @@ Rows are what the loss sees: scaled by the square roots of the sample weights an
 outputs removed, because a constant per sample changes neither the loss nor a prediction.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
@@ -26,14 +24,6 @@ class Products(LinearOperator):
         return self._backward(x.ravel())
 
 
-class Spectrum(NamedTuple):
-    """Rank, singular values of columns of norm one, and the largest one of the columns as they are or a bound of it."""
-
-    rank: int | None
-    singular_values: np.ndarray | None
-    sigma_max: float
-
-
 class Jacobian:
     """J_S, of shape `(nC, P)`.
 
@@ -43,6 +33,7 @@ class Jacobian:
         full_rank: the rank at which every labelling is aligned, nC, or n(C - 1) with constants removed.
         tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None where
             none was computed.
+        values: singular values of the columns of norm one, descending; None where none were computed.
         sigma_max: largest singular value, or an upper bound of it.
         shift_invariant: whether constants per sample are removed, as `Loss.shift_invariant` says.
         eps: spacing at one of the numbers that the features were computed in.
@@ -52,6 +43,7 @@ class Jacobian:
     factorized = True
     rank: int | None = None
     tolerance: float | None = None
+    values: np.ndarray | None = None
     sigma_max: float
     method: str
 
@@ -88,10 +80,6 @@ class Jacobian:
     def share_error(self, share):
         """Return about how far rounding may have moved a residual share; one of evaluated coefficients, not at all."""
         return 0.0
-
-    def with_constants(self):
-        """Return the `Spectrum` of J_S as it is, constants per sample included."""
-        return Spectrum(None, None, self.head.spectral_norm_bound(self.features, self.roots.ravel() ** 2))
 
     def refined(self, targets):
         """Return `solve(targets)` after one step of iterative refinement, where that removes rounding.

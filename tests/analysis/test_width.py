@@ -85,7 +85,7 @@ def test_shares_and_ranks_equal_a_dense_decomposition_at_every_width(name, use_b
         shares = [share for share, _, _ in found]
         assert curve.residual_share[index] == pytest.approx(np.mean(shares), abs=1e-8)
         assert curve.residual_share_spread[index] == pytest.approx(np.std(shares), abs=1e-8)
-        assert curve.rank[index] == found[0][1] * labels.shape[1]
+        assert curve.rank[index] == found[0][1] * (labels.shape[1] - (name == "softmax"))
     assert curve.num_samples == N - 2
 
 
@@ -126,7 +126,7 @@ def test_wider_heads_reach_more_and_never_less(name):
     assert np.all(np.diff(curve.infimum, axis=0) <= 0)
     assert all(lower <= upper for lower, upper in curve.infimum)
     assert curve.residual_share[-1] <= 1e-8
-    assert curve.rank[-1] == N * LOSSES[name][0]
+    assert curve.rank[-1] == N * (LOSSES[name][0] - (name == "softmax"))
 
 
 def test_it_settles_where_all_draws_are_aligned_and_not_before():
@@ -180,7 +180,7 @@ def test_dead_and_repeated_features_count_once():
     curve = width_curve(model, x, y, widths=[0, 2, 5], draws=1, verbose=0)
     for index, width in enumerate(curve.widths):
         share, rank, _ = oracle(columns(x, width, 5, 0), label_matrix("softmax", y), np.ones(N))
-        assert curve.rank[index] == 3 * rank
+        assert curve.rank[index] == 2 * rank
         assert curve.residual_share[index] == pytest.approx(share, abs=cases.within(1e-8, 16))
 
 
@@ -188,7 +188,7 @@ def test_equal_samples_with_other_labels_never_settle():
     model, x, y = problem("softmax")
     x[1], y[:2] = x[0], (0, 1)
     curve = width_curve(model, x, y, widths=[0, 30], draws=1, verbose=0)
-    assert curve.rank[-1] == 3 * (N - 1)
+    assert curve.rank[-1] == 2 * (N - 1)
     assert curve.residual_share[-1] == pytest.approx(1.0 / np.sum(centred_squares(y)), rel=1e-6)
     assert curve.settled is None
 
