@@ -21,7 +21,7 @@ from keras_dal.finishing.newton import FEW_RIDGES, RIDGES
 from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.solve import GAP
-from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit
+from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit, Tolerance
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import num_gated_parameters, num_gates, what_was_added, with_gates_beside
 from keras_dal.models.find_structure import find_structure
@@ -135,16 +135,14 @@ def _walked(own, gated, ridge, tol, add_gates):
     """Walk the path to its end, or to where it is cut short, and return the task whose head was solved for."""
     task, path = own, own.path
     try:
-        if not ridge and own.is_done(tol):
+        enough = [] if ridge else [Tolerance(tol, own.data.floor)]
+        if enough and own.is_done(enough):
             return own
         plain = own.data.structure.is_plain
         if gated is True and plain:
             task = add_gates(own)
         if ridge is not None or not own.data.has_hard_labels:
-            if ridge is None:
-                task.minimize(_in_unit(own, RIDGES), tol, tol)
-            else:
-                task.minimize([ridge], tol, None if ridge else tol)
+            task.minimize(_in_unit(own, RIDGES) if ridge is None else [ridge], tol, enough)
             return task
         more_follows = gated is False or (gated == "auto" and plain)
         path.begin(patient=not more_follows)  # trying the own head takes few steps
@@ -156,7 +154,7 @@ def _walked(own, gated, ridge, tol, add_gates):
             task = gates
             task.separate()
             return task
-        own.minimize(_in_unit(own, FEW_RIDGES), tol, tol)
+        own.minimize(_in_unit(own, FEW_RIDGES), tol, enough)
     except Stopped as stop:
         path.cut_short(stop.ending)
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from keras_dal.finishing.stopping import Ending, Stopped
+from keras_dal.finishing.stopping import Ending, Stopped, ending_by
 from keras_dal.tables import NOT_PLAIN
 
 
@@ -52,27 +52,38 @@ class Point:
 
 
 class Path:
-    """Points in the order of the solver's steps; it alone says what ended it.
+    """Points in the order of the solver's steps; it alone writes them, and what ended it.
 
     Args:
         rules: what may end it before its end, as `stopping.TimeLimit`.
         on_point: what is called with the number of each point, from 0, and the point; None for nothing.
 
     Attributes:
-        points: the points so far.
+        points: a tuple of the points so far.
         stopped_by: the `Ending`.
     """
 
     def __init__(self, rules=(), on_point=None):
         self._rules, self._on_point = tuple(rules), on_point
-        self.points, self.stopped_by = [], Ending.EXHAUSTED
+        self._points, self.stopped_by = [], Ending.EXHAUSTED
         self._arrived = self._cut_short = False
         self._first, self._patient = 0, True
         self._started = time.perf_counter()
 
+    @property
+    def points(self):
+        return tuple(self._points)
+
     def end(self, ending):
         """Note what the path came to."""
         self.stopped_by, self._arrived = ending, ending.is_an_arrival
+
+    def settle(self, proof):
+        """Note what a `Proof` says of the minimum that the path came to, or None, where there is none."""
+        if proof is not None:
+            self.end(proof.ending)
+        elif self.stopped_by == Ending.GAP:
+            self.end(Ending.STALLED)  # float64 sees a larger gap than float32 did, or the model cannot hold this
 
     def cut_short(self, ending):
         """Note what ended the path before its end, or what was done at its end."""
@@ -80,15 +91,16 @@ class Path:
 
     def begin(self, patient=True):
         """Begin another stage, for which patience counts anew, or not at all."""
-        self._first, self._patient = len(self.points), patient
+        self._first, self._patient = len(self._points), patient
 
     def elapsed(self):
         return time.perf_counter() - self._started
 
     def check(self):
         """Raise `Stopped` if a rule says so."""
-        for rule in self._rules:
-            rule.check(self)
+        ending = ending_by(self._rules, self)
+        if ending is not None:
+            raise Stopped(ending)
 
     def add(self, point):
         """Append a point.
@@ -98,19 +110,24 @@ class Path:
         """
         if not np.isfinite(point.loss):
             raise Stopped(Ending.NOT_FINITE)
-        self.points.append(point)
+        self._points.append(point)
         self._show()
         self.check()
 
+    def ensure_one(self, first):
+        """Append the point that a function returns, which no rule sees, where there is none."""
+        if not self._points:
+            self._points.append(first())
+
     def replace_last(self, point, shown=True):
         """Put a point in place of the last one, which it is but for its rounding, and show it if it is to be."""
-        self.points[-1] = point
+        self._points[-1] = point
         if shown:
             self._show()
 
     def _show(self):
         if self._on_point is not None:
-            self._on_point(len(self.points) - 1, self.points[-1])
+            self._on_point(len(self._points) - 1, self._points[-1])
 
     def validation_of_stage(self):
         """Return the validation values of this stage, the better the larger; none where patience does not count."""
@@ -124,11 +141,11 @@ class Path:
         where it leaves some samples: a head that was tried before may have more of them right at a much larger loss.
         """
         if self._arrived:
-            return self.points[-1]
-        if self._cut_short and self.points[0].validation is not None:
-            return self.points[int(np.argmax(self._validation(0)))]
-        return self.points[-1] if self.points[-1].separated else max(self.points, key=lambda point: point.fit)
+            return self._points[-1]
+        if self._cut_short and self._points[0].validation is not None:
+            return self._points[int(np.argmax(self._validation(0)))]
+        return self._points[-1] if self._points[-1].separated else max(self._points, key=lambda point: point.fit)
 
     def _validation(self, first):
-        points = self.points[first:]
+        points = self._points[first:]
         return [-point.validation if point.accuracy is None else point.validation for point in points]

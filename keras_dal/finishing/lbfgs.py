@@ -1,5 +1,7 @@
 """The convex problem of a plain head whose logits do not fit into memory: one block of samples at a time has some."""
 
+import functools
+
 import numpy as np
 from scipy import optimize
 
@@ -7,7 +9,7 @@ from keras_dal.features.samples import some_rows
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.newton import ANCHORS
 from keras_dal.finishing.proof import prove
-from keras_dal.finishing.stopping import Ending
+from keras_dal.finishing.stopping import Ending, Gap, MaxSteps, Progress, ending_by
 from keras_dal.finishing.task import Task
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
@@ -50,10 +52,15 @@ class LBFGSTask(Task):
     def minimize_to(self, ridge, gap):
         self.penalty = penalty_in_solve(self.data.structure)
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
+        rules = Gap(gap, functools.partial(self._prove, ridge, gap)), MaxSteps(_STEPS)
+        self.path.end(self._minimize(penalty, rules))
+
+    def _minimize(self, penalty, rules):
+        """Return what ended the steps, the last of which is on the path."""
         last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
-        self.path.add(last.point)
-        if self._is_proved(last, gap):
-            return
+        ending = self._ending_at(last, rules)
+        if ending is not None:
+            return ending
 
         def evaluated(phi):
             nonlocal last
@@ -61,24 +68,26 @@ class LBFGSTask(Task):
             return last.value, last.gradient
 
         def stepped(intermediate_result):
+            nonlocal ending
             self.num_steps += 1
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, penalty)
-            self.path.add(step.point)
-            if self._is_proved(step, gap):
+            ending = self._ending_at(step, rules)
+            if ending is not None:
                 raise StopIteration
 
-        options = {"maxiter": _STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
-        ended = optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
-        if not self.proof:
-            self.path.end(Ending.STALLED if ended.nit < _STEPS else Ending.MAX_STEPS)
+        options = {"maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
+        optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
+        return ending or Ending.STALLED  # SciPy ends it where no step along its direction gains anything
 
-    def _is_proved(self, step, gap):
-        point = step.point
-        self.proof = prove(self, point.ridge, self._whitening, gap) if point.gap <= gap else None
-        if self.proof is not None:
-            self.path.end(self.proof.ending)
-        return self.proof is not None
+    def _ending_at(self, step, rules):
+        """Put a step on the path and return what ends there, if anything."""
+        self.path.add(step.point)
+        return ending_by(rules, Progress(step.point.loss, step.value, step.point.gap))
+
+    def _prove(self, ridge, gap):
+        self.proof = prove(self, ridge, self._whitening, gap)
+        return self.proof
 
     def _logits(self, theta):
         """Yield slices of the samples and their logits, float32."""

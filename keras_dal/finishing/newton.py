@@ -9,7 +9,7 @@ from keras_dal._backend.threads import threads_for
 from keras_dal.features.samples import some_rows
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
-from keras_dal.finishing.stopping import Ending
+from keras_dal.finishing.stopping import Gap, MaxSteps, Progress, Stall, ending_by
 from keras_dal.finishing.task import Task
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
@@ -21,7 +21,7 @@ from keras_dal.solvers.whitening import Whitening
 
 RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gentle to nearly free
 FEW_RIDGES = RIDGES[1::3]  # where the end is known to be the least loss, and the path is there to stop on
-_STEPS = 25  # Newton steps for one weight
+STEPS = 24  # Newton steps for one weight, at most
 _COPIES = 10  # of the logits, that a solver has at a time: targets, slopes, probabilities and changes among them
 ANCHORS = 10_000  # of the training samples, where no anchors are given
 
@@ -113,46 +113,41 @@ class NewtonTask(Task):
         return self.data.train.weights / self.data.mean_weight
 
     @with_few_threads
-    def minimize(self, ridges, tol, enough=None):
+    def minimize(self, ridges, tol, enough=()):
         """Minimize the loss itself, for falling weights of the change, until little is left.
 
         Args:
             ridges: the weights, in the unit of the loss.
             tol: a hundred times the gap at which a minimum counts as reached.
-            enough: loss above its floor at which all ends, None where only minima do.
+            enough: rules of `stopping` that end it for all weights, as `Tolerance` does.
         """
         self.num_steps, phi, problem, ending = 0, None, None, None
         for ridge in ridges:
             problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
             step, _, ending = self._minimize(problem, 1e-2 * tol, enough, phi)
-            if ending == Ending.TOLERANCE:
+            if ending.is_enough:
                 break
             phi = step.phi
         self.path.end(ending)
-        if ending != Ending.TOLERANCE and problem.ridge and self.jacobian is self.samples and self.data.head.is_plain:
-            self._prove(problem, 1e-2 * tol, ending)
+        if not ending.is_enough and problem.ridge and self.jacobian is self.samples and self.data.head.is_plain:
+            self._prove(problem, 1e-2 * tol)
 
     @with_few_threads
     def minimize_to(self, ridge, gap):
         self.num_steps, self.penalty = 0, penalty_in_solve(self.data.structure)
         problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
-        ending = self._minimize(problem, gap)[2]
-        self.path.end(ending)
-        self._prove(problem, gap, ending)
+        self.path.end(self._minimize(problem, gap)[2])
+        self._prove(problem, gap)
 
-    def _prove(self, problem, gap, ending):
+    def _prove(self, problem, gap):
         """Prove that the last point is within `gap` of the minimum, where need be after steps in float64.
 
         Args:
-            problem: a `NewtonCG`.
+            problem: a `NewtonCG`, for which the path has noted what float32 came to: these steps may be stopped.
             gap: the wanted one.
-            ending: what float32 came to, which the path has noted: the steps in float64 may be stopped.
         """
         self.proof = prove(self, problem.ridge, problem.whitening, gap, functools.partial(self._step_at, problem))
-        if self.proof is not None:
-            self.path.end(self.proof.ending)
-        elif ending == Ending.GAP:
-            self.path.end(Ending.STALLED)  # float64 sees a larger gap than float32 did, or the model cannot hold this
+        self.path.settle(self.proof)
 
     def _step_at(self, problem, theta, gradient):
         self.num_steps += 1
@@ -166,8 +161,8 @@ class NewtonTask(Task):
         """Return the point at parameters that no step of the solver came to."""
         return self._point(theta, self._logits(theta), ridge, gap)
 
-    def _minimize(self, problem, gap, enough=None, phi=None):
-        """Return the step and point where the loss is nearly its floor, or nearly the least, and what ended it there.
+    def _minimize(self, problem, gap, enough=(), phi=None):
+        """Return the step and point where a loss is enough, or nearly the least, and what ended it there.
 
         Args:
             problem: a `NewtonCG`.
@@ -175,16 +170,12 @@ class NewtonTask(Task):
             enough: as in `minimize`.
             phi: where to start.
         """
-        step, point, before = None, None, np.inf
-        for step, point in self._walk(problem, phi):
-            if enough is not None and point.loss - self.data.floor <= enough:
-                return step, point, Ending.TOLERANCE
-            if step.gap <= gap:
-                return step, point, Ending.GAP
-            if before - step.objective < gap:
-                return step, point, Ending.STALLED
-            before = step.objective
-        return step, point, Ending.MAX_STEPS
+        rules = *enough, Gap(gap), Stall(gap), MaxSteps(STEPS)
+        walk, ending = self._walk(problem, phi), None
+        while ending is None:
+            step, point = next(walk)
+            ending = ending_by(rules, Progress(point.loss, step.objective, step.gap))
+        return step, point, ending
 
     def _problem(self, objective, ridge, inexact=INEXACT, part=None, weights=None):
         """Return `mean_i objective_i + ridge (mean squared change on the anchors + ||phi||^2)`, over one part or all.
@@ -204,21 +195,21 @@ class NewtonTask(Task):
         penalty = Quadratic(whitening, ridge, self.penalty, self.data.theta)
         return NewtonCG(jacobian, whitening, anchored, penalty, inexact, self.path.check)
 
-    def is_done(self, tol):
-        """Return whether the loss is at most tol above its floor before any change; then the path is this point."""
+    def is_done(self, enough):
+        """Return whether the loss is enough, as for `minimize`, before any change; then the path is this point."""
         point = self.unchanged()
-        done = point.loss - self.data.floor <= tol
-        if done:
+        ending = ending_by(enough, Progress(point.loss, point.loss, point.gap))
+        if ending is not None:
             self.path.add(point)
-            self.path.end(Ending.TOLERANCE)
-        return done
+            self.path.end(ending)
+        return ending is not None
 
     def unchanged(self):
         return self._point(self.data.theta, self.start, RIDGES[0], np.inf)
 
     def _walk(self, problem, phi):
-        """Yield each step of a problem with its point on the path."""
-        for count, step in zip(range(_STEPS), problem.steps(phi), strict=False):  # in this order no step is wasted
+        """Yield each step of a problem with its point on the path, without end."""
+        for count, step in enumerate(problem.steps(phi)):
             self.num_steps += count > 0
             change = self._change(problem, step.phi)
             theta = self.data.theta + np.pad(change, (len(self.data.theta) - len(change), 0))  # the last part's, or all

@@ -222,9 +222,8 @@ def finished(task, tol, scaled_to):
         scaled_to: the loss that a scale is to bring.
     """
     path = task.path
-    if not path.points:
-        path.points.append(task.unchanged())
-    data, points = task.data, tuple(path.points)
+    path.ensure_one(task.unchanged)
+    data = task.data
     run = _Run(
         kept=path.best(),
         ending=path.stopped_by,
@@ -239,7 +238,7 @@ def finished(task, tol, scaled_to):
         model=data.structure.model,
         structure=data.structure,
         loss_name=data.loss.name,
-        path=points,
+        path=path.points,
         floor=data.floor,
         tol=tol,
         penalized=task.penalty is not None,

@@ -1,13 +1,15 @@
 """How a head comes to put every sample on its right side: along a path of weights, or by interpolation."""
 
+import itertools
+
 import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal._backend.warning import warn
 from keras_dal.features.samples import some_rows
 from keras_dal.finishing.contradictions import Moves
-from keras_dal.finishing.newton import RIDGES, NewtonTask, with_few_threads
-from keras_dal.finishing.stopping import Ending
+from keras_dal.finishing.newton import RIDGES, STEPS, NewtonTask, with_few_threads
+from keras_dal.finishing.stopping import Ending, Tolerance
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT
 from keras_dal.solvers.objectives import Separation
@@ -71,7 +73,7 @@ class SeparableTask(NewtonTask):
         problem = self._problem(objective, ridge, precision if last else INEXACT)
         value, enough, stalled = np.inf, precision if last else _STALLED, 0
         step = point = None
-        for step, point in self._walk(problem, phi):
+        for step, point in itertools.islice(self._walk(problem, phi), STEPS + 1):  # the start, too
             if point.separated:
                 break
             if step.phi is phi:
@@ -97,7 +99,8 @@ class SeparableTask(NewtonTask):
             self.path.add(self.unchanged())
             return True
         finished = self._problem(self._whole_loss(), _GENTLE, part=1)
-        step, point, _ = self._minimize(finished, 1e-2 * _NEARLY, _NEARLY * self.data.mean_weight)
+        enough = Tolerance(_NEARLY * self.data.mean_weight, self.data.floor)
+        step, point, _ = self._minimize(finished, 1e-2 * _NEARLY, [enough])
         logits = self._where.numpy(step.logits)
         solver = Interpolation(self.samples.part(0), self._still.part(0), self.data.max_bytes)
         reason = f"{_ROUNDS} rounds left some"

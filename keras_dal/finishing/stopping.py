@@ -1,6 +1,11 @@
-"""How a path ends, and the rules that end one before its end."""
+"""How a path ends, and the rules that end a minimization, or a path before its end.
+
+A rule has one method, `ending`, which returns an `Ending` or None for what it sees: the `Path`, if it is a rule of one,
+or the `Progress` of a minimization, at the start and after every step.
+"""
 
 import enum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +47,11 @@ class Ending(enum.StrEnum):
         return self in (Ending.TOLERANCE, Ending.CERTIFIED, Ending.GAP, Ending.STALLED, Ending.MAX_STEPS)
 
     @property
+    def is_enough(self):
+        """Whether no more is wanted than the last point, which is why no smaller weight of the change is tried."""
+        return self == Ending.TOLERANCE
+
+    @property
     def is_an_arrival(self):
         """Whether the last point is what a path was to reach, as near as it could."""
         return self.is_of_a_minimum or self == Ending.SEPARATED
@@ -59,15 +69,19 @@ class Stopped(Exception):
         self.ending = ending
 
 
+def ending_by(rules, seen):
+    """Return the `Ending` of the first rule that has one for what it sees, None where none has."""
+    return next((ending for rule in rules if (ending := rule.ending(seen)) is not None), None)
+
+
 class TimeLimit:
     """Ends a path after so many seconds."""
 
     def __init__(self, seconds):
         self._seconds = seconds
 
-    def check(self, path):
-        if path.elapsed() > self._seconds:
-            raise Stopped(Ending.TIME)
+    def ending(self, path):
+        return Ending.TIME if path.elapsed() > self._seconds else None
 
 
 class Patience:
@@ -79,7 +93,74 @@ class Patience:
     def __init__(self, points):
         self._points = points
 
-    def check(self, path):
+    def ending(self, path):
         values = path.validation_of_stage()
-        if len(values) - 1 - int(np.argmax(values or [0])) >= self._points:
-            raise Stopped(Ending.PATIENCE)
+        without = len(values) - 1 - int(np.argmax(values or [0]))
+        return Ending.PATIENCE if without >= self._points else None
+
+
+class Progress(NamedTuple):
+    """What the rules of a minimization see of the point that it is at.
+
+    Attributes:
+        loss: mean training loss.
+        objective: what is minimized, the loss and all that is added to it.
+        gap: upper bound of how far that is above its minimum, as the solver sees it.
+    """
+
+    loss: float
+    objective: float
+    gap: float
+
+
+class Tolerance:
+    """Ends a minimization at a loss that is so little above its floor."""
+
+    def __init__(self, tol, floor):
+        self._tol, self._floor = tol, floor
+
+    def ending(self, at):
+        return Ending.TOLERANCE if at.loss - self._floor <= self._tol else None
+
+
+class Gap:
+    """Ends a minimization where what is minimized is as near its minimum as wanted.
+
+    Args:
+        gap: the wanted one.
+        prove: function that returns the `Proof` of the last point, without which the minimization goes on, or None;
+            by default the solver's own gap is enough.
+    """
+
+    def __init__(self, gap, prove=None):
+        self._gap, self._prove = gap, prove
+
+    def ending(self, at):
+        if not at.gap <= self._gap:  # nor where it is not a number
+            return None
+        if self._prove is None:
+            return Ending.GAP
+        proof = self._prove()
+        return None if proof is None else proof.ending
+
+
+class Stall:
+    """Ends a minimization where a step lowers what is minimized by less than so much."""
+
+    def __init__(self, gain):
+        self._gain, self._before = gain, np.inf
+
+    def ending(self, at):
+        gained, self._before = self._before - at.objective, at.objective
+        return Ending.STALLED if gained < self._gain else None
+
+
+class MaxSteps:
+    """Ends a minimization after so many steps from where it starts."""
+
+    def __init__(self, steps):
+        self._left = steps + 1  # it sees the start, too
+
+    def ending(self, at):
+        self._left -= 1
+        return Ending.MAX_STEPS if self._left <= 0 else None
