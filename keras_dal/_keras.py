@@ -171,6 +171,11 @@ def compile_arguments(model):
     return {} if config is None else dict(config.config)
 
 
+def loss_function(loss):
+    """Return the function that a loss averages and the options it is called with, None for a loss without one."""
+    return (loss.fn, loss._fn_kwargs) if hasattr(loss, "fn") else None
+
+
 def loss_weight(model):
     """Return the factor that a model with one output was compiled with for its loss."""
     weights = keras.tree.flatten(compile_arguments(model).get("loss_weights"))

@@ -257,3 +257,9 @@ def test_a_train_function_of_keras_is_known_from_one_of_somebody_else(net):
     net.make_train_function(force=True)
     assert _keras.is_own(net.train_function)
     assert not _keras.is_own(lambda *arguments: net.train_function(*arguments))
+
+
+def test_the_function_of_a_loss_and_its_options_are_what_it_computes():
+    function, options = _keras.loss_function(keras.losses.CategoricalCrossentropy(label_smoothing=0.3))
+    assert function is keras.losses.categorical_crossentropy
+    assert options["label_smoothing"] == 0.3

@@ -4,6 +4,7 @@ import inspect
 
 import keras
 
+from keras_dal import _keras
 from keras_dal.losses.base import REGISTERED
 
 _AVERAGES = ("sum_over_batch_size", "mean")
@@ -99,6 +100,8 @@ def _check_nothing_overridden(loss, theirs):
     between = type(loss).__mro__[: type(loss).__mro__.index(theirs)]
     own = [name for kind in between for name in vars(kind) if name not in vars(_Plain)]
     own += [name for name in vars(loss) if callable(inspect.getattr_static(theirs, name, None))]
+    if _keras.loss_function(loss) != _keras.loss_function(theirs.from_config(theirs.get_config(loss))):
+        own.append("fn")  # or what it is called with
     if own:
         raise ValueError(
             f"A loss of your own is not taken for keras.losses.{theirs.__name__}: it may compute something else. Use "

@@ -143,7 +143,14 @@ def test_printed_bounds_are_rounded_outwards():
 
 
 def test_a_bound_of_an_alignment_below_one_is_not_printed_as_one():
-    fields = {"num_samples": 4, "num_features": 2, "num_outputs": 1, "num_parameters": 3, "full_rank": 4, "decided_by": "LSQR"}
+    fields = {
+        "num_samples": 4,
+        "num_features": 2,
+        "num_outputs": 1,
+        "num_parameters": 3,
+        "full_rank": 4,
+        "decided_by": "LSQR",
+    }
     report = AlignmentReport(4e-7, np.array([4e-7]), verdict="undecided", lower_bound=True, **fields)
     assert "at least 0.999999," in report.summary()
     assert "at least 0.999999<" in report._repr_html_()

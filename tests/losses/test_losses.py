@@ -167,6 +167,16 @@ def shadowed():
     return loss
 
 
+def other_inside(**options):
+    """Return a loss that says it is the mean squared error, or unsmoothed, and computes something else."""
+    loss = keras.losses.CategoricalCrossentropy() if options else keras.losses.MeanSquaredError()
+    if options:
+        loss._fn_kwargs.update(options)
+    else:
+        loss.fn = keras.losses.mean_absolute_error
+    return loss
+
+
 @pytest.mark.parametrize(
     ("loss", "activation", "expected"),
     [
@@ -197,6 +207,8 @@ def test_resolves_what_compile_takes(loss, activation, expected):
         (None, "linear", "supported losses"),
         (Adjusted(), "softmax", "Received: Adjusted, which overrides call"),
         (shadowed(), "linear", "Received: MeanSquaredError, which overrides call"),
+        (other_inside(), "linear", "Received: MeanSquaredError, which overrides fn"),
+        (other_inside(label_smoothing=0.3), "softmax", "Received: CategoricalCrossentropy, which overrides fn"),
         (keras.losses.CategoricalCrossentropy(axis=1), "softmax", "Received: axis=1"),
         (keras.losses.BinaryCrossentropy(axis=0), "sigmoid", "Received: axis=0"),
         (keras.losses.SparseCategoricalCrossentropy(ignore_class=0), "softmax", "Received: ignore_class=0"),
