@@ -151,7 +151,7 @@ def test_a_bound_of_an_alignment_below_one_is_not_printed_as_one():
         "full_rank": 4,
         "decided_by": "LSQR",
     }
-    report = AlignmentReport(4e-7, np.array([4e-7]), verdict="undecided", decided_by="LSQR", lower_bound=True, **sizes)
+    report = AlignmentReport(4e-7, np.array([4e-7]), verdict="undecided", lower_bound=True, **fields)
     assert "at least 0.999999," in report.summary()
     assert "at least 0.999999<" in report._repr_html_()
     assert (at_least(0.99, 6, "f"), at_most(0.1234561, 6, "f")) == ("0.990000", "0.123457")
