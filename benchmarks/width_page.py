@@ -89,6 +89,17 @@ def head_table(heads):
             )
 
 
+def settled_table(heads):
+    """Yield where `width_curve` says that nothing more is gained, and where training images were all right."""
+    yield "| data | settled, predicted, by seed | all right from, reached |"
+    yield "|---|---:|---:|"
+    for name, all_rows in heads.items():
+        seeds = [rows for _, rows in seeds_of(all_rows, "seed")]
+        predicted = ", ".join(str(rows[0]["settled"]) for rows in seeds)
+        right = ", ".join(str(min(row["gates"] for row in rows if row["training_accuracy"] == 1)) for rows in seeds)
+        yield f"| {NAMES[name]} | {predicted} | {right} |"
+
+
 def structure_table(structures):
     yield (
         "| data | structure | parameters | loss after a fifth | least loss of its head then | loss at the end "
@@ -143,6 +154,11 @@ def step_table(steps):
         names = ("proved_gradient_steps", "gradient_steps", "newton_steps")
         counts = (", ".join(str(row[each]) for row in rows) for each in names)
         yield f"| {NAMES[name]} | " + " | ".join(counts) + " |"
+
+
+def suspect_caption(rows):
+    seeds = len({row["seed"] for row in rows})
+    return f"AUROC, and precision among as many as are wrong; means of {seeds} seeds."
 
 
 def suspect_table(rows):
@@ -229,12 +245,12 @@ def written(rows, suspects):
         f"{dates[0]} to {dates[-1]}, {processors}, {packages(machines[-1], 'keras')}."
     )
     for title, text, picture in (
-        ("Do wider heads reach what was predicted?", [*head_table(heads), "", FIRST_SEED], "width_heads"),
+        ("Do wider heads reach what was predicted?", [*head_table(heads), "", *settled_table(heads), "", FIRST_SEED], "width_heads"),
         ("Do wider networks reach a smaller loss?", structure_table(structures), None),
         ("Does what is measured early tell the order at the end?", correlation_table(structures), "structures"),
         ("How many gradient steps", step_table(steps), None),
         ("Beyond the kernel regime", [KERNEL], "kernel_change"),
-        ("Wrong labels", suspect_table(suspects), None),
+        ("Wrong labels", [suspect_caption(suspects), "", *suspect_table(suspects)], None),
     ):
         yield from ("", f"### {title}", "", *text)
         if picture:
