@@ -2,6 +2,8 @@
 
 import inspect
 
+import keras
+import numpy as np
 import pytest
 
 import keras_dal
@@ -46,3 +48,14 @@ def test_objects_take_their_subject_by_place_and_all_else_by_name(kind):
 def test_a_shared_argument_has_one_default(name):
     takers = [function for function in FUNCTIONS + KINDS if (function.__name__, name) not in EXCEPT]
     assert len({arguments(function)[name].default for function in takers if name in arguments(function)}) == 1
+
+
+@each_function
+@pytest.mark.parametrize("limit", [None, "4GB", -1])
+def test_limits_of_memory_are_numbers(function, limit):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.compile(loss="mse")
+    for name in [name for name in arguments(function) if name.endswith("_bytes")]:
+        data = [np.ones((4, 2))] * (1 + ("y" in arguments(function)))
+        with pytest.raises(ValueError, match=f"{name} must be a number of bytes.*Received"):
+            function(model, *data, **{name: limit})

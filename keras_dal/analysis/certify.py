@@ -14,7 +14,7 @@ from keras_dal.analysis.separability import announced, decisive_share, finding_o
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_positive, checked_weight, joined, positive
+from keras_dal.features.samples import check_bytes, check_positive, checked_weight, joined, positive
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.regularizers import l2_factors, penalty_at
@@ -58,6 +58,7 @@ def certify(
     Raises:
         ValueError: no linear head, an unsupported loss, bad data or bad arguments.
     """
+    check_bytes("max_jacobian_bytes", max_jacobian_bytes)
     if time_limit is not None:
         check_positive("time_limit", time_limit)
     structure = find_structure(model, first_inputs(x), parameters)

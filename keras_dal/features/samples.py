@@ -55,6 +55,12 @@ def some_rows(size, most):
     return np.sort(np.random.default_rng(0).permutation(size)[:most])
 
 
+def check_bytes(name, value):
+    """Raise a ValueError for a limit of memory that is no number, or negative."""
+    if not isinstance(value, (int, float, np.number)) or not value >= 0:
+        raise ValueError(f"{name} must be a number of bytes, not negative. Received: {name}={value!r}")
+
+
 def check_positive(name, value):
     """Raise a ValueError for an argument that is no positive number."""
     if not isinstance(value, (int, float, np.number)) or not value > 0:

@@ -12,7 +12,7 @@ from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import BATCH_SIZE, are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
-from keras_dal.features.samples import check_positive
+from keras_dal.features.samples import check_bytes, check_positive
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing import path_table
 from keras_dal.finishing.head_data import HeadData
@@ -103,6 +103,7 @@ def converge(
             data or bad arguments.
     """
     validation_data = as_arguments(validation_data)
+    check_bytes("max_bytes", max_bytes)
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)

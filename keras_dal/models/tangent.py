@@ -20,6 +20,7 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.features import tracing
 from keras_dal.features.batches import BATCH_SIZE, batches, feature_batches
 from keras_dal.features.inputs import num_samples, sample_inputs
+from keras_dal.features.samples import check_bytes
 from keras_dal.features.variables import num_entries
 from keras_dal.heads.base import split
 from keras_dal.models.find_structure import find_structure
@@ -50,6 +51,7 @@ def tangent_operator(
         MemoryError: the estimate is above `max_bytes`.
         ValueError: no linear head, unknown parameters, or inputs that are empty or not finite.
     """
+    check_bytes("max_bytes", max_bytes)
     linear = isinstance(parameters, str) and parameters == "head"
     structure = find_structure(model, x)
     if linear:

@@ -7,7 +7,7 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, first_inputs
 from keras_dal.features.cache import cached_features
-from keras_dal.features.samples import check_labels
+from keras_dal.features.samples import check_bytes, check_labels
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
@@ -70,6 +70,7 @@ def finish(
         ValueError: no linear head, one that is not finite, frozen in part or has constraints, an unsupported loss, or
             bad data.
     """
+    check_bytes("max_bytes", max_bytes)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, parameters_of(wrap))
     loss = loss_of(model, structure.activation, loss)
