@@ -137,7 +137,8 @@ def correlation_table(structures):
                 if value(rows[0]) is not None
             ]
             if found:
-                numbers = sorted({len(rows) for rows in seeds})
+                counts = [len(rows) for rows in seeds]
+                numbers = sorted({min(counts), max(counts)})
                 cells = (f"{np.mean(each):.2f}{ranged(each)}" for each in zip(*found, strict=True))
                 yield f"| {NAMES[name]} | {' to '.join(map(str, numbers))} | {early} | " + " | ".join(cells) + " |"
 
@@ -245,7 +246,11 @@ def written(rows, suspects):
         f"{dates[0]} to {dates[-1]}, {processors}, {packages(machines[-1], 'keras')}."
     )
     for title, text, picture in (
-        ("Do wider heads reach what was predicted?", [*head_table(heads), "", *settled_table(heads), "", FIRST_SEED], "width_heads"),
+        (
+            "Do wider heads reach what was predicted?",
+            [*head_table(heads), "", *settled_table(heads), "", FIRST_SEED],
+            "width_heads",
+        ),
         ("Do wider networks reach a smaller loss?", structure_table(structures), None),
         ("Does what is measured early tell the order at the end?", correlation_table(structures), "structures"),
         ("How many gradient steps", step_table(steps), None),

@@ -97,8 +97,11 @@ def _activation(form, calls, x, can_be_enlarged):
 
 def _checked(form, calls, x, can_be_enlarged, evaluated):
     """Return the activation of a structure that passes all checks; random parameters are left in the model."""
-    x, others = linearity.overlapping(x)
+    given, (x, others) = x, linearity.overlapping(x)
     features = evaluated(x)[0]
+    if can_be_enlarged and not np.isfinite(features).all():  # a masked mean of nothing but padding, say
+        x, others = linearity.overlapping(linearity.finite(given, evaluated(given)[0]))
+        features = evaluated(x)[0]
     if can_be_enlarged and not features.any():
         x, others = enlarged(x), enlarged(others)  # a model for raw pixels may see nothing in smaller values
         features = evaluated(x)[0]

@@ -60,6 +60,12 @@ def overlapping(x):
     return tuple(tree.map_structure(lambda part, rows=rows: part[rows], x) for rows in rows)
 
 
+def finite(x, features):
+    """Return the samples whose features `(k, ...)` are finite, or all where none are."""
+    kept = np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+    return tree.map_structure(lambda part: part[kept], x) if kept.any() else x
+
+
 def in_both(features, others):
     """Return the features of the samples that both of the `overlapping` batches have, as the one and the other gave."""
     shared = others[::2]

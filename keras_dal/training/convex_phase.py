@@ -11,7 +11,7 @@ from keras_dal._backend import arrays
 from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_of_cached
 from keras_dal.features.tracing import to_numpy
-from keras_dal.features.variables import are_equal, values_of
+from keras_dal.features.variables import Kept, are_equal, values_of
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
@@ -41,6 +41,7 @@ class ConvexPhase:
         self._before = Snapshot(structure.model, wrap)
         self.averaged_steps = wrap.averaged_steps
         self._gathering: Any = None
+        self._read_with: Any = None
         self._shown, self._live, self.logs = {}, {}, {}
         self.train: Any = None
         self.result: Any = None
@@ -54,6 +55,7 @@ class ConvexPhase:
         renew = self._wrap.has_average and have_moved(self._model, statistics)
         self._wrap.switch(self._model, structure=self.structure)
         self._gathering = Gathering(self.structure, renew)
+        self._read_with = Kept((variable.path, variable) for variable in self._model.trainable_variables)
 
     def train_function(self, logs):
         """Return what stands in for the model's train function: it only reads.
@@ -90,6 +92,13 @@ class ConvexPhase:
         if lost:
             raise ValueError(f"Weights are not finite: the training has diverged. Received: {', '.join(lost)}")
 
+    def _check_one_model(self):
+        if moved := self._read_with.moved():
+            raise ValueError(
+                "Weights changed while the data were read, and the features are those of several models: let no "
+                f"callback change weights in the epoch after the exploration. Received: {', '.join(moved)}"
+            )
+
     @property
     def steps_of_statistics(self):
         return self._gathering.steps_of_statistics
@@ -117,6 +126,7 @@ class ConvexPhase:
             )
         if self.result is None:
             self._check_weights()
+            self._check_one_model()
             self.train = self._gathering.finish()
             result = solve_head(self.structure, self.loss, self.train)
             self._check_start(result)

@@ -606,6 +606,14 @@ def test_a_masked_average_before_the_head_is_understood_and_solved_on(width):
     assert monitor.result.loss == pytest.approx(model.evaluate(words, words.sum(axis=1) % 3, verbose=0), rel=1e-5)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_samples_of_nothing_but_padding_are_not_what_a_model_is_tried_on(length):
+    """Their masked average is 0 / 0, and nobody gave them."""
+    masked = [layers.Embedding(20, 6, mask_zero=True), layers.GlobalAveragePooling1D()]
+    model = keras.Sequential([keras.Input((length,), dtype="int32"), *masked, layers.Dense(2)])
+    assert keras_dal.find_structure(model).num_features == 6
+
+
 def test_a_layer_that_calls_a_part_of_it_a_linear_head_is_one_like_others():
     class Encoder(layers.Layer):
         def __init__(self):
