@@ -18,7 +18,7 @@ def r_squared(features, y):
     rank = int((s > 1e-6 * s[0]).sum())
     labels = np.eye(NUM_CLASSES)[y]
     labels = labels - labels.mean(axis=0)
-    return np.sum((u[:, :rank].T @ labels) ** 2) / np.sum(labels**2), rank * NUM_CLASSES
+    return np.sum((u[:, :rank].T @ labels) ** 2) / np.sum(labels**2), rank * (NUM_CLASSES - 1)
 
 
 def test_data_is_measured_exactly_in_inference_mode():

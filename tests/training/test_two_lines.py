@@ -16,7 +16,7 @@ def test_two_lines(capsys):
     assert moved(taken[2], taken[4]) == {"logits/kernel", "logits/bias"}
     assert history["phase"] == [0, 0, 1, 1]
     assert all(0 <= value <= 1 for value in history["alignment"])
-    assert history["alignment_rank"] == [21] * 4  # six features and a bias, for each of three outputs
+    assert history["alignment_rank"] == [14] * 4  # six features and a bias, for three outputs less a constant for all
     assert history["kernel_change"][0] > 0
     assert history["kernel_change"][1] == history["kernel_change"][3]
     assert history["alignment"][2] == pytest.approx(history["alignment"][3], abs=1e-6)  # features no longer change
