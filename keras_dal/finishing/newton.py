@@ -27,7 +27,7 @@ ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
 def with_few_threads(method):
-    """Let a method of an `NewtonTask` have as many threads of BLAS as its products gain from."""
+    """Let a method of a `NewtonTask` have as many threads of BLAS as its products gain from."""
 
     @functools.wraps(method)
     def limited(self, *arguments):

@@ -27,7 +27,7 @@ _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which t
 
 
 class SeparableTask(NewtonTask):
-    """An `NewtonTask` whose samples, where they have right sides, can be put on them."""
+    """A `NewtonTask` whose samples, where they have right sides, can be put on them."""
 
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""
