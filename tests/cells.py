@@ -1,7 +1,8 @@
 """Combinations of what people train with, and what must hold in each: one cell is one fit with the two lines.
 
 Exploration is bit for bit that of the bare optimizer, what is frozen stays, and a fit that is saved and loaded ends
-with the weights of one that was not.
+with the weights of one that was not. `pairwise` draws few cells with every pair of values, `whole` has all of them,
+one fit for those that differ only in when they are saved.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from keras import layers
 import keras_dal
 
 EXPLORED, EPOCHS, BATCH, SAMPLES = 2, 4, 8, 48
+MOMENTS = {"before the switch": 0, "at the switch": EXPLORED - 1, "after the switch": EXPLORED}  # epochs
 _OTHERS = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}  # the last is refused: it cannot update a part
 OPTIMIZERS = sorted(
     name
@@ -39,7 +41,7 @@ FACTORS = {
         "validation",
     ],
     "model": ["sequential", "functional", "subclassed", "nested", "two inputs"],
-    "saved": ["never", "before the switch", "at the switch", "after the switch"],
+    "saved": ["never", *MOMENTS],
     "finish": ["solve", "descend"],
 }
 _OF_OPTIMIZER = {
@@ -81,6 +83,18 @@ def pairwise(seed=0):
         cells.append(best)
     generator.shuffle(cells)
     return cells
+
+
+def whole(optimizer):
+    """Return all cells of an optimizer, those of one fit that is saved at each moment as one."""
+    rest = (FACTORS[name] for name in ("option", "model", "finish"))
+    return [Cell(optimizer, option, model, "each", finish) for option, model, finish in itertools.product(*rest)]
+
+
+def moments(cell):
+    """Return when the fit of a cell is saved: names and epochs, without what Keras itself cannot resume."""
+    chosen = MOMENTS if cell.saved == "each" else {name: MOMENTS[name] for name in [cell.saved] if name in MOMENTS}
+    return {name: epoch for name, epoch in chosen.items() if not reason_to_skip(cell._replace(saved=name))}
 
 
 def _pairs(cell):
@@ -139,17 +153,16 @@ def data_of(kind):
 
 
 class Keep(keras.callbacks.Callback):
-    """Keeps the weights at the end of every epoch, and saves the model at the end of one."""
+    """Keeps the weights at the end of every epoch, and saves the model at the end of some."""
 
-    def __init__(self, path=None, epoch=None):
+    def __init__(self, paths=()):
         super().__init__()
-        self.path, self.epoch, self.weights = path, epoch, []
+        self.paths, self.weights = dict(paths), []
 
     def on_epoch_end(self, epoch, logs=None):
-        model = self.model
-        self.weights.append(weights_of(model))
-        if epoch == self.epoch:
-            model.save(self.path)
+        self.weights.append(weights_of(self.model))
+        if epoch in self.paths:
+            self.model.save(self.paths[epoch])
 
 
 def weights_of(model):
@@ -196,9 +209,8 @@ def check(cell, folder):
     alone = Keep()
     trained(cell, bare, EXPLORED, [alone])
     wrapped = compiled(cell, keras_dal.Wrap(optimizer_of(cell), explore=EXPLORED, finish=cell.finish))
-    saved = {"before the switch": 0, "at the switch": EXPLORED - 1, "after the switch": EXPLORED}.get(cell.saved)
-    path = folder / "model.keras"
-    keep, monitor = Keep(path, saved), keras_dal.AlignmentMonitor(verbose=False)
+    paths = {epoch: folder / f"{epoch}.keras" for epoch in moments(cell).values()}
+    keep, monitor = Keep(paths), keras_dal.AlignmentMonitor(verbose=False)
     history = trained(cell, wrapped, EPOCHS, [monitor, keep])
     exploited = 1 if cell.finish == "solve" else EPOCHS - EXPLORED
     assert history["phase"] == [0.0] * EXPLORED + [1.0] * exploited
@@ -209,12 +221,12 @@ def check(cell, folder):
     _assert_equal(after[1:], after[:1] * (len(after) - 1), "moved after the switch")
     if cell.finish == "solve":
         assert monitor.result.point.gap <= 1e-4
-    if saved is not None:
+    for saved, path in paths.items():
         loaded = keras.saving.load_model(path, custom_objects={"Subclassed": Subclassed})
         if cell.finish == "descend" or saved < EXPLORED:
-            again = keras_dal.AlignmentMonitor(verbose=False)
-            trained(cell, loaded, EPOCHS, [again], saved + 1)
-        _assert_equal([weights_of(loaded)], [weights_of(wrapped)], "ended elsewhere after it was saved and loaded")
+            trained(cell, loaded, EPOCHS, [keras_dal.AlignmentMonitor(verbose=False)], saved + 1)
+        what = f"ended elsewhere after it was saved after epoch {saved + 1} and loaded"
+        _assert_equal([weights_of(loaded)], [weights_of(wrapped)], what)
 
 
 def _assert_equal(found, expected, what):
