@@ -2,8 +2,8 @@
 
 KERAS_BACKEND=jax python benchmarks/cells.py
 
-What a cell is, and what must hold in each, is in tests/cells.py. It takes hours: each optimizer is written as it is done,
-and `--optimizers` chooses some. Results of the backends stand beside each other in benchmarks/results/cells.json.
+What a cell is, and what must hold in each, is in tests/cells.py. It takes hours: each optimizer is written as it is
+done, and `--optimizers` chooses some. Results of the backends stand beside each other in benchmarks/results/cells.json.
 """
 
 import argparse
