@@ -14,6 +14,7 @@ from keras_dal.features.variables import assign_all, values_of
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
 _COLLECTIONS = ("list", "tuple", "dict", "set", "TrackedList", "TrackedDict", "TrackedSet")
+_LOOKUPS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup)
 _RTOL, _ATOL = 1e-4, 1e-5  # of what the head of a copy sees
 
 
@@ -22,8 +23,9 @@ def copy_with_replacement(model, layer, replacement, inputs):
 
     Whatever holds the layer is made anew from its parts: graphs through `clone_model`, subclassed models and layers as
     another instance with the same attributes. The other layers are made again from their configuration and given the
-    same values. Where that cannot be done, or the copy then computes something else, because a layer has a state that
-    neither its configuration nor its variables carry, the copy has the very layers of the model.
+    same state: variables, vocabularies, and what loading a layer makes of them. A layer that cannot be made again and
+    has nothing that trains, as a `Lambda`, is in both. Where another one cannot be made, or the copy then computes
+    something else, because a layer has a state that saving it does not keep, the copy has the very layers of the model.
 
     Args:
         model: a built Keras model.
@@ -60,6 +62,7 @@ class _Copier:
         copy = self.copy(model)
         inference(copy, inputs)
         for old, new in self.made_again:
+            _restore(old, new)
             assign_variables(old, new)
             _freeze_alike(old, new)
         return copy
@@ -96,7 +99,15 @@ class _Copier:
             return graph
         if holds:
             return _keras.remade(layer, self.copy)
-        copy = _from_config(layer)
+        return self._again(layer)
+
+    def _again(self, layer):
+        try:
+            copy = _from_config(layer)
+        except Exception:  # in any way, as above
+            if layer.variables or _keras.sublayers(layer) or _sees_variables(layer):
+                raise
+            return layer  # nothing in it trains
         self.made_again.append((layer, copy))
         return copy
 
@@ -128,7 +139,34 @@ def _from_config(layer):
         config = {key: value for key, value in config.items() if key in accepted or key not in _BASE_CONFIG}
     copy = kind.from_config(config)
     copy.name = layer.name  # Keras leaves it out of the configurations that it makes itself for some signatures
+    if isinstance(layer, _LOOKUPS):
+        copy.set_vocabulary(layer.get_vocabulary(), *_saved(layer).values())  # the shape of outputs depends on it
     return copy
+
+
+def _sees_variables(layer):
+    """Whether functions that a layer was given see a layer or a variable: they would see the same one in a copy."""
+    given = [value for value in vars(layer).values() if inspect.isfunction(value) or inspect.ismethod(value)]
+    scopes = [inspect.getclosurevars(function) for function in given]
+    seen = [[*scope.nonlocals.values(), *scope.globals.values()] for scope in scopes]
+    held = [[getattr(function, "__self__", None), function.__defaults__] for function in given]
+    return any(
+        isinstance(value, (keras.layers.Layer, keras.Variable)) and value is not layer
+        for value in tree.flatten([seen, held])
+    )
+
+
+def _saved(layer):
+    """Return what Keras would write to a file as the state of a layer alone, by name."""
+    store = {}
+    layer.save_own_variables(store)
+    return dict(zip(store, values_of(store.values()), strict=True))
+
+
+def _restore(old, new):
+    """Let a layer, at any depth, make of another one's state what it makes of it when it is loaded."""
+    for layer, copy in zip([old, *_keras.sublayers(old)], [new, *_keras.sublayers(new)], strict=True):
+        copy.load_own_variables(_saved(layer))
 
 
 def assign_variables(old, new):

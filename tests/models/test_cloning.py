@@ -1,5 +1,6 @@
 """Models with state that no configuration carries: a copy with another head computes what they do."""
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch
 
 N = 40
+OWN_LAYERS = "has the model's own layers"
 
 
 def inputs(shape=(5,)):
@@ -52,6 +54,86 @@ def around_what_is_adapted():
     return Around(keras.Sequential(normalized().layers[:2]))
 
 
+@keras.saving.register_keras_serializable("test_cloning")
+class Block(layers.Layer):
+    """Keeps an adapted layer, beside what its configuration says, and a table that no variable holds."""
+
+    def __init__(self, units, **options):
+        super().__init__(**options)
+        self.units, self.table = units, np.zeros(5, "float32")
+        self.norm, self.dense = layers.Normalization(), layers.Dense(units, "tanh")
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(self.norm(x) + ops.convert_to_tensor(self.table))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+    def save_own_variables(self, store):
+        store["table"] = self.table
+
+    def load_own_variables(self, store):
+        self.table = store["table"][()]
+
+
+def with_a_block():
+    model = keras.Sequential([keras.Input((5,)), Block(6), layers.Dense(3)])
+    model.layers[0].norm.adapt(inputs())
+    model.layers[0].table = np.linspace(-0.2, 0.2, 5, dtype="float32")
+    return model
+
+
+def with_layers_in_two_places():
+    normalized, dense, halved = layers.Normalization(), layers.Dense(5, "tanh"), layers.Lambda(lambda t: t * 0.5)
+    normalized.adapt(inputs())
+    x = keras.Input((5,))
+    once = dense(halved(normalized(x)))
+    return keras.Model(x, layers.Dense(3)(layers.add([once, dense(halved(once))])))
+
+
+class Applied(layers.Layer):
+    """Has no configuration, and trains what it is given, if anything."""
+
+    def __init__(self, function, inner=None):
+        super().__init__()
+        self.function, self.inner = function, inner
+
+    def call(self, x):
+        return self.function(x if self.inner is None else self.inner(x))
+
+
+def with_a_function():
+    return keras.Sequential([keras.Input((5,)), Applied(lambda t: t * 0.5), layers.Dense(6, "tanh"), layers.Dense(3)])
+
+
+def with_weights_and_no_configuration():
+    inner = layers.Dense(6, "tanh")
+    return keras.Sequential([keras.Input((5,)), Applied(lambda t: t * 0.5, inner), layers.Dense(3)])
+
+
+def with_tied_weights():
+    first = layers.Dense(5, "tanh")
+    back = layers.Lambda(lambda t: ops.matmul(t, ops.transpose(first.kernel)))
+    return keras.Sequential([keras.Input((5,)), first, back, layers.Dense(3)])
+
+
+class Tying(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = layers.Dense(5, "tanh"), layers.Dense(3)
+        self.back = layers.Lambda(self.backwards)
+
+    def backwards(self, x):
+        return ops.matmul(x, ops.transpose(self.first.kernel))
+
+    def call(self, x):
+        return self.head(self.back(self.first(x)))
+
+
 def top2(y_true, y_pred):
     return keras.metrics.sparse_top_k_categorical_accuracy(y_true, y_pred, k=2)
 
@@ -76,7 +158,18 @@ def trained(make):
     return model
 
 
-@pytest.mark.parametrize("make", [normalized, with_a_closure, around_a_backbone, around_what_is_adapted])
+COPIED = [
+    normalized,
+    with_a_closure,
+    around_a_backbone,
+    around_what_is_adapted,
+    with_a_block,
+    with_layers_in_two_places,
+    with_a_function,
+]
+
+
+@pytest.mark.parametrize("make", COPIED)
 def test_whatever_is_understood_takes_a_gated_head(make, recwarn):
     model = trained(make)
     before = model.predict(inputs(), verbose=0)
@@ -84,16 +177,76 @@ def test_whatever_is_understood_takes_a_gated_head(make, recwarn):
     np.testing.assert_allclose(gated.predict(inputs(), verbose=0), before, rtol=1e-5, atol=1e-5)
     assert isinstance(find_structure(gated, inputs()).layer, GatedBranch)
     own = {id(variable) for variable in model.trainable_variables}
-    shared = own & {id(variable) for variable in gated.trainable_variables}
-    said = any("has the model's own layers" in str(warning.message) for warning in recwarn)
-    assert bool(shared) == said
-    # what Normalization makes of its variables is a view of them on PyTorch, so that a copy has it too
-    adapted = () if keras.backend.backend() == "torch" else (normalized, around_what_is_adapted)
-    assert said == (make in (with_a_closure, *adapted))
-    assert not {id(v) for v in find_structure(gated, inputs()).linear_parameters} & own
+    assert not own & {id(variable) for variable in gated.trainable_variables}
+    assert not [warning for warning in recwarn if OWN_LAYERS in str(warning.message)]
     result = converge(model, inputs(), LABELS, verbose=0)
     assert result.accuracy == 1.0
     np.testing.assert_array_equal(model.predict(inputs(), verbose=0), before)
+
+
+@pytest.mark.parametrize("make", [with_weights_and_no_configuration, with_tied_weights, Tying])
+def test_layers_that_cannot_be_copied_are_shared_but_for_the_head(make):
+    model = trained(make)
+    before = model.predict(inputs(), verbose=0)
+    with pytest.warns(UserWarning, match=OWN_LAYERS):
+        gated = add_gated_head(model, inputs(), seed=0, verbose=False)
+    np.testing.assert_allclose(gated.predict(inputs(), verbose=0), before, rtol=1e-5, atol=1e-5)
+    own = {id(variable) for variable in model.trainable_variables}
+    assert own & {id(variable) for variable in gated.trainable_variables}
+    assert not own & {id(variable) for variable in find_structure(gated, inputs()).linear_parameters}
+
+
+def weights_of(model):
+    return [keras.ops.convert_to_numpy(variable).copy() for variable in model.variables]
+
+
+@pytest.mark.parametrize("make", COPIED)
+def test_training_a_copy_leaves_the_model_as_it_was(make):
+    model = trained(make)
+    before, outputs = weights_of(model), model.predict(inputs(), verbose=0)
+    gated = add_gated_head(model, inputs(), seed=0, verbose=False)
+    begun = weights_of(gated)
+    gated.fit(inputs(), LABELS, epochs=1, verbose=0)
+    assert not all(map(np.array_equal, begun, weights_of(gated)))
+    assert all(map(np.array_equal, before, weights_of(model)))
+    np.testing.assert_array_equal(model.predict(inputs(), verbose=0), outputs)
+
+
+@pytest.mark.parametrize("make", [normalized, with_a_block, with_layers_in_two_places])
+def test_a_copy_of_what_saves_and_loads_does_so_too(make, tmp_path):
+    keras.utils.set_random_seed(0)
+    gated = add_gated_head(make(), inputs(), seed=0, verbose=False)
+    gated.save(tmp_path / "gated.keras")
+    loaded = keras.models.load_model(tmp_path / "gated.keras", safe_mode=False)  # which functions ask for
+    np.testing.assert_array_equal(loaded.predict(inputs(), verbose=0), gated.predict(inputs(), verbose=0))
+
+
+WORDS = np.array(["a b c", "b c", "c d e e", "a"] * (N // 4))
+COLOURS = np.array([["red"], ["blue"], ["red"], ["green"]] * (N // 4))
+NUMBERS = np.array([[3], [7], [3], [5]] * (N // 4))
+
+
+@cases.needs_tensorflow(reason="Keras looks words up in tables of TensorFlow")
+@pytest.mark.parametrize("mode", ["int", "multi_hot", "tf_idf"])
+@pytest.mark.parametrize(
+    ("kind", "x"), [(layers.TextVectorization, WORDS), (layers.StringLookup, COLOURS), (layers.IntegerLookup, NUMBERS)]
+)
+def test_a_copy_has_the_vocabulary_of_the_model(kind, x, mode, tmp_path, recwarn):
+    keras.utils.set_random_seed(0)
+    lookup = kind(output_mode=mode)
+    lookup.adapt(x)
+    entries = keras.Input(x.shape[1:], dtype="int64" if kind is layers.IntegerLookup else "string")
+    body = [layers.Embedding(10, 4), layers.GlobalAveragePooling1D()] if mode == "int" else [layers.Dense(4, "tanh")]
+    model = keras.Sequential([entries, lookup, *body, layers.Dense(3)])
+    x = ops.convert_to_tensor(x)
+    outputs = model.predict(x, verbose=0)
+    gated = add_gated_head(model, x, seed=0, verbose=False)
+    assert not [warning for warning in recwarn if OWN_LAYERS in str(warning.message)]
+    np.testing.assert_allclose(gated.predict(x, verbose=0), outputs, rtol=1e-6, atol=1e-6)
+    assert gated.layers[0].get_vocabulary() == lookup.get_vocabulary()
+    gated.save(tmp_path / "gated.keras")
+    loaded = keras.models.load_model(tmp_path / "gated.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), gated.predict(x, verbose=0))
 
 
 class Scaled(keras.Model):
