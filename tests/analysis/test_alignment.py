@@ -435,10 +435,10 @@ def test_chance_is_the_mean_alignment_of_random_labels(use_bias, gated):
     model = keras.Sequential([layers.Input((4,)), GatedBranch(dense, 2, seed=0) if gated else dense])
     x = generator.standard_normal((30, 4)).astype("float32")
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    draws = [np.eye(3)[generator.permutation(np.arange(30) % 3)] for _ in range(60)]
+    draws = [np.eye(3)[generator.permutation(np.arange(30) % 3)] for _ in range(25)]
     found = [alignment(model, x, y, decide_separability=False, loss=loss, verbose=0) for y in draws]
     assert {report.chance for report in found} == {found[0].chance}
-    assert np.mean([report.alignment for report in found]) == pytest.approx(found[0].chance, rel=0.1)
+    assert np.mean([report.alignment for report in found]) == pytest.approx(found[0].chance, rel=0.15)
     assert f"about {found[0].chance:.2g}" in str(found[0])
 
 

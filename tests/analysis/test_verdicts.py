@@ -27,7 +27,7 @@ from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import safe_mean
 from keras_dal.solvers.nested_columns import NestedColumns
 
-EXAMPLES = int(os.environ.get("KERAS_DAL_EXAMPLES", "250"))
+EXAMPLES = int(os.environ.get("KERAS_DAL_EXAMPLES", "100"))
 SOFTMAX, SIGMOID = losses.SoftmaxCrossEntropy(), losses.SigmoidCrossEntropy()
 PRIME = 2147483629
 
