@@ -7,7 +7,8 @@ QUIET := TF_CPP_MIN_LOG_LEVEL=3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/training/test_finish.py tests/training/test_cells.py \
 	tests/training/test_ordinary_keras.py tests/training/test_what_fit_meets.py tests/training/test_delegation.py tests/training/test_moments.py \
-	tests/training/test_trainings_around.py tests/training/test_statistics.py tests/training/test_wrap.py::test_stateless_apply \
+	tests/training/test_trainings_around.py tests/training/test_statistics.py tests/training/test_interrupts.py \
+	tests/training/test_wrap.py::test_stateless_apply \
 	tests/training/test_wrap.py::test_steps_follow_an_optimizer_that_is_put_back_to_the_other_phase \
 	tests/models/test_structure.py::test_a_float64_model_is_understood_whatever_it_is_computed_in \
 	tests/models/test_tangent.py::test_products_are_finite_differences_on_every_backend \
