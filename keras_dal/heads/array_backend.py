@@ -11,6 +11,7 @@ from keras_dal import _backend
 from keras_dal._backend import arrays
 
 _BLOCK = 1024  # rows of a Gram matrix that are made at a time
+_QUIET = np.errstate(over="ignore", invalid="ignore")  # numbers that are not finite end the path
 _SYRK, _TRSM = linalg.get_blas_funcs(("syrk", "trsm"), dtype=np.float32)
 
 
@@ -66,9 +67,11 @@ class Host(_Library):
     def array(self, values):
         return np.asarray(values, self.dtype)
 
+    @_QUIET
     def matmul(self, left, right):
         return left @ right
 
+    @_QUIET
     def transposed_matmul(self, left, right):
         """Return `left' right`."""
         return left.T @ right

@@ -171,6 +171,14 @@ def test_numbers_that_are_not_finite_end_the_path_before_they_reach_the_model(mo
     assert np.isfinite(result.loss)
 
 
+def test_features_whose_squares_overflow_end_the_path_without_warnings_of_numpy(model, digits):
+    x, y = digits[0]
+    before = model.get_weights()
+    result = converge(model, 1e30 * x, y, verbose=0)
+    assert result.stopped_by == Ending.NOT_FINITE
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
 @pytest.mark.parametrize("unit", [1e-3, 1e6])
 def test_the_unit_of_sample_weights_changes_nothing_but_the_loss(model, digits, unit):
     x, y = digits[0]
