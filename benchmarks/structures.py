@@ -6,12 +6,14 @@ trains small residual networks of many shapes on 5,000 images as they are, and l
 and at the end: training loss, the head's alignment, the least loss its head can reach, test accuracy. Beside the head
 of one of them it then puts gates: predicted by `width_curve`, and reached by SciPy with other gates (least squares, and
 so many steps of L-BFGS in orthonormal coordinates); and it counts the gradient steps that the convex phase would take,
-for which `Result.gradient_steps` is a bound. Adds lines to
+for which `Result.gradient_steps` is a bound. `--early` trains the same networks for that fifth only, and notes what the
+alignment does from epoch to epoch and what a step takes. Adds lines to
 benchmarks/results/structures.jsonl, which `python benchmarks/width_page.py` writes up in docs/width.md.
 """
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -131,6 +133,22 @@ class Snapshots(keras.callbacks.Callback):
         self.seconds += time.perf_counter() - self._started
         if epoch + 1 == EARLY:
             self.early = self._look(self.model)
+
+
+class Prices(keras.callbacks.Callback):
+    """Notes the residual share after every epoch, and the processor seconds of the steps of the last."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self._data, self.shares, self.seconds = (x, y), [], 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.process_time()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds = time.process_time() - self._started
+        curve = keras_dal.width_curve(self.model, *self._data, widths=[0], draws=1, verbose=0)
+        self.shares.append(curve.residual_share[0])
 
 
 def looked_at(model, x, y):
@@ -265,16 +283,38 @@ def convex_steps(model, x, y):
     }
 
 
-def rows(options, seed):
-    """Yield a row for each structure, and then for each head of one of them."""
-    train, test, classes = load(options.dataset, IMAGES, options.data_dir)
-    x, y = train.x.astype("float32"), train.y
+def networks(options, x, classes, seed):
+    """Yield the name and the compiled network of each structure, right after the seed was set."""
     steps = EPOCHS * (len(x) // BATCH)
     for name in options.structures or [name for name in SHAPES if name not in COSTLY]:
         keras.utils.set_random_seed(seed)
         model = SHAPES[name].build(x, classes)
         rate = keras.optimizers.schedules.CosineDecay(SHAPES[name].rate, steps)
         model.compile(keras.optimizers.SGD(rate, momentum=0.9), cross_entropy(), metrics=["accuracy"])
+        yield name, model
+
+
+def early_rows(options, seed):
+    """Yield a row for each structure after a fifth of its epochs: how its alignment changes, and what a step takes."""
+    train, _, classes = load(options.dataset, IMAGES, options.data_dir)
+    x, y = train.x.astype("float32"), train.y
+    for name, model in networks(options, x, classes, seed):
+        prices = Prices(x, y)
+        model.fit(x, y, BATCH, EARLY, verbose=0, callbacks=[prices])
+        yield {
+            "kind": "early",
+            "structure": name,
+            "residual_shares": prices.shares,
+            "step_processor_seconds": prices.seconds / math.ceil(len(x) / BATCH),
+            "outputs_mib": BATCH * 4 * sum(math.prod(layer.output.shape[1:]) for layer in model.layers) / 2**20,
+        }
+
+
+def rows(options, seed):
+    """Yield a row for each structure, and then for each head of one of them."""
+    train, test, classes = load(options.dataset, IMAGES, options.data_dir)
+    x, y = train.x.astype("float32"), train.y
+    for name, model in networks(options, x, classes, seed):
         snapshots = Snapshots(lambda now: looked_at(now, x, y))
         monitor = keras_dal.AlignmentMonitor(verbose=False)
         try:
@@ -302,10 +342,11 @@ def main():
     parser = parser_of(__doc__, RESULT)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--structures", nargs="+", help="names of some of them; all by default")
+    parser.add_argument("--early", action="store_true", help="train for a fifth of the epochs only")
     options = parser.parse_args()
     bind(options.core)
     for seed in options.seeds:
-        for row in rows(options, seed):
+        for row in (early_rows if options.early else rows)(options, seed):
             row = {"dataset": options.dataset, "images": IMAGES, "epochs": EPOCHS, "seed": seed, **row}
             with options.result.open("a") as file:
                 file.write(json.dumps({**row, "machine": machine.describe()}) + "\n")
