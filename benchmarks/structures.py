@@ -300,7 +300,7 @@ def early_rows(options, seed):
     x, y = train.x.astype("float32"), train.y
     for name, model in networks(options, x, classes, seed):
         prices = Prices(x, y)
-        model.fit(x, y, BATCH, EARLY, verbose=0, callbacks=[prices])
+        model.fit(x, y, BATCH, EARLY, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False), prices])
         yield {
             "kind": "early",
             "structure": name,
