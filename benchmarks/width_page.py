@@ -23,11 +23,13 @@ FIRST_SEED = "The picture shows the first seed of each set."
 KERNEL = (
     "Change of the feature kernel since the start (see [glossary](glossary.md)), by epoch, one line for each network."
 )
+PRICE = "Processor time of a step of 128 images on one core, and the outputs of all layers in float32, which training keeps."
 EARLY = {
     "training loss": lambda row: row["early"]["training_loss"],
     "training loss that fit shows": lambda row: row["early"].get("shown_loss"),
     "least loss of its head": lambda row: row["early"]["infimum"][1],
     "residual share": lambda row: row["early"]["residual_share"],
+    "its change over one epoch": lambda row: row["change"],
     "number of parameters": lambda row: -row["parameters"],
 }
 LATE = {
@@ -128,19 +130,33 @@ def correlation_table(structures):
         compared = [row for row in all_rows if OUTSIDE not in row["structure"]]
         seeds = [rows for _, rows in seeds_of(compared, "seed") if len(rows) >= LEAST]
         for early, value in EARLY.items():
+            known = [[row for row in rows if value(row) is not None] for rows in seeds]
+            counts = [len(rows) for rows in known if len(rows) >= LEAST]
             found = [
                 [
                     stats.spearmanr([value(row) for row in rows], [late(row) for row in rows])[0]
                     for late in LATE.values()
                 ]
-                for rows in seeds
-                if value(rows[0]) is not None
+                for rows in known
+                if len(rows) >= LEAST
             ]
             if found:
-                counts = [len(rows) for rows in seeds]
                 numbers = sorted({min(counts), max(counts)})
                 cells = (f"{np.mean(each):.2f}{ranged(each)}" for each in zip(*found, strict=True))
                 yield f"| {NAMES[name]} | {' to '.join(map(str, numbers))} | {early} | " + " | ".join(cells) + " |"
+
+
+def price_table(rows):
+    """Yield what a step of each structure takes on one core, and the outputs of its layers that it keeps."""
+    found = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[row["structure"]][row["dataset"]].append(row)
+    yield f"| structure | {' | '.join(f'{name}, ms' for name in NAMES.values())} | outputs of a batch, MiB |"
+    yield "|---|" + "---:|" * (len(NAMES) + 1)
+    for structure, sets in found.items():
+        steps = (f"{1e3 * np.median([row['step_processor_seconds'] for row in sets[name]]):.0f}" for name in NAMES)
+        outputs = sorted({f"{row['outputs_mib']:.0f}" for each in sets.values() for row in each}, key=int)
+        yield f"| {structure} | {' | '.join(steps)} | {' to '.join(outputs[:1] + outputs[1:][-1:])} |"
 
 
 def ranged(values):
@@ -192,7 +208,9 @@ def draw_heads(heads, path):
             axis.plot(gates, predicted, "--", color=colour, label=f"{NAMES[name]}, predicted")
             axis.plot(gates, reached, marker, color=colour, fillstyle="none", label="reached")
     share.set(xlabel="gates beside the head", ylabel="residual share", title="squared error")
-    loss.set(xlabel="gates beside the head", ylabel="training cross-entropy", title="cross-entropy", yscale="log")
+    loss.set(xlabel="gates beside the head", ylabel="training cross-entropy", title="cross-entropy")
+    loss.set_yscale("symlog", linthresh=1e-4)  # some are zero
+    loss.set_ylim(bottom=0)
     figure.legend(
         *share.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small"
     )
@@ -233,10 +251,22 @@ def width(row):
     return int(filters) if filters.isdigit() else np.inf
 
 
+def with_changes(structures, early):
+    """Return the rows of structures with what an epoch changed in the residual share, None where it was not noted."""
+    names = ("dataset", "seed", "structure")
+    shares = {tuple(row[name] for name in names): row["residual_shares"] for row in early}
+    found = (shares.get(tuple(row[name] for name in names)) for row in structures)
+    return [
+        row | {"change": None if each is None else each[-1] - each[-2]}
+        for row, each in zip(structures, found, strict=True)
+    ]
+
+
 def written(rows, suspects):
     """Yield the lines of the results."""
     heads, structures, steps = (grouped(rows, kind) for kind in ("head", "structure", "steps"))
-    structures = {name: sorted(each, key=width) for name, each in structures.items()}
+    early = [row for row in rows if row["kind"] == "early"]
+    structures = {name: sorted(with_changes(each, early), key=width) for name, each in structures.items()}
     machines, first = [row["machine"] for row in rows], rows[0]
     processors = " and ".join(dict.fromkeys(machine["processor"] for machine in machines))
     dates = sorted({machine["date"] for machine in machines})
@@ -253,6 +283,7 @@ def written(rows, suspects):
         ),
         ("Do wider networks reach a smaller loss?", structure_table(structures), None),
         ("Does what is measured early tell the order at the end?", correlation_table(structures), "structures"),
+        ("What a step takes", [PRICE, "", *price_table(sorted(early, key=width))], None),
         ("How many gradient steps", step_table(steps), None),
         ("Beyond the kernel regime", [KERNEL], "kernel_change"),
         ("Wrong labels", [suspect_caption(suspects), "", *suspect_table(suspects)], None),

@@ -108,7 +108,7 @@ def reason_to_skip(cell):
         return "compiling takes a C++ compiler and a minute for each model on torch"
     if cell.option == "steps_per_execution" and keras.backend.backend() == "torch":
         return "steps_per_execution is not what Keras does on torch"
-    resumes = cell.saved in ("before the switch", "at the switch")
+    resumes = cell.saved in MOMENTS and (cell.finish == "descend" or cell.saved != "after the switch")
     if (cell.optimizer, cell.option) == ("Nadam", "loss scale") and keras.backend.backend() != "jax" and resumes:
         return "a Nadam inside a LossScaleOptimizer does not go on where it was saved, alone too"
     return None
