@@ -23,7 +23,10 @@ FIRST_SEED = "The picture shows the first seed of each set."
 KERNEL = (
     "Change of the feature kernel since the start (see [glossary](glossary.md)), by epoch, one line for each network."
 )
-PRICE = "Processor time of a step of 128 images on one core, and the outputs of all layers in float32, which training keeps."
+PRICE = (
+    "Processor time of a step of 128 images on one core, and the outputs of all layers in float32, which training "
+    "keeps: medians of all seeds."
+)
 EARLY = {
     "training loss": lambda row: row["early"]["training_loss"],
     "training loss that fit shows": lambda row: row["early"].get("shown_loss"),
