@@ -11,8 +11,8 @@ import keras_dal
 DATA = ["model", "x", "y", "sample_weight"]
 SHARED = ["loss", "parameters", "cache", "max_bytes", "batch_size", "seed", "verbose"]  # in this order, at the end
 FUNCTIONS = [function for name in keras_dal.__all__ if inspect.isfunction(function := getattr(keras_dal, name))]
-# the parameters of a tangent operator are its subject; a head is one thing for a model, and random once for a curve
-EXCEPT = {("tangent_operator", "parameters"), ("find_structure", "parameters"), ("add_gated_head", "seed")}
+# the parameters of a tangent operator are its subject, and a structure is what has them
+EXCEPT = {("tangent_operator", "parameters"), ("find_structure", "parameters")}
 KINDS = [keras_dal.Wrap, keras_dal.AlignmentMonitor]
 each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 

@@ -55,7 +55,7 @@ def _gap(result):
 
 
 def _validation(result):
-    likelihood = "loss" if getattr(result._data.loss, "label_smoothing", 0) else "NLL"  # of smoothed labels it is none
+    likelihood = "NLL" if result._data.loss.is_likelihood else "loss"
     for name in ("before", "after", "scaled"):
         quality = getattr(result, name)
         if quality is None or (name == "scaled" and result.scale == 1):

@@ -17,5 +17,9 @@ class CrossEntropy(Loss):
             raise ValueError(f"label_smoothing must lie in [0, 1]. Received: {label_smoothing=}")
         self.label_smoothing = float(label_smoothing)
 
+    @property
+    def is_likelihood(self):
+        return not self.label_smoothing
+
     def __repr__(self):
         return f"<{self.name}, label_smoothing={self.label_smoothing}>" if self.label_smoothing else super().__repr__()

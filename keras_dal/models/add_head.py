@@ -13,7 +13,7 @@ from keras_dal.features.inputs import sample_inputs
 from keras_dal.features.samples import check_count
 from keras_dal.features.tracing import evaluate, recorded_calls
 from keras_dal.features.variables import num_entries
-from keras_dal.losses import resolve_loss
+from keras_dal.losses import REGISTERED, resolve_loss
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpness
@@ -34,7 +34,7 @@ def add_gated_head(
     oversample: float = _OVERSAMPLE,
     loss: Any = None,
     batch_size: int = BATCH_SIZE,
-    seed: int | None = None,
+    seed: int = 0,
     verbose: int = 1,
 ) -> Any:
     """Return a copy of a model with a gated head that can reach every labelling of the training samples.
@@ -86,7 +86,7 @@ def add_gated_head(
         count = num_gates(n, directions, oversample)
         copy = with_gates_beside(structure, count, samples, features, **options)
     else:
-        outputs = structure.num_outputs - _has_free_constant(model, loss, structure.activation)
+        outputs = _loss_of(model, loss, structure.activation).num_seen(structure.num_outputs)
         count = max(num_gates(n * outputs, directions, oversample), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
         copy = _copy_with(structure, replacement, sample_inputs(model, samples))
@@ -157,10 +157,12 @@ def _check(x, num_samples, place, gates, oversample):
         raise ValueError(f"oversample must be a finite number of at least 1. Received: oversample={oversample!r}")
 
 
-def _has_free_constant(model, loss, activation):
-    """Whether a constant added to all logits of a sample changes nothing."""
+def _loss_of(model, loss, activation):
+    """Return the loss that a head will have: the given one, the compiled one, or else that of its activation."""
     given = loss or getattr(model, "loss", None)
-    return activation == "softmax" if given is None else resolve_loss(given, activation).shift_invariant
+    if given is not None:
+        return resolve_loss(given, activation)
+    return next(kind() for kind in REGISTERED.values() if kind.activation == activation)
 
 
 def _beside(head, width, features, num_gates, options):
