@@ -53,6 +53,11 @@ def known_decimals(error: float, most: int) -> int:
     return most if error <= 10.0**-most else max(1, math.floor(-math.log10(error)))
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with a noun, in the plural but for one."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage with two decimals, "100.00%" only where it is all."""
     return "99.99%" if share < 1 and f"{share:.2%}" == "100.00%" else f"{share:.2%}"

@@ -263,3 +263,49 @@ def test_the_function_of_a_loss_and_its_options_are_what_it_computes():
     function, options = _keras.loss_function(keras.losses.CategoricalCrossentropy(label_smoothing=0.3))
     assert function is keras.losses.categorical_crossentropy
     assert options["label_smoothing"] == 0.3
+
+
+def test_a_train_step_of_the_users_own_is_known():
+    class Own(keras.Model):
+        def train_step(self, *data):
+            return super().train_step(*data)
+
+    assert _keras.has_own_train_step(Own())
+    assert not _keras.has_own_train_step(keras.Model())
+    assert not _keras.has_own_train_step(Net())
+
+
+@pytest.mark.parametrize(("weights", "expected"), [(None, 1.0), (0.25, 0.25), ([0.25], 0.25), ({"out": 0.25}, 0.25)])
+def test_the_weight_of_a_loss_is_what_training_multiplies_it_by(weights, expected):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(inputs))
+    x, y = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+    model.compile("sgd", "mse", loss_weights=None)
+    plain = model.evaluate(x, y, verbose=0)
+    named = {"out": "mse"} if isinstance(weights, dict) else ["mse"] if isinstance(weights, list) else "mse"
+    model.compile("sgd", named, loss_weights=weights)
+    assert _keras.loss_weight(model) == expected
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["loss"] == pytest.approx(expected * plain, rel=1e-6)
+
+
+class Graph(keras.Model):
+    """A graph whose class has a constructor and a method of its own."""
+
+    def __init__(self, units):
+        inputs = keras.Input((3,))
+        super().__init__(inputs, layers.Dense(units)(inputs))
+        self.kept = units
+
+    def doubled(self):
+        return 2 * self.kept
+
+
+def test_a_graph_made_anew_takes_after_the_class_and_the_attributes_of_the_old_one():
+    model = Graph(2)
+    graph = keras.models.clone_model(model)
+    assert not hasattr(graph, "doubled")
+    layers_before = graph.layers
+    _keras.take_after(graph, model, lambda value: value + 1)
+    assert type(graph) is Graph
+    assert graph.doubled() == 6
+    assert graph.layers == layers_before

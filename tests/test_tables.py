@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_dal
-from keras_dal.tables import as_html, as_text
+from keras_dal.tables import as_html, as_text, counted
 
 ROWS = [("loss", 0.5), ("penalty", None), ("training accuracy", "<b>100 %</b> & more"), ("left", 0)]
 
@@ -54,3 +54,8 @@ def test_a_notebook_shows_of_a_report_what_is_printed(made):
     assert report.verdict in shown
     assert report.decided_by in shown
     assert set(re.findall(r"\d\.\d{4,}", shown)) <= set(re.findall(r"\d\.\d{4,}", printed))
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 samples"), (1, "1 sample"), (1234, "1,234 samples")])
+def test_a_noun_is_in_the_plural_but_for_one(number, text):
+    assert counted(number, "sample") == text

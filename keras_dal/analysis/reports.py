@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_dal.analysis.separability import ALIGNED, Verdict
-from keras_dal.tables import as_html, as_text, at_least, at_most, known_decimals, one_number
+from keras_dal.tables import as_html, as_text, at_least, at_most, counted, known_decimals, one_number
 
 _NEXT: dict[str, str] = {  # for whoever has the report of a head
     Verdict.ALIGNED: "converge(model, x, y) comes to within tol of the least loss of any model",
@@ -162,7 +162,8 @@ class WidthCurve:
             yield f"{width:,}", f"{_share(share)} (+- {spread:.6f}), {between}, rank {rank:,}, {size:,} bytes"
         reached = "not reached" if self.settled is None else f"from a width of {self.settled:,} on"
         yield "settled", reached
-        yield "data", f"{self.num_samples:,} samples, {self.num_features:,} features, {self.num_outputs:,} outputs"
+        sizes = (self.num_samples, "sample"), (self.num_features, "feature"), (self.num_outputs, "output")
+        yield "data", ", ".join(counted(*size) for size in sizes)
         yield "loss", self.loss_name
         yield "fitted", f"{self.samples_fitted:,} samples, to a share of {ALIGNED:.0e}, by the head without gates"
         for sentence in self.not_covered:

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.finishing.stopping import Ending
-from keras_dal.tables import at_most, percent
+from keras_dal.tables import at_most, counted, percent
 
 WIDTH = 18  # of the names: the longest of them, whatever rows there are
 _WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a reader should know of
@@ -41,7 +41,7 @@ def rows_of(result):
             "model",
             "a copy with a gated head and a new optimizer, Result.model; the head that was given is as it was",
         )
-    count = f"{len(result.path)} point{'s' * (len(result.path) > 1)}"
+    count = counted(len(result.path), "point")
     num_samples = len(result._data.train)
     but = f" of {num_samples - left:,} of {num_samples:,} samples" if separated and left else ""
     yield "ended by", f"{result.stopped_by}{but}, {count} in {result.seconds:.2f} s"
