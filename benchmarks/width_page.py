@@ -24,13 +24,13 @@ KERNEL = (
     "Change of the feature kernel since the start (see [glossary](glossary.md)), by epoch, one line for each network."
 )
 PRICE = (
-    "Processor time of a step of 128 images on one core, and the outputs of all layers in float32, which training "
-    "keeps: medians of all seeds that were timed."
+    "Processor time of a step of 128 images on one core, with the monitor, in the second epoch of seed 0; and the "
+    "outputs of all layers in float32, which training keeps."
 )
 EARLY = {
     "training loss": lambda row: row["early"]["training_loss"],
     "training loss that fit shows": lambda row: row["early"].get("shown_loss"),
-    "least loss of its head": lambda row: row["early"]["infimum"][1],
+    "upper bound of its head's least loss": lambda row: row["early"]["infimum"][1],
     "residual share": lambda row: row["early"]["residual_share"],
     "its change over one epoch": lambda row: row["change"],
     "number of parameters": lambda row: -row["parameters"],
@@ -62,9 +62,10 @@ def mean(rows, value):
     return np.mean([value(row) for row in rows], axis=0)
 
 
-def between(bounds):
-    low, high = bounds
-    return f"{high:.3g}" if high - low <= 1e-3 * high else f"{low:.3g} to {high:.3g}"
+def bounded(rows, value):
+    """Return the mean of numbers that are enclosed, and that of their upper bounds where one of them is not."""
+    low, high = np.transpose([value(row) for row in rows])
+    return "at most " * bool(np.any(high - low > 1e-3 * high)) + f"{high.mean():.3g}"
 
 
 def head_table(heads):
@@ -89,7 +90,7 @@ def head_table(heads):
             )
             yield (
                 f"| {NAMES[name]} | {gates} | {len(rows)} | {share:.4f} +- {spread:.4f} | {reached:.4f} "
-                f"| {between(mean(rows, lambda row: row['predicted_infimum']))} | {loss:.3g} | {right:.1%} "
+                f"| {bounded(rows, lambda row: row['predicted_infimum'])} | {loss:.3g} | {right:.1%} "
                 f"| {test:.1%} |"
             )
 
@@ -107,20 +108,18 @@ def settled_table(heads):
 
 def structure_table(structures):
     yield (
-        "| data | structure | parameters | loss after a fifth | least loss of its head then | loss at the end "
+        "| data | structure | parameters | seeds | loss after a fifth | least loss of its head then | loss at the end "
         "| least loss of its head then | right | test |"
     )
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for name, all_rows in structures.items():
         for structure, rows in seeds_of(all_rows, "structure"):
-            early, end = (
-                [mean(rows, lambda row, when=when, key=key: row[when][key]) for key in ("training_loss", "infimum")]
-                for when in ("early", "end")
-            )
+            early, end = (mean(rows, lambda row, when=when: row[when]["training_loss"]) for when in ("early", "end"))
+            before, after = (bounded(rows, lambda row, when=when: row[when]["infimum"]) for when in ("early", "end"))
             right = mean(rows, lambda row: row["end"]["training_accuracy"])
             yield (
-                f"| {NAMES[name]} | {structure} | {rows[0]['parameters']:,} | {early[0]:.3f} "
-                f"| {between(early[1])} | {end[0]:.3f} | {between(end[1])} | {right:.1%} "
+                f"| {NAMES[name]} | {structure} | {rows[0]['parameters']:,} | {len(rows)} "
+                f"| {early:.3f} | {before} | {end:.3f} | {after} | {right:.1%} "
                 f"| {mean(rows, lambda row: row['test_accuracy']):.1%} |"
             )
 
@@ -211,7 +210,7 @@ def draw_heads(heads, path):
             axis.plot(gates, predicted, "--", color=colour, label=f"{NAMES[name]}, predicted")
             axis.plot(gates, reached, marker, color=colour, fillstyle="none", label="reached")
     share.set(xlabel="gates beside the head", ylabel="residual share", title="squared error")
-    loss.set(xlabel="gates beside the head", ylabel="training cross-entropy", title="cross-entropy")
+    loss.set(xlabel="gates beside the head", ylabel="training cross-entropy", title="cross-entropy, predicted: at most")
     loss.set_yscale("symlog", linthresh=1e-4)  # some are zero
     loss.set_ylim(bottom=0)
     figure.legend(
@@ -227,7 +226,7 @@ def draw_structures(structures, path):
         late = [row["end"]["training_loss"] for row in rows]
         axis.plot([row["early"]["training_loss"] for row in rows], late, "o", color="#767676", label="training loss")
         least = [row["early"]["infimum"][1] for row in rows]
-        axis.plot(least, late, "^", color=STYLES[name][0], label="least loss of the head")
+        axis.plot(least, late, "^", color=STYLES[name][0], label="upper bound of the head's")
         axis.set(xlabel="after a fifth of the epochs", ylabel="training loss at the end", title=NAMES[name])
         axis.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
