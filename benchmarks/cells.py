@@ -56,6 +56,7 @@ def noted(results, optimizer, found):
         "skipped": dict(skipped),
         "failures": sum(len(one["failed"]) for one in each.values()),
         "seconds": sum(one["seconds"] for one in each.values()),
+        "optimizers_tried": len(each),
         "optimizers": each,
         "machine": describe(),
     }

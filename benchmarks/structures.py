@@ -300,7 +300,11 @@ def early_rows(options, seed):
     x, y = train.x.astype("float32"), train.y
     for name, model in networks(options, x, classes, seed):
         prices = Prices(x, y)
-        model.fit(x, y, BATCH, EARLY, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False), prices])
+        try:
+            model.fit(x, y, BATCH, EARLY, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False), prices])
+        except ValueError as error:  # of features that are not finite, or all zero
+            yield {"kind": "diverged early", "structure": name, "error": str(error)}
+            continue
         yield {
             "kind": "early",
             "structure": name,

@@ -25,7 +25,7 @@ KERNEL = (
 )
 PRICE = (
     "Processor time of a step of 128 images on one core, with the monitor, in the second epoch of seed 0; and the "
-    "outputs of all layers in float32, which training keeps."
+    "outputs of all layers in float32, an upper bound of what training keeps of them."
 )
 EARLY = {
     "training loss": lambda row: row["early"]["training_loss"],
@@ -130,17 +130,17 @@ def correlation_table(structures):
     yield "|---|---:|---|" + "---:|" * len(LATE)
     for name, all_rows in structures.items():
         compared = [row for row in all_rows if OUTSIDE not in row["structure"]]
-        seeds = [rows for _, rows in seeds_of(compared, "seed") if len(rows) >= LEAST]
+        seeds = [rows for _, rows in seeds_of(compared, "seed")]
         for early, value in EARLY.items():
-            known = [[row for row in rows if value(row) is not None] for rows in seeds]
-            counts = [len(rows) for rows in known if len(rows) >= LEAST]
+            known = ([row for row in rows if value(row) is not None] for rows in seeds)
+            known = [rows for rows in known if len(rows) >= LEAST]
+            counts = [len(rows) for rows in known]
             found = [
                 [
                     stats.spearmanr([value(row) for row in rows], [late(row) for row in rows])[0]
                     for late in LATE.values()
                 ]
                 for rows in known
-                if len(rows) >= LEAST
             ]
             if found:
                 numbers = sorted({min(counts), max(counts)})
@@ -158,7 +158,7 @@ def price_table(rows):
     for structure, sets in found.items():
         steps = (f"{1e3 * np.median([row['step_processor_seconds'] for row in sets[name]]):.0f}" for name in NAMES)
         outputs = sorted({f"{row['outputs_mib']:.0f}" for each in sets.values() for row in each}, key=int)
-        yield f"| {structure} | {' | '.join(steps)} | {' to '.join(outputs[:1] + outputs[1:][-1:])} |"
+        yield f"| {structure} | {' | '.join(steps)} | {' to '.join(dict.fromkeys((outputs[0], outputs[-1])))} |"
 
 
 def ranged(values):

@@ -31,7 +31,7 @@ class Loss(abc.ABC):
         options: arguments of these that `__init__` takes; others must have their default.
         shift_invariant: whether constants per sample, added to all its logits, change nothing.
         quadratic: whether least squares on the targets minimize it.
-        is_likelihood: whether its values are negative log-likelihoods of the labels as they are.
+        is_likelihood: whether its values are negative log-likelihoods, per output, of the labels as they are.
         has_sides: whether samples with hard labels have right sides, see `sides`.
         tensors: whether `values`, `gradient`, `hessian` and `margins` take tensors of the backend, too: by the
             functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one. A subclass of

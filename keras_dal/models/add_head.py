@@ -47,9 +47,9 @@ def add_gated_head(
     rows of one sample span at most H directions.
 
     Args:
-        model: a Keras model that `find_structure` understands; it is left as it is. Where a layer before the head that
-            has weights cannot be copied with all its state (for want of a configuration, say), those layers are shared
-            with the copy, and a warning says so: training the copy then trains them in both.
+        model: a Keras model that `find_structure` understands; it is left as it is. If a layer that has weights
+            cannot be copied with all its state (for want of a configuration, say), the copy shares all layers before
+            the head with the model, and a warning says so: training one then trains both.
         x: training inputs, or a dataset, to which random gates are adapted in one pass. Learned gates are not: while
             exploring, the features move away from what they were.
         num_samples: n, where x is not given, or not all of it.

@@ -10,7 +10,7 @@ from keras import tree
 from keras_dal import _keras
 from keras_dal._backend.warning import described, warn
 from keras_dal.features.tracing import inference, recorded, replaced, to_numpy
-from keras_dal.features.variables import assign_all, values_of
+from keras_dal.features.variables import assign_all, is_real, restored, values_of
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
 _COLLECTIONS = ("list", "tuple", "dict", "set", "TrackedList", "TrackedDict", "TrackedSet")
@@ -25,7 +25,8 @@ def copy_with_replacement(model, layer, replacement, inputs):
     another instance with the same attributes. The other layers are made again from their configuration and given the
     same state: variables, vocabularies, and what loading a layer makes of them. A layer that cannot be made again and
     has nothing that trains, as a `Lambda`, is in both. Where another one cannot be made, or the copy then computes
-    something else, because a layer has a state that saving it does not keep, the copy has the very layers of the model.
+    something else, because a layer has a state that saving it does not keep or a function sees variables of the model,
+    the copy has the very layers of the model.
 
     Args:
         model: a built Keras model.
@@ -39,7 +40,8 @@ def copy_with_replacement(model, layer, replacement, inputs):
     before = _inputs_of(layer, model, inputs)
     try:
         copy = _Copier(layer, replacement, shares=False).copied(model, inputs)
-        shares = not all(map(_is_close, before, _inputs_of(replacement, copy, inputs)))
+        seen = [_inputs_of(replacement, copy, inputs), _without(model, replacement, copy, inputs)]
+        shares = not all(_is_close(*each) for now in seen for each in zip(before, now, strict=True))
     except Exception:  # a configuration that a layer does not give or does not take may fail in any way
         shares = True
     if shares:
@@ -105,7 +107,7 @@ class _Copier:
         try:
             copy = _from_config(layer)
         except Exception:  # in any way, as above
-            if layer.variables or _keras.sublayers(layer) or _sees_variables(layer):
+            if layer.variables or _keras.sublayers(layer):
                 raise
             return layer  # nothing in it trains
         self.made_again.append((layer, copy))
@@ -144,18 +146,6 @@ def _from_config(layer):
     return copy
 
 
-def _sees_variables(layer):
-    """Whether functions that a layer was given see a layer or a variable: they would see the same one in a copy."""
-    given = [value for value in vars(layer).values() if inspect.isfunction(value) or inspect.ismethod(value)]
-    scopes = [inspect.getclosurevars(function) for function in given]
-    seen = [[*scope.nonlocals.values(), *scope.globals.values()] for scope in scopes]
-    held = [[getattr(function, "__self__", None), function.__defaults__] for function in given]
-    return any(
-        isinstance(value, (keras.layers.Layer, keras.Variable)) and value is not layer
-        for value in tree.flatten([seen, held])
-    )
-
-
 def _saved(layer):
     """Return what Keras would write to a file as the state of a layer alone, by name."""
     store = {}
@@ -164,7 +154,7 @@ def _saved(layer):
 
 
 def _restore(old, new):
-    """Let a layer, at any depth, make of another one's state what it makes of it when it is loaded."""
+    """Load the state of a layer, at any depth, into another one."""
     for layer, copy in zip([old, *_keras.sublayers(old)], [new, *_keras.sublayers(new)], strict=True):
         copy.load_own_variables(_saved(layer))
 
@@ -193,6 +183,14 @@ def _inputs_of(layer, model, inputs):
     with recorded([layer], calls.append):
         inference(model, inputs)
     return [to_numpy(part) for call in calls for part in tree.flatten(call.inputs)]
+
+
+def _without(model, replacement, copy, inputs):
+    """Return what the head of a copy sees while the variables of the model are others: functions may see these."""
+    variables = [variable for variable in model.variables if is_real(variable)]
+    with restored(variables):
+        assign_all(variables, [1.5 * value + 0.1 for value in values_of(variables)])
+        return _inputs_of(replacement, copy, inputs)
 
 
 def _is_close(one, other):

@@ -110,8 +110,8 @@ def probes(form, evaluate):
     lost = np.sum(~np.isfinite(features))
     if lost:
         raise ValueError(
-            "The features must be finite: look for NaN in the inputs and the model's weights; where random inputs "
-            "are no samples for it, pass some (in fit, AlignmentMonitor(data=(x, y))). Received: "
+            "The features must be finite: look for NaN in the inputs and the model's weights, or pass "
+            "samples where the model cannot take random inputs (in fit, AlignmentMonitor(data=(x, y))). Received: "
             f"{lost} values that are not, among {features.size} inputs of layer {form.layer.name!r}"
         )
     if not features.any():

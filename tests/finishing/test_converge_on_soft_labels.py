@@ -83,3 +83,10 @@ def test_rows_that_are_no_probabilities_are_refused():
     model, x = network(5, PLAIN)
     with pytest.raises(ValueError, match="sum to one.*Received: a row"):
         keras_dal.converge(model, x, 2 * MIXED, verbose=0)
+
+
+@pytest.mark.parametrize(("loss", "named"), [(SMOOTHED, "accuracy, loss"), (PLAIN, "accuracy, NLL")])
+def test_a_loss_of_smoothed_labels_is_not_called_a_likelihood(loss, named):
+    model, x = network(5, loss)
+    text = str(keras_dal.converge(model, x, ONE_HOT, gated=False, validation_data=(x, ONE_HOT), verbose=0))
+    assert text.count(named) == text.count("validation ") > 1

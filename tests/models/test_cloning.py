@@ -1,5 +1,8 @@
 """Models with state that no configuration carries: a copy with another head computes what they do."""
 
+import functools
+import types
+
 import cases
 import keras
 import numpy as np
@@ -121,6 +124,27 @@ def with_tied_weights():
     return keras.Sequential([keras.Input((5,)), first, back, layers.Dense(3)])
 
 
+def transposed(layer, x):
+    return ops.matmul(x, ops.transpose(layer.kernel))
+
+
+def with_weights_tied_by(bound):
+    first = layers.Dense(5, "tanh")
+    return keras.Sequential([keras.Input((5,)), first, layers.Lambda(bound(first)), layers.Dense(3)])
+
+
+def by_a_helper():
+    def bound(first):
+        held = types.SimpleNamespace(layer=first)
+        return lambda t: transposed(held.layer, t)
+
+    return with_weights_tied_by(bound)
+
+
+def by_a_part_of_a_function():
+    return with_weights_tied_by(lambda first: functools.partial(transposed, first))
+
+
 class Tying(keras.Model):
     def __init__(self):
         super().__init__()
@@ -184,7 +208,10 @@ def test_whatever_is_understood_takes_a_gated_head(make, recwarn):
     np.testing.assert_array_equal(model.predict(inputs(), verbose=0), before)
 
 
-@pytest.mark.parametrize("make", [with_weights_and_no_configuration, with_tied_weights, Tying])
+SHARED = [with_weights_and_no_configuration, with_tied_weights, by_a_helper, by_a_part_of_a_function, Tying]
+
+
+@pytest.mark.parametrize("make", SHARED)
 def test_layers_that_cannot_be_copied_are_shared_but_for_the_head(make):
     model = trained(make)
     before = model.predict(inputs(), verbose=0)
@@ -243,6 +270,7 @@ def test_a_copy_has_the_vocabulary_of_the_model(kind, x, mode, tmp_path, recwarn
     gated = add_gated_head(model, x, seed=0, verbose=False)
     assert not [warning for warning in recwarn if OWN_LAYERS in str(warning.message)]
     np.testing.assert_allclose(gated.predict(x, verbose=0), outputs, rtol=1e-6, atol=1e-6)
+    assert gated.layers[0] is not lookup
     assert gated.layers[0].get_vocabulary() == lookup.get_vocabulary()
     gated.save(tmp_path / "gated.keras")
     loaded = keras.models.load_model(tmp_path / "gated.keras")
