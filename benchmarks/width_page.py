@@ -232,6 +232,24 @@ def draw_structures(structures, path):
     figure.savefig(path, dpi=110)
 
 
+def draw_trunks(structures, path):
+    figure, axes = axes_for(len(structures))
+    for axis, (name, all_rows) in zip(axes, structures.items(), strict=True):
+        found = sorted((width(rows[0]), rows) for _, rows in seeds_of(all_rows, "structure") if width(rows[0]) < np.inf)
+        filters = [number for number, _ in found]
+        bound = [mean(rows, lambda row: row["early"]["infimum"][1]) for _, rows in found]
+        axis.plot(filters, bound, "--", color=STYLES[name][0], label="predicted: at most, by the head after a fifth")
+        for number, rows in found:
+            late = [row["end"]["training_loss"] for row in rows]
+            label = "reached at the end, each seed" if number == filters[0] else None
+            axis.plot([number] * len(rows), late, STYLES[name][1], color="black", fillstyle="none", label=label)
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="filters", ylabel="training cross-entropy", title=NAMES[name], ylim=(0, None))
+        axis.set_xticks(filters, map(str, filters))
+        axis.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
 def draw_kernels(structures, path):
     figure, axes = axes_for(len(structures))
     for axis, (name, rows) in zip(axes, structures.items(), strict=True):
@@ -283,7 +301,7 @@ def written(rows, suspects):
             [*head_table(heads), "", *settled_table(heads), "", FIRST_SEED],
             "width_heads",
         ),
-        ("Do wider networks reach a smaller loss?", structure_table(structures), None),
+        ("Do wider networks reach a smaller loss?", structure_table(structures), "width_trunks"),
         ("Does what is measured early tell the order at the end?", correlation_table(structures), "structures"),
         ("What a step takes", [PRICE, "", *price_table(sorted(early, key=width))], None),
         ("How many gradient steps", step_table(steps), None),
@@ -299,6 +317,7 @@ def pictures(rows):
     """Draw the pictures of the results."""
     heads, structures = (grouped(rows, kind) for kind in ("head", "structure"))
     draw_heads(heads, IMAGES / "width_heads.png")
+    draw_trunks(structures, IMAGES / "width_trunks.png")
     draw_structures(structures, IMAGES / "structures.png")
     draw_kernels(structures, IMAGES / "kernel_change.png")
 
