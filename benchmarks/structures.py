@@ -122,9 +122,9 @@ def cross_entropy():
 class Snapshots(keras.callbacks.Callback):
     """Looks at the model after a fifth of the epochs; what that takes is not in the seconds."""
 
-    def __init__(self, look):
+    def __init__(self, x, y):
         super().__init__()
-        self._look, self.early, self.seconds = look, None, 0.0
+        self._data, self.early, self.seconds = (x, y), None, 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
         self._started = time.perf_counter()
@@ -132,7 +132,19 @@ class Snapshots(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.seconds += time.perf_counter() - self._started
         if epoch + 1 == EARLY:
-            self.early = self._look(self.model)
+            self.early = looked_at(self.model, *self._data)
+
+    def row(self, model, history, x, y, test):
+        return {
+            "kind": "structure",
+            "parameters": model.count_params(),
+            "features": model.layers[-1].input.shape[-1],
+            "seconds": round(self.seconds, 1),
+            "early": {"shown_loss": history["loss"][EARLY - 1], **self.early},
+            "end": looked_at(model, x, y),
+            "test_accuracy": model.evaluate(test.x.astype("float32"), test.y, batch_size=500, verbose=0)[1],
+            "kernel_change": history["kernel_change"],
+        }
 
 
 class Prices(keras.callbacks.Callback):
@@ -149,6 +161,14 @@ class Prices(keras.callbacks.Callback):
         self.seconds = time.process_time() - self._started
         curve = keras_dal.width_curve(self.model, *self._data, widths=[0], draws=1, verbose=0)
         self.shares.append(curve.residual_share[0])
+
+    def row(self, model, history, x, y, test):
+        return {
+            "kind": "early",
+            "residual_shares": self.shares,
+            "step_processor_seconds": self.seconds / math.ceil(len(x) / BATCH),
+            "outputs_mib": BATCH * 4 * sum(math.prod(layer.output.shape[1:]) for layer in model.layers) / 2**20,
+        }
 
 
 def looked_at(model, x, y):
@@ -283,61 +303,26 @@ def convex_steps(model, x, y):
     }
 
 
-def networks(options, x, classes, seed):
-    """Yield the name and the compiled network of each structure, right after the seed was set."""
+def rows(options, seed):
+    """Yield a row for each structure, and where it is trained to its end one for each head of one of them."""
+    train, test, classes = load(options.dataset, IMAGES, options.data_dir)
+    x, y = train.x.astype("float32"), train.y
     steps = EPOCHS * (len(x) // BATCH)
+    watch, epochs = (Prices, EARLY) if options.early else (Snapshots, EPOCHS)
     for name in options.structures or [name for name in SHAPES if name not in COSTLY]:
         keras.utils.set_random_seed(seed)
         model = SHAPES[name].build(x, classes)
         rate = keras.optimizers.schedules.CosineDecay(SHAPES[name].rate, steps)
         model.compile(keras.optimizers.SGD(rate, momentum=0.9), cross_entropy(), metrics=["accuracy"])
-        yield name, model
-
-
-def early_rows(options, seed):
-    """Yield a row for each structure after a fifth of its epochs: how its alignment changes, and what a step takes."""
-    train, _, classes = load(options.dataset, IMAGES, options.data_dir)
-    x, y = train.x.astype("float32"), train.y
-    for name, model in networks(options, x, classes, seed):
-        prices = Prices(x, y)
-        try:
-            model.fit(x, y, BATCH, EARLY, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False), prices])
-        except ValueError as error:  # of features that are not finite, or all zero
-            yield {"kind": "diverged early", "structure": name, "error": str(error)}
-            continue
-        yield {
-            "kind": "early",
-            "structure": name,
-            "residual_shares": prices.shares,
-            "step_processor_seconds": prices.seconds / math.ceil(len(x) / BATCH),
-            "outputs_mib": BATCH * 4 * sum(math.prod(layer.output.shape[1:]) for layer in model.layers) / 2**20,
-        }
-
-
-def rows(options, seed):
-    """Yield a row for each structure, and then for each head of one of them."""
-    train, test, classes = load(options.dataset, IMAGES, options.data_dir)
-    x, y = train.x.astype("float32"), train.y
-    for name, model in networks(options, x, classes, seed):
-        snapshots = Snapshots(lambda now: looked_at(now, x, y))
+        watching = watch(x, y)
         monitor = keras_dal.AlignmentMonitor(verbose=False)
         try:
-            history = model.fit(x, y, BATCH, EPOCHS, verbose=0, callbacks=[monitor, snapshots]).history
+            history = model.fit(x, y, BATCH, epochs, verbose=0, callbacks=[monitor, watching]).history
         except ValueError as error:  # of features that are not finite, or all zero
             yield {"kind": "diverged", "structure": name, "error": str(error)}
             continue
-        yield {
-            "kind": "structure",
-            "structure": name,
-            "parameters": model.count_params(),
-            "features": model.layers[-1].input.shape[-1],
-            "seconds": round(snapshots.seconds, 1),
-            "early": {"shown_loss": history["loss"][EARLY - 1], **snapshots.early},
-            "end": looked_at(model, x, y),
-            "test_accuracy": model.evaluate(test.x.astype("float32"), test.y, batch_size=500, verbose=0)[1],
-            "kernel_change": history["kernel_change"],
-        }
-        if name == HEADS_OF:
+        yield {"structure": name, **watching.row(model, history, x, y, test)}
+        if name == HEADS_OF and not options.early:
             yield from heads(model, x, y, test, classes, seed)
             yield convex_steps(model, x, y)
 
@@ -350,7 +335,7 @@ def main():
     options = parser.parse_args()
     bind(options.core)
     for seed in options.seeds:
-        for row in (early_rows if options.early else rows)(options, seed):
+        for row in rows(options, seed):
             row = {"dataset": options.dataset, "images": IMAGES, "epochs": EPOCHS, "seed": seed, **row}
             with options.result.open("a") as file:
                 file.write(json.dumps({**row, "machine": machine.describe()}) + "\n")

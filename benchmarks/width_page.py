@@ -149,7 +149,7 @@ def correlation_table(structures):
 
 
 def price_table(rows):
-    """Yield what a step of each structure takes on one core, and the outputs of its layers that it keeps."""
+    """Yield what a step of each structure takes on one core, and how large the outputs of its layers are."""
     found = defaultdict(lambda: defaultdict(list))
     for row in rows:
         found[row["structure"]][row["dataset"]].append(row)
