@@ -207,10 +207,8 @@ def columns(model, z):
     plain = np.hstack([z.astype(np.float64), ones])
     if not isinstance(own, keras_dal.GatedBranch):
         return plain
-    mean, scale, kernel, bias = map(np.asarray, (own.mean, own.scale, own.gate_kernel, own.gate_bias))
-    u = (z.astype(np.float64) - mean) / scale
-    gates = special.expit(own.sharpness * (u @ kernel + bias))
-    mixed = gates[:, :, None] * np.hstack([u, ones])[:, None, :]
+    mixture, z64 = own.linear_head()[0].mixture, z.astype(np.float64)
+    mixed = mixture.gates(z64)[:, :, None] * np.hstack([mixture.standardize(z64), ones])[:, None, :]
     return np.hstack([plain, mixed.reshape(len(z), -1)])
 
 

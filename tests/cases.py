@@ -23,6 +23,11 @@ DTYPE = computed_dtype("float64")  # the finest in which layers compute here, fo
 needs_tensorflow = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")  # with a reason
 
 
+def gate(preactivation):
+    """The gate function, written out: a logistic one."""
+    return 1 / (1 + np.exp(-preactivation))
+
+
 def pretend_accelerator(monkeypatch):
     """Let solvers keep their arrays on the device of the backend, however small the head is."""
     monkeypatch.setattr("keras_dal._backend.has_accelerator", lambda: True)

@@ -3,7 +3,9 @@
 import inspect
 import warnings
 
-_INSIDE = {"keras_dal", "keras", "tensorflow", "jax", "torch", "contextlib", "functools"}
+import keras
+
+_INSIDE = {"keras_dal", "keras", keras.backend.backend(), "contextlib", "functools"}
 
 
 def say(text, file=None):

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_dal import _backend
 from keras_dal._backend import arrays
-from keras_dal._backend.arrays import EPS
+from keras_dal._backend.arrays import EPS, MAX_BYTES
 from keras_dal._backend.warning import say
 from keras_dal.analysis.network import PRODUCTS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
@@ -23,7 +23,7 @@ from keras_dal.analysis.separability import (
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import positive
+from keras_dal.features.samples import check_bytes, check_fits, positive
 from keras_dal.features.store import KeptRows
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
@@ -43,12 +43,14 @@ def alignment(
     decide_separability: bool = True,
     loss: Any = None,
     parameters: Any = "head",
+    max_bytes: int = MAX_BYTES,
     batch_size: int = BATCH_SIZE,
     verbose: int = 1,
 ) -> AlignmentReport:
     """Measure how much of the labels lies in the column space of the Jacobian of a model's linear parameters.
 
-    One pass over the data; memory does not grow with it beyond a limit, after which features wait in a temporary file.
+    One pass over the data, whose features wait in a temporary file where they are large. The memory for a plain head
+    does not grow with them, but for the solver of separability.
     The factorization is in float64 on the host. Column means of the labels are removed where the head has a bias, and
     row means for softmax, because constants per sample change no softmax (Kawaguchi, Zhang and Deng, 2022). Smoothed
     labels give what hard ones do; labels that are mixed are measured as they are, and their share decides nothing.
@@ -64,6 +66,9 @@ def alignment(
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
             most 300 iterations of LSQR on products of automatic differentiation, whose rounding is only estimated.
+        max_bytes: memory for the solver of separability, without which least squares decide; of the features, and of
+            the logits, of a gated head in float64, of each of which several arrays are needed; of the operator for
+            `"all"`.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
@@ -71,27 +76,37 @@ def alignment(
         An `AlignmentReport`.
 
     Raises:
+        MemoryError: a gated head, or the whole network, needs more than `max_bytes`.
         ValueError: no linear head, an unsupported loss, no data, labels out of range, or features that are not finite.
     """
+    check_bytes("max_bytes", max_bytes)
     whole = isinstance(parameters, str) and parameters == "all"
     structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
     loss = loss_of(model, structure.activation, loss)
     if whole:
         if verbose:
             say(f"at most {PRODUCTS} products with the Jacobian of the whole network")
-        return alignment_of_network(structure, loss, x, y, sample_weight, batch_size)
-    return alignment_of(structure, loss, x, y, sample_weight, batch_size, decide_separability, verbose)
+        return alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_size)
+    return alignment_of(structure, loss, x, y, sample_weight, decide_separability, max_bytes, batch_size, verbose)
 
 
 def alignment_of(
-    structure, loss, x, y=None, sample_weight=None, batch_size=BATCH_SIZE, decide_separability=True, verbose=0
+    structure,
+    loss,
+    x,
+    y=None,
+    sample_weight=None,
+    decide_separability=True,
+    max_bytes=MAX_BYTES,
+    batch_size=BATCH_SIZE,
+    verbose=0,
 ):
     """Measure the alignment of a `Structure` that is at hand, whose function for features is then compiled once.
 
     Args:
         structure: a `Structure`.
         loss: a `losses.Loss`.
-        x, y, sample_weight, batch_size, decide_separability, verbose: as for `alignment`.
+        x, y, sample_weight, decide_separability, max_bytes, batch_size, verbose: as for `alignment`.
     """
     bar = progress_bar("samples", x) if verbose else None
     with KeptRows() as rows:
@@ -100,7 +115,7 @@ def alignment_of(
         if verbose:
             say(announced(len(used), structure.head().num_parameters))
         measure = _measure_plain if structure.is_plain else _measure_gated
-        return measure(structure, loss, rows, used, alike, decide_separability)
+        return measure(structure, loss, rows, used, alike, decide_separability, max_bytes)
 
 
 def alignment_of_cached(structure, loss, data, targets):
@@ -175,7 +190,7 @@ def _gather(rows, structure, loss, batches):
     return used, bool(np.min(positives) == np.max(positives))
 
 
-def _measure_plain(structure, loss, rows, used, alike, decide_separability):
+def _measure_plain(structure, loss, rows, used, alike, decide_separability, max_bytes):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, loss.seen(loss.label_matrix(targets)), weight)
@@ -183,7 +198,7 @@ def _measure_plain(structure, loss, rows, used, alike, decide_separability):
     projection = qr.project(eps)
     fit = projected(loss, projection, eps)
     per_sample, _ = _residual_squares(head, loss, rows, used, fit.theta)
-    finding = decide(head, loss, rows, fit, decide_separability, used.mean())
+    finding = decide(head, loss, rows, fit, decide_separability, used.mean(), max_bytes)
     return _report_projection(
         structure,
         loss,
@@ -202,8 +217,9 @@ def projected(loss, projection, eps):
     return LeastSquares(projection.coefficients.ravel(), share, least, eps, projection.complete)
 
 
-def _measure_gated(structure, loss, rows, used, alike, decide_separability):
+def _measure_gated(structure, loss, rows, used, alike, decide_separability, max_bytes):
     head = structure.head()
+    check_fits(int(used.sum()), (structure.num_features, structure.num_outputs), max_bytes)
     features, targets, weights = joined_rows(rows)
     eps = _eps(structure, rows)
     columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps)
@@ -218,7 +234,7 @@ def _measure_gated(structure, loss, rows, used, alike, decide_separability):
         structure,
         loss,
         len(features),
-        decide(head, loss, rows, fit, decide_separability, used.mean()),
+        decide(head, loss, rows, fit, decide_separability, used.mean(), max_bytes),
         **shares(per_sample, per_class, squares),
         rank=columns.rank,
         tolerance=columns.tolerance,

@@ -50,7 +50,7 @@ def clips_probabilities(structure):
     """Whether Keras' loss sees probabilities: only its TensorFlow backend finds the logits of an output not cast."""
     outputs = getattr(structure.model, "outputs", None) or ()
     cast = any(output.dtype != keras.config.floatx() for output in outputs)
-    return structure.activation != "linear" and (cast or keras.config.backend() != "tensorflow")
+    return structure.gives_probabilities and (cast or keras.config.backend() != "tensorflow")
 
 
 def of_labels(loss, targets, scale, bounded):

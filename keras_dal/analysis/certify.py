@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.certificate import Certificate
@@ -14,7 +15,7 @@ from keras_dal.analysis.separability import announced, decisive_share, finding_o
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_bytes, check_positive, checked_weight, joined, positive
+from keras_dal.features.samples import check_bytes, check_fits, check_positive, checked_weight, joined, positive
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.regularizers import l2_factors, penalty_at
@@ -32,6 +33,7 @@ def certify(
     time_limit: float | None = None,
     loss: Any = None,
     parameters: Any = "head",
+    max_bytes: int = MAX_BYTES,
     batch_size: int = BATCH_SIZE,
     verbose: int = 1,
 ) -> Certificate:
@@ -49,6 +51,8 @@ def certify(
             proof may take as long again. Factorizations are not interrupted.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
+        max_bytes: of features, and of logits, in float64, of each of which several arrays are needed; more are refused
+            as soon as they are seen.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
@@ -56,15 +60,21 @@ def certify(
         A `Certificate`.
 
     Raises:
+        MemoryError: features or logits are larger than `max_bytes`.
         ValueError: no linear head, an unsupported loss, bad data or bad arguments.
     """
+    check_bytes("max_bytes", max_bytes)
     check_bytes("max_jacobian_bytes", max_jacobian_bytes)
     if time_limit is not None:
         check_positive("time_limit", time_limit)
     structure = find_structure(model, first_inputs(x), parameters)
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
-    batches = list(watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar))
+    batches, count = [], 0
+    for batch in watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar):
+        count += len(batch[0])
+        check_fits(count, (structure.num_features, structure.num_outputs), max_bytes)
+        batches.append(batch)
     features, labels, weights = map(joined, zip(*batches, strict=True))
     used, weights = positive(weights)
     features, targets = features[used], resolved.targets(labels[used], structure.num_outputs)

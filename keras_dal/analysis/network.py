@@ -22,15 +22,15 @@ _POWERS = 5  # steps of the power method that finds it well enough
 PRODUCTS = 3 + 2 * (_POWERS + _ITERATIONS)  # at most: one to begin each, and one for what is left
 
 
-def alignment_of_network(structure, loss, x, y, sample_weight, batch_size):
+def alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_size):
     """Measure how much of the labels all trainable parameters reach, to first order, by LSQR.
 
     Args:
         structure: a `Structure`.
         loss: a `losses.Loss`.
-        x, y, sample_weight, batch_size: as for `alignment`.
+        x, y, sample_weight, max_bytes, batch_size: as for `alignment`.
     """
-    operator = tangent_operator(structure.model, x, "all", batch_size=batch_size)
+    operator = tangent_operator(structure.model, x, "all", max_bytes=max_bytes, batch_size=batch_size)
     y, sample_weight = in_one_array("labels", y), in_one_array("sample weights", sample_weight)
     check_labels(y, x)
     targets = loss.targets(y, structure.num_outputs)

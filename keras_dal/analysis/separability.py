@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
 from keras_dal.analysis.misses import allowances, are_missed, middles
 from keras_dal.losses import common_scale
@@ -24,7 +25,7 @@ from keras_dal.tables import at_least
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
-_DECIDABLE = 2**28  # bytes of float64 features up to which separability is decided
+_ARRAYS = 16  # of the size of features, or logits, in float64 that a solver of separability may need
 
 
 class Verdict(enum.StrEnum):
@@ -135,7 +136,7 @@ class LeastSquares:
     columns: Any = None
 
 
-def decide(head, loss, rows, fit, decide_separability=True, used=1.0):
+def decide(head, loss, rows, fit, decide_separability=True, used=1.0, max_bytes=MAX_BYTES):
     """Return the `Finding` for a head.
 
     Args:
@@ -145,13 +146,14 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0):
         fit: the `LeastSquares`.
         decide_separability: whether a solver is run where least squares are no witness.
         used: share of all samples, for means over them, that `rows` are.
+        max_bytes: memory for a solver.
     """
     scale, columns = common_scale(np.concatenate([loss.scales(t) for _, t, _ in rows if len(t)])), fit.columns
     if scale is None:
-        return _separability(head, loss, rows, columns, used) if decide_separability else OF_MIXED_LABELS
+        return _separability(head, loss, rows, columns, used, max_bytes) if decide_separability else OF_MIXED_LABELS
     if np.isfinite(scale):
         if columns is None and decide_separability and not fit.complete and fit.share > ALIGNED:
-            columns, least = _factorized(head, loss, rows)
+            columns, least = _factorized(head, loss, rows, max_bytes)
             fit = dataclasses.replace(fit, least=fit.least if least is None else least)
         found = _by_least_squares(fit, columns)
         is_aligned = found.verdict == Verdict.ALIGNED
@@ -167,7 +169,7 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0):
     if not decide_separability:
         reason = "least squares, which do not separate the samples"
         return Finding(Verdict.UNDECIDED, f"{reason}, with a residual share of {fit.share:.1e}")
-    return _separability(head, loss, rows, columns, used)
+    return _separability(head, loss, rows, columns, used, max_bytes)
 
 
 def _by_least_squares(fit, columns):
@@ -181,9 +183,9 @@ def _by_least_squares(fit, columns):
     return by_residual(fit.share, Verdict.NOT_ALIGNED, "least squares")
 
 
-def _factorized(head, loss, rows):
+def _factorized(head, loss, rows, max_bytes):
     """Return the `Jacobian` on all rows and a lower bound of the share it leaves, where these are known."""
-    if _num_bytes(rows) > _DECIDABLE:
+    if _num_bytes(rows) > max_bytes:
         return None, None
     features, targets, weights = joined_rows(rows)
     columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
@@ -195,7 +197,8 @@ def _factorized(head, loss, rows):
 
 
 def _num_bytes(rows):
-    return 8 * sum(features.size for features, _, _ in rows)
+    """Return about how much memory a solver needs: what is large is the features of all samples, or their logits."""
+    return _ARRAYS * 8 * int(np.max(np.sum([(features.size, targets.size) for features, targets, _ in rows], axis=0)))
 
 
 def joined_rows(rows):
@@ -208,10 +211,11 @@ def _smallest_margin(head, loss, features, targets, theta):
     return smallest_margin(loss, head.logits(features, theta), errors, targets)
 
 
-def _separability(head, loss, rows, columns, used):
-    if (size := _num_bytes(rows)) > _DECIDABLE:
+def _separability(head, loss, rows, columns, used, max_bytes):
+    if (size := _num_bytes(rows)) > max_bytes:
         return Finding(
-            Verdict.UNDECIDED, f"least squares alone, because {size:,} bytes of features are too many for a solver"
+            Verdict.UNDECIDED,
+            f"least squares alone, because a solver may need {size:,} bytes, above {max_bytes=:,}",
         )
     features, targets, weights = joined_rows(rows)
     if columns is None:

@@ -61,6 +61,17 @@ def check_bytes(name, value):
         raise ValueError(f"{name} must be a number of bytes, not negative. Received: {name}={value!r}")
 
 
+def check_fits(num_samples, widths, max_bytes):
+    """Raise a MemoryError where a float64 array with so many rows of one of these widths is larger than the limit."""
+    needed = 8 * num_samples * max(widths)
+    if needed > max_bytes:
+        raise MemoryError(
+            f"Features and logits are needed in memory, several arrays of {needed:,} bytes. Take fewer samples, or "
+            f"raise max_bytes= where it is taken. Received: at least {num_samples:,} samples of "
+            f"{widths[0]:,} features and {widths[1]:,} outputs, max_bytes={max_bytes:,}"
+        )
+
+
 def check_positive(name, value):
     """Raise a ValueError for an argument that is no positive number."""
     if not isinstance(value, (int, float, np.number)) or not value > 0:

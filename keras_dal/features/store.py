@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_dal._backend.arrays import slices
 
+_FORMAT = 1  # of files that are kept
 _CHUNK = 2**24  # bytes that are read at a time
 _PREFIX = "keras_dal-"  # of files that are being written
 _ABANDONED = 3600  # seconds without a write after which the partial file is one of a process that was killed
@@ -104,7 +105,7 @@ class RowWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         rows = np.memmap(partial, np.float32, "r", shape=(self.rows, self.width))
-        description = {"rows": self.rows, "width": self.width, "checksum": self._digest.hexdigest()}
+        description = {"format": _FORMAT, "rows": self.rows, "width": self.width, "checksum": self._digest.hexdigest()}
         try:  # the description first: what has none is refused with a warning
             _write_atomically(path.with_suffix(".json"), json.dumps(description))
         except OSError as error:
@@ -128,10 +129,13 @@ def kept_rows(path):
     """
     try:
         description = json.loads(path.with_suffix(".json").read_text())
+        known = description.get("format", 0)
         shape, expected = (description["rows"], description["width"]), description["checksum"]
         size = 4 * shape[0] * shape[1]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"its description cannot be read ({type(error).__name__})") from error
+    if known != _FORMAT:
+        raise ValueError(f"its format is {known}, not {_FORMAT}")
     if path.stat().st_size != size:
         raise ValueError("its size is not what was written")
     if checksum(path) != expected:

@@ -10,6 +10,7 @@ from keras_dal._backend import arrays
 from keras_dal.analysis.certify import certify_head, of_model
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
+from keras_dal.features.samples import check_fits
 from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.models.regularizers import l2_factors
@@ -111,7 +112,12 @@ class HeadData:
         return tuple(quality(each, self.validation_targets, self.loss) for each in (before, after, scale * after))
 
     def certificate(self, theta):
-        """Return the `Certificate` of the head with these parameters."""
+        """Return the `Certificate` of the head with these parameters.
+
+        Raises:
+            MemoryError: features or logits in float64 are larger than `max_bytes`.
+        """
+        check_fits(len(self.train), (self.train.features.shape[1], self.head.num_outputs), self.max_bytes)
         train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
         samples = train.features, self.targets[:], self.loss, theta, train.weights
         found = certify_head(self.head, *samples, penalty=self.factors, eps=eps)

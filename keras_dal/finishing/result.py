@@ -90,13 +90,16 @@ class Result:
         if self.tol is not None:
             return self.scaled_loss - self.floor <= self.tol
         separated = self._run.ending == Ending.SEPARATED and not len(self.left)
-        return separated or self.stopped_by in (Ending.CERTIFIED, Ending.GAP, Ending.TOLERANCE)
+        return separated or self.stopped_by.is_what_was_wanted
 
     @functools.cached_property
     def certificate(self) -> Certificate:
         """The `Certificate` of the model at `point`, before any `rescale`, made at the first access.
 
         The features and gates are those the head was solved on, whatever has become of them since.
+
+        Raises:
+            MemoryError: features or logits in float64 are larger than `max_bytes`: `certify` fewer samples.
         """
         found = self._data.certificate(self._theta)
         if self._data.are_exact:

@@ -29,8 +29,9 @@ _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which t
 class SeparableTask(NewtonTask):
     """A `NewtonTask` whose samples, where they have right sides, can be put on them."""
 
+    can_separate = True
+
     def separate(self):
-        """Walk to the first point where every sample that is not left is right; return whether there is one."""
         found = (self.can_interpolate and self.interpolate()) or self._follow_weights()
         self.path.end(Ending.SEPARATED if found else Ending.EXHAUSTED)
         return found

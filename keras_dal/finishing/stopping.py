@@ -47,6 +47,11 @@ class Ending(enum.StrEnum):
         return self in (Ending.TOLERANCE, Ending.CERTIFIED, Ending.GAP, Ending.STALLED, Ending.MAX_STEPS)
 
     @property
+    def is_what_was_wanted(self):
+        """Whether the last point is as near the minimum as wanted."""
+        return self in (Ending.TOLERANCE, Ending.CERTIFIED, Ending.GAP)
+
+    @property
     def is_enough(self):
         """Whether no more is wanted than the last point, which is why no smaller weight of the change is tried."""
         return self == Ending.TOLERANCE

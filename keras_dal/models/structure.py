@@ -66,6 +66,11 @@ class Structure:
         return self.place is None and is_plain(self.layer)
 
     @property
+    def gives_probabilities(self) -> bool:
+        """Whether the outputs are probabilities, which Keras' losses may clip."""
+        return self.activation in ("softmax", "sigmoid")
+
+    @property
     def use_bias(self) -> bool:
         """Whether the logits have a bias among the linear parameters."""
         return has_bias(self.output_layer)

@@ -148,7 +148,7 @@ class ConvexPhase:
     def _shown_start(self, result):
         """Return the loss before the solve as `fit` shows it at most: Keras clips the probabilities it is given."""
         train, head, targets = self.train.weighted, self.structure.head(), self.targets(self.train.weighted)
-        most, total = np.inf if self.structure.activation == "linear" else -np.log(keras.config.epsilon()), 0.0
+        most, total = -np.log(keras.config.epsilon()) if self.structure.gives_probabilities else np.inf, 0.0
         for rows in arrays.slices(len(train)):
             logits = head.logits(np.asarray(train.features[rows], np.float64), result.path[0].theta)
             total += train.weights[rows] @ np.minimum(self.loss.values(logits, targets[rows]), most)

@@ -13,7 +13,7 @@ from keras_dal.training.convex_phase import ConvexPhase, Incomplete
 from keras_dal.training.frozen import FrozenState
 from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.logs import as_phase
-from keras_dal.training.schedule import Decision, SwitchSchedule
+from keras_dal.training.schedule import SwitchSchedule
 from keras_dal.training.stage import Stage
 from keras_dal.training.statistics import UnknownStatistics, statistics_of
 
@@ -280,8 +280,9 @@ class TwoPhases(OnePhase):
     def take_measured(self, epoch, alignment, steps):
         self._longest = max(self._longest, steps)
         if self.looks_after(epoch):
+            switch = self._schedule.switch
             self._wrap.decision = self._schedule.decide(alignment)
-            if self._wrap.decision == Decision.LATEST:  # too little of the labels lies in the column space by then
+            if self._schedule.switch != switch:  # too little of the labels lies in the column space by then
                 self._announcer.say_later(messages.explores_on, alignment, epoch, self._schedule)
         if self._frozen is not None:
             self._frozen.check()

@@ -80,7 +80,7 @@ class Progressing:
             model.train_function = None
 
     def _add_decision(self):
-        if self.explore == "auto":
+        if isinstance(self.explore, str):
             self._decision = self.add_variable(
                 shape=(), dtype="int32", aggregation="only_first_replica", name="decision"
             )

@@ -397,7 +397,7 @@ def test_moments_that_have_lost_the_variation_of_a_feature_bound_the_alignment_f
         assert np.isnan(report.alignment) == (is_bound and len(some) == 3)
 
 
-@cases.HAS_FLOAT64
+@cases.TENSORFLOW_TAKES_FLOAT64
 @pytest.mark.parametrize("decide_separability", [True, False])
 def test_labels_that_features_reach_in_their_last_place_alone_are_not_called_missed(decide_separability):
     """By hand: they are the difference of two features, which float64 takes for rounding."""

@@ -47,7 +47,7 @@ def dense_jacobian(head, z):
         blocks = [np.einsum("im,jc->ijmc", z, identity).reshape(n, head.num_outputs, -1)]
     else:
         u = (z - head.mean) / head.scale
-        gates = 1 / (1 + np.exp(-head.sharpness * (u @ head.gate_kernel + head.gate_bias)))
+        gates = cases.gate(head.sharpness * (u @ head.gate_kernel + head.gate_bias))
         rows = np.einsum("hj,ih->ijh", head.output_kernel, gates) if hasattr(head, "output_kernel") else None
         if rows is None:
             rows = np.einsum("jc,ih->ijhc", identity, gates).reshape(n, head.num_outputs, -1)

@@ -47,7 +47,7 @@ def columns(x, width, widest, seed, use_bias=True):
             np.float64(v.numpy()) for v in (branch.mean, branch.scale, branch.gate_kernel, branch.gate_bias)
         )
         u = (x - mean) / scale
-        gates = special.expit(branch.sharpness * (u @ kernel + bias))
+        gates = cases.gate(branch.sharpness * (u @ kernel + bias))
         parts += [gates[:, [k]] * np.column_stack([u, np.ones(len(x))]) for k in range(width)]
     return np.hstack(parts)
 

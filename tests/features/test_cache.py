@@ -201,6 +201,12 @@ def damage_description(path):
     path.with_suffix(".json").write_text('{"rows": 50')
 
 
+def damage_be_old(path):
+    description = json.loads(path.with_suffix(".json").read_text())
+    del description["format"]
+    path.with_suffix(".json").write_text(json.dumps(description))
+
+
 def damage_lose_description(path):
     path.with_suffix(".json").unlink()
 
@@ -219,6 +225,7 @@ def damage_wrong_rows(path):
         (damage_truncate, "size"),
         (damage_flip, "checksum"),
         (damage_description, "description"),
+        (damage_be_old, "its format is 0"),
         (damage_lose_description, "description"),
         (damage_wrong_rows, "other features"),
     ],

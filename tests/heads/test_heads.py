@@ -32,9 +32,7 @@ def by_hand(head, z, theta):
     bias = theta[(M + 1) * count :] if head.use_bias else np.zeros(C)
     logits = bias.copy()
     for h in range(count):
-        gate = 1 / (
-            1 + np.exp(-head.sharpness * (sum(u[i] * head.gate_kernel[i, h] for i in range(M)) + head.gate_bias[h]))
-        )
+        gate = cases.gate(head.sharpness * (sum(u[i] * head.gate_kernel[i, h] for i in range(M)) + head.gate_bias[h]))
         if isinstance(head, MixtureHead):
             for j in range(C):
                 inner = sum(u[i] * theta[(i * count + h) * C + j] for i in range(M)) + theta[(M * count + h) * C + j]

@@ -30,7 +30,7 @@ class LogPoisson(keras.losses.Loss):
 class Poisson(Loss):
     """The same as the package wants it; Y_l are the logarithms of the counts, of one half for a count of zero."""
 
-    name = "Poisson"
+    name = "Poisson of a test"
     activation = "linear"
     keras_losses = (LogPoisson,)
 

@@ -1,0 +1,71 @@
+"""What is larger than `max_bytes` is not begun."""
+
+import cases
+import numpy as np
+import pytest
+
+import keras_dal
+from keras_dal import alignment, certify
+
+N = 40
+PLAIN, GATED = cases.CASES[0], next(case for case in cases.CASES if case.gated)
+SIZE = 8 * N * cases.NUM_FEATURES  # of the features in float64; there are fewer outputs
+
+
+def measured(call, case, max_bytes):
+    return call(case.build(), case.inputs(N), case.labels(N), loss=case.loss, max_bytes=max_bytes, verbose=0)
+
+
+@pytest.mark.parametrize("call", [certify, alignment])
+def test_a_gated_head_whose_features_do_not_fit_is_refused(call):
+    with pytest.raises(MemoryError, match=rf"{SIZE:,} bytes.*raise max_bytes=.*Received: at least {N} samples"):
+        measured(call, GATED, SIZE - 1)
+    assert measured(call, GATED, 16 * SIZE).num_samples == N
+
+
+def test_features_are_refused_before_all_of_them_were_read():
+    read = []
+
+    def batches():
+        for start in range(0, N, 8):
+            read.append(start)
+            yield PLAIN.inputs(N)[start : start + 8], PLAIN.labels(N)[start : start + 8]
+
+    with pytest.raises(MemoryError, match="Received: at least 16 samples"):
+        certify(PLAIN.build(), batches(), loss=PLAIN.loss, max_bytes=SIZE / 4, verbose=0)
+    assert len(read) <= 3
+
+
+def test_a_plain_head_is_measured_and_least_squares_decide():
+    model, generator = PLAIN.build(), np.random.default_rng(0)
+    x, y = generator.standard_normal((N, 5)).astype("float32"), generator.integers(0, 3, N)
+    loss = PLAIN.loss
+    whole, little = (alignment(model, x, y, loss=loss, max_bytes=size, verbose=0) for size in (2**20, SIZE))
+    assert whole.verdict == "not separable"
+    assert little.verdict == "undecided"
+    assert "may need 20,480 bytes, above max_bytes=1,280" in little.decided_by
+    assert little.residual_share == whole.residual_share
+
+
+def test_logits_count_where_there_are_more_of_them():
+    model, generator = cases.sequential(cases.layers.Dense(30)), np.random.default_rng(0)
+    x, y = generator.standard_normal((N, 5)).astype("float32"), generator.integers(0, 30, N)
+    loss = PLAIN.loss
+    with pytest.raises(MemoryError, match=rf"{8 * N * 30:,} bytes"):
+        certify(model, x, y, loss=loss, max_bytes=2 * SIZE, verbose=0)
+    assert "153,600 bytes" in alignment(model, x, y, loss=loss, max_bytes=20 * SIZE, verbose=0).decided_by
+
+
+def test_a_result_makes_no_certificate_beyond_the_limit_it_was_found_with():
+    model = PLAIN.build()
+    model.compile("sgd", PLAIN.loss)
+    with pytest.warns(UserWarning, match="is too large"):
+        result = keras_dal.converge(model, PLAIN.inputs(N), PLAIN.labels(N), max_bytes=SIZE - 1, verbose=0)
+    with pytest.raises(MemoryError, match="Received: at least"):
+        _ = result.certificate
+
+
+def test_the_network_is_measured_by_products_that_fit():
+    model, x, y = PLAIN.build(), PLAIN.inputs(N), PLAIN.labels(N)
+    with pytest.raises(MemoryError, match="Products with this Jacobian"):
+        alignment(model, x, y, loss=PLAIN.loss, parameters="all", max_bytes=100)
