@@ -5,6 +5,7 @@ QUIET := TF_CPP_MIN_LOG_LEVEL=3
 # two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make. More threads
 # in each would wait for one another: PyTorch's take four times as long
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+BACKENDS := jax torch  # beside TensorFlow, the default
 OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/training/test_finish.py tests/training/test_cells.py \
 	tests/training/test_ordinary_keras.py tests/training/test_what_fit_meets.py tests/training/test_delegation.py tests/training/test_moments.py \
 	tests/training/test_trainings_around.py tests/training/test_statistics.py tests/training/test_interrupts.py \
@@ -15,7 +16,7 @@ OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/tra
 	tests/models/test_gated_layers.py::test_a_gated_head_is_trained_certified_and_saved_on_every_backend \
 	tests/features tests/heads tests/solvers tests/losses tests/finishing
 
-.PHONY: quickstart test coverage test-backends lint types docs clean
+.PHONY: quickstart test coverage test-backends test-oldest lint types docs clean
 
 quickstart: .venv/examples
 	$(QUIET) $(BIN)/python examples/quickstart.py
@@ -26,8 +27,7 @@ JAX_QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR
 
 test: .venv/test
 	$(QUIET) $(PYTEST)
-	$(QUIET) KERAS_BACKEND=jax $(JAX_QUICK) $(PYTEST) $(OTHER_BACKENDS)
-	$(QUIET) KERAS_BACKEND=torch $(PYTEST) $(OTHER_BACKENDS)
+	for backend in $(BACKENDS); do $(QUIET) KERAS_BACKEND=$$backend $(JAX_QUICK) $(PYTEST) $(OTHER_BACKENDS) || exit; done
 
 # the tests of TensorFlow, and which lines of the package none of them reaches
 coverage: .venv/test
@@ -35,8 +35,15 @@ coverage: .venv/test
 
 # all tests on the other backends, about half an hour each; what is skipped says why
 test-backends: .venv/test
-	$(QUIET) KERAS_BACKEND=jax $(PYTEST) -rs tests
-	$(QUIET) KERAS_BACKEND=torch $(PYTEST) -rs tests
+	for backend in $(BACKENDS); do $(QUIET) KERAS_BACKEND=$$backend $(PYTEST) -rs tests || exit; done
+
+# the oldest packages that pyproject.toml names; they deprecate each other
+test-oldest: .venv/pip
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear build/oldest
+	$(BIN)/uv pip install --quiet --python build/oldest --resolution lowest-direct --editable '.[test,jax,torch]'
+	for backend in tensorflow $(BACKENDS); do $(QUIET) KERAS_BACKEND=$$backend $(JAX_QUICK) OMP_NUM_THREADS=1 \
+		build/oldest/bin/python -m pytest -W ignore::DeprecationWarning $(OTHER_BACKENDS) || exit; done
 
 lint: .venv/lint .venv/test
 	$(BIN)/ruff check .
