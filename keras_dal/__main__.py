@@ -41,14 +41,15 @@ def main(arguments=None):
                 print()  # between the way there and the result
         print(_json(found) if options.json else found, flush=True)
         return _save(found, options) if "output" in options else 0
-    except (ValueError, OSError) as error:
-        say(error, sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        say(_COLOURS.sub("", str(error)), sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("interrupted, nothing was saved", sys.stderr)
         return 130
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Keras puts into messages
 _EXAMPLES = """examples:
   keras-dal converge model.keras --data train.npz --output done.keras
   keras-dal converge model.keras --data train.npz --validation test.npz --patience 5 --output done.keras
@@ -82,6 +83,8 @@ def _add_command(commands, function, text):
     command.add_argument("model", help="a .keras file, compiled")
     command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
     command.add_argument("--json", action="store_true", help="print the result as JSON, and all else to standard error")
+    most = "memory for features, and for what is computed of them, each (default %(default)s)"
+    command.add_argument("--max-bytes", type=int, default=MAX_BYTES, help=most)
     return command
 
 
@@ -90,12 +93,6 @@ def _add_saving_command(commands, function, text):
     command.add_argument("--output", required=True, help="where to save the model, a .keras file")
     quiet = {"dest": "verbose", "action": "store_const", "const": 0, "default": 1}
     command.add_argument("--quiet", **quiet, help="print the result alone")
-    command.add_argument(
-        "--max-bytes",
-        type=int,
-        default=MAX_BYTES,
-        help="memory for features and the solver, each (default %(default)s)",
-    )
     return command
 
 

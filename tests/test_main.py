@@ -218,6 +218,8 @@ def test_memory_of_the_solver_can_be_limited(files, capsys):
     assert run(files, "converge", *few) == 2
     assert "max_bytes=100" in capsys.readouterr().err
     assert run(files, "finish", *few[:-1]) == 0
+    assert run(files, "certify", "--max-bytes", 100) == 2
+    assert "Features and logits are needed in memory" in capsys.readouterr().err
 
 
 def test_bad_files_get_one_sentence(files, capsys):

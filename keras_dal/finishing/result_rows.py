@@ -27,7 +27,7 @@ def rows_of(result):
     if left:
         yield (
             "left wrong" if separated else "wrong",
-            f"{left} training samples (Result.left, counted as they were read)",
+            f"{left} training samples (Result.left, by their place in the data)",
         )
     moved = f"{result.point.moved:.4g}, of {result._run.size:.4g} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
 from keras_dal.training.schedule import Decision
 from keras_dal.training.train_step import is_hooked
@@ -30,6 +31,7 @@ class Progressing:
     _model: Any = None  # a weak reference, once it has been switched
     _progress_of_variables: Any
     _decision: Any = None  # of explore="auto"
+    _is_at_rest = False  # solved, and no step has been traced since
     _linear_indices: tuple[int, ...] | None = None  # where that is not EXPLORING: a traced step cannot read it
 
     @property
@@ -64,12 +66,24 @@ class Progressing:
         progress = Progress.RENEWED if renewed else Progress.SOLVED
         before = to_numpy(self._progress_of_variables)
         self._progress_of_variables.assign(np.where(before, progress, Progress.EXPLORING).astype("int32"))
+        self._is_at_rest = True
+
+    def leave_solution(self) -> None:
+        """Say, once, that steps move the linear parameters that were solved for."""
+        if self._is_at_rest:
+            self._is_at_rest = False
+            warn(
+                "The last layer was solved, and steps move it from there: what was proved is no longer so of the "
+                "model. To train everything on, call restart() of the Wrap, or compile with a new optimizer. Received: "
+                "a step in the second phase"
+            )
 
     def synchronize(self) -> None:
         """Reads the phase from the optimizer's variables, after they were restored from outside."""
         if self.built:
             before, linear = self._linear_indices, np.flatnonzero(to_numpy(self._progress_of_variables))
             self._linear_indices = tuple(linear.tolist()) or None
+            self._is_at_rest = self.is_solved
             if self._linear_indices != before:
                 self._trace_anew()
 

@@ -261,6 +261,7 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
             self._average.update()
 
     def _apply_linear(self, grads, variables):
+        self.leave_solution()
         _backend.check_in_step(
             keras.ops.cast(keras.ops.equal(keras.ops.max(self._progress_of_variables.value), 0), "int32"),
             "This step was traced after the switch, and would train the linear parameters only. Trace it anew after "

@@ -962,7 +962,8 @@ def test_steps_after_finish_train_the_head_alone():
     keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
     model.optimizer.synchronize()  # as after restoring a checkpoint
     before = snapshot(model)
-    model.optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    with pytest.warns(UserWarning, match="steps move it from there"):
+        model.optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
     assert moved(before, snapshot(model)) == HEAD
 
 
@@ -1152,3 +1153,18 @@ def test_a_last_batch_of_a_few_samples_counts_for_a_few_in_batch_statistics():
         statistics.add((rows,))
     statistics.settle()
     np.testing.assert_allclose(keras.ops.convert_to_numpy(model.layers[0].moving_mean), x.mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("step", ["fit", "train_on_batch"])
+def test_that_steps_move_what_was_solved_is_said_once(step):
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None), small_model(dropout=0))
+    model.fit(x, y, epochs=1, verbose=0)
+    keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
+    go_on = {"fit": lambda: model.fit(x, y, verbose=0), "train_on_batch": lambda: model.train_on_batch(x, y)}[step]
+    with pytest.warns(UserWarning, match=r"what was proved is no longer so.*restart\(\)") as said:
+        go_on()
+    assert len([each for each in said if each.category is UserWarning]) == 1
+    go_on()
+    model.optimizer.restart()
+    go_on()
