@@ -8,6 +8,7 @@ done, and `--optimizers` chooses some. Results of the backends stand beside each
 
 import argparse
 import collections
+import gc
 import json
 import pathlib
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import time
 import traceback
 
-from machine import describe
+from machine import commit, describe
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cells.json"
@@ -42,8 +43,9 @@ def tried(optimizer):
             failed.append({"cell": cell._asdict(), "error": f"{type(error).__name__}: {error}"})
             traceback.print_exc()
         keras.utils.clear_session()
+        gc.freeze()  # graphs that TensorFlow never lets go: looking through them took a third of the time
     seconds = round(time.perf_counter() - start)
-    return {"cells": count, "skipped": dict(skipped), "failed": failed, "seconds": seconds}
+    return {"cells": count, "skipped": dict(skipped), "failed": failed, "seconds": seconds, "commit": commit()}
 
 
 def noted(results, optimizer, found):

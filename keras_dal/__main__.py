@@ -42,7 +42,7 @@ def main(arguments=None):
         print(_json(found) if options.json else found, flush=True)
         return _save(found, options) if "output" in options else 0
     except (ValueError, OSError, MemoryError) as error:
-        say(_COLOURS.sub("", str(error)), sys.stderr)
+        say(_COLOURS.sub("", str(error) or type(error).__name__), sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("interrupted, nothing was saved", sys.stderr)
@@ -83,7 +83,7 @@ def _add_command(commands, function, text):
     command.add_argument("model", help="a .keras file, compiled")
     command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
     command.add_argument("--json", action="store_true", help="print the result as JSON, and all else to standard error")
-    most = "memory for features, and for what is computed of them, each (default %(default)s)"
+    most = "of memory, for each of the largest arrays: features, gates, logits (default %(default)s)"
     command.add_argument("--max-bytes", type=int, default=MAX_BYTES, help=most)
     return command
 

@@ -66,9 +66,9 @@ def alignment(
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
             most 300 iterations of LSQR on products of automatic differentiation, whose rounding is only estimated.
-        max_bytes: memory for the solver of separability, without which least squares decide; of the features, and of
-            the logits, of a gated head in float64, of each of which several arrays are needed; of the operator for
-            `"all"`.
+        max_bytes: of a plain head, memory for the solver of separability, without which least squares decide. Of a
+            gated one, the largest array of features or logits in float64; several are needed, and after the pass over
+            the data larger ones are refused. For `"all"`, memory for the operator.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 

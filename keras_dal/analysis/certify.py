@@ -72,7 +72,7 @@ def certify(
     bar = progress_bar("samples", x) if verbose else None
     batches, count = [], 0
     for batch in watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar):
-        count += len(batch[0])
+        count += np.count_nonzero(batch[2])
         check_fits(count, (structure.num_features, structure.num_outputs), max_bytes)
         batches.append(batch)
     features, labels, weights = map(joined, zip(*batches, strict=True))

@@ -132,7 +132,7 @@ def kept_rows(path):
         known = description.get("format", 0)
         shape, expected = (description["rows"], description["width"]), description["checksum"]
         size = 4 * shape[0] * shape[1]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"its description cannot be read ({type(error).__name__})") from error
     if known != _FORMAT:
         raise ValueError(f"its format is {known}, not {_FORMAT}")

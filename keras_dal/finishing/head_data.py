@@ -27,7 +27,7 @@ class HeadData:
         theta: its parameters before any change, `(P,)`.
         train: `CachedFeatures` of the samples, all of positive weight.
         targets: of the loss, `(n, C)`, or `LazyTargets`.
-        max_bytes: up to which logits are kept.
+        max_bytes: up to which logits are kept, and a certificate is made of features and of logits.
         validation, validation_targets: `CachedFeatures` and the targets of the loss, or None.
     """
 

@@ -99,7 +99,8 @@ class Result:
         The features and gates are those the head was solved on, whatever has become of them since.
 
         Raises:
-            MemoryError: features or logits in float64 are larger than `max_bytes`: `certify` fewer samples.
+            MemoryError: features or logits in float64 are larger than `max_bytes`: `certify` fewer samples, or with
+                another limit.
         """
         found = self._data.certificate(self._theta)
         if self._data.are_exact:

@@ -1,5 +1,7 @@
 """The certificates of a fit: at the switch, and of the weights there are at the end."""
 
+import math
+
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
 
@@ -21,7 +23,8 @@ class Certificates(dict[str, Certificate]):
         """Make the certificate of a moment, of the weights as they are now."""
         if self._data is None:
             raise KeyError("Certificates need data: AlignmentMonitor(data=(x, y)). Received: data=None")
-        self[moment] = certify(self._model, *self._data, parameters=self._parameters, verbose=0)
+        options = {"max_bytes": math.inf, "verbose": 0}  # a training is not to fail by a limit that nobody has set
+        self[moment] = certify(self._model, *self._data, parameters=self._parameters, **options)
 
     def at(self, moment):
         """Return the certificate of a moment, which is made where there is none yet."""

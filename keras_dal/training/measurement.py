@@ -121,7 +121,8 @@ class OnData(Measurement):
         self._data, self._samples = data, some_samples(data[0])
 
     def _measured(self, epoch):
-        self.report = alignment_of(self._structure, self._loss, *self._data, decide_separability=False)
+        options = {"decide_separability": False, "max_bytes": np.inf}
+        self.report = alignment_of(self._structure, self._loss, *self._data, **options)
         return as_alignment(self.report) | self._moved_now()
 
     def _moved_now(self):

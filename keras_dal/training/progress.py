@@ -32,6 +32,7 @@ class Progressing:
     _progress_of_variables: Any
     _decision: Any = None  # of explore="auto"
     _is_at_rest = False  # solved, and no step has been traced since
+    _has_left = False  # where it was solved
     _linear_indices: tuple[int, ...] | None = None  # where that is not EXPLORING: a traced step cannot read it
 
     @property
@@ -66,12 +67,13 @@ class Progressing:
         progress = Progress.RENEWED if renewed else Progress.SOLVED
         before = to_numpy(self._progress_of_variables)
         self._progress_of_variables.assign(np.where(before, progress, Progress.EXPLORING).astype("int32"))
-        self._is_at_rest = True
+        self._is_at_rest, self._has_left = True, False
+        self._trace_anew()
 
     def leave_solution(self) -> None:
         """Say, once, that steps move the linear parameters that were solved for."""
         if self._is_at_rest:
-            self._is_at_rest = False
+            self._is_at_rest, self._has_left = False, True
             warn(
                 "The last layer was solved, and steps move it from there: what was proved is no longer so of the "
                 "model. To train everything on, call restart() of the Wrap, or compile with a new optimizer. Received: "
@@ -83,7 +85,7 @@ class Progressing:
         if self.built:
             before, linear = self._linear_indices, np.flatnonzero(to_numpy(self._progress_of_variables))
             self._linear_indices = tuple(linear.tolist()) or None
-            self._is_at_rest = self.is_solved
+            self._is_at_rest = self.is_solved and not self._has_left
             if self._linear_indices != before:
                 self._trace_anew()
 

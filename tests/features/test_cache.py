@@ -207,6 +207,10 @@ def damage_be_old(path):
     path.with_suffix(".json").write_text(json.dumps(description))
 
 
+def damage_no_object(path):
+    path.with_suffix(".json").write_text("[1]")
+
+
 def damage_lose_description(path):
     path.with_suffix(".json").unlink()
 
@@ -226,6 +230,7 @@ def damage_wrong_rows(path):
         (damage_flip, "checksum"),
         (damage_description, "description"),
         (damage_be_old, "its format is 0"),
+        (damage_no_object, "description"),
         (damage_lose_description, "description"),
         (damage_wrong_rows, "other features"),
     ],
