@@ -1,15 +1,13 @@
-"""Kill a training at random moments, let it resume, and compare the weights it ends with.
+"""Kill a training at random moments of each phase, let it resume, and compare the weights it ends with.
 
-python benchmarks/kills.py [--kills 20]
+KERAS_BACKEND=jax python benchmarks/kills.py [--kills 5]
 
-The training has the two lines and `BackupAndRestore`. Its phases (exploring, averaging, reading) are slowed down so
-that each takes about a third of the time, and are all hit.
+The training has the two lines and `BackupAndRestore`. Its phases (exploring, averaging, reading, solving) are slowed
+down, and each is hit as often. Results of the backends stand beside each other in benchmarks/results/kills.json.
 """
 
 import argparse
-import collections
 import json
-import os
 import pathlib
 import random
 import signal
@@ -22,7 +20,8 @@ from machine import describe
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "kills.json"
-EXPLORED, SECONDS = 6, 2.0  # epochs before the switch; seconds for each of the three phases
+EXPLORED, SECONDS = 6, 2.0  # epochs before the switch; seconds for each of the phases
+PHASES = ("exploring", "averaging", "reading", "solving")
 
 
 def train(folder):
@@ -33,6 +32,18 @@ def train(folder):
     import numpy as np
 
     import keras_dal
+    from keras_dal.training import convex_phase
+
+    solve = convex_phase.solve_head
+
+    def slow_solve(*arguments):
+        print("solving", flush=True)
+        time.sleep(SECONDS / 2)
+        result = solve(*arguments)
+        time.sleep(SECONDS / 2)
+        return result
+
+    convex_phase.solve_head = slow_solve
 
     class Slow(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -51,66 +62,66 @@ def train(folder):
     np.savez(folder / "weights.npz", *model.get_weights())
 
 
-def run(folder, killed_after=None):
-    """Train in a process of its own; return the phase in which it was killed, or None."""
+def run(folder, killed_in=None, after=0.0):
+    """Train in a process of its own, killed some seconds after a phase began; return in which phase that was."""
     command = [sys.executable, __file__, "--train", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        phase = process.stdout.readline().strip()  # the first epoch begins
-        if killed_after is not None:
-            deadline = time.monotonic() + killed_after
-            os.set_blocking(process.stdout.fileno(), False)
-            while time.monotonic() < deadline and process.poll() is None:
-                phase = process.stdout.readline().strip() or phase
-                time.sleep(0.01)
+    with (
+        (folder / "said").open("w") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        phase = None
+        while phase != killed_in or killed_in is None:
+            line = process.stdout.readline()
+            if not line:
+                break
+            phase = line.strip()
+        if killed_in is not None:
+            time.sleep(after)
             process.send_signal(signal.SIGKILL)
-            return phase
-        _, said = process.communicate()
-        if process.returncode:
-            raise RuntimeError(said)
-    return None
+        phase = ([phase, *process.stdout.read().split()])[-1]
+    if killed_in is None and process.returncode:
+        raise RuntimeError((folder / "said").read_text())
+    return phase
 
 
 def main():
+    import keras
     import numpy as np
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=5, help="in each phase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=pathlib.Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
         train(options.train)
         return
-    generator, rows = random.Random(options.seed), []
+    generator, rows, backend = random.Random(options.seed), [], keras.backend.backend()
     with tempfile.TemporaryDirectory() as place:
         expected_in = pathlib.Path(place) / "expected"
         expected_in.mkdir()
         run(expected_in)
         expected = np.load(expected_in / "weights.npz")
-        for number in range(options.kills):
+        for number, chosen in enumerate(PHASES * options.kills):
             folder = pathlib.Path(place) / str(number)
             folder.mkdir()
-            after = generator.uniform(0, 3 * SECONDS)
-            phase = run(folder, after)
+            after = generator.uniform(0, SECONDS)
+            phase = run(folder, chosen, after)
             run(folder)
             found = np.load(folder / "weights.npz")
             difference = max(float(np.abs(found[name] - expected[name]).max()) for name in expected.files)
-            rows.append({"after_seconds": round(after, 2), "phase": phase, "largest_difference": difference})
+            rows.append({"phase": phase, "seconds_after": round(after, 2), "largest_difference": difference})
             print(rows[-1], flush=True)
-    RESULT.write_text(
-        json.dumps(
-            {
-                "command": f"python benchmarks/kills.py --kills {options.kills} --seed {options.seed}",
-                "kills": len(rows),
-                "while": dict(collections.Counter(row["phase"] for row in rows)),
-                "largest_difference": max(row["largest_difference"] for row in rows),
-                "rows": rows,
-                "machine": describe(),
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results[backend] = {
+        "command": f"KERAS_BACKEND={backend} python benchmarks/kills.py --kills {options.kills} --seed {options.seed}",
+        "kills": len(rows),
+        **{f"while_{phase}": sum(row["phase"] == phase for row in rows) for phase in PHASES},
+        "largest_difference": max(row["largest_difference"] for row in rows),
+        "rows": rows,
+        "machine": describe(),
+    }
+    RESULT.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
