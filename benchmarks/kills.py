@@ -66,21 +66,16 @@ def run(folder, killed_in=None, after=0.0):
     """Train in a process of its own, killed some seconds after a phase began; return in which phase that was."""
     command = [sys.executable, __file__, "--train", str(folder)]
     with (
-        (folder / "said").open("w") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+        (folder / "errors").open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
     ):
-        phase = None
-        while phase != killed_in or killed_in is None:
-            line = process.stdout.readline()
-            if not line:
-                break
-            phase = line.strip()
+        phase = next((said for said in map(str.strip, process.stdout) if said == killed_in), None)
         if killed_in is not None:
             time.sleep(after)
             process.send_signal(signal.SIGKILL)
-        phase = ([phase, *process.stdout.read().split()])[-1]
+        phase = [phase, *process.stdout.read().split()][-1]
     if killed_in is None and process.returncode:
-        raise RuntimeError((folder / "said").read_text())
+        raise RuntimeError((folder / "errors").read_text())
     return phase
 
 
