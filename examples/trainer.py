@@ -124,7 +124,7 @@ class Job:
             self.write(self.folder / f"{name}-{seed}", model, report)
         rates, phases = (
             np.array(history["images_per_second"]),
-            np.array(history.get("phase", [0] * len(history["loss"]))),
+            np.array(history.get("phase", [1] * len(history["loss"]))),
         )
         return {
             "name": name,
@@ -132,8 +132,8 @@ class Job:
             **measured,
             "test_accuracy": history["val_accuracy"][-1],
             "seconds": sum(history["seconds"]),
-            "explore_images_per_second": _median(rates[phases == 0]),
-            "exploit_images_per_second": _median(rates[phases == 1]),
+            "explore_images_per_second": _median(rates[phases == 1]),
+            "exploit_images_per_second": _median(rates[phases == 2]),
             "history": history,
         }
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.finishing.result import Result
-from keras_dal.training.logs import ALIGNMENT, PHASE
+from keras_dal.training.logs import ALIGNMENT, EXPLOITS, PHASE
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
@@ -229,7 +229,7 @@ def _draw(axis, history, key, name, color, marker):
         every = len(epochs) // len(values)  # validation_freq
         validated = epochs[every - 1 :: every][: len(values)]
         axis.plot(validated, values, **style, linestyle=":", label=f"{name}, validation")
-    switch = [epoch for epoch, phase in zip(epochs, history.get(PHASE, []), strict=False) if phase]
+    switch = [epoch for epoch, phase in zip(epochs, history.get(PHASE, []), strict=False) if phase == EXPLOITS]
     if switch:
         axis.axvspan(switch[0] - 0.5, len(epochs) + 0.5, color=color, alpha=0.08, linewidth=0)
         axis.axvline(switch[0] - 0.5, color=color, linewidth=0.8, linestyle="--", label=f"{name}, switch")

@@ -42,7 +42,7 @@ def trained(model, data, initial_epoch=0, callbacks=(), verbose=False, monitor_f
 def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space(data, end, tmp_path, capsys):
     kept = Kept(tmp_path)
     history = trained(wrapped(), data, callbacks=[kept], verbose=True)
-    assert history["phase"].index(1) == end
+    assert history["phase"].index(2) == end
     assert (history["alignment"][LOOK - 1] < ENOUGH) == (end == LATE)
     assert ("which is little: exploration goes on to the end of epoch 18" in capsys.readouterr().out) == (end == LATE)
     window = 1  # 7 % of 16 and of 18 epochs, rounded
@@ -83,9 +83,9 @@ def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():
     model = compiled(keras_dal.Wrap("sgd", finish="descend"), keras.Model(inputs, outputs))
     history = trained(model, RANDOM)
     assert "alignment" not in history
-    assert history["phase"].index(1) == EARLY
+    assert history["phase"].index(2) == EARLY
 
 
 def test_shares_of_few_epochs_leave_one_to_each_phase():
     history = wrapped().fit(*RANDOM, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
-    assert history["phase"] == [0, 1]
+    assert history["phase"] == [1, 2]
