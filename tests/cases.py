@@ -1,4 +1,4 @@
-"""A catalogue of small models of every kind: those with a linear head, and those that must be refused; and of heads."""
+"""Catalogues of small models of every kind, with a linear head or to be refused, of heads, and of losses."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_dal import heads
+from keras_dal import heads, losses
 from keras_dal.features.tracing import computed_dtype
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
@@ -19,6 +19,20 @@ BACKEND = keras.backend.backend()
 HAS_FLOAT64 = pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 unless it is set to")
 TENSORFLOW_TAKES_FLOAT64 = pytest.mark.skipif(BACKEND != "tensorflow", reason="other backends take inputs in float32")
 DTYPE = computed_dtype("float64")  # the finest in which layers compute here, for models that an oracle is compared with
+
+KERAS_LOSSES = {  # of logits
+    "softmax": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "softmax of probabilities": keras.losses.CategoricalCrossentropy(from_logits=True),
+    "smoothed softmax": keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+    "sigmoid": keras.losses.BinaryCrossentropy(from_logits=True),
+    "squared error": keras.losses.MeanSquaredError(),
+}
+LOSSES = {  # what they are to the package, without smoothing
+    "softmax": losses.SoftmaxCrossEntropy(),
+    "sigmoid": losses.SigmoidCrossEntropy(),
+    "squared error": losses.SquaredError(),
+}
+NUM_OUTPUTS = {"softmax": 3, "sigmoid": 1, "squared error": 2}
 
 needs_tensorflow = functools.partial(pytest.mark.skipif, BACKEND != "tensorflow")  # with a reason
 

@@ -8,6 +8,7 @@ import cases
 import keras
 import numpy as np
 import pytest
+from cases import KERAS_LOSSES, LOSSES
 from scipy import optimize, special
 
 from keras_dal import heads, losses
@@ -21,12 +22,6 @@ from keras_dal.solvers.duality import Enclosure
 from keras_dal.solvers.factorized_jacobian import DenseJacobian, KroneckerJacobian
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
 from keras_dal.solvers.jacobian import jacobian
-
-LOSSES = {
-    "softmax": losses.SoftmaxCrossEntropy(),
-    "sigmoid": losses.SigmoidCrossEntropy(),
-    "mse": losses.SquaredError(),
-}
 
 
 def make_head(kind, rng, m, units, outputs):
@@ -176,11 +171,7 @@ def test_keras_training_stays_below_the_bound(name):
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(60, 5)).astype("float32"), rng.integers(0, 3, 60)
     y = labels if name == "softmax" else np.eye(3)[labels]
-    keras_loss = {
-        "softmax": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "sigmoid": keras.losses.BinaryCrossentropy(from_logits=True),
-        "mse": keras.losses.MeanSquaredError(),
-    }[name]
+    keras_loss = KERAS_LOSSES[name]
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
     model.compile("sgd", keras_loss)
@@ -235,7 +226,7 @@ def test_infimum_of_an_unaligned_head_equals_that_of_an_independent_solver(name)
         assert lower - 1e-9 <= found.fun <= upper + 1e-6
         assert upper - lower < 1e-6
         assert upper == pytest.approx(found.fun, abs=1e-6)
-        assert certificate.verdict == ("not aligned" if name == "mse" else "not separable")
+        assert certificate.verdict == ("not aligned" if name == "squared error" else "not separable")
         assert lower > 0.01
 
 
@@ -603,7 +594,7 @@ def test_a_penalty_without_curvature_bound_leaves_no_rate():
 def test_features_whose_squares_float64_does_not_hold_leave_no_rate_or_one_that_is_true(size):
     rng = np.random.default_rng(0)
     head, z, labels = make_head("dense", rng, 4, 0, 3), size * rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
-    certificate = certified(head, z, labels, LOSSES["mse"])
+    certificate = certified(head, z, labels, LOSSES["squared error"])
     if size > 1:
         assert certificate.beta is None
         with pytest.raises(ValueError, match="too large to square.*Received"):

@@ -6,6 +6,7 @@ import cases
 import keras
 import numpy as np
 import pytest
+from cases import KERAS_LOSSES, NUM_OUTPUTS
 from keras import layers
 from scipy import linalg, optimize, special
 
@@ -17,16 +18,11 @@ from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.solvers.nested_columns import NestedColumns
 
 N, M, WIDTHS, DRAWS = 60, 5, (0, 1, 3, 6, 12), 2
-LOSSES = {
-    "softmax": (3, keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
-    "sigmoid": (1, keras.losses.BinaryCrossentropy(from_logits=True)),
-    "squared error": (2, keras.losses.MeanSquaredError()),
-}
 
 
 def problem(name, n=N, use_bias=True):
     """Return a model that is its head alone, inputs, and labels."""
-    outputs, loss = LOSSES[name]
+    outputs, loss = NUM_OUTPUTS[name], KERAS_LOSSES[name]
     keras.utils.set_random_seed(0)
     model = keras.Sequential([layers.Input((M,)), layers.Dense(outputs, use_bias=use_bias)])
     model.compile(loss=loss)
@@ -70,7 +66,7 @@ def oracle(matrix, labels, weights, use_bias=True):
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NUM_OUTPUTS)
 def test_shares_and_ranks_equal_a_dense_decomposition_at_every_width(name, use_bias):
     model, x, y = problem(name, use_bias=use_bias)
     weights = np.random.default_rng(3).uniform(0.5, 2.0, N)
@@ -100,7 +96,7 @@ def test_the_squared_error_has_the_infimum_that_its_share_says(monkeypatch, most
         assert upper - lower <= 1e-7 * upper
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NUM_OUTPUTS)
 def test_width_zero_is_the_alignment_of_the_head(name):
     model, x, y = problem(name)
     report = keras_dal.alignment(model, x, y)
@@ -116,7 +112,7 @@ def test_width_zero_of_a_gated_branch_is_the_head_in_it():
     np.testing.assert_allclose(beside.residual_share, plain.residual_share, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", NUM_OUTPUTS)
 def test_wider_heads_reach_more_and_never_less(name):
     model, x, y = problem(name)
     curve = width_curve(model, x, y, verbose=0)
@@ -126,7 +122,7 @@ def test_wider_heads_reach_more_and_never_less(name):
     assert np.all(np.diff(curve.infimum, axis=0) <= 0)
     assert all(lower <= upper for lower, upper in curve.infimum)
     assert curve.residual_share[-1] <= 1e-8
-    assert curve.rank[-1] == N * (LOSSES[name][0] - (name == "softmax"))
+    assert curve.rank[-1] == N * (NUM_OUTPUTS[name] - (name == "softmax"))
 
 
 def test_it_settles_where_all_draws_are_aligned_and_not_before():
@@ -397,7 +393,7 @@ def test_the_table_and_the_picture_say_what_was_found(tmp_path, capsys):
 
 def test_faint_samples_on_their_wrong_side_do_not_settle():
     model = keras.Sequential([layers.Input((1,)), layers.Dense(2)])
-    model.compile(loss=LOSSES["softmax"][1])
+    model.compile(loss=KERAS_LOSSES["softmax"])
     x, y = np.array([[0.0], [1.0], [0.5], [0.6]], "float32"), np.array([0, 1, 1, 0])
     curve = width_curve(model, x, y, np.array([1.0, 1.0, 1e-12, 1e-12]), widths=[0], draws=1, verbose=0)
     assert curve.infimum[0][0] > 0

@@ -7,17 +7,13 @@ import keras
 import numpy as np
 import pytest
 import verdict_problems
+from cases import KERAS_LOSSES
 from exact_head import ExactHead
 from false_numbers import in_float32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_dal.finishing.converge import converge
-
-LOSSES = {
-    "softmax": keras.losses.CategoricalCrossentropy(from_logits=True),
-    "sigmoid": keras.losses.BinaryCrossentropy(from_logits=True),
-}
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -30,7 +26,7 @@ def test_a_result_speaks_of_the_weights_that_the_model_has(seed):
     keras.utils.set_random_seed(seed)
     dense = keras.layers.Dense(problem.num_outputs, use_bias=problem.use_bias)
     model = keras.Sequential([keras.Input(features.shape[1:]), dense])
-    model.compile("sgd", LOSSES[problem.loss.activation])
+    model.compile("sgd", KERAS_LOSSES["softmax of probabilities" if softmax else "sigmoid"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of labels that no head fits
         result = converge(model, features, labels, problem.weights, gated=False, time_limit=2.0, verbose=0)

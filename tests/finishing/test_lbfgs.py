@@ -5,6 +5,7 @@ import tracemalloc
 import keras
 import numpy as np
 import pytest
+from cases import KERAS_LOSSES
 
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing.head_data import HeadData
@@ -15,13 +16,6 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import SquaredError, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.solvers.penalties import Quadratic
-
-LOSSES = {
-    "hard": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "smoothed": keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
-    "sides": keras.losses.BinaryCrossentropy(from_logits=True),
-    "mse": "mse",
-}
 
 
 def head(m, classes, loss, penalty=None):
@@ -40,22 +34,22 @@ def samples(kind, n=3000, m=12, classes=4):
     generator = np.random.default_rng(0)
     z = generator.standard_normal((n, m)).astype("float32") * np.geomspace(1e-2, 1e2, m, dtype="float32")
     y = (z[:, :classes] / z[:, :classes].std(axis=0) + generator.standard_normal((n, classes))).argmax(axis=1)
-    labels = y if kind == "hard" else np.eye(classes)[y]
+    labels = y if kind == "softmax" else np.eye(classes)[y]
     return CachedFeatures(z, labels, generator.uniform(0.5, 2.0, n), np.arange(n))
 
 
 @pytest.mark.parametrize(
     ("kind", "penalty"),
     [
-        *((kind, None) for kind in LOSSES),
-        *((kind, keras.regularizers.L2(1e-3)) for kind in LOSSES if kind in ("hard", "smoothed")),
+        *((kind, None) for kind in KERAS_LOSSES if kind != "softmax of probabilities"),
+        *((kind, keras.regularizers.L2(1e-3)) for kind in ("softmax", "smoothed softmax")),
     ],
 )
 def test_it_ends_where_newton_ends(kind, penalty):
     train = samples(kind)
     results = []
     for max_bytes in (2**32, 1000):
-        model = head(12, 4, LOSSES[kind], penalty)
+        model = head(12, 4, KERAS_LOSSES[kind], penalty)
         model.layers[-1].kernel.assign(model.layers[-1].kernel / train.features.std(axis=0)[:, None])
         structure = find_structure(model)
         result = solve_head(structure, loss_of(model, "linear"), train, max_bytes)
@@ -68,21 +62,21 @@ def test_it_ends_where_newton_ends(kind, penalty):
     logits = [columns @ each.reshape(-1, 4) for each in (theta, again)]
     apart = np.sqrt(np.mean((logits[0] - logits[1]) ** 2))
     assert apart <= 2 * np.sqrt(1e-4 * np.mean(train.weights) / newton.point.ridge)  # by strong convexity
-    for name in ("loss", "accuracy", "floor") if kind != "mse" else ("loss", "floor"):
+    for name in ("loss", "accuracy", "floor") if kind != "squared error" else ("loss", "floor"):
         assert getattr(lbfgs, name) == pytest.approx(getattr(newton, name), rel=1e-3, abs=3e-3)
 
 
 @pytest.mark.parametrize("row", [0, -1], ids=["first", "last"])
 def test_one_soft_label_in_any_block_leaves_no_hard_ones(row, monkeypatch):
     monkeypatch.setattr("keras_dal._backend.arrays.BLOCK", 1000)
-    train, model = samples("sides"), head(12, 4, LOSSES["sides"])
+    train, model = samples("sigmoid"), head(12, 4, KERAS_LOSSES["sigmoid"])
     assert task_of(model, train).data.has_hard_labels
     train.labels[row] = 0.25
     assert not task_of(model, train).data.has_hard_labels
 
 
 def test_its_gradient_is_that_of_finite_differences():
-    train, model = samples("hard", n=200), head(12, 4, LOSSES["hard"])
+    train, model = samples("softmax", n=200), head(12, 4, KERAS_LOSSES["softmax"])
     task = task_of(model, train)
     task.penalty = np.linspace(0.0, 0.1, task.data.head.num_parameters)
     phi = 0.1 * np.random.default_rng(1).standard_normal(task.data.head.num_parameters)
@@ -104,7 +98,7 @@ def test_memory_does_not_grow_with_samples_times_outputs():
     classes, n = 300, 40_000
     generator = np.random.default_rng(0)
     z, y = generator.standard_normal((n, 8)).astype("float32"), generator.integers(0, classes, n)
-    model = head(8, classes, LOSSES["hard"])
+    model = head(8, classes, KERAS_LOSSES["softmax"])
     train = CachedFeatures(z, y, np.ones(n), np.arange(n))
     task = task_of(model, train)
     tracemalloc.start()
@@ -115,7 +109,7 @@ def test_memory_does_not_grow_with_samples_times_outputs():
 
 
 def test_the_squared_error_has_no_accuracy():
-    train, model = samples("mse", n=100), head(12, 4, "mse")
+    train, model = samples("squared error", n=100), head(12, 4, KERAS_LOSSES["squared error"])
     result = solve_head(find_structure(model), SquaredError(), train, 100)
     assert result.accuracy is None
     assert result.margin is None

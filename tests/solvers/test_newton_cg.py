@@ -5,6 +5,7 @@ import itertools
 import cases
 import numpy as np
 import pytest
+from cases import LOSSES
 from labels import one_hot
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -153,9 +154,9 @@ def criteria(xp=arrays.NUMPY):
             xp.single(np.random.default_rng(4).normal(size=(N, C))),
             np.random.default_rng(5).integers(0, 2, N),
         ),
-        "squared error": WholeLoss(losses.SquaredError(), xp.single(signs)),
-        "softmax": WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(classes)),
-        "sigmoid": WholeLoss(losses.SigmoidCrossEntropy(), xp.single(signs)),
+        "squared error": WholeLoss(LOSSES["squared error"], xp.single(signs)),
+        "softmax": WholeLoss(LOSSES["softmax"], xp.single(classes)),
+        "sigmoid": WholeLoss(LOSSES["sigmoid"], xp.single(signs)),
     }
 
 
