@@ -123,6 +123,9 @@ class Training:
             verbose=0,
             shuffle=False,
         ).history
+        before = self.curve[-1][0] if self.curve else 0.0
+        seconds = [round(before + end - clock, 2) for end in clocks.ends]
+        self.curve += zip(seconds, history["val_accuracy"], strict=True)
         return {
             "seconds": round(clocks.clock - clock, 2),
             "processor_seconds": round(clocks.processor - processor, 2),
@@ -134,8 +137,9 @@ class Training:
         return round(float(np.mean(logits.argmax(axis=1) == images.y)), 5)
 
     def run(self, way):
-        """Train in one way and return its row."""
-        return {"way": way, **getattr(self, way)()}
+        """Train in one way and return its row, with seconds and accuracy on the validation data after each epoch."""
+        self.curve = []
+        return {"way": way, **getattr(self, way)(), "curve": self.curve}
 
     def _row(self, model, measured):
         return {"test_accuracy": self.accuracy(model, self.test), **measured}
@@ -204,7 +208,13 @@ class Training:
 
 
 class Clocks(keras.callbacks.Callback):
-    """Notes the time at the end of training; listed last."""
+    """Notes the time at the end of each epoch and of training; listed last."""
+
+    def on_train_begin(self, logs=None):
+        self.ends = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.ends.append(time.perf_counter())
 
     def on_train_end(self, logs=None):
         self.clock, self.processor = time.perf_counter(), time.process_time()
@@ -217,7 +227,7 @@ class Parts(keras.callbacks.Callback):
         self._started, self.switch, self.seconds, self.alignment = time.perf_counter(), None, 0.0, None
 
     def on_epoch_end(self, epoch, logs=None):
-        if not logs["phase"]:
+        if logs["phase"] == 1:
             self.switch, self.seconds = epoch + 1, time.perf_counter() - self._started
             self.alignment = round(float(logs["alignment"]), 4)
 
@@ -249,7 +259,7 @@ def main():
             }
             with options.result.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print({name: value for name, value in row.items() if name != "machine"}, flush=True)
+            print({name: value for name, value in row.items() if name not in ("machine", "curve")}, flush=True)
 
 
 if __name__ == "__main__":
