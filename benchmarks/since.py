@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/since.py COMMIT
 
 Both work on the same digits of scikit-learn, in turn, each time in a process of its own: on 64 random features of
-1,500 images, with labels of which a tenth is wrong.
+1,500 images, with labels of which a third is drawn at random.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def problem():
     keras.utils.set_random_seed(0)
     x, y = load_digits(return_X_y=True)
     x, y, generator = x[:SAMPLES].astype("float32") / 16, y[:SAMPLES].copy(), np.random.default_rng(0)
-    wrong = generator.choice(SAMPLES, SAMPLES // 10, replace=False)
+    wrong = generator.choice(SAMPLES, SAMPLES // 3, replace=False)
     y[wrong] = generator.integers(0, 10, len(wrong))
     model = keras.Sequential(
         [keras.Input((64,)), keras.layers.Dense(FEATURES, activation="relu"), keras.layers.Dense(10)]

@@ -17,7 +17,7 @@ import time
 import numpy as np
 from scipy import optimize, special
 
-from keras_dal.solvers.exact_dual import nearby_dual
+from keras_dal.solvers.exact_dual import nearby_dual, sparse_dual
 from keras_dal.solvers.rounded import ROUNDING, largest_loss, smallest_margin
 
 _GAP = 1e-7  # of the two bounds, for weights of about one, at which the search ends
@@ -246,7 +246,8 @@ class _Search:
     def _last_bound(self, logits):
         """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable.
 
-        The tries end as the search does, after as many seconds once more.
+        The tries end as the search does, after as many seconds once more. What is tried last is far from the minimum:
+        a bound that may be far below it, but above 0.
         """
         wrong, end = self.sides.wrong(logits), time.monotonic() + self._seconds
         for negligible, by_pair in itertools.product(sorted(_NEGLIGIBLE + _LAST), (False, True)):
@@ -256,11 +257,16 @@ class _Search:
             if time.monotonic() > end:
                 self.out_of_time = True
                 break
-        return 0.0
+        shares, part = sparse_dual(self.jacobian, self.sides, wrong, self.weights, self._seconds)
+        return self._bound_of(shares / (self.sides.most(shares) or 1.0), part)
 
     def _bound_without(self, wrong, negligible, by_pair=False):
         shares, part, complete = nearby_dual(self.jacobian, self.sides, wrong, self.weights, negligible, by_pair)
-        shares /= max(1.0, self.sides.most(shares * (1 + part[:, None])))
+        return self._bound_of(shares, part), complete
+
+    def _bound_of(self, shares, part):
+        """Return the entropy bound of shares that differ from those of an exact dual point by a part at most."""
+        shares = shares / max(1.0, self.sides.most(shares * (1 + part[:, None])))
         entropy = np.sum(self.scale * self.sides.entropy(shares))
         moved = 2 * np.sum(self.scale * special.entr(part[:, None] * shares))  # |h(x) - h(y)| <= h(|x - y|)
-        return max(0.0, float(entropy * (1 - _SLACK) - moved)), complete
+        return max(0.0, float(entropy * (1 - _SLACK) - moved))

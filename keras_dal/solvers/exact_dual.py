@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, optimize
 from scipy.sparse import csgraph
 
 from keras_dal._backend.arrays import EPS
@@ -20,6 +20,7 @@ from keras_dal._backend.arrays import EPS
 _PRIMES = (2147483629, 2147483587)
 _MODULAR_WORK = 5e8  # multiplications modulo a prime, a few seconds, spent once; a tenth of it on a block
 _PAIR_WORK = 3e9  # multiplications of a factorization, a few seconds
+_HEAVIEST, _ENTRIES = 4, 4e6  # pairs per direction of a linear program, which takes a second or two, and its entries
 _REFINEMENTS = 4
 _LARGEST_SHARE = 1e-3  # by which an exact dual point may differ from that found
 _LARGEST_EXPONENT = 1000  # of a factor that float64 holds
@@ -170,10 +171,15 @@ def _shared(jacobian, index, signs, own, shares, weights):
 
 def _by_pair(jacobian, sides, shares, weights, negligible):
     """Yield one block of all pairs."""
-    i, j = index = np.nonzero(sides.pairs(np.where(shares > negligible, shares, 0.0)))
-    if not len(i) or len(i) * jacobian.num_directions**2 > _PAIR_WORK:
-        return
-    signs = (np.ones(len(i)) if sides.exclusive else -sides.targets[index])[:, None]
+    pairs = np.nonzero(sides.pairs(np.where(shares > negligible, shares, 0.0)))
+    if len(pairs[0]) and len(pairs[0]) * jacobian.num_directions**2 <= _PAIR_WORK:
+        yield pairs, _of_pairs(jacobian, sides, pairs, (shares * weights[:, None])[pairs])
+
+
+def _of_pairs(jacobian, sides, pairs, mass):
+    """Return the block of pairs, each with a mass by itself."""
+    i, j = pairs
+    signs = np.ones(len(i)) if sides.exclusive else -sides.targets[pairs]
     columns, magnitude = (jacobian.rows(matrix, i, j) for matrix in (jacobian.columns, jacobian.magnitude))
     right = np.argmax(sides.targets, axis=1)[i]
     if sides.exclusive:
@@ -185,8 +191,49 @@ def _by_pair(jacobian, sides, shares, weights, negligible):
         gaps = jacobian.rows(modular, i, j)
         return (gaps - jacobian.rows(modular, i, right)) % prime if sides.exclusive else gaps
 
-    mass = (shares * weights[:, None])[index][:, None]
-    yield index, Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues, lambda: None)
+    signs, mass = signs[:, None], mass[:, None]
+    return Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues, lambda: None)
+
+
+def sparse_dual(jacobian, sides, shares, weights, seconds):
+    """Return what `nearby_dual` does for a dual point of few pairs, which may be far from the shares.
+
+    Where a rare feature separates some pairs of samples that others do not share, the masses of these vanish near a
+    minimum, and what is left is no dual point. A linear program finds masses among the heaviest pairs that are.
+
+    Args:
+        jacobian, sides, shares, weights: as for `nearby_dual`.
+        seconds: after which the program ends without one.
+    """
+    found, part = np.zeros_like(shares), np.zeros(len(shares))
+    count = _HEAVIEST * jacobian.num_directions
+    if count * jacobian.num_directions > _ENTRIES:
+        return found, part
+    masses = sides.pairs(shares * weights[:, None]).ravel()
+    heaviest = np.sort(np.argsort(masses, kind="stable")[-count:])
+    pairs = np.unravel_index(heaviest[masses[heaviest] > 0], shares.shape)
+    block = _of_pairs(jacobian, sides, pairs, masses[heaviest[masses[heaviest] > 0]])
+    vertex = _vertex(block.signs * block.columns, seconds)
+    kept = vertex > 0
+    if not kept.any():
+        return found, part
+    pairs = tuple(index[kept] for index in pairs)
+    block = _of_pairs(jacobian, sides, pairs, vertex[kept])
+    block = dataclasses.replace(block, rank_bound=lambda: exact_rank(block.residues, *block.columns.shape))
+    near = block.near_exact()
+    if near is not None:
+        found[pairs] = near[0].ravel()
+        part[pairs[0]] = near[1]
+    return found / weights[:, None], part
+
+
+def _vertex(rows, seconds):
+    """Return masses that sum to one with `rows' mass = 0`, as few as a vertex has; zeros where none are found."""
+    scale = np.max(np.abs(rows), axis=0, initial=0.0)
+    equations = np.vstack([(rows[:, scale > 0] / scale[scale > 0]).T, np.ones(len(rows))])
+    sums = np.append(np.zeros(len(equations) - 1), 1.0)
+    found = optimize.linprog(np.zeros(len(rows)), A_eq=equations, b_eq=sums, options={"time_limit": seconds})
+    return found.x if found.status == 0 else np.zeros(len(rows))
 
 
 def residues_modulo(matrix, prime):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from cases import LOSSES
+from scipy import optimize
 
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
@@ -51,3 +53,47 @@ def test_the_last_tries_for_a_proof_end_with_the_time(seconds, tries, monkeypatc
     search = duality._Search(jacobian(DenseHead(2, 3), features, weights, True), loss, targets, weights, seconds)
     assert search._last_bound(np.zeros((4, 3))) == 0
     assert (len(made), search.out_of_time) == (tries, seconds == 0)
+
+
+def separates(loss, features, targets):
+    """Return whether a linear program finds parameters with all gaps at least one."""
+    columns = np.column_stack([features, np.ones(len(features))])
+    rows = []
+    for column, target in zip(columns, targets, strict=True):
+        for output in range(len(target)):
+            if loss.activation == "softmax" and target[output] == 1:
+                continue
+            signs = target - np.eye(len(target))[output] if loss.activation == "softmax" else None
+            signs = np.eye(len(target))[output] * target[output] if signs is None else signs
+            rows.append(np.outer(column, signs).ravel())
+    found = optimize.linprog(
+        np.zeros(len(rows[0])), A_ub=-np.array(rows), b_ub=-np.ones(len(rows)), bounds=(None, None)
+    )
+    assert found.status in (0, 2)
+    return found.status == 0
+
+
+@pytest.mark.parametrize("loss", [LOSSES["softmax"], LOSSES["sigmoid"]], ids=lambda loss: loss.activation)
+def test_a_dual_point_of_few_pairs_is_found_where_rare_features_separate_some(loss, monkeypatch):
+    """A third of the features is active in three samples each, as those of rectified units may be."""
+    nothing = lambda jac, sides, shares, *_: (np.zeros_like(shares), np.zeros(len(shares)), False)  # noqa: E731
+    monkeypatch.setattr(duality, "nearby_dual", nothing)
+    decided = 0
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        features = np.maximum(generator.standard_normal((60, 9)), 0.0).astype(np.float32).astype(np.float64)
+        for column in range(3):
+            features[np.argsort(features[:, column])[:-3], column] = 0.0
+        features *= 10.0 ** generator.uniform(-12, 12, 9)
+        labels = np.where(generator.random(60) < 0.3, generator.integers(0, 3, 60), features[:, 3:6].argmax(axis=1))
+        softmax = loss.activation == "softmax"
+        targets = loss.targets(labels if softmax else np.eye(3)[labels], 3)
+        weights = generator.uniform(0.5, 2.0, 60)
+        found = duality.enclose_infimum(
+            jacobian(DenseHead(9, 3), features, weights, softmax), loss, targets, weights, 20.0
+        )
+        assert 0 <= found.lower <= found.upper
+        scaled = features / np.abs(features).max(axis=0)
+        assert (found.lower > 0) <= (not separates(loss, scaled, targets))
+        decided += found.lower > 0
+    assert decided >= 25
