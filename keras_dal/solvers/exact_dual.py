@@ -210,9 +210,12 @@ def sparse_dual(jacobian, sides, shares, weights, seconds):
     if count * jacobian.num_directions > _ENTRIES:
         return found, part
     masses = sides.pairs(shares * weights[:, None]).ravel()
-    heaviest = np.sort(np.argsort(masses, kind="stable")[-count:])
-    pairs = np.unravel_index(heaviest[masses[heaviest] > 0], shares.shape)
-    block = _of_pairs(jacobian, sides, pairs, masses[heaviest[masses[heaviest] > 0]])
+    heaviest = np.argsort(masses, kind="stable")[-count:]
+    heaviest = np.sort(heaviest[masses[heaviest] > 0])
+    if not len(heaviest):
+        return found, part
+    pairs = np.unravel_index(heaviest, shares.shape)
+    block = _of_pairs(jacobian, sides, pairs, masses[heaviest])
     vertex = _vertex(block.signs * block.columns, seconds)
     kept = vertex > 0
     if not kept.any():

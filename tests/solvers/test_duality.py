@@ -8,6 +8,7 @@ from scipy import optimize
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from keras_dal.solvers import duality
+from keras_dal.solvers.exact_dual import sparse_dual
 from keras_dal.solvers.jacobian import jacobian
 
 
@@ -97,3 +98,11 @@ def test_a_dual_point_of_few_pairs_is_found_where_rare_features_separate_some(lo
         assert (found.lower > 0) <= (not separates(loss, scaled, targets))
         decided += found.lower > 0
     assert decided >= 25
+
+
+def test_no_pair_with_mass_is_no_dual_point():
+    loss, features, weights = LOSSES["softmax"], np.ones((4, 2)), np.ones(4)
+    targets = loss.targets(np.arange(4) % 3, 3)
+    columns = jacobian(DenseHead(2, 3), features, weights, True)
+    shares, _ = sparse_dual(columns, loss.sides(targets), np.zeros((4, 3)), weights, 5.0)
+    assert not shares.any()
