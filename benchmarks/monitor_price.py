@@ -88,7 +88,7 @@ def priced(make, x, y):
         "the first epoch takes more by, seconds": first,
         "measurements after it": int(measured.sum()),
         "each takes, seconds": measuring,
-        "of the fit, share": (first + measured.sum() * measuring) / float(EPOCHS * alone),
+        "of the fit, share": float((first + measured.sum() * measuring) / (EPOCHS * alone)),
         "another epoch takes more by, share": float(others / alone - 1),
         "epochs alone, seconds": [np.round(each, 4).tolist() for each in (before, after)],
         "epochs, seconds": np.round(seconds, 4).tolist(),
