@@ -20,7 +20,7 @@ _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
 _RUNS = (_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY, _BLACK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_PANELS = (("loss", "loss", "log"), ("accuracy", "accuracy", "linear"), (ALIGNMENT, "alignment", "linear"))
+_PANELS = (("loss", "loss"), ("accuracy", "accuracy"), (ALIGNMENT, "alignment"))
 
 
 def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "") -> Any:
@@ -44,11 +44,14 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "")
         histories = {"run": histories}
     histories = {name: getattr(history, "history", history) for name, history in histories.items()}
     figure, axes = _axes(ax, title, 13, 3.8, columns=len(_PANELS))
-    for axis, (key, label, scale) in zip(axes, _PANELS, strict=True):
+    for axis, (key, label) in zip(axes, _PANELS, strict=True):
         for run, (name, history) in enumerate(histories.items()):
             _draw(axis, history, key, name, _RUNS[run % len(_RUNS)], _MARKERS[run % len(_MARKERS)])
-        axis.set(xlabel="epoch", ylabel=label, yscale=scale, title=f"{label} by epoch")
+        axis.set(xlabel="epoch", ylabel=label, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses = [value for history in histories.values() for key in ("loss", "val_loss") for value in history.get(key, ())]
+    if not any(value <= 0 for value in losses):  # as of counts
+        axes[0].set_yscale("log")
     axes[0].legend(frameon=False, fontsize="small")
     return _written(figure, axes, path)
 

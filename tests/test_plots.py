@@ -222,6 +222,11 @@ def test_solution_of_a_regression_shows_its_loss(figures, tmp_path):
     assert line(loss, "gated head added").get_xdata()[0] == 0.5
 
 
+def test_a_loss_below_zero_is_drawn_to_scale():
+    of_counts, of_classes = (plots.curves({"run": {"loss": losses}})[0] for losses in ([-1.0, -2.0], [2.0, 1.0]))
+    assert (of_counts.get_yscale(), of_classes.get_yscale()) == ("linear", "log")
+
+
 def test_curves_show_validation_where_there_was_some():
     history = {"loss": [4.0, 3.0, 2.0, 1.0], "val_loss": [3.5, 1.5]}  # of validation_freq=2
     axes = Figure().subplots(1, 3)

@@ -17,9 +17,9 @@ class Quality(NamedTuple):
     Attributes:
         loss: mean loss; for the cross-entropies this is the negative log-likelihood, of smoothed labels where the loss
             smooths them.
-        accuracy: share of right predictions, None for the squared error; where labels are soft, those of a most
+        accuracy: share of right predictions, None for a loss of numbers; where labels are soft, those of a most
             probable class.
-        ece: expected calibration error over 15 bins of confidence, None for the squared error.
+        ece: expected calibration error over 15 bins of confidence, None for a loss of numbers.
     """
 
     loss: float

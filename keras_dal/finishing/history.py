@@ -17,8 +17,8 @@ class Point:
         seconds: since the solver started.
         ridge: weight of the change; 0 where samples are moved by interpolation.
         loss: mean training loss.
-        accuracy: share of the training samples on their right side, None for the squared error.
-        margin: smallest margin over the training samples, None for the squared error.
+        accuracy: share of the training samples on their right side, None for a loss of numbers.
+        margin: smallest margin over the training samples, None for a loss of numbers.
         moved: root mean square change of an anchor's logits.
         gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum; from a
             gradient in float32, or in float64 where the solve of a plain head ended; infinite where none is known, as

@@ -38,12 +38,12 @@ class Result:
         point: the point of the path that was kept.
         path: all its points; `choose` takes another one.
         loss: training loss of the model as it is.
-        accuracy: its training accuracy, None for the squared error.
-        margin: its smallest training margin, None for the squared error.
+        accuracy: its training accuracy, None for a loss of numbers.
+        margin: its smallest training margin, None for a loss of numbers.
         scale: least power of two, which no dtype rounds, that brings the training loss to what was asked for when it
             multiplies theta_S; 1 where none does, or labels are soft.
         scaled_loss: training loss at that scale.
-        floor: least training loss of any model: the mean entropy of soft labels, 0 for hard ones.
+        floor: least training loss of any model: 0 for hard labels, the mean entropy of soft ones.
         tol: the training loss above `floor` that was asked for; None where it was a minimum or a separation.
         reached: whether what was asked for was: `scaled_loss` at most `floor + tol`, the minimum, or all samples right.
         before, after, scaled: `Quality` on the validation data of the model as it came, as it is, and at `scale`; None

@@ -72,4 +72,4 @@ def _validation(result):
 
 def _is_worse(before, after):
     fell = before.accuracy is not None and before.accuracy - after.accuracy > _WORSE
-    return fell or after.loss - before.loss > _WORSE * before.loss
+    return fell or after.loss - before.loss > _WORSE * abs(before.loss)

@@ -22,7 +22,7 @@ class Structure:
 
     Attributes:
         model: the model itself.
-        layer: the layer whose inputs are the features, averaged over positions where it stands before pooling.
+        layer: the layer of whose inputs the features are made: they are these, averaged over positions before pooling.
         output_layer: the layer whose output are the logits; `layer` itself unless that is a gated layer before it.
         activation: what the model applies to the logits, `"linear"`, `"softmax"` or `"sigmoid"`.
         linear_parameters: theta_S, the Keras variables in the order of `head().shapes`.

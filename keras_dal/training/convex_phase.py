@@ -138,7 +138,8 @@ class ConvexPhase:
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""
         trained, start = float(self._shown.get("loss", np.nan)), self._weight * result.path[0].loss
-        far = _FAR * (trained + 1.0)
+        least = min(0.0, self._weight * result.floor)  # of counts, say, whose loss may be far below 0
+        far = least + _FAR * (trained - least + 1.0)
         if trained and start > far and self._shown_start(result) > far:  # 0 is shown of a step that tracks no loss
             raise ValueError(
                 f"On what was read the loss is far above that of training. {self._advice()}, or use finish='descend'. "

@@ -12,6 +12,8 @@ from keras import ops
 from scipy import optimize, special
 
 import keras_dal
+from keras_dal.finishing.evaluation import Quality
+from keras_dal.finishing.result_rows import _is_worse
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import REGISTERED, Loss, register, resolve_loss
 from keras_dal.losses.base import checked_matrix
@@ -187,3 +189,20 @@ def test_an_upper_bound_of_a_negative_loss_is_one():
     assert exact < 0
     assert bound > exact
     assert bound == pytest.approx(float(exact), rel=1e-11)
+
+
+def test_a_fit_of_large_counts_whose_loss_is_far_below_zero_ends_with_a_solved_head(model):
+    x, y = data("positive")
+    y = 40.0 * y
+    model.compile(keras_dal.Wrap("sgd", explore=1), LogPoisson())
+    model.layers[-1].bias.assign(np.log(y.mean(axis=0)))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(x, y, epochs=2, callbacks=[monitor], verbose=0).history
+    assert history["phase"] == [1, 2]
+    assert history["loss"][0] < -100
+    assert least(x, y) - 1e-3 <= monitor.result.loss <= least(x, y) + 0.1  # beside the weight of the head's change
+
+
+def test_a_loss_below_zero_is_no_worse_than_itself():
+    assert not _is_worse(Quality(-40.0, None, None), Quality(-40.0, None, None))
+    assert _is_worse(Quality(-40.0, None, None), Quality(-39.0, None, None))
