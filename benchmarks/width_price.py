@@ -47,7 +47,7 @@ def main():
     few = x[:IMAGES], y[:IMAGES]
     whole = [seconds(lambda: keras_dal.width_curve(model, *few, verbose=0)) for _ in range(ROUNDS)]
     features = keras_dal.find_structure(model).feature_function
-    z = np.concatenate([np.asarray(features(x[i : i + 500])) for i in range(0, IMAGES, 500)])
+    z = np.concatenate([np.asarray(features(x[i : i + 500])[0]) for i in range(0, IMAGES, 500)])
     head = keras.Sequential([keras.Input(z.shape[1:]), keras.layers.Dense(10)])
     head.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     cached = [seconds(lambda: keras_dal.width_curve(head, z, few[1], verbose=0)) for _ in range(ROUNDS)]

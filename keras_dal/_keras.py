@@ -1,6 +1,7 @@
 """The private names of Keras that are needed, each with a test that pins what it does."""
 
 import contextlib
+import sys
 from typing import Any
 
 import keras
@@ -104,6 +105,16 @@ def tracked_metrics(model):
 def is_own(function):
     """Return whether a train function is one that Keras made."""
     return getattr(function, "__module__", "").startswith("keras.src.backend.")
+
+
+def steps_in_fit(model):
+    """Return whether `train_on_batch` of a model was called in the course of its `fit`, as callbacks may."""
+    frame, names = sys._getframe(), []
+    while frame is not None:
+        if frame.f_code.co_name in ("train_on_batch", "fit") and frame.f_locals.get("self") is model:
+            names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names[:1] == ["train_on_batch"] and "fit" in names
 
 
 def lacks_metrics(model):

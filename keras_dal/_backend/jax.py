@@ -146,10 +146,10 @@ def reattach(model, state, iterator):
 
 
 def _arrays(x):
-    """Return a batch as compiled functions take it: without tensors of other backends, which a dataset may bring."""
+    """Return a batch as compiled functions take it: without tensors of other backends or data frames."""
     own = (np.ndarray, jax.Array)
     return jax.tree.map(
-        lambda part: np.asarray(part) if hasattr(part, "numpy") and not isinstance(part, own) else part, x
+        lambda part: np.asarray(part) if hasattr(part, "__array__") and not isinstance(part, own) else part, x
     )
 
 

@@ -27,12 +27,13 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
         Tuples of features `(k, m)`, labels or None, and float64 weights `(k,)`, as NumPy arrays.
 
     Raises:
-        ValueError: no data or no labels, arrays of different lengths, features that are not finite, or weights that are
-            negative.
+        ValueError: no data or no labels, arrays of different lengths, features that are not finite or from which the
+            model's outputs do not follow, or weights that are negative.
     """
     empty = True
     for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size, labelled):
-        features = feature_array(structure.feature_function(x_batch))
+        features, outputs = structure.feature_function(x_batch)
+        features = feature_array(features)
         if not len(features):
             continue
         empty = False
@@ -42,6 +43,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
                 f"Received: {np.sum(~np.isfinite(features))} such values in the inputs of layer "
                 f"{structure.layer.name!r}"
             )
+        structure.check_outputs(features, to_numpy(outputs))
         if y_batch is not None and np.shape(y_batch)[:1] != (len(features),):
             raise ValueError(
                 "Inputs and labels must have the same number of samples. "

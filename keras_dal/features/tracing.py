@@ -186,16 +186,16 @@ def _as_arrays(evaluated):
     return feature_array(features), to_numpy(outputs)
 
 
-def features_of(model, layer, x):
-    """Return what a layer sees of a batch of inputs in inference mode, last of all."""
+def features_and_outputs(model, layer, x):
+    """Return what a layer sees of a batch of inputs in inference mode, last of all, and the outputs of the model."""
     with tap(layer) as features:
-        inference(model, x)
-    return features[-1]
+        outputs = inference(model, x)
+    return features[-1], tree.flatten(outputs)[0]
 
 
 def feature_function(model, layer):
-    """Return a compiled function of one batch of inputs that returns the features that a layer sees."""
-    return _backend.compiled(functools.partial(features_of, model, layer), model)
+    """Return a compiled function of one batch of inputs that does the same."""
+    return _backend.compiled(functools.partial(features_and_outputs, model, layer), model)
 
 
 def recorded_calls(model, x):

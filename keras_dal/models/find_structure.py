@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
-from scipy import special
 
 from keras_dal import _backend, _keras
 from keras_dal.features import tracing
@@ -19,11 +18,6 @@ from keras_dal.models import linearity
 from keras_dal.models.linear_layers import is_gated, is_head, named_variables, quantized_head
 from keras_dal.models.structure import Structure, structure_of
 
-_ACTIVATIONS = {
-    "linear": lambda logits: logits,
-    "softmax": lambda logits: special.softmax(logits, axis=1),
-    "sigmoid": special.expit,
-}
 _NOT_PLAIN = "its kernel is not a plain variable of the model (LoRA or quantization)"
 
 
@@ -181,7 +175,7 @@ def _checked_activation(form, calls, evaluated):
     own = [call for call in calls if call.layer is layer and len(call.outputs.shape) == 2 and layer.supports_masking]
     if any(call.is_masked for call in own):
         raise _refusal(layer, "a mask leaves samples out of the loss: give them sample_weight 0 instead")
-    fitting = dict(_ACTIVATIONS)
+    fitting = dict(linearity.ACTIVATIONS)
     if form.num_outputs == 1:
         del fitting["softmax"]  # constant, whatever the logits are
     for probe in linearity.probes(form, evaluated):

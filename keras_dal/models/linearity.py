@@ -10,6 +10,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 from keras import tree
+from scipy import special
 
 from keras_dal.features.inputs import num_samples
 from keras_dal.features.tracing import computed_dtype, to_numpy
@@ -18,6 +19,11 @@ from keras_dal.features.variables import assign_all, is_real, values_of
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
 
+ACTIVATIONS = {
+    "linear": lambda logits: logits,
+    "softmax": lambda logits: special.softmax(logits, axis=1),
+    "sigmoid": special.expit,
+}
 _ROOM = 64  # of the largest number of a dtype, for sums
 _SIZES = (1.0, 30.0, 1e3, 1.0)  # of logits that are tried: a limit shows in large ones only
 _AWAKENING = (1.0, 1.0, 1.0, 3.0, 10.0, 30.0)  # of moves, each beside the spread of a parameter
@@ -140,6 +146,29 @@ def probes(form, evaluate):
 def _probe(form, features, outputs, bound, reason=None):
     logits = form.head().logits(np.asarray(features, np.float64), form.theta())
     return Probe(logits, np.asarray(outputs, np.float64), bound * max(1.0, np.abs(logits).max()), reason)
+
+
+def check_outputs(form, features, outputs):
+    """Raise a ValueError where outputs are not what an activation makes of the logits, be it for some samples only.
+
+    Args:
+        form: a `Structure`, with its activation.
+        features: `(k, m)`.
+        outputs: of the model, `(k, C)`.
+    """
+    head, theta, values = form.head(), form.theta(), np.asarray(features, np.float64)
+    logits = head.logits(values, theta)
+    with np.errstate(invalid="ignore"):  # what is not a number shows by itself
+        apart = np.abs(ACTIVATIONS[form.activation](logits) - outputs).max(axis=1)
+    doubtful = np.flatnonzero(apart > tolerance(features) * np.abs(logits).max(axis=1, initial=1.0))
+    products = head.magnitudes(values[doubtful], np.abs(theta)).max(axis=1, initial=1.0)  # which may cancel
+    wrong = doubtful[apart[doubtful] > tolerance(features) * products]
+    if len(wrong):
+        raise ValueError(
+            "What follows the last layer acts on some samples only, so that the loss is not that of the last layer: "
+            "leave out what masks or changes its outputs, or mask in the loss. Received: outputs of the model that do "
+            f"not follow from layer {form.output_layer.name!r} for {len(wrong)} of {len(features)} samples of a batch"
+        )
 
 
 def defect(variables, evaluate):

@@ -12,6 +12,7 @@ from keras_dal.features.tracing import evaluate, to_numpy
 from keras_dal.features.variables import assign_all
 from keras_dal.heads import Head
 from keras_dal.heads.base import split
+from keras_dal.models import linearity
 from keras_dal.models.gated_layers import Gated
 from keras_dal.models.linear_layers import has_bias, is_plain, linear_head
 
@@ -110,8 +111,20 @@ class Structure:
 
     @functools.cached_property
     def feature_function(self) -> Any:
-        """The features of one batch of inputs as a tensor, compiled once, at the first access."""
+        """The features of one batch of inputs and the outputs, as tensors; compiled once, at the first access."""
         return tracing.feature_function(self.model, self.layer)
+
+    def check_outputs(self, features: np.ndarray, outputs: np.ndarray) -> None:
+        """Checks that the model makes of features what its head and its activation make of them.
+
+        Args:
+            features: of any samples, `(k, m)`.
+            outputs: of the model for these, `(k, C)`.
+
+        Raises:
+            ValueError: it does not, as where a mask lets some outputs of some samples vanish.
+        """
+        linearity.check_outputs(self, features, outputs)
 
     def features(self, x: Any) -> np.ndarray:
         """Return the features of one batch of inputs as the model computes them, in inference mode.

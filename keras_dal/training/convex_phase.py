@@ -77,6 +77,10 @@ class ConvexPhase:
         """The logs of a step after the head was solved: of the names that steps have."""
         return dict(self._live)
 
+    def forget(self):
+        """Drop the batches that nobody has looked at yet."""
+        self._gathering.forget()
+
     def take(self):
         """Look at what was read since the last call; where no step has trained, logs are of the first batch."""
         if "loss" not in self._live and self.batches == len(self._gathering.arrived):

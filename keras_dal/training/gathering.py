@@ -9,7 +9,7 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, warn
 from keras_dal.features.cache import FeatureRows
 from keras_dal.features.samples import checked_weight
-from keras_dal.features.tracing import features_of, inference
+from keras_dal.features.tracing import features_and_outputs, inference
 from keras_dal.training.evaluated import evaluated
 from keras_dal.training.statistics import STEPS, BatchStatistics
 
@@ -33,7 +33,8 @@ class Gathering:
     """
 
     def __init__(self, structure, renew):
-        self._model = model = structure.model
+        self._structure, self._model = structure, structure.model
+        model = self._model
         self._features = _backend.over_replicas(_features(structure), model)
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
@@ -50,6 +51,11 @@ class Gathering:
         self.batches += 1
         if not self._discarded:
             self.arrived.append(batch)
+
+    def forget(self):
+        """Drop the batches that nobody has looked at yet."""
+        self.batches -= len(self.arrived)
+        self.arrived.clear()
 
     def take(self):
         """Look at the batches that arrived since the last call."""
@@ -74,12 +80,13 @@ class Gathering:
             self._keep(self._waiting.pop(0))
 
     def _keep(self, batch):
-        features, labels, weights = self._features(batch)
+        features, outputs, labels, weights = self._features(batch)
         if not np.isfinite(features).all():
             raise ValueError(
                 "The features are not finite: the training has diverged, or the data hold NaN. Received: "
                 f"{int(np.sum(~np.isfinite(features).all(axis=1)))} of the {len(features)} samples of a batch"
             )
+        self._structure.check_outputs(features, outputs)
         self._rows.add(features, labels, checked_weight(weights, len(features)))
 
     def finish(self):
@@ -138,14 +145,14 @@ def evaluated_once(model, batch):
 
 
 def _features(structure):
-    """Return a function from a batch of `fit` to features, labels and weights."""
+    """Return a function from a batch of `fit` to features, outputs, labels and weights."""
     model = structure.model
 
     def gathered(batch):
         x, y, weight = evaluated(model, batch)
-        features = features_of(model, structure.layer, x)
+        features, outputs = features_and_outputs(model, structure.layer, x)
         ones = keras.ops.ones(keras.ops.shape(features)[:1], "float32")
-        return features, tree.flatten(y)[0], ones if weight is None else tree.flatten(weight)[0]
+        return features, outputs, tree.flatten(y)[0], ones if weight is None else tree.flatten(weight)[0]
 
     return gathered
 

@@ -31,13 +31,16 @@ class KernelChange:
         """Return the change since the start on samples `(k, ...)`, the same in every call."""
         if self._initial_features is None:
             self._initial_features, self._initial_weights = self._features_at_start(x), None
-        return kernel_change(to_numpy(self._structure.feature_function(x)), self._initial_features)
+        return kernel_change(self._features(x), self._initial_features)
 
     def _features_at_start(self, x):
         variables = self._structure.model.variables
         with restored(variables):
             assign_all(variables, self._initial_weights)
-            return to_numpy(self._structure.feature_function(x)).copy()
+            return self._features(x).copy()
+
+    def _features(self, x):
+        return to_numpy(self._structure.feature_function(x)[0])
 
 
 def kernel_change(features_now, features_start):

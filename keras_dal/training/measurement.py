@@ -182,10 +182,10 @@ class OnStream(Measurement):
             warn(str(error))
             return self.unknown()
         if self.moments.has_failed:  # which has been said
-            return {}
+            return self._nothing()
         if count == 0:
             self._warn_once(self._why_nothing())
-            return {}
+            return self._nothing()
         self._count = count
         if sums is not None and not np.isfinite(sums).all():
             warn(
@@ -203,6 +203,11 @@ class OnStream(Measurement):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
             self._last, self._measured_at = as_alignment(self.report), epoch
         return self._last | moved
+
+    def _nothing(self):
+        """Return what there is to say after an epoch without samples: columns that there are stay whole."""
+        ever = self.moments.was_fed or self._measured_at is not None or self._changed_at is not None
+        return self.unknown() if ever else {}
 
     def _why_nothing(self):
         """Return why an epoch has no samples."""

@@ -225,9 +225,11 @@ class TwoPhases(OnePhase):
         if self.is_over:  # and another callback took back that training is to stop
             self._model.stop_training = True
             self._last = logs | self._last | as_phase(explores=False)
-            self._hooks.read_only(_backend.reading(self._model, self._spared.append, self._last), self._look_at_last)
+            reading = _backend.reading(self._model, self._spared.append, self._last)
+            self._hooks.read_only(reading, self._look_at_last, self._spared.clear)
         elif self._stage is Stage.READS:
-            self._hooks.read_only(self._convex_phase.train_function(logs), self._take, self.end_reading)
+            reading = self._convex_phase.train_function(logs)
+            self._hooks.read_only(reading, self._take, self._convex_phase.forget, self.end_reading)
         else:
             self._train()
 

@@ -39,7 +39,7 @@ class StepHooks:
         self._optimizer = optimizer
         self._frozen = ()
         self._exploiting = self._skips_mixture = False
-        self._armed = False
+        self._armed = self._by_hand = False
         self._made_from: Any = None  # function from a train function of Keras to what stands in for it
 
     def install(self, linear_parameters=None):
@@ -85,12 +85,13 @@ class StepHooks:
         self._made_from = made_from
         self._model.train_function = self._hooked(made_from(self._model.train_function))
 
-    def read_only(self, function, read, ended=lambda: None):
+    def read_only(self, function, read, forget, ended=lambda: None):
         """Lets a function that only reads the data stand in for the train function.
 
         Args:
             function: of the arguments of a train function.
             read: is called after every step, when the model has its variables.
+            forget: is called instead after a step that is none of `fit`.
             ended: is called where it finds that the data are used up, before other callbacks know.
         """
 
@@ -103,7 +104,10 @@ class StepHooks:
             except _backend.END_OF_DATA:
                 ended()
                 raise
-            read()
+            if self._by_hand:
+                forget()
+            else:
+                read()
             return returned
 
         self._put(lambda _: reading)
@@ -128,7 +132,8 @@ class StepHooks:
         """Return a train function that works in the fit which these hooks were installed in, and in no other."""
 
         def hooked(*args):
-            if not self._armed:  # left over from an interrupted fit, and found by one without this callback
+            self._by_hand = not self._armed and _keras.steps_in_fit(self._model)  # of another callback
+            if not self._armed and not self._by_hand:  # of an interrupted fit, and found by one without this callback
                 self.remove()
                 self._model.make_train_function()
                 return self._model.train_function(*args)

@@ -1,0 +1,150 @@
+"""Steps and samples that are not what most of a fit is made of: of callbacks, without weight, in frames, masked."""
+
+import cases
+import keras
+import numpy as np
+import pytest
+from fits import compiled, fit, images, small_model, snapshot
+from keras import layers, ops
+
+import keras_dal
+
+COLUMNS = ("loss", "alignment", "alignment_rank", "kernel_change", "phase")
+
+
+class StepsByHand(keras.callbacks.Callback):
+    """Trains on the same few images after each epoch or after each batch."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.after == "epoch":
+            self.model.train_on_batch(*images(8, seed=5))
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.after == "batch":
+            self.model.train_on_batch(*images(8, seed=5))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "epoch",
+        pytest.param(
+            "batch", marks=pytest.mark.skipif(cases.BACKEND == "jax", reason="Keras has no weights there meanwhile")
+        ),
+    ],
+)
+def test_steps_that_a_callback_takes_train_the_model_and_the_head_is_solved_on_the_stream_alone(after):
+    alone = compiled(keras.optimizers.SGD(0.1, momentum=0.9))
+    expected = fit(alone, 2, [StepsByHand(after)])["loss"]
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, momentum=0.9), explore=2))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = fit(model, 4, [monitor, StepsByHand(after)])
+    assert history["loss"][:2] == expected
+    assert {len(history[name]) for name in COLUMNS} == {3}
+    assert model.evaluate(*images(), verbose=0)[0] == pytest.approx(monitor.result.loss, rel=1e-4)
+    assert np.isfinite(np.concatenate([value.ravel() for value in snapshot(model).values()])).all()
+
+
+def test_what_is_measured_goes_on_after_steps_of_a_callback():
+    history = fit(compiled("sgd"), 3, [keras_dal.AlignmentMonitor(verbose=False), StepsByHand("epoch")])
+    assert {len(history[name]) for name in COLUMNS} == {3}
+    assert np.isfinite(history["alignment"]).all()
+
+
+class Weighted(keras.utils.PyDataset):
+    """Batches of images whose weights are zero in one epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.epoch = 0
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        x, y = (part[16 * index : 16 * (index + 1)] for part in images())
+        return x, y, np.full(16, float(self.epoch != 1))
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+
+def test_an_epoch_without_weight_leaves_no_column_short():
+    model, monitor = compiled("sgd"), keras_dal.AlignmentMonitor(verbose=False)
+    with pytest.warns(UserWarning, match="no sample weight is positive"):
+        history = model.fit(Weighted(), epochs=3, verbose=0, shuffle=False, callbacks=[monitor]).history
+    assert {len(history[name]) for name in COLUMNS} == {3}
+    assert np.isfinite(history["alignment"]).sum() == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*structure of `inputs` doesn't match")
+def test_inputs_by_the_name_of_the_only_one_are_kept_for_the_kernel_change():
+    x, y = images()
+    named = keras.Input((8, 8, 2), name="named")
+    model = compiled("sgd", keras.Model(named, small_model()(named)))
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit({"named": x}, y, verbose=0, callbacks=[monitor]).history
+    assert np.isfinite(history["kernel_change"]).all()
+
+
+class Frame:
+    """Rows that NumPy makes an array of, as those of a data frame."""
+
+    def __init__(self, rows):
+        self._rows, self.shape = rows, rows.shape
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, rows):
+        return Frame(self._rows[rows])
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self._rows, dtype)
+
+
+def test_rows_of_a_data_frame_are_arrays():
+    x, y = images()
+    model = compiled("sgd", small_model(dropout=0.0))
+    expected, found = (keras_dal.alignment(model, *data, verbose=0) for data in ((x, y), (Frame(x), Frame(y))))
+    assert found.alignment == expected.alignment
+
+
+def masked(marked):
+    """Return a model whose outputs vanish where a second input is zero, and inputs that mark some samples."""
+    generator = np.random.default_rng(0)
+    keras.utils.set_random_seed(0)
+    features, allowed = keras.Input((6,)), keras.Input((3,))
+    logits = layers.Dense(3)(features)
+    outputs = layers.Lambda(lambda parts: ops.where(parts[1] == 0, -1e9, parts[0]), output_shape=(3,))(
+        [logits, allowed]
+    )
+    model = keras.Model([features, allowed], outputs)
+    x, y = generator.standard_normal((60, 6)).astype("float32"), generator.integers(0, 3, 60)
+    open_to = np.ones((60, 3), "float32")
+    open_to[marked] = np.eye(3, dtype="float32")[y[marked]]
+    return compiled("sgd", model), [x, open_to], y
+
+
+@pytest.mark.parametrize("function", [keras_dal.certify, keras_dal.alignment, keras_dal.converge])
+def test_outputs_that_a_mask_changes_for_some_samples_are_none_of_the_last_layer(function):
+    """The first samples, which are looked at before all data are, are not among them."""
+    model, x, y = masked([41])
+    with pytest.raises(ValueError, match=r"some samples only.*Received: .*for 1 of 60 samples"):
+        function(model, x, y, verbose=0)
+    model, x, y = masked([])
+    function(model, x, y, verbose=0)
+
+
+def test_a_fit_whose_outputs_are_masked_goes_on_exploring_and_says_so():
+    model, x, y = masked(np.arange(0, 60, 2))
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), model)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    with pytest.warns(UserWarning, match="could not begin.*some samples only"):
+        history = model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor]).history
+    assert history["phase"] == [1.0] * 4
+    assert monitor.result is None
