@@ -124,7 +124,7 @@ class Training:
             shuffle=False,
         ).history
         before = self.curve[-1][0] if self.curve else 0.0
-        seconds = [round(before + end - clock, 2) for end in clocks.ends]
+        seconds = [round(before + end - processor, 2) for end in clocks.ends]
         self.curve += zip(seconds, history["val_accuracy"], strict=True)
         return {
             "seconds": round(clocks.clock - clock, 2),
@@ -137,7 +137,7 @@ class Training:
         return round(float(np.mean(logits.argmax(axis=1) == images.y)), 5)
 
     def run(self, way):
-        """Train in one way and return its row, with seconds and accuracy on the validation data after each epoch."""
+        """Train in one way and return its row, with processor seconds and validation accuracy after each epoch."""
         self.curve = []
         return {"way": way, **getattr(self, way)(), "curve": self.curve}
 
@@ -208,13 +208,13 @@ class Training:
 
 
 class Clocks(keras.callbacks.Callback):
-    """Notes the time at the end of each epoch and of training; listed last."""
+    """Notes the time at the end of training, and of the processor after each epoch; listed last."""
 
     def on_train_begin(self, logs=None):
         self.ends = []
 
     def on_epoch_end(self, epoch, logs=None):
-        self.ends.append(time.perf_counter())
+        self.ends.append(time.process_time())
 
     def on_train_end(self, logs=None):
         self.clock, self.processor = time.perf_counter(), time.process_time()
