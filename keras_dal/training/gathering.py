@@ -134,8 +134,8 @@ def evaluated_once(model, batch):
         loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)
         return {**model.compute_metrics(x, y, outputs, weight), "loss": loss}
 
-    _let_metrics_know(model, batch)
     try:
+        _let_metrics_know(model, batch)
         return _keras.logged(_backend.in_replica(logs, model, batch))
     except Exception as error:  # of a compute_loss or a metric of the user's own: no reason to end a fit
         warn(f"Loss and metrics are not known. Received: {described(error)}")
