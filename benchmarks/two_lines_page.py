@@ -14,7 +14,7 @@ from page import hardware, packages, rows_of
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "two_lines.jsonl"
-SWITCH, AVERAGES = RESULT.with_name("switch.jsonl"), RESULT.with_name("averages.jsonl")
+SWITCH, AVERAGES, CURVES = (RESULT.with_name(f"{name}.jsonl") for name in ("switch", "averages", "curves"))
 PAGE, PICTURE = ROOT / "docs" / "two_lines.md", ROOT / "docs" / "images" / "accuracy_seconds.png"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn_cropped": "SVHN", "fashion_mnist": "Fashion-MNIST"}
 TASK = 4  # what of a setting says what is trained: data, images, epochs and recipe; the rest are options of `Wrap`
@@ -317,10 +317,33 @@ def time_of(ways, way):
     return np.mean([row["epochs_trained"] / row["epochs"] for row in rows])
 
 
-def picture(found):
-    """Draw test accuracy against time, each setting relative to the optimizer alone."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axis = figure.subplots()
+def picture(found, curves):
+    """Draw accuracy against seconds of one pair of trainings, and against relative time of all settings."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    one, all_of_them = figure.subplots(1, 2)
+    draw_curves(one, curves)
+    draw_settings(all_of_them, found)
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=130)
+
+
+def draw_curves(axis, curves):
+    """Draw the validation accuracy of runs of one setting against the seconds that they have taken."""
+    for row, color, marker in zip(curves, ("#000000", "#0072B2"), "*o", strict=True):
+        seconds, accuracy = np.transpose(row["curve"])
+        ends = f"{row['processor_seconds']:.0f} s, {100 * row['test_accuracy']:.1f} % of the whole test set"
+        axis.plot(seconds, 100 * accuracy, color=color, linewidth=1.2, label=f"{WAYS[row['way']]}: {ends}")
+        axis.plot(seconds[-1], 100 * accuracy[-1], marker, color=color, markersize=10)
+    first = curves[0]
+    axis.set(xlabel="seconds of a processor core, of the whole fit", ylabel="accuracy on 1,000 test images, %")
+    axis.set_title(
+        f"{NAMES[first['dataset']]}, {first['images']:,} images, {first['epochs']} epochs", fontsize="medium"
+    )
+    axis.legend(frameon=False, fontsize="small", loc="lower right")
+
+
+def draw_settings(axis, found):
+    """Draw what each way gains in test accuracy against the time it takes, both relative to the optimizer alone."""
     colors = {
         "wrapped": "#0072B2",
         "compressed": "#D55E00",
@@ -343,10 +366,8 @@ def picture(found):
         xlabel="time / that of the optimizer alone (two lines: processor; others: epochs)",
         ylabel="test accuracy, points above it",
     )
-    axis.set_title("ResNet-8: each point a data set and recipe", fontsize="medium")
+    axis.set_title("each point a data set and recipe, mean of the seeds", fontsize="medium")
     axis.legend(frameon=False, fontsize="small", loc="lower right")
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=130)
 
 
 def runs():
@@ -384,6 +405,10 @@ def written(found, switches, averages, measured):
         measured,
         "",
         "![test accuracy against time](images/accuracy_seconds.png)",
+        "",
+        "On the left one training alone and one with the two lines",
+        "([rows of their own](../benchmarks/results/curves.jsonl), made with `--result`); on the right what the tables",
+        "below have.",
         "",
         "Batches of 128. Validation is on the first 1,000 test images, or on all there are. The recipes:",
         "",
@@ -480,7 +505,7 @@ def pages():
 def main():
     for path, text in pages().items():
         path.write_text(text)
-    picture(settings(runs()))
+    picture(settings(runs()), rows_of(CURVES))
 
 
 if __name__ == "__main__":

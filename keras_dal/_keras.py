@@ -109,12 +109,13 @@ def is_own(function):
 
 def steps_in_fit(model):
     """Return whether `train_on_batch` of a model was called in the course of its `fit`, as callbacks may."""
-    frame, names = sys._getframe(), []
-    while frame is not None:
-        if frame.f_code.co_name in ("train_on_batch", "fit") and frame.f_locals.get("self") is model:
-            names.append(frame.f_code.co_name)
+    frame, wanted = sys._getframe(), [("train_on_batch", model), (None, keras.callbacks.CallbackList), ("fit", model)]
+    while frame is not None and wanted:
+        (name, owner), its = wanted[0], frame.f_locals.get("self")
+        if (frame.f_code.co_name == name and its is owner) or (name is None and isinstance(its, owner)):
+            wanted.pop(0)
         frame = frame.f_back
-    return names[:1] == ["train_on_batch"] and "fit" in names
+    return not wanted
 
 
 def lacks_metrics(model):

@@ -50,7 +50,7 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "")
         axis.set(xlabel="epoch", ylabel=label, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses = [value for history in histories.values() for key in ("loss", "val_loss") for value in history.get(key, ())]
-    if not any(value <= 0 for value in losses):  # as of counts
+    if not any(value < 0 for value in losses):  # as of counts
         axes[0].set_yscale("log")
     axes[0].legend(frameon=False, fontsize="small")
     return _written(figure, axes, path)

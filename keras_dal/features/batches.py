@@ -43,13 +43,14 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
                 f"Received: {np.sum(~np.isfinite(features))} such values in the inputs of layer "
                 f"{structure.layer.name!r}"
             )
-        structure.check_outputs(features, to_numpy(outputs))
         if y_batch is not None and np.shape(y_batch)[:1] != (len(features),):
             raise ValueError(
                 "Inputs and labels must have the same number of samples. "
                 f"Received: {len(features)} inputs with labels of shape {np.shape(y_batch)}"
             )
-        yield features, y_batch, checked_weight(weight, len(features))
+        weight = checked_weight(weight, len(features))
+        structure.check_outputs(features[weight > 0], feature_array(outputs)[weight > 0])
+        yield features, y_batch, weight
     if empty:
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
 

@@ -157,18 +157,29 @@ def check_outputs(form, features, outputs):
         outputs: of the model, `(k, C)`.
     """
     head, theta, values = form.head(), form.theta(), np.asarray(features, np.float64)
-    logits = head.logits(values, theta)
-    with np.errstate(invalid="ignore"):  # what is not a number shows by itself
+    logits, share = head.logits(values, theta), max(_tolerances(form, features, outputs))
+    with np.errstate(invalid="ignore"):
         apart = np.abs(ACTIVATIONS[form.activation](logits) - outputs).max(axis=1)
-    doubtful = np.flatnonzero(apart > tolerance(features) * np.abs(logits).max(axis=1, initial=1.0))
-    products = head.magnitudes(values[doubtful], np.abs(theta)).max(axis=1, initial=1.0)  # which may cancel
-    wrong = doubtful[apart[doubtful] > tolerance(features) * products]
+    least = 0.0 if form.activation == "linear" else 1.0  # what is small beside one shows in no probability
+    near = apart <= share * np.abs(logits).max(axis=1, initial=least)
+    doubtful = np.flatnonzero(~near & np.isfinite(logits).all(axis=1))
+    if not len(doubtful):
+        return
+    products = head.magnitudes(values[doubtful], np.abs(theta)).max(axis=1, initial=least)  # which may cancel
+    wrong = doubtful[~(apart[doubtful] <= share * products)]
     if len(wrong):
         raise ValueError(
             "What follows the last layer acts on some samples only, so that the loss is not that of the last layer: "
             "leave out what masks or changes its outputs, or mask in the loss. Received: outputs of the model that do "
             f"not follow from layer {form.output_layer.name!r} for {len(wrong)} of {len(features)} samples of a batch"
         )
+
+
+def _tolerances(form, features, outputs):
+    """Yield what rounding may do in each dtype on the way from features to outputs; some arrive in a finer one."""
+    yield from (tolerance(features), tolerance(outputs))
+    for layer in (form.layer, form.output_layer):
+        yield _TOLERANCES[computed_dtype(layer.compute_dtype)]
 
 
 def defect(variables, evaluate):

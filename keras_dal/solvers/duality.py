@@ -58,7 +58,8 @@ def enclose_infimum(jacobian, loss, targets, weights, seconds=None):
 
     Returns:
         An `Enclosure`. Where a search for it ends by itself its bounds are 2e-7 mean weights apart at most; they may be
-        far apart where it ends early, or where directions that count as rounding might reach more of the labels.
+        far apart where it ends early, where a sparse dual point is all that was found, or where directions that count
+        as rounding might reach more of the labels.
     """
     unit = 4.0 ** round(np.log2(np.mean(weights)) / 2)  # its root, by which rows are divided, is exact too
     seconds = SECONDS if seconds is None else seconds
@@ -246,8 +247,8 @@ class _Search:
     def _last_bound(self, logits):
         """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable.
 
-        The tries end as the search does, after as many seconds once more. What is tried last is far from the minimum:
-        a bound that may be far below it, but above 0.
+        The tries end as the search does, after as many seconds once more, and so does a linear program after them. Its
+        point is far from the minimum: a bound that may be far below it, but above 0.
         """
         wrong, end = self.sides.wrong(logits), time.monotonic() + self._seconds
         for negligible, by_pair in itertools.product(sorted(_NEGLIGIBLE + _LAST), (False, True)):
@@ -258,7 +259,7 @@ class _Search:
                 self.out_of_time = True
                 break
         shares, part = sparse_dual(self.jacobian, self.sides, wrong, self.weights, self._seconds)
-        return self._bound_of(shares / (self.sides.most(shares) or 1.0), part)
+        return self._bound_of(0.5 * shares / (self.sides.most(shares) or 1.0), part)  # where an entropy is largest
 
     def _bound_without(self, wrong, negligible, by_pair=False):
         shares, part, complete = nearby_dual(self.jacobian, self.sides, wrong, self.weights, negligible, by_pair)

@@ -187,9 +187,10 @@ def _of_pairs(jacobian, sides, pairs, mass):
         magnitude = magnitude + np.abs(jacobian.rows(jacobian.magnitude, i, right))
 
     def residues(prime):
-        modular = residues_modulo(jacobian.matrix(jacobian.features), prime)
-        gaps = jacobian.rows(modular, i, j)
-        return (gaps - jacobian.rows(modular, i, right)) % prime if sides.exclusive else gaps
+        samples, at = np.unique(i, return_inverse=True)
+        modular = residues_modulo(jacobian.matrix(jacobian.features[samples]), prime)
+        gaps = jacobian.rows(modular, at, j)
+        return (gaps - jacobian.rows(modular, at, right)) % prime if sides.exclusive else gaps
 
     signs, mass = signs[:, None], mass[:, None]
     return Block(columns, magnitude, signs, np.zeros_like(signs), mass, residues, lambda: None)
@@ -210,7 +211,7 @@ def sparse_dual(jacobian, sides, shares, weights, seconds):
     if count * jacobian.num_directions > _ENTRIES:
         return found, part
     masses = sides.pairs(shares * weights[:, None]).ravel()
-    heaviest = np.argsort(masses, kind="stable")[-count:]
+    heaviest = np.argpartition(masses, -min(count, len(masses)))[-count:]
     heaviest = np.sort(heaviest[masses[heaviest] > 0])
     if not len(heaviest):
         return found, part

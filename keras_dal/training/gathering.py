@@ -86,8 +86,9 @@ class Gathering:
                 "The features are not finite: the training has diverged, or the data hold NaN. Received: "
                 f"{int(np.sum(~np.isfinite(features).all(axis=1)))} of the {len(features)} samples of a batch"
             )
-        self._structure.check_outputs(features, outputs)
-        self._rows.add(features, labels, checked_weight(weights, len(features)))
+        weights = checked_weight(weights, len(features))
+        self._structure.check_outputs(features[weights > 0], outputs[weights > 0])
+        self._rows.add(features, labels, weights)
 
     def finish(self):
         """Return the `CachedFeatures` of everything that was read.

@@ -90,10 +90,10 @@ def test_a_dual_point_of_few_pairs_is_found_where_rare_features_separate_some(lo
         softmax = loss.activation == "softmax"
         targets = loss.targets(labels if softmax else np.eye(3)[labels], 3)
         weights = generator.uniform(0.5, 2.0, 60)
-        found = duality.enclose_infimum(
-            jacobian(DenseHead(9, 3), features, weights, softmax), loss, targets, weights, 20.0
-        )
-        assert 0 <= found.lower <= found.upper
+        columns = jacobian(DenseHead(9, 3), features, weights, softmax)
+        found = duality.enclose_infimum(columns, loss, targets, weights, 20.0)
+        search = duality._Search(columns, loss, targets, weights, 20.0)
+        assert 0 <= search._last_bound(np.zeros((60, 3))) <= found.upper
         scaled = features / np.abs(features).max(axis=0)
         assert (found.lower > 0) <= (not separates(loss, scaled, targets))
         decided += found.lower > 0
@@ -106,3 +106,11 @@ def test_no_pair_with_mass_is_no_dual_point():
     columns = jacobian(DenseHead(2, 3), features, weights, True)
     shares, _ = sparse_dual(columns, loss.sides(targets), np.zeros((4, 3)), weights, 5.0)
     assert not shares.any()
+
+
+def test_two_equal_samples_of_two_classes_are_a_dual_point_of_two_pairs():
+    loss, features, weights = LOSSES["softmax"], np.array([[1.0], [1.0], [3.0], [4.0]]), np.ones(4)
+    targets = loss.targets(np.array([0, 1, 0, 0]), 2)
+    search = duality._Search(jacobian(DenseHead(1, 2), features, weights, True), loss, targets, weights, 5.0)
+    shares, part = sparse_dual(search.jacobian, search.sides, search.sides.wrong(np.zeros((4, 2))), weights, 5.0)
+    assert 0 < search._bound_of(0.5 * shares / search.sides.most(shares), part) <= 0.5 * np.log(2)

@@ -13,7 +13,7 @@ COLUMNS = ("loss", "alignment", "alignment_rank", "kernel_change", "phase")
 
 
 class StepsByHand(keras.callbacks.Callback):
-    """Trains on the same few images after each epoch or after each batch."""
+    """Trains on the same few images before each batch, after it, or after each epoch."""
 
     def __init__(self, after):
         super().__init__()
@@ -23,19 +23,20 @@ class StepsByHand(keras.callbacks.Callback):
         if self.after == "epoch":
             self.model.train_on_batch(*images(8, seed=5))
 
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.after == "before a batch":
+            self.model.train_on_batch(*images(8, seed=5))
+
     def on_train_batch_end(self, batch, logs=None):
         if self.after == "batch":
             self.model.train_on_batch(*images(8, seed=5))
 
 
+WITH_WEIGHTS = pytest.mark.skipif(cases.BACKEND == "jax", reason="Keras has no weights there meanwhile")
+
+
 @pytest.mark.parametrize(
-    "after",
-    [
-        "epoch",
-        pytest.param(
-            "batch", marks=pytest.mark.skipif(cases.BACKEND == "jax", reason="Keras has no weights there meanwhile")
-        ),
-    ],
+    "after", ["epoch", *(pytest.param(when, marks=WITH_WEIGHTS) for when in ("batch", "before a batch"))]
 )
 def test_steps_that_a_callback_takes_train_the_model_and_the_head_is_solved_on_the_stream_alone(after):
     alone = compiled(keras.optimizers.SGD(0.1, momentum=0.9))
@@ -136,6 +137,7 @@ def test_outputs_that_a_mask_changes_for_some_samples_are_none_of_the_last_layer
     model, x, y = masked([41])
     with pytest.raises(ValueError, match=r"some samples only.*Received: .*for 1 of 60 samples"):
         function(model, x, y, verbose=0)
+    function(model, x, y, np.where(np.arange(60) == 41, 0.0, 1.0), verbose=0)  # it is in no loss then
     model, x, y = masked([])
     function(model, x, y, verbose=0)
 
