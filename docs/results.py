@@ -104,7 +104,7 @@ def rows_section(path):
         machines.setdefault(machine_line(run | {"date": "", "commit": None}), []).append(run["date"])
     counted = (f"{len(dates)} rows on {line}" if len(machines) > 1 else line for line, dates in machines.items())
     ends = (" to ".join(sorted({min(dates), max(dates)})) for dates in machines.values())
-    script = f"benchmarks/{path.stem}.py"
+    script = f"benchmarks/{_SCRIPTS.get(path.stem, path.stem)}.py"
     return "\n".join(
         [
             f"## {path.stem.replace('_', ' ')}",
@@ -119,8 +119,10 @@ def rows_section(path):
     )
 
 
+_SCRIPTS = {"curves": "two_lines"}  # of rows that stand by themselves
 _PAGES = {
     "averages": "two_lines.md",
+    "curves": "two_lines.md",
     "gpu": "gpu.md",
     "gpu_heads": "gpu.md",
     "structures": "width.md",
