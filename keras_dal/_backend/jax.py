@@ -148,9 +148,12 @@ def reattach(model, state, iterator):
 def _arrays(x):
     """Return a batch as compiled functions take it: without tensors of other backends or data frames."""
     own = (np.ndarray, jax.Array)
-    return jax.tree.map(
-        lambda part: np.asarray(part) if hasattr(part, "__array__") and not isinstance(part, own) else part, x
-    )
+
+    def array(part):
+        foreign = hasattr(part, "numpy") or hasattr(part, "__array__")  # a variable of Keras has the first only
+        return np.asarray(part) if foreign and not isinstance(part, own) else part
+
+    return jax.tree.map(array, x)
 
 
 def compiled(function, model):

@@ -112,15 +112,15 @@ class StepMoments(keras.metrics.Metric):
         """Whether these inputs are as the model declares them: it may take others, as a dict or without channels."""
         if x is None:
             return False  # a train_step of the user's own need not tell
-        probes, parts = tree.flatten(self.probes), tree.flatten(x)
-        if len(parts) > 1 and not _are_alike(self.probes, x):
+        try:
+            tree.assert_same_structure(self.probes, x)
+        except (ValueError, TypeError):
             return False
-        shapes = [[tuple(part.shape[1:]) for part in each] for each in (probes, parts)]
-        return shapes[0] == shapes[1]
+        pairs = zip(tree.flatten(self.probes), tree.flatten(x), strict=True)
+        return all(tuple(probe.shape[1:]) == tuple(part.shape[1:]) for probe, part in pairs)
 
     def _keep_first(self, x):
-        for probe, part in zip(tree.flatten(self.probes), tree.flatten(x), strict=True):
-            self._keep(probe, part)
+        tree.map_structure(self._keep, self.probes, x)
         self.probed.assign(ops.ones((), dtype="float32"))
 
     def _keep(self, probe, x):
@@ -162,11 +162,3 @@ class StepMoments(keras.metrics.Metric):
         if self.probes is None or not to_numpy(self.probed):
             return None
         return tree.map_structure(to_numpy, self.probes)
-
-
-def _are_alike(one, other):
-    try:
-        tree.assert_same_structure(one, other)
-    except (ValueError, TypeError):
-        return False
-    return True

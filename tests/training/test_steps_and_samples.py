@@ -83,15 +83,6 @@ def test_an_epoch_without_weight_leaves_no_column_short():
 
 
 @pytest.mark.filterwarnings("ignore:.*structure of `inputs` doesn't match")
-def test_inputs_by_the_name_of_the_only_one_are_kept_for_the_kernel_change():
-    x, y = images()
-    named = keras.Input((8, 8, 2), name="named")
-    model = compiled("sgd", keras.Model(named, small_model()(named)))
-    monitor = keras_dal.AlignmentMonitor(verbose=False)
-    history = model.fit({"named": x}, y, verbose=0, callbacks=[monitor]).history
-    assert np.isfinite(history["kernel_change"]).all()
-
-
 class Frame:
     """Rows that NumPy makes an array of, as those of a data frame."""
 
