@@ -133,12 +133,12 @@ class StepHooks:
         """Return a train function that works in the fit which these hooks were installed in, and in no other."""
 
         def hooked(*args):
-            self._by_hand = _keras.steps_in_fit(self._model)  # of another callback
+            self._by_hand = not self._armed and _keras.steps_in_fit(self._model)  # of another callback
             if not self._armed and not self._by_hand:  # of an interrupted fit, and found by one without this callback
                 self.remove()
                 self._model.make_train_function()
                 return self._model.train_function(*args)
-            self._armed = self._armed and self._by_hand
+            self._armed = False
             try:
                 return function(*args)
             except _backend.END_OF_DATA:
