@@ -33,8 +33,8 @@ class Gathering:
     """
 
     def __init__(self, structure, renew):
-        self._structure, self._model = structure, structure.model
-        model = self._model
+        self._structure = structure
+        self._model = model = structure.model
         self._features = _backend.over_replicas(_features(structure), model)
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None

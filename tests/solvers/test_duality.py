@@ -64,8 +64,8 @@ def separates(loss, features, targets):
         for output in range(len(target)):
             if loss.activation == "softmax" and target[output] == 1:
                 continue
-            signs = target - np.eye(len(target))[output] if loss.activation == "softmax" else None
-            signs = np.eye(len(target))[output] * target[output] if signs is None else signs
+            unit = np.eye(len(target))[output]
+            signs = target - unit if loss.activation == "softmax" else target[output] * unit
             rows.append(np.outer(column, signs).ravel())
     found = optimize.linprog(
         np.zeros(len(rows[0])), A_ub=-np.array(rows), b_ub=-np.ones(len(rows)), bounds=(None, None)
