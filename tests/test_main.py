@@ -228,6 +228,9 @@ def test_bad_files_get_one_sentence(files, capsys):
     assert "must hold an array named x. Received:" in capsys.readouterr().err
     assert main(["alignment", str(files / "none.keras"), "--data", "x.csv"]) == 2
     assert "keras_dal: " in capsys.readouterr().err
+    np.savez(files / "train.npz", x=np.zeros((4, 2, 3)), y=np.zeros(4, int))
+    assert run(files, "certify") == 2
+    assert capsys.readouterr().err.endswith("Received: x of shape (4, 2, 3)\n")
     (files / "train.npz").write_bytes(b"garbage")
     assert run(files, "certify") == 2
     assert "is not a whole .npz file. Received:" in capsys.readouterr().err

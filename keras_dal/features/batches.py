@@ -49,7 +49,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
                 f"Received: {len(features)} inputs with labels of shape {np.shape(y_batch)}"
             )
         weight = checked_weight(weight, len(features))
-        structure.check_outputs(features[weight > 0], feature_array(outputs)[weight > 0])
+        structure.check_outputs(features, feature_array(outputs), weight)
         yield features, y_batch, weight
     if empty:
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")

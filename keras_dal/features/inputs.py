@@ -27,7 +27,7 @@ def sample_inputs(model, x):
         parts = tree.flatten(x)
         if not all(np.shape(part)[:1] and np.shape(part)[0] for part in parts):
             raise ValueError(f"Pass at least one sample input. Received: x of shape {tree.map_structure(np.shape, x)}")
-        _check_shapes(model, x)
+        _check_declared(model, x)
         return spread(x, _SAMPLES)
     inputs = input_specs(model)
     if inputs is None:
@@ -53,20 +53,33 @@ def enlarged(x):
     return tree.map_structure(lambda part: 100 * part if part.dtype == np.float32 else part, x)
 
 
-def _check_shapes(model, x):
-    if (specs := input_specs(model)) is None:
+def _check_declared(model, x):
+    """Raise a ValueError for inputs that do not fit what a model declares, which one built from inputs does not."""
+    if not getattr(model, "inputs", None):
         return
+    specs = input_specs(model)
     try:
         tree.assert_same_structure(specs, x)
     except ValueError:
         return  # a dictionary for a list, say: Keras knows which part goes where, or says what is wrong
     for spec, part in zip(tree.flatten(specs), tree.flatten(x), strict=True):
-        sizes = zip(spec.shape[1:], part.shape[1:], strict=False)
-        if len(spec.shape) == len(part.shape) and any(size not in (None, given) for size, given in sizes):
+        if not _fits(tuple(spec.shape), tuple(part.shape)):
             raise ValueError(
                 f"The model takes inputs of shape {spec.shape}, with None for any size. Received: x of shape "
                 f"{tuple(part.shape)}"
             )
+        if getattr(part.dtype, "kind", "") in ("U", "S") and spec.dtype != "string":
+            raise ValueError(f"The model takes inputs of dtype {spec.dtype}. Received: x of dtype {part.dtype}, text")
+
+
+def _fits(declared, given):
+    """Return whether inputs have a shape as declared, up to a last axis of size one, which Keras adds or drops."""
+    if len(given) == len(declared) + 1 and given[-1] == 1:
+        given = given[:-1]
+    elif len(given) == len(declared) - 1 and declared[-1] == 1:
+        given = (*given, 1)
+    sizes = zip(declared[1:], given[1:], strict=False)
+    return len(declared) == len(given) and all(size in (None, found) for size, found in sizes)
 
 
 def input_specs(model):

@@ -151,16 +151,17 @@ def logits(model, layer, x):
 
 def evaluate(model, layer, x):
     """Return the features that `layer` sees and the outputs of `model` in inference mode, as NumPy arrays."""
-    return _as_arrays(_features_and_outputs(model, layer, x))
+    return _as_arrays(features_and_outputs(model, layer, x))
 
 
 def evaluation(model, layer):
     """Return `evaluate` as a function of a batch, for many batches of one shape."""
-    run = _backend.in_one(lambda x: _features_and_outputs(model, layer, x), model)
+    run = _backend.in_one(lambda x: features_and_outputs(model, layer, x), model)
     return lambda x: _as_arrays(run(x))
 
 
-def _features_and_outputs(model, layer, x):
+def features_and_outputs(model, layer, x):
+    """Return the features of a batch of inputs that a layer sees in inference mode, and the outputs of the model."""
     with tap(layer) as features, replaced(layer, "call", _of_one_value(layer.call)):
         outputs = inference(model, x)
     if len(features) != 1:
@@ -184,13 +185,6 @@ def _of_one_value(call):
 def _as_arrays(evaluated):
     features, outputs = evaluated
     return feature_array(features), to_numpy(outputs)
-
-
-def features_and_outputs(model, layer, x):
-    """Return what a layer sees of a batch of inputs in inference mode, last of all, and the outputs of the model."""
-    with tap(layer) as features:
-        outputs = inference(model, x)
-    return features[-1], tree.flatten(outputs)[0]
 
 
 def feature_function(model, layer):

@@ -114,16 +114,20 @@ class Structure:
         """The features of one batch of inputs and the outputs, as tensors; compiled once, at the first access."""
         return tracing.feature_function(self.model, self.layer)
 
-    def check_outputs(self, features: np.ndarray, outputs: np.ndarray) -> None:
+    def check_outputs(self, features: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray) -> None:
         """Checks that the model makes of features what its head and its activation make of them.
 
         Args:
             features: of any samples, `(k, m)`.
             outputs: of the model for these, `(k, C)`.
+            sample_weight: shape `(k,)`; samples without weight are left out.
 
         Raises:
             ValueError: it does not, as where a mask lets some outputs of some samples vanish.
         """
+        read = sample_weight > 0
+        if not read.all():
+            features, outputs = features[read], outputs[read]
         linearity.check_outputs(self, features, outputs)
 
     def features(self, x: Any) -> np.ndarray:

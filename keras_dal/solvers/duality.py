@@ -258,7 +258,9 @@ class _Search:
             if time.monotonic() > end:
                 self.out_of_time = True
                 break
+        end = time.monotonic() + self._seconds
         shares, part = sparse_dual(self.jacobian, self.sides, wrong, self.weights, self._seconds)
+        self.out_of_time |= time.monotonic() > end
         return self._bound_of(0.5 * shares / (self.sides.most(shares) or 1.0), part)  # where an entropy is largest
 
     def _bound_without(self, wrong, negligible, by_pair=False):

@@ -87,7 +87,7 @@ class Gathering:
                 f"{int(np.sum(~np.isfinite(features).all(axis=1)))} of the {len(features)} samples of a batch"
             )
         weights = checked_weight(weights, len(features))
-        self._structure.check_outputs(features[weights > 0], outputs[weights > 0])
+        self._structure.check_outputs(features, outputs, weights)
         self._rows.add(features, labels, weights)
 
     def finish(self):

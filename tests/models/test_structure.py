@@ -1,5 +1,7 @@
 """find_structure on models of every kind, and what it must refuse."""
 
+import re
+
 import cases
 import keras
 import numpy as np
@@ -237,9 +239,36 @@ def test_tap_sees_traced_calls():
     assert "call" not in vars(head)
 
 
-def test_refuses_inputs_of_another_shape():
-    with pytest.raises(ValueError, match=r"inputs of shape \(None, 5\).*Received: x of shape \(2, 4\)"):
-        find_structure(cases.CASES[0].build(), np.zeros((2, 4), "float32"))
+@pytest.mark.parametrize("shape", [(2, 4), (2,), (2, 5, 5), (2, 5, 2)])
+def test_refuses_inputs_of_another_shape(shape):
+    with pytest.raises(ValueError, match=rf"inputs of shape \(None, 5\).*Received: x of shape {re.escape(str(shape))}"):
+        find_structure(cases.CASES[0].build(), np.zeros(shape, "float32"))
+
+
+def test_refuses_text_for_numbers():
+    with pytest.raises(ValueError, match="inputs of dtype float32.*Received: x of dtype <U1, text"):
+        find_structure(cases.CASES[0].build(), np.full((2, 5), "a"))
+
+
+def test_a_last_axis_of_one_may_be_left_out_or_added_as_in_keras():
+    plain = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
+    assert find_structure(plain, np.ones((2, 5, 1), "float32")).num_features == 5
+    image = keras.Sequential([keras.Input((4, 1)), layers.Flatten(), layers.Dense(3)])
+    assert find_structure(image, np.ones((2, 4), "float32")).num_features == 4
+
+
+def test_a_model_that_was_built_from_inputs_takes_others():
+    class Pooled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = layers.Conv2D(4, 3, activation="relu"), layers.Dense(3)
+
+        def call(self, x):
+            return self.head(keras.ops.mean(self.conv(x), (1, 2)))
+
+    model, generator = Pooled(), np.random.default_rng(0)
+    model(np.zeros((1, 8, 8, 1), "float32"))
+    assert find_structure(model, generator.random((2, 9, 9, 1), np.float32)).num_features == 4
 
 
 def test_refuses_features_that_show_nothing():

@@ -53,10 +53,21 @@ def test_a_stream_of_unknown_length_that_is_stopped_is_not_solved_on_a_part_of_i
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
     data = tf.data.Dataset.from_tensor_slices(images()).batch(16).filter(lambda x, y: True)
-    with pytest.warns(UserWarning, match="reads the data was stopped.*2 of an unknown number of batches"):
+    with pytest.warns(UserWarning, match="reads the data was stopped.*2 of 6 batches"):
         model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[monitor, StopsReading()])
     assert monitor.result is None
     assert model.optimizer.phase == "explore"
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_fit_that_is_ended_after_the_reading_of_a_stream_of_unknown_length_is_solved():
+    """As by EarlyStopping, which may come before the monitor."""
+    tf = pytest.importorskip("tensorflow")
+    model, monitor = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)), keras_dal.AlignmentMonitor()
+    data = tf.data.Dataset.from_tensor_slices(images()).batch(16).filter(lambda x, y: True)
+    stops = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 2))
+    model.fit(data, epochs=4, verbose=0, shuffle=False, callbacks=[stops, monitor])
+    assert monitor.result.point.gap <= 1e-4
 
 
 @pytest.mark.parametrize("batch", [1, 4])
