@@ -91,7 +91,7 @@ def width_curve(
     _check(widths, draws)
     check_bytes("max_bytes", max_bytes)
     structure = find_structure(model, first_inputs(x))
-    if structure.place == "before":
+    if not structure.has_dense_part:
         raise ValueError(
             "The gates counted here stand beside the head, and this head comes after gated units. Pass the model that "
             f"it was made from. Received: layer {structure.layer.name!r} ({type(structure.layer).__name__})"

@@ -120,7 +120,7 @@ def converge(
     path = Path(rules, path_table.show if verbose else None)
     task = SeparableTask(HeadData.of(structure, loss, train, max_bytes, validation), path, still)
     tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
-    if gated is True and structure.is_plain and not _fits(task):
+    if gated is True and structure.place is None and not _fits(task):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
     add_gates = functools.partial(_with_gated_head, inputs=inputs, seed=seed, verbose=verbose)
     task = _walked(task, gated, ridge, tol, add_gates)
@@ -139,13 +139,13 @@ def _walked(own, gated, ridge, tol, add_gates):
         enough = [] if ridge else [Tolerance(tol, own.data.floor)]
         if enough and own.is_done(enough):
             return own
-        plain = own.data.structure.is_plain
-        if gated is True and plain:
+        has_gates = own.data.structure.place is not None
+        if gated is True and not has_gates:
             task = add_gates(own)
         if ridge is not None or not own.data.has_hard_labels:
             task.minimize(_in_unit(own, RIDGES) if ridge is None else [ridge], tol, enough)
             return task
-        more_follows = gated is False or (gated == "auto" and plain)
+        more_follows = gated is False or (gated == "auto" and not has_gates)
         path.begin(patient=not more_follows)  # trying the own head takes few steps
         if task.separate() or not more_follows:
             return task

@@ -46,7 +46,7 @@ class SeparableTask(NewtonTask):
                 return True
             phi, before = step.phi, left
             left = self._violation(objective, step.logits)
-            if ridge != RIDGES[-1] and left > _STUCK * before and self.data.structure.is_plain:
+            if ridge != RIDGES[-1] and left > _STUCK * before and self.data.structure.place is None:
                 return self._follow(objective, RIDGES[-1], phi, _TRIED)[1].separated
         return False
 

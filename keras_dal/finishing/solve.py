@@ -41,7 +41,7 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     task = LBFGSTask(data, path) if large else SeparableTask(data, path)
     gap = GAP * loss.unit(data.targets, samples.weights)
     try:
-        if task.can_separate and not structure.is_plain and data.has_hard_labels:
+        if task.can_separate and structure.place is not None and data.has_hard_labels:
             task.separate()
         else:
             task.minimize_to(weight_of_change(data), gap)

@@ -1,7 +1,8 @@
 """How a path ends, and the rules that end a minimization, or a path before its end.
 
 A rule has one method, `ending`, which returns an `Ending` or None for what it sees: the `Path`, if it is a rule of one,
-or the `Progress` of a minimization, at the start and after every step.
+or the `Progress` of a minimization, at the start and after every step. A path also asks between the products of one
+step, so that a rule counts points, and never how often it was asked.
 """
 
 import enum

@@ -30,8 +30,6 @@ class DenseHead(Head):
 class DensePart(Part):
     """`inputs W`, with the features, the features and ones, or ones alone as inputs."""
 
-    copies = None  # of a factor for gates
-
     def __init__(self, num_features, num_outputs, use_bias, on):
         self.num_features, self.use_bias, self.width = num_features, use_bias, num_features + use_bias
         super().__init__(on, (self.width, num_outputs), num_outputs)

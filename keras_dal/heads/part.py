@@ -14,7 +14,12 @@ class Part:
         on: an `array_backend`, whose dtype products have.
         shape: of its matrix of parameters; it may be `working` with another one.
         num_outputs: C.
+
+    Attributes:
+        width: numbers that are computed once for a sample, of inputs and gates.
     """
+
+    width: int
 
     def __init__(self, on, shape, num_outputs):
         self.on, self.shape, self.working, self.num_outputs = on, shape, shape, num_outputs
@@ -49,17 +54,34 @@ class Part:
 
 
 class WithGates(Part):
-    """Standardized features with a one, and gates; the bias is the last row of W, as the heads lay out their theta."""
+    """Standardized features with a one, and gates; the bias is the last row of W, as the heads lay out their theta.
+
+    A row of its Jacobian is the product of inputs and of a factor of the gates, which is the same for `copies` outputs.
+    """
+
+    copies: int
 
     def __init__(self, head, on, outputs):
         features, gates = head.gate_kernel.shape
         super().__init__(on, (features + 1, gates * outputs), head.num_outputs)
-        self.head, self.width = head, features + 1 + gates  # of what is computed once for a sample
+        self.head, self.width = head, features + 1 + gates
 
     def prepare(self, features):
         features = np.asarray(features, self.on.dtype)
         inputs = with_ones(self.head.standardize(features))
         return self.on.array(inputs), self.on.array(self.head.gates(features))
+
+    def gate_moments(self, gates) -> Any:
+        """Return the sum of the outer products of the factor over the samples."""
+        raise NotImplementedError
+
+    def gate_squares(self, gates) -> Any:
+        """Return the diagonal of that."""
+        raise NotImplementedError
+
+    def gate_rows(self, gates, signs) -> Any:
+        """Return rows whose outer products have this mean, for random signs `(k, C)`."""
+        raise NotImplementedError
 
 
 def with_ones(inputs):

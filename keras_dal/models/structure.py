@@ -67,6 +67,11 @@ class Structure:
         return self.place is None and is_plain(self.layer)
 
     @property
+    def has_dense_part(self) -> bool:
+        """Whether the features times a kernel are all of the logits, or what gates stand beside."""
+        return self.is_plain or self.place == "beside"
+
+    @property
     def gives_probabilities(self) -> bool:
         """Whether the outputs are probabilities, which Keras' losses may clip."""
         return self.activation in ("softmax", "sigmoid")

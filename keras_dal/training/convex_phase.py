@@ -173,7 +173,7 @@ class ConvexPhase:
 
     def _measured(self):
         """Return the alignment of the head on the features that were read, by the names of the logs."""
-        if self.structure.place == "before":
+        if not self.structure.has_dense_part:
             return {}
         train = self.train.weighted
         return as_alignment(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))

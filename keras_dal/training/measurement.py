@@ -162,7 +162,7 @@ class OnStream(Measurement):
     @property
     def _tells(self):
         """Whether the moments say something: those of what comes before gated units do not."""
-        return self._structure.place != "before" and self._is_small
+        return self._structure.has_dense_part and self._is_small
 
     @property
     def has_samples(self):

@@ -151,7 +151,7 @@ def ends(phase, result, epoch, epochs, validates):
         weight = _keras.loss_weight(structure.model)
         logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
         lines.append(f"  training:   {right}, loss {result.loss:.4g}{logged}")
-        if result.accuracy < 1 and structure.is_plain and not result.floor:  # soft labels have no right sides
+        if result.accuracy < 1 and structure.place is None and not result.floor:  # soft labels have no right sides
             lines.append(
                 "  more:       keras_dal.converge(model, x, y) looks for a head with all of them right, and adds"
             )
