@@ -108,14 +108,18 @@ def is_own(function):
 
 
 def steps_in_fit(model):
-    """Return whether `train_on_batch` of a model was called in the course of its `fit`, as callbacks may."""
-    frame, wanted = sys._getframe(), [("train_on_batch", model), (None, keras.callbacks.CallbackList), ("fit", model)]
-    while frame is not None and wanted:
-        (name, owner), its = wanted[0], frame.f_locals.get("self")
-        if (frame.f_code.co_name == name and its is owner) or (name is None and isinstance(its, owner)):
-            wanted.pop(0)
-        frame = frame.f_back
-    return not wanted
+    """Return whether a callback of a model's `fit` trains it, by `train_on_batch` or by a `fit` of its own."""
+    frame = sys._getframe()
+    for names, owner in ((("train_on_batch", "fit"), model), (None, keras.callbacks.CallbackList), (("fit",), model)):
+        while frame is not None and not _is_of(frame, names, owner):
+            frame = frame.f_back
+    return frame is not None
+
+
+def _is_of(frame, names, owner):
+    """Return whether a frame is of a method of an object by one of the names, or of any method of a class."""
+    its = frame.f_locals.get("self")
+    return isinstance(its, owner) if names is None else its is owner and frame.f_code.co_name in names
 
 
 def lacks_metrics(model):
@@ -184,8 +188,8 @@ def compile_arguments(model):
 
 
 def loss_function(loss):
-    """Return the function that a loss averages and the options it is called with, None for a loss without one."""
-    return (loss.fn, loss._fn_kwargs) if hasattr(loss, "fn") else None
+    """Return the function that a loss averages, None for a loss without one, and the options it is called with."""
+    return (loss.fn, loss._fn_kwargs) if hasattr(loss, "fn") else (None, {})
 
 
 def loss_weight(model):

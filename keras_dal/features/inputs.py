@@ -68,7 +68,7 @@ def _check_declared(model, x):
                 f"The model takes inputs of shape {spec.shape}, with None for any size. Received: x of shape "
                 f"{tuple(part.shape)}"
             )
-        if getattr(part.dtype, "kind", "") in ("U", "S") and spec.dtype != "string":
+        if getattr(getattr(part, "dtype", None), "kind", "") in ("U", "S") and spec.dtype != "string":
             raise ValueError(f"The model takes inputs of dtype {spec.dtype}. Received: x of dtype {part.dtype}, text")
 
 

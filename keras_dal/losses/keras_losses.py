@@ -29,13 +29,14 @@ def resolve_loss(loss, activation=None):
     theirs = next((kind for kind in type(loss).__mro__ if kind in _kinds()), None)
     if theirs is None:
         raise _unsupported(given)
-    _check_nothing_overridden(loss, theirs)
+    config = _config(loss, theirs)
+    _check_nothing_overridden(loss, theirs, config)
     if loss.reduction not in _AVERAGES:
         raise ValueError(
             "The loss must be averaged over the samples: leave reduction at 'sum_over_batch_size'. "
             f"Received: reduction={loss.reduction!r}"
         )
-    ours, config = _kinds()[theirs], theirs.get_config(loss)
+    ours = _kinds()[theirs]
     resolved = ours(**_options(config, theirs, ours))
     if activation is not None:
         _check_activation(activation, resolved, theirs, config.get("from_logits", False))
@@ -91,16 +92,23 @@ def _instance(loss, given):
     raise _unsupported(given)
 
 
+def _config(loss, theirs):
+    """Return the options of a Keras loss by name; those of some, as Huber's delta, Keras leaves out of `get_config`."""
+    _, options = _keras.loss_function(loss)
+    taken = inspect.signature(theirs).parameters
+    return {name: value for name, value in options.items() if name in taken} | theirs.get_config(loss)
+
+
 class _Plain:
     """What every class has: a subclass with more may compute something else."""
 
 
-def _check_nothing_overridden(loss, theirs):
+def _check_nothing_overridden(loss, theirs, config):
     """Raise a ValueError unless a loss does what the Keras loss that it inherits from does."""
     between = type(loss).__mro__[: type(loss).__mro__.index(theirs)]
     own = [name for kind in between for name in vars(kind) if name not in vars(_Plain)]
     own += [name for name in vars(loss) if callable(inspect.getattr_static(theirs, name, None))]
-    if _keras.loss_function(loss) != _keras.loss_function(theirs.from_config(theirs.get_config(loss))):
+    if _keras.loss_function(loss) != _keras.loss_function(theirs.from_config(config)):
         own.append("fn")  # or what it is called with
     if own:
         raise ValueError(
@@ -111,7 +119,7 @@ def _check_nothing_overridden(loss, theirs):
 
 def _options(config, theirs, ours):
     """Return the options of a Keras loss that ours takes; raise a ValueError for others that it was given."""
-    usual = theirs().get_config()
+    usual = _config(theirs(), theirs)
     changed = {name: value for name, value in config.items() if name not in _NEUTRAL and value != usual.get(name)}
     if unknown := [f"{name}={value!r}" for name, value in changed.items() if name not in ours.options]:
         raise ValueError(

@@ -206,3 +206,23 @@ def test_a_fit_of_large_counts_whose_loss_is_far_below_zero_ends_with_a_solved_h
 def test_a_loss_below_zero_is_no_worse_than_itself():
     assert not _is_worse(Quality(-40.0, None, None), Quality(-40.0, None, None))
     assert _is_worse(Quality(-40.0, None, None), Quality(-39.0, None, None))
+
+
+class Robust(Poisson):
+    """One more, whose option Keras leaves out of `get_config`."""
+
+    name = "Huber of a test"
+    keras_losses = (keras.losses.Huber,)
+    options = ("delta",)
+
+    def __init__(self, delta=1.0):
+        self.delta = delta
+
+
+def test_an_option_that_keras_does_not_list_is_handed_on():
+    register(Robust)
+    try:
+        assert resolve_loss(keras.losses.Huber(delta=2.5)).delta == 2.5
+        assert resolve_loss("huber").delta == 1.0
+    finally:
+        del REGISTERED[Robust.name]

@@ -13,7 +13,7 @@ COLUMNS = ("loss", "alignment", "alignment_rank", "kernel_change", "phase")
 
 
 class StepsByHand(keras.callbacks.Callback):
-    """Trains on the same few images after each batch or after each epoch."""
+    """Trains on the same few images after each batch or after each epoch, by a step or by a fit of their own."""
 
     def __init__(self, after):
         super().__init__()
@@ -22,6 +22,8 @@ class StepsByHand(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.after == "epoch":
             self.model.train_on_batch(*images(8, seed=5))
+        if self.after == "fit":
+            self.model.fit(*images(8, seed=5), verbose=0)
 
     def on_train_batch_end(self, batch, logs=None):
         if self.after == "batch":
@@ -31,7 +33,7 @@ class StepsByHand(keras.callbacks.Callback):
 WITH_WEIGHTS = pytest.mark.skipif(cases.BACKEND == "jax", reason="Keras has no weights there meanwhile")
 
 
-@pytest.mark.parametrize("after", ["epoch", pytest.param("batch", marks=WITH_WEIGHTS)])
+@pytest.mark.parametrize("after", ["epoch", "fit", pytest.param("batch", marks=WITH_WEIGHTS)])
 def test_steps_that_a_callback_takes_train_the_model_and_the_head_is_solved_on_the_stream_alone(after):
     alone = compiled(keras.optimizers.SGD(0.1, momentum=0.9))
     expected = fit(alone, 2, [StepsByHand(after)])["loss"]
@@ -39,7 +41,8 @@ def test_steps_that_a_callback_takes_train_the_model_and_the_head_is_solved_on_t
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     history = fit(model, 4, [monitor, StepsByHand(after)])
     assert history["loss"][:2] == expected
-    assert {len(history[name]) for name in COLUMNS} == {3}
+    epochs = 4 if after == "fit" else 3  # a fit takes back that training is to end
+    assert {len(history[name]) for name in COLUMNS} == {epochs}
     assert model.evaluate(*images(), verbose=0)[0] == pytest.approx(monitor.result.loss, rel=1e-4)
     assert np.isfinite(np.concatenate([value.ravel() for value in snapshot(model).values()])).all()
 
