@@ -1,4 +1,4 @@
-"""What the gated head costs in test accuracy at the end of the two lines, and how much of that is the draw of its gates.
+"""What a gated head costs in test accuracy at the end of the two lines, and how much of that is the draw of its gates.
 
     python benchmarks/gate_seeds.py cifar10 --images 5000 --data-dir ~/tensorflow_datasets --seeds 0 1 2 --gates 8
 

@@ -19,7 +19,7 @@ class Quality(NamedTuple):
             smooths them.
         accuracy: share of right predictions, None for a loss of numbers; where labels are soft, those of a most
             probable class.
-        ece: expected calibration error over 15 bins of confidence, None for a loss of numbers.
+        ece: expected calibration error over 15 bins of confidence, None for a loss without probabilities.
     """
 
     loss: float
@@ -119,7 +119,10 @@ def quality(logits, targets, loss):
     value, margins = float(np.mean(loss.values(logits, targets))), loss.margins(logits, targets)
     if margins is None:
         return Quality(value, None, None)
-    confidence, right = loss.confidence(logits, targets)
+    known = loss.confidence(logits, targets)
+    if known is None:
+        return Quality(value, float(np.mean(margins > 0)), None)
+    confidence, right = known
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     ece = np.sum(np.abs(np.bincount(bins, right - confidence, _BINS))) / len(confidence)
     return Quality(value, float(np.mean(margins > 0)), float(ece))

@@ -61,7 +61,7 @@ def _validation(result):
         if quality is None or (name == "scaled" and result.scale == 1):
             continue
         accuracy = "" if quality.accuracy is None else f"{percent(quality.accuracy)} accuracy, {likelihood} "
-        calibration = "" if quality.accuracy is None else f", ECE {quality.ece:.4g}"
+        calibration = "" if quality.ece is None else f", ECE {quality.ece:.4g}"
         scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"
     if result.before is not None and _is_worse(result.before, result.after):

@@ -33,6 +33,8 @@ class Loss(abc.ABC):
         quadratic: whether least squares on the targets minimize it.
         is_likelihood: whether its values are negative log-likelihoods, per output, of the labels as they are.
         has_sides: whether samples with hard labels have right sides, see `sides`.
+        has_entropy: whether for these minus the conjugate is an entropy, `sides(targets).entropy`, as of the cross-
+            entropies; lower bounds of the others are of `conjugate`.
         tensors: whether `values`, `gradient`, `hessian` and `margins` take tensors of the backend, too: by the
             functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one. A subclass of
             a loss says so for itself.
@@ -46,6 +48,7 @@ class Loss(abc.ABC):
     quadratic: ClassVar[bool] = False
     is_likelihood: ClassVar[bool] = False
     has_sides: ClassVar[bool] = False
+    has_entropy: ClassVar[bool] = False
     tensors: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -78,7 +81,11 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def gradient(self, logits, targets):
-        """Return d values / d logits, shape `(n, C)`."""
+        """Return d values / d logits, shape `(n, C)`.
+
+        Rounding may change it as a last digit of the logits does, by a few digits of itself and, where labels are not
+        hard, of the targets: proved gaps count that much.
+        """
 
     @abc.abstractmethod
     def hessian(self, logits, targets) -> Any:
@@ -117,8 +124,8 @@ class Loss(abc.ABC):
     def scales(self, targets) -> Any:
         """Return the factors s_i with which `s_i Y_l` attains the infimum of sample i, shape `(n,)`.
 
-        Infinite where it is approached along Y_l, nan where no factor does, zero where all do: a label that favours
-        nothing.
+        Infinite where it is approached along Y_l, or attained by all large factors, nan where no factor does, zero
+        where all do: a label that favours nothing.
         """
 
     @abc.abstractmethod
@@ -160,7 +167,7 @@ class Loss(abc.ABC):
         self._assert_no_sides()
 
     def confidence(self, logits, targets) -> Any:
-        """Return confidences and which predictions are right, flat; None where there are no sides."""
+        """Return confidences and which predictions are right, flat; None where there are no probabilities."""
         self._assert_no_sides()
 
     def _assert_no_sides(self):

@@ -11,6 +11,7 @@ class CrossEntropy(Loss):
     """
 
     options = ("label_smoothing",)
+    has_sides = has_entropy = True
 
     def __init__(self, label_smoothing=0.0):
         if not 0 <= label_smoothing <= 1:

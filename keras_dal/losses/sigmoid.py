@@ -20,7 +20,6 @@ class SigmoidCrossEntropy(CrossEntropy):
     name = "sigmoid cross-entropy"
     activation = "sigmoid"
     keras_losses = (keras.losses.BinaryCrossentropy,)
-    has_sides = True
     tensors = True
 
     def targets(self, y, num_outputs):

@@ -22,7 +22,6 @@ class SoftmaxCrossEntropy(CrossEntropy):
     activation = "softmax"
     keras_losses = (keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
     shift_invariant = True
-    has_sides = True
     tensors = True
 
     def targets(self, y, num_outputs):

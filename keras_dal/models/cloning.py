@@ -198,14 +198,29 @@ def _is_close(one, other):
 
 
 def compile_alike(model, copy):
-    """Compile a copy as the model is: with the same objects, which need no registration, and a new optimizer."""
+    """Compile a copy as the model is: with the same objects, which need no registration, and a new optimizer.
+
+    Metrics have a state, which Keras sets back only once a model has used them: the copy begins with none.
+    """
     arguments = _keras.compile_arguments(model)
     if not model.compiled or not arguments:
         return
     if not isinstance(arguments["optimizer"], str):
         arguments["optimizer"] = _unused_or_default(arguments["optimizer"])
+    for kind in ("metrics", "weighted_metrics"):
+        arguments[kind] = tree.map_structure(_unused_metric, arguments.get(kind))
     copy.compile(**arguments)
     copy.optimizer.build(copy.trainable_variables)  # so that the copy can be saved with it at once
+
+
+def _unused_metric(metric):
+    """Return a metric of Keras made anew; one of the user's own, which need not list its options, without its state."""
+    if not isinstance(metric, keras.metrics.Metric):
+        return metric
+    if getattr(keras.metrics, type(metric).__name__, None) is type(metric) is not keras.metrics.MeanMetricWrapper:
+        return type(metric).from_config(metric.get_config())
+    metric.reset_state()
+    return metric
 
 
 def _unused_or_default(optimizer):

@@ -130,6 +130,7 @@ class _Search:
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.scale = weights[:, None] / len(weights)
         self.hard, self.sides = loss.are_hard(targets), loss.sides(targets)
+        self.of_entropy = self.hard and loss.has_entropy
         self.floor = loss.floor(targets, weights)
         self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
         self._last = None, None
@@ -144,7 +145,7 @@ class _Search:
         if self.separated:
             return
         self._end = np.inf
-        if self.hard:
+        if self.of_entropy:
             bound = self._lower_bound if self.lower else self._last_bound
             self.lower = max(self.lower, bound(self._logits(self.best)))
         elif self.lower == self.floor:
@@ -207,7 +208,7 @@ class _Search:
 
     def _lower_bound(self, logits):
         """Return the value of a dual point near the gradient here, the floor where none is known."""
-        return self._entropy_bound(logits) if self.hard else self._conjugate_bound(logits)
+        return self._entropy_bound(logits) if self.of_entropy else self._conjugate_bound(logits)
 
     def _conjugate_bound(self, logits):
         if not self.jacobian.is_complete():

@@ -147,7 +147,8 @@ def ends(phase, result, epoch, epochs, validates):
     if result.penalty and not result.penalized:
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     if result.accuracy is not None:
-        right = f"{percent(result.accuracy)} of what this epoch read is right"  # which may be augmented
+        read = "what this epoch read" + (" with a weight" if samples < len(phase.train) else "")  # perhaps augmented
+        right = f"{percent(result.accuracy)} of {read} is right"
         weight = _keras.loss_weight(structure.model)
         logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
         lines.append(f"  training:   {right}, loss {result.loss:.4g}{logged}")

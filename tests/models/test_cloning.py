@@ -366,6 +366,37 @@ def test_a_copy_is_compiled_with_the_same_objects_and_an_optimizer_of_its_own():
     assert {"top2", "sparse_categorical_accuracy"} <= set(history)
 
 
+class HasOptions(keras.metrics.Metric):
+    """Counts by an option that it does not list in its configuration."""
+
+    def __init__(self, step=1.0):
+        super().__init__(name="counted")
+        self.step, self.total = step, self.add_variable((), "zeros", name="total")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.total.assign_add(self.step)
+
+    def result(self):
+        return self.total + 0.0
+
+
+def test_the_first_evaluation_of_a_copy_is_of_its_own_samples_alone():
+    metrics = [keras.metrics.SparseCategoricalAccuracy(name="right"), HasOptions(0.25), top2, "accuracy"]
+    keras.utils.set_random_seed(0)
+    model, x, half = with_a_closure(), inputs(), len(LABELS) // 2
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=metrics, weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="w")])
+    model.fit(x, LABELS, batch_size=8, epochs=1, verbose=0)
+    gated = add_gated_head(model, x, seed=0, verbose=False)
+    found = gated.evaluate(x[:half], LABELS[:half], batch_size=half, verbose=0, return_dict=True)
+    right = np.mean(gated.predict(x[:half], verbose=0).argmax(axis=1) == LABELS[:half])
+    assert [found[name] for name in ("right", "accuracy", "w")] == pytest.approx([right] * 3)
+    assert found["counted"] == 0.25
+    model.evaluate(x[half:], LABELS[half:], verbose=0)
+    again = gated.evaluate(x[:half], LABELS[:half], batch_size=half, verbose=0, return_dict=True)
+    assert again == pytest.approx(found)
+
+
 @pytest.mark.parametrize("place", ["beside", "before"])
 @pytest.mark.parametrize("pooling", ["global", "window"])
 @pytest.mark.parametrize("kind", ["convolution", "dense"])

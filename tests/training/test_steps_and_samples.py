@@ -79,6 +79,14 @@ def test_an_epoch_without_weight_leaves_no_column_short():
     assert np.isfinite(history["alignment"]).sum() == 2
 
 
+def test_accuracy_at_the_end_is_said_to_be_of_samples_with_a_weight_where_others_have_none(capsys):
+    x, y = images()
+    model, monitor = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1)), keras_dal.AlignmentMonitor()
+    model.fit(x, y, 16, 2, verbose=0, sample_weight=(y > 0).astype("float32"), callbacks=[monitor])
+    weighted = np.mean(model.predict(x, verbose=0).argmax(axis=1)[y > 0] == y[y > 0])
+    assert f"{weighted:.2%} of what this epoch read with a weight is right" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore:.*structure of `inputs` doesn't match")
 class Frame:
     """Rows that NumPy makes an array of, as those of a data frame."""
