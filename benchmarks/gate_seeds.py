@@ -44,7 +44,7 @@ def measured(training, gates):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=SETS)
-    parser.add_argument("--images", type=int)
+    parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--data-dir")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--gates", type=int, default=8)
@@ -58,12 +58,13 @@ def main():
         print(rows[-1], flush=True)
     apart = np.array([np.subtract(row["gated"], row["plain"]) for row in rows])
     command = f"python benchmarks/gate_seeds.py {options.dataset} --images {options.images} --data-dir DIR"
+    command += f" --epochs {options.epochs}" if options.epochs else ""
     result = {
         "command": f"{command} --seeds {' '.join(map(str, options.seeds))} --gates {options.gates}",
         "machine": machine.describe(),
         "points apart, mean": round(100 * float(apart.mean()), 3),
         "points apart, by seed": np.round(100 * apart.mean(axis=1), 3).tolist(),
-        "points apart, deviation over gates": round(100 * float(apart.std(axis=1, ddof=1).mean()), 3),
+        "points apart, deviation over gates": round(100 * float(apart.std(axis=1).mean()), 3),
         "rows": rows,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

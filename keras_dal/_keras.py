@@ -1,6 +1,7 @@
 """The private names of Keras that are needed, each with a test that pins what it does."""
 
 import contextlib
+import copy
 import sys
 from typing import Any
 
@@ -120,6 +121,15 @@ def _is_of(frame, names, owner):
     """Return whether a frame is of a method of an object by one of the names, or of any method of a class."""
     its = frame.f_locals.get("self")
     return isinstance(its, owner) if names is None else its is owner and frame.f_code.co_name in names
+
+
+def copied_metric(metric):
+    """Return a metric with the same options, variables of its own, and no state: it need not list its options."""
+    made = object.__new__(type(metric))
+    memo = {id(metric): made} | {id(part): copied_metric(part) for part in metric._metrics}
+    vars(made).update(copy.deepcopy(vars(metric), memo))
+    made.reset_state()
+    return made
 
 
 def lacks_metrics(model):

@@ -309,3 +309,31 @@ def test_a_graph_made_anew_takes_after_the_class_and_the_attributes_of_the_old_o
     assert type(graph) is Graph
     assert graph.doubled() == 6
     assert graph.layers == layers_before
+
+
+class Total(keras.metrics.Metric):
+    """Has an option that no configuration lists, and a metric of its own."""
+
+    def __init__(self, step):
+        super().__init__(name="total")
+        self.step, self.total, self.mean = step, self.add_variable((), "zeros", name="sum"), keras.metrics.Mean()
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.total.assign_add(self.step)
+        self.mean.update_state(self.step)
+
+    def result(self):
+        return self.total + self.mean.result()
+
+
+def test_a_copied_metric_has_the_options_and_variables_of_its_own():
+    metric = Total(0.5)
+    metric.update_state(0, 0)
+    copied = _keras.copied_metric(metric)
+    assert (float(copied.result()), len(copied.variables), type(copied)) == (0.0, 3, Total)
+    copied.update_state(0, 0)
+    copied.update_state(0, 0)
+    assert (float(copied.result()), float(metric.result())) == (1.5, 1.0)
+    rows = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 1.0], [1.0, 0.0]])
+    similar = keras.metrics.CosineSimilarity(axis=0)  # which `get_config` leaves out
+    assert float(_keras.copied_metric(similar)(*rows)) == pytest.approx(float(similar(*rows)))

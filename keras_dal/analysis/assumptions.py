@@ -64,7 +64,12 @@ def of_labels(loss, targets, scale, bounded):
     """
     if scale is None:
         yield MIXED
-    if bounded and not loss.quadratic and not loss.are_hard(targets) and not np.all(loss.growth(targets)):
+    if (
+        bounded
+        and not loss.quadratic
+        and not (loss.has_entropy and loss.are_hard(targets))
+        and not np.all(loss.growth(targets))
+    ):
         yield FIRST_ORDER
 
 

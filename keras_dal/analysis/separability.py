@@ -1,9 +1,9 @@
 """Aligned, separable or not: each with its proof, and undecided where there is none.
 
-A theta_S whose smallest margin is positive after all rounding is counted proves that labels are separable; a dual point
-that an exact one is near proves that they are not. Where the infimum is attained, as for the squared error and for
-smoothed labels, there are only aligned and not aligned; labels that are mixed otherwise are not aligned where a dual
-point shows it, and undecided else.
+A theta_S whose smallest margin is positive after all rounding is counted proves that labels are separable; for a cross-
+entropy a dual point that an exact one is near proves that they are not. Where the infimum is attained, as for the
+squared error and for smoothed labels, there are only aligned and not aligned; labels that are mixed otherwise are not
+aligned where a dual point shows it, and undecided else.
 """
 
 import dataclasses

@@ -54,10 +54,12 @@ def enlarged(x):
 
 
 def _check_declared(model, x):
-    """Raise a ValueError for inputs that do not fit what a model declares, which one built from inputs does not."""
+    """Raise a ValueError for inputs that do not fit what a model declares; one built from inputs declares nothing."""
     if not getattr(model, "inputs", None):
         return
     specs = input_specs(model)
+    if any(spec.shape[0] is not None for spec in tree.flatten(specs)):
+        return  # a Sequential that has the shape of its first inputs, and takes others
     try:
         tree.assert_same_structure(specs, x)
     except ValueError:
@@ -68,8 +70,14 @@ def _check_declared(model, x):
                 f"The model takes inputs of shape {spec.shape}, with None for any size. Received: x of shape "
                 f"{tuple(part.shape)}"
             )
-        if getattr(getattr(part, "dtype", None), "kind", "") in ("U", "S") and spec.dtype != "string":
+        if _is_text(part) and spec.dtype != "string":
             raise ValueError(f"The model takes inputs of dtype {spec.dtype}. Received: x of dtype {part.dtype}, text")
+
+
+def _is_text(part):
+    """Return whether an array is of strings, be they Python's."""
+    kind = getattr(getattr(part, "dtype", None), "kind", "")
+    return kind in ("U", "S", "T") or (kind == "O" and isinstance(next(iter(np.ravel(part)), None), str))
 
 
 def _fits(declared, given):

@@ -188,7 +188,7 @@ def _as_arrays(evaluated):
 
 
 def feature_function(model, layer):
-    """Return a compiled function of one batch of inputs that does the same."""
+    """Return `features_and_outputs` as a compiled function of one batch of inputs."""
     return _backend.compiled(functools.partial(features_and_outputs, model, layer), model)
 
 

@@ -2,7 +2,7 @@
 
 A rule has one method, `ending`, which returns an `Ending` or None for what it sees: the `Path`, if it is a rule of one,
 or the `Progress` of a minimization, at the start and after every step. A path also asks between the products of one
-step, so that a rule counts points, and never how often it was asked.
+step: a rule must count points, and not how often it was asked.
 """
 
 import enum

@@ -80,7 +80,7 @@ class WithGates(Part):
         raise NotImplementedError
 
     def gate_rows(self, gates, signs) -> Any:
-        """Return rows whose outer products have this mean, for random signs `(k, C)`."""
+        """Return rows whose outer products have the mean of these, for random signs `(k, C)`."""
         raise NotImplementedError
 
 

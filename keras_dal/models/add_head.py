@@ -63,7 +63,7 @@ def add_gated_head(
         verbose: 0 for silence; else a line on what was added.
 
     Returns:
-        A model of the same kind, compiled as the model was, with the same objects but for the optimizer. A subclassed
+        A model of the same kind, compiled as the model was, with an optimizer and metrics of its own. A subclassed
         one is rebuilt with a plain head by `load_model`, so save its weights instead.
 
     Raises:

@@ -83,7 +83,7 @@ class _Copier:
         if self.shares:
             return value
         if isinstance(value, keras.metrics.Metric):
-            return type(value).from_config(value.get_config())
+            return _unused_metric(value)
         if isinstance(value, keras.Variable):
             return _variable(value)
         if isinstance(value, keras.random.SeedGenerator):
@@ -198,9 +198,9 @@ def _is_close(one, other):
 
 
 def compile_alike(model, copy):
-    """Compile a copy as the model is: with the same objects, which need no registration, and a new optimizer.
+    """Compile a copy as the model is: with the same loss, but an optimizer and metrics of its own, without a state.
 
-    Metrics have a state, which Keras sets back only once a model has used them: the copy begins with none.
+    Nothing needs registration. Keras sets the state of metrics back only once a model has used them.
     """
     arguments = _keras.compile_arguments(model)
     if not model.compiled or not arguments:
@@ -214,13 +214,14 @@ def compile_alike(model, copy):
 
 
 def _unused_metric(metric):
-    """Return a metric of Keras made anew; one of the user's own, which need not list its options, without its state."""
+    """Return a metric of the same kind and options that has seen nothing; what is no metric object as it is."""
     if not isinstance(metric, keras.metrics.Metric):
         return metric
-    if getattr(keras.metrics, type(metric).__name__, None) is type(metric) is not keras.metrics.MeanMetricWrapper:
-        return type(metric).from_config(metric.get_config())
-    metric.reset_state()
-    return metric
+    try:
+        return _keras.copied_metric(metric)
+    except Exception:  # of what it holds: shared then, as a loss is
+        metric.reset_state()
+        return metric
 
 
 def _unused_or_default(optimizer):

@@ -2,11 +2,11 @@
 
 From above by the loss of parameters, evaluated; 0 is proved by parameters with a positive smallest margin. From below
 by Fenchel duality: for u orthogonal to the columns of J, `inf L = inf_theta L(J theta) - <u, J theta> >= -L*(u)`. With
-`u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. For hard labels p is sought among the wrong
-classes, where its small parts are; for all else u is a gradient without its part in the columns, and shrinks to 0,
-which is orthogonal too and leaves the mean of the samples' own infima, until the conjugate is finite. Our derivation.
-For hard labels all that rounding may have done is counted: margins and values with bounds of their errors, and a dual
-point only where an exact one is near it.
+`u = (p - Y) / n` and p probabilities, `-L*(u)` is the mean entropy of p. For hard labels of a cross-entropy p is sought
+among the wrong classes, where its small parts are; for all else u is a gradient without its part in the columns, and
+shrinks to 0, which is orthogonal too and leaves the mean of the samples' own infima, until the conjugate is finite. Our
+derivation. For hard labels of a cross-entropy all that rounding may have done is counted: margins and values with
+bounds of their errors, and a dual point only where an exact one is near it.
 """
 
 import contextlib
@@ -259,9 +259,8 @@ class _Search:
             if time.monotonic() > end:
                 self.out_of_time = True
                 break
-        end = time.monotonic() + self._seconds
-        shares, part = sparse_dual(self.jacobian, self.sides, wrong, self.weights, self._seconds)
-        self.out_of_time |= time.monotonic() > end
+        shares, part, ended_early = sparse_dual(self.jacobian, self.sides, wrong, self.weights, self._seconds)
+        self.out_of_time |= ended_early
         return self._bound_of(0.5 * shares / (self.sides.most(shares) or 1.0), part)  # where an entropy is largest
 
     def _bound_without(self, wrong, negligible, by_pair=False):

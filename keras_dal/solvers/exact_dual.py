@@ -20,6 +20,7 @@ from keras_dal._backend.arrays import EPS
 _PRIMES = (2147483629, 2147483587)
 _MODULAR_WORK = 5e8  # multiplications modulo a prime, a few seconds, spent once; a tenth of it on a block
 _PAIR_WORK = 3e9  # multiplications of a factorization, a few seconds
+_LIMIT = 1  # of HiGHS: the time is over
 _HEAVIEST, _ENTRIES = 4, 4e6  # pairs per direction of a linear program, which takes a second or two, and its entries
 _REFINEMENTS = 4
 _LARGEST_SHARE = 1e-3  # by which an exact dual point may differ from that found
@@ -205,22 +206,25 @@ def sparse_dual(jacobian, sides, shares, weights, seconds):
     Args:
         jacobian, sides, shares, weights: as for `nearby_dual`.
         seconds: after which the program ends without one.
+
+    Returns:
+        Shares and parts, as from there, and whether the program ended so.
     """
     found, part = np.zeros_like(shares), np.zeros(len(shares))
     count = _HEAVIEST * jacobian.num_directions
     if count * jacobian.num_directions > _ENTRIES:
-        return found, part
+        return found, part, False
     masses = sides.pairs(shares * weights[:, None]).ravel()
     heaviest = np.argpartition(masses, -min(count, len(masses)))[-count:]
     heaviest = np.sort(heaviest[masses[heaviest] > 0])
     if not len(heaviest):
-        return found, part
+        return found, part, False
     pairs = np.unravel_index(heaviest, shares.shape)
     block = _of_pairs(jacobian, sides, pairs, masses[heaviest])
-    vertex = _vertex(block.signs * block.columns, seconds)
+    vertex, ended_early = _vertex(block.signs * block.columns, seconds)
     kept = vertex > 0
     if not kept.any():
-        return found, part
+        return found, part, ended_early
     pairs = tuple(index[kept] for index in pairs)
     block = _of_pairs(jacobian, sides, pairs, vertex[kept])
     block = dataclasses.replace(block, rank_bound=lambda: exact_rank(block.residues, *block.columns.shape))
@@ -228,16 +232,19 @@ def sparse_dual(jacobian, sides, shares, weights, seconds):
     if near is not None:
         found[pairs] = near[0].ravel()
         part[pairs[0]] = near[1]
-    return found / weights[:, None], part
+    return found / weights[:, None], part, ended_early
 
 
 def _vertex(rows, seconds):
-    """Return masses that sum to one with `rows' mass = 0`, as few as a vertex has; zeros where none are found."""
+    """Return masses that sum to one with `rows' mass = 0`, as few as a vertex has, and whether the search ended early.
+
+    Where none are found, the masses are zeros.
+    """
     scale = np.max(np.abs(rows), axis=0, initial=0.0)
     equations = np.vstack([(rows[:, scale > 0] / scale[scale > 0]).T, np.ones(len(rows))])
     sums = np.append(np.zeros(len(equations) - 1), 1.0)
     found = optimize.linprog(np.zeros(len(rows)), A_eq=equations, b_eq=sums, options={"time_limit": seconds})
-    return found.x if found.status == 0 else np.zeros(len(rows))
+    return found.x if found.status == 0 else np.zeros(len(rows)), found.status == _LIMIT
 
 
 def residues_modulo(matrix, prime):

@@ -103,7 +103,8 @@ class StepHooks:
                 finally:
                     _backend.reattach(self._model, *args)
             except _backend.END_OF_DATA:
-                ended()
+                if not self._by_hand:
+                    ended()
                 raise
             if self._by_hand:
                 forget()

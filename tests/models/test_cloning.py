@@ -366,6 +366,10 @@ def test_a_copy_is_compiled_with_the_same_objects_and_an_optimizer_of_its_own():
     assert {"top2", "sparse_categorical_accuracy"} <= set(history)
 
 
+class Right(keras.metrics.SparseCategoricalAccuracy):
+    """As a user's own, which is not registered."""
+
+
 class HasOptions(keras.metrics.Metric):
     """Counts by an option that it does not list in its configuration."""
 
@@ -381,13 +385,14 @@ class HasOptions(keras.metrics.Metric):
 
 
 def test_the_first_evaluation_of_a_copy_is_of_its_own_samples_alone():
-    metrics = [keras.metrics.SparseCategoricalAccuracy(name="right"), HasOptions(0.25), top2, "accuracy"]
+    metrics = [Right(name="right"), HasOptions(0.25), top2, "accuracy"]
     keras.utils.set_random_seed(0)
     model, x, half = with_a_closure(), inputs(), len(LABELS) // 2
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, metrics=metrics, weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="w")])
     model.fit(x, LABELS, batch_size=8, epochs=1, verbose=0)
     gated = add_gated_head(model, x, seed=0, verbose=False)
+    model.evaluate(x[half:], LABELS[half:], verbose=0)
     found = gated.evaluate(x[:half], LABELS[:half], batch_size=half, verbose=0, return_dict=True)
     right = np.mean(gated.predict(x[:half], verbose=0).argmax(axis=1) == LABELS[:half])
     assert [found[name] for name in ("right", "accuracy", "w")] == pytest.approx([right] * 3)

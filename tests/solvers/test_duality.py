@@ -104,7 +104,7 @@ def test_no_pair_with_mass_is_no_dual_point():
     loss, features, weights = LOSSES["softmax"], np.ones((4, 2)), np.ones(4)
     targets = loss.targets(np.arange(4) % 3, 3)
     columns = jacobian(DenseHead(2, 3), features, weights, True)
-    shares, _ = sparse_dual(columns, loss.sides(targets), np.zeros((4, 3)), weights, 5.0)
+    shares, *_ = sparse_dual(columns, loss.sides(targets), np.zeros((4, 3)), weights, 5.0)
     assert not shares.any()
 
 
@@ -112,5 +112,5 @@ def test_two_equal_samples_of_two_classes_are_a_dual_point_of_two_pairs():
     loss, features, weights = LOSSES["softmax"], np.array([[1.0], [1.0], [3.0], [4.0]]), np.ones(4)
     targets = loss.targets(np.array([0, 1, 0, 0]), 2)
     search = duality._Search(jacobian(DenseHead(1, 2), features, weights, True), loss, targets, weights, 5.0)
-    shares, part = sparse_dual(search.jacobian, search.sides, search.sides.wrong(np.zeros((4, 2))), weights, 5.0)
+    shares, part, _ = sparse_dual(search.jacobian, search.sides, search.sides.wrong(np.zeros((4, 2))), weights, 5.0)
     assert 0 < search._bound_of(0.5 * shares / search.sides.most(shares), part) <= 0.5 * np.log(2)
