@@ -124,9 +124,13 @@ def _is_of(frame, names, owner):
 
 
 def copied_metric(metric):
-    """Return a metric with the same options, variables of its own, and no state: it need not list its options."""
+    """Return a metric with the same options, variables of its own, and no state: it need not list its options.
+
+    Layers that it looks at, as a model of which it tells something, are the same.
+    """
     made = object.__new__(type(metric))
     memo = {id(metric): made} | {id(part): copied_metric(part) for part in metric._metrics}
+    memo |= {id(part): part for part in vars(metric).values() if isinstance(part, keras.layers.Layer)}
     vars(made).update(copy.deepcopy(vars(metric), memo))
     made.reset_state()
     return made

@@ -316,6 +316,7 @@ class Total(keras.metrics.Metric):
 
     def __init__(self, step):
         super().__init__(name="total")
+        self.looked_at = keras.layers.Dense(1)
         self.step, self.total, self.mean = step, self.add_variable((), "zeros", name="sum"), keras.metrics.Mean()
 
     def update_state(self, y_true, y_pred, sample_weight=None):
@@ -331,6 +332,7 @@ def test_a_copied_metric_has_the_options_and_variables_of_its_own():
     metric.update_state(0, 0)
     copied = _keras.copied_metric(metric)
     assert (float(copied.result()), len(copied.variables), type(copied)) == (0.0, 3, Total)
+    assert copied.looked_at is metric.looked_at
     copied.update_state(0, 0)
     copied.update_state(0, 0)
     assert (float(copied.result()), float(metric.result())) == (1.5, 1.0)
