@@ -267,9 +267,9 @@ class TwoPhases(OnePhase):
     def _solve(self):
         most = (self._longest - 1) * self._model.steps_per_execution + 1  # batches of an epoch, at least
         runs_out = 2 * self._convex_phase.batches < most  # as what Keras has left of an exhausted generator
-        stops = self._model.stop_training  # in the midst of the epoch, unless these are all of it
-        unknown = most if runs_out or stops else 0
-        self._convex_phase.end(self._expected or (unknown if self._longest or not stops else math.inf))
+        is_in_doubt = runs_out or self._model.stop_training  # which may have come in the midst of the epoch
+        unknown = (most if self._longest else math.inf) if is_in_doubt else 0
+        self._convex_phase.end(self._expected or unknown)
 
     def looks_after(self, epoch):
         return self._schedule.decides_after(epoch) and self._explores

@@ -96,9 +96,9 @@ def least(x, y):
     return optimize.minimize(objective, np.zeros(columns.shape[1]), jac=True, method="L-BFGS-B", options=options).fun
 
 
-def drawn(noise, features=4):
+def drawn(noise):
     generator = np.random.default_rng(0)
-    x = generator.standard_normal((N, features)).astype("float32")
+    x = generator.standard_normal((N, 4)).astype("float32")
     return x, (x[:, 0] + noise * generator.standard_normal(N) > 0).astype(int)
 
 
