@@ -13,6 +13,7 @@ from keras_dal._backend import _shared
 from keras_dal._backend.warning import warn
 
 COMPILES_SHAPES = True  # each operation, for each shape of its arguments: about 0.25 s on a GPU
+COMPILED_MAY_ASSIGN = False
 WORTH_AN_ACCELERATOR = 5e10  # operations of a product: a solver makes a hundred, and compiles for 15 s
 _SELECTED = 2**22  # entries of a sum that an accelerator adds up in every step, whether they count or not
 

@@ -30,29 +30,56 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
         ValueError: no data or no labels, arrays of different lengths, features that are not finite or from which the
             model's outputs do not follow, or weights that are negative.
     """
-    empty = True
+    check, empty = BatchCheck(structure), True
     for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size, labelled):
         features, outputs = structure.feature_function(x_batch)
         features = feature_array(features)
         if not len(features):
             continue
         empty = False
-        if not np.isfinite(features).all():
-            raise ValueError(
-                "The features must be finite; look for NaN or infinity in the inputs and in the model's weights. "
-                f"Received: {np.sum(~np.isfinite(features))} such values in the inputs of layer "
-                f"{structure.layer.name!r}"
-            )
         if y_batch is not None and np.shape(y_batch)[:1] != (len(features),):
             raise ValueError(
                 "Inputs and labels must have the same number of samples. "
                 f"Received: {len(features)} inputs with labels of shape {np.shape(y_batch)}"
             )
-        weight = checked_weight(weight, len(features))
-        structure.check_outputs(features, feature_array(outputs), weight)
-        yield features, y_batch, weight
+        yield features, y_batch, check(features, feature_array(outputs), weight)
     if empty:
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
+
+
+class BatchCheck:
+    """What every batch of one pass must hold, in which the weights of the model do not move.
+
+    Args:
+        structure: a `Structure`.
+    """
+
+    def __init__(self, structure):
+        self._layer, self._check_outputs = structure.layer, structure.output_check()
+
+    def __call__(self, features, outputs, weight):
+        """Check a batch and return its weights.
+
+        Args:
+            features: `(k, m)`.
+            outputs: of the model for these, `(k, C)`.
+            weight: shape `(k,)`, or None.
+
+        Returns:
+            A float64 array `(k,)`, ones for None.
+
+        Raises:
+            ValueError: features that are not finite or from which the outputs do not follow, or negative weights.
+        """
+        if not np.isfinite(features).all():
+            raise ValueError(
+                "The features must be finite: look for NaN or infinity in the inputs and, as after a training that "
+                f"has diverged, in the model's weights. Received: {np.sum(~np.isfinite(features))} such values in the "
+                f"inputs of layer {self._layer.name!r} for a batch of {len(features)} samples"
+            )
+        weight = checked_weight(weight, len(features))
+        self._check_outputs(features, outputs, weight)
+        return weight
 
 
 def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False):

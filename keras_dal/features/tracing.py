@@ -154,9 +154,17 @@ def evaluate(model, layer, x):
     return _as_arrays(features_and_outputs(model, layer, x))
 
 
-def evaluation(model, layer):
-    """Return `evaluate` as a function of a batch, for many batches of one shape."""
-    run = _backend.in_one(lambda x: features_and_outputs(model, layer, x), model)
+def evaluation(model, layer, function):
+    """Return `evaluate` as a function of a batch, for many batches of one shape.
+
+    Args:
+        model: a model.
+        layer: as in `evaluate`.
+        function: the `feature_function` of both, which does where it lets random layers draw anew.
+    """
+    run = function
+    if not _backend.COMPILED_MAY_ASSIGN:
+        run = _backend.in_one(lambda x: features_and_outputs(model, layer, x), model)
     return lambda x: _as_arrays(run(x))
 
 

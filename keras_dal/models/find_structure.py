@@ -78,14 +78,14 @@ def _taken(x, is_invented):
 
 
 def _activation(form, calls, x, can_be_enlarged):
-    """Return what `_checked` finds by one program or, where that refuses a model, operation by operation.
+    """Return what `_checked` finds by one program or, where that fails or refuses a model, operation by operation.
 
     They may round differently: a refusal has to be of both.
     """
+    by_one_program = evaluation(form.model, form.layer, form.feature_function)
     with _backend.full_precision():
-        if _backend.COMPILES_SHAPES:
-            with contextlib.suppress(ValueError), restored(form.model.variables):
-                return _checked(form, calls, x, can_be_enlarged, evaluation(form.model, form.layer))
+        with contextlib.suppress(Exception), restored(form.model.variables):
+            return _checked(form, calls, x, can_be_enlarged, by_one_program)
         return _checked(form, calls, x, can_be_enlarged, functools.partial(evaluate, form.model, form.layer))
 
 

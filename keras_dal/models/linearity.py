@@ -148,31 +148,46 @@ def _probe(form, features, outputs, bound, reason=None):
     return Probe(logits, np.asarray(outputs, np.float64), bound * max(1.0, np.abs(logits).max()), reason)
 
 
-def check_outputs(form, features, outputs):
-    """Raise a ValueError where outputs are not what an activation makes of the logits, be it for some samples only.
+class OutputCheck:
+    """Whether outputs are what an activation makes of the logits, for every sample, with the head as it is now.
 
     Args:
         form: a `Structure`, with its activation.
-        features: `(k, m)`.
-        outputs: of the model, `(k, C)`.
     """
-    head, theta, values = form.head(), form.theta(), np.asarray(features, np.float64)
-    logits, share = head.logits(values, theta), max(_tolerances(form, features, outputs))
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(ACTIVATIONS[form.activation](logits) - outputs).max(axis=1)
-    least = 0.0 if form.activation == "linear" else 1.0  # what is small beside one shows in no probability
-    near = apart <= share * np.abs(logits).max(axis=1, initial=least)
-    doubtful = np.flatnonzero(~near & np.isfinite(logits).all(axis=1))
-    if not len(doubtful):
-        return
-    products = head.magnitudes(values[doubtful], np.abs(theta)).max(axis=1, initial=least)  # which may cancel
-    wrong = doubtful[~(apart[doubtful] <= share * products)]
-    if len(wrong):
-        raise ValueError(
-            "What follows the last layer acts on some samples only, so that the loss is not that of the last layer: "
-            "leave out what masks or changes its outputs, or mask in the loss. Received: outputs of the model that do "
-            f"not follow from layer {form.output_layer.name!r} for {len(wrong)} of {len(features)} samples of a batch"
-        )
+
+    def __init__(self, form):
+        self._form, self._head, self._theta = form, form.head(), form.theta()
+        self._least = 0.0 if form.activation == "linear" else 1.0  # what is small beside one shows in no probability
+
+    def __call__(self, features, outputs, sample_weight):
+        """Raise a ValueError where they are not.
+
+        Args:
+            features: `(k, m)`.
+            outputs: of the model, `(k, C)`.
+            sample_weight: shape `(k,)`; samples without weight are left out.
+        """
+        read = sample_weight > 0
+        if not read.all():
+            features, outputs = features[read], outputs[read]
+        values, share = np.asarray(features, np.float64), max(_tolerances(self._form, features, outputs))
+        logits = self._head.logits(values, self._theta)
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(ACTIVATIONS[self._form.activation](logits) - outputs).max(axis=1)
+        near = apart <= share * np.abs(logits).max(axis=1, initial=self._least)
+        doubtful = np.flatnonzero(~near & np.isfinite(logits).all(axis=1))
+        wrong = doubtful[~(apart[doubtful] <= share * self._products(values[doubtful]))] if len(doubtful) else doubtful
+        if len(wrong):
+            raise ValueError(
+                "What follows the last layer acts on some samples only, so that the loss is not that of the last "
+                "layer: leave out what masks or changes its outputs, or mask in the loss. Received: outputs of the "
+                f"model that do not follow from layer {self._form.output_layer.name!r} for {len(wrong)} of "
+                f"{len(features)} samples of a batch"
+            )
+
+    def _products(self, values):
+        """Return the largest sum of products of each sample, `(k,)`: they may cancel in its logits."""
+        return self._head.magnitudes(values, np.abs(self._theta)).max(axis=1, initial=self._least)
 
 
 def _tolerances(form, features, outputs):

@@ -1,7 +1,6 @@
 """What a model is to this package: features, and a head whose logits are linear in its parameters."""
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ class Structure:
         gated_layers: the layers whose gates freeze at the switch; empty for a plain head.
         num_features: m, the width of the features.
         num_outputs: C, the width of the logits.
+        feature_function: the features of one batch of inputs and the outputs, as tensors; compiled at the first call.
     """
 
     model: Any
@@ -40,6 +40,7 @@ class Structure:
     gated_layers: tuple[Any, ...]
     num_features: int
     num_outputs: int
+    feature_function: Any
 
     def __reduce__(self):
         """Keep where the layers are in the model, which Keras copies whole; compiled functions are made anew."""
@@ -114,26 +115,15 @@ class Structure:
         """
         return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
 
-    @functools.cached_property
-    def feature_function(self) -> Any:
-        """The features of one batch of inputs and the outputs, as tensors; compiled once, at the first access."""
-        return tracing.feature_function(self.model, self.layer)
+    def output_check(self) -> Any:
+        """Return a check that the model makes of features what its head, as it is now, and its activation make of them.
 
-    def check_outputs(self, features: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray) -> None:
-        """Checks that the model makes of features what its head and its activation make of them.
-
-        Args:
-            features: of any samples, `(k, m)`.
-            outputs: of the model for these, `(k, C)`.
-            sample_weight: shape `(k,)`; samples without weight are left out.
-
-        Raises:
-            ValueError: it does not, as where a mask lets some outputs of some samples vanish.
+        Returns:
+            A function of features `(k, m)`, the model's outputs for them `(k, C)` and sample weights `(k,)`, of which
+            samples without weight are left out. It raises a ValueError where outputs do not follow, as where a mask
+            lets some of them vanish.
         """
-        read = sample_weight > 0
-        if not read.all():
-            features, outputs = features[read], outputs[read]
-        linearity.check_outputs(self, features, outputs)
+        return linearity.OutputCheck(self)
 
     def features(self, x: Any) -> np.ndarray:
         """Return the features of one batch of inputs as the model computes them, in inference mode.
@@ -173,6 +163,7 @@ def structure_of(model, layer, output_layer, activation, num_features, num_outpu
         gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if isinstance(gate, Gated)),
         num_features=num_features,
         num_outputs=num_outputs,
+        feature_function=tracing.feature_function(model, layer),
     )
 
 

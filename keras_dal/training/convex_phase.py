@@ -88,7 +88,8 @@ class ConvexPhase:
         try:
             self._gathering.take()
         except ValueError:
-            self._check_weights()  # which says more, where they are why
+            self._check_weights()  # which say more, where weights are why
+            self._check_one_model()
             raise
 
     def _check_weights(self):

@@ -7,8 +7,8 @@ from keras import tree
 from keras_dal import _backend, _keras
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, warn
+from keras_dal.features.batches import BatchCheck
 from keras_dal.features.cache import FeatureRows
-from keras_dal.features.samples import checked_weight
 from keras_dal.features.tracing import features_and_outputs, inference
 from keras_dal.training.evaluated import evaluated
 from keras_dal.training.statistics import STEPS, BatchStatistics
@@ -33,9 +33,8 @@ class Gathering:
     """
 
     def __init__(self, structure, renew):
-        self._structure = structure
         self._model = model = structure.model
-        self._features = _backend.over_replicas(_features(structure), model)
+        self._features, self._check = _backend.over_replicas(_features(structure), model), BatchCheck(structure)
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
         self.arrived, self._waiting, self._bytes = [], [], 0
@@ -81,14 +80,7 @@ class Gathering:
 
     def _keep(self, batch):
         features, outputs, labels, weights = self._features(batch)
-        if not np.isfinite(features).all():
-            raise ValueError(
-                "The features are not finite: the training has diverged, or the data hold NaN. Received: "
-                f"{int(np.sum(~np.isfinite(features).all(axis=1)))} of the {len(features)} samples of a batch"
-            )
-        weights = checked_weight(weights, len(features))
-        self._structure.check_outputs(features, outputs, weights)
-        self._rows.add(features, labels, weights)
+        self._rows.add(features, labels, self._check(features, outputs, weights))
 
     def finish(self):
         """Return the `CachedFeatures` of everything that was read.

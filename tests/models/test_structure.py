@@ -437,12 +437,22 @@ def test_metrics_that_a_model_makes_when_it_is_compiled_are_not_asked_for():
     assert find_structure(Tracking(), np.ones((4, 5), "float32")).num_features == 5
 
 
-ON_JAX = pytest.mark.skipif(cases.BACKEND != "jax", reason="other backends run operation by operation")
+class OnTheHost(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.convert_to_tensor(2.0 * keras.ops.convert_to_numpy(x))
 
 
-@ON_JAX
+@pytest.mark.skipif(cases.BACKEND == "jax", reason="JAX finds the shapes in a model by tracing it")
+def test_a_layer_that_no_program_can_have_is_run_operation_by_operation():
+    stack = [layers.Dense(4), OnTheHost(), layers.Dense(3)]
+    model = keras.Sequential(stack)
+    model(np.ones((2, 5), "float32"))
+    structure = find_structure(model, np.random.default_rng(0).standard_normal((8, 5)).astype("float32"))
+    assert (structure.num_features, structure.num_outputs) == (4, 3)
+
+
 def test_a_program_that_rounds_otherwise_refuses_no_model(monkeypatch):
-    def disturbed(model, layer):
+    def disturbed(model, layer, function):
         return lambda x: [part + 0.1 for part in tracing.evaluate(model, layer, x)]
 
     monkeypatch.setattr(finding, "evaluation", disturbed)
@@ -452,7 +462,7 @@ def test_a_program_that_rounds_otherwise_refuses_no_model(monkeypatch):
     assert_unchanged(model, before)
 
 
-@ON_JAX
+@pytest.mark.skipif(cases.BACKEND != "jax", reason="other backends run operation by operation")
 def test_features_are_one_value_for_whoever_sees_them_and_the_layer():
     import jax
 

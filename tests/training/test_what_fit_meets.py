@@ -143,21 +143,26 @@ def test_probabilities_that_keras_clips_are_no_other_features():
 
 
 class OnAGrid(keras.callbacks.Callback):
-    """Puts a hidden kernel on a grid after every batch, those that are only read too."""
+    """Puts the kernel of a layer on a grid after every batch, those that are only read too."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
 
     def on_train_batch_end(self, batch, logs=None):
-        kernel = self.model.layers[0].kernel
+        kernel = self.model.layers[self.place].kernel
         kernel.assign(np.round(np.array(keras.ops.convert_to_numpy(kernel)) * 2) / 2)
 
 
-def test_features_of_several_models_are_not_solved_on():
+@pytest.mark.parametrize("place", [0, -1])
+def test_features_of_several_models_are_not_solved_on(place):
     x, y = np.random.default_rng(0).normal(size=(96, 4)).astype("float32"), np.arange(96) % 3
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)])
     monitor = keras_dal.AlignmentMonitor(verbose=0)
     model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3, average=0.9), LOSS)
     with pytest.warns(UserWarning, match="Weights changed while the data were read"):
-        model.fit(x, y, epochs=4, verbose=0, callbacks=[OnAGrid(), monitor])
+        model.fit(x, y, epochs=4, verbose=0, callbacks=[OnAGrid(place), monitor])
     assert monitor.result is None
 
 
