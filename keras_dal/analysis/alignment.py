@@ -145,13 +145,12 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None):
         or, under the squared error, that of labels.
     """
     c = structure.num_outputs
-    moments = np.asarray(moments, np.float64)
+    moments = np.array(moments, np.float64)
     if moments.shape[0] <= c + 1 or moments.shape != (len(moments),) * 2 or not np.isfinite(moments).all():
         raise ValueError(f"Moments must be a finite matrix of order m + 1 + C. Received: shape {moments.shape}")
     if loss.shift_invariant:
-        centring = np.eye(len(moments))
-        centring[-c:, -c:] -= 1.0 / c
-        moments = centring @ moments @ centring
+        moments[-c:] -= moments[-c:].mean(axis=0)
+        moments[:, -c:] -= moments[:, -c:].mean(axis=1, keepdims=True)
     eps = eps_of(_backend.statistics_dtype()) if eps is None else eps
     projection = project_moments(moments, c, structure.use_bias, eps, num_samples)
     unknown = _unknown(projection, moments[-c:], loss, eps)
