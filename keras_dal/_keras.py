@@ -212,6 +212,15 @@ def loss_weight(model):
     return next((float(weight) for weight in weights if weight is not None), 1.0)
 
 
+def own_attributes(layer):
+    """Return the attributes of a layer that no layer has of itself, nor what a model is compiled with, by name."""
+    base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
+    new = base.__new__(base)
+    base.__init__(new)
+    known = {*vars(new), *_COMPILED}
+    return {n: v for n, v in vars(layer).items() if n not in known and not n.startswith("_self_")}
+
+
 def remade(layer, exchanged):
     """Return another instance of a layer's class with the attributes of the layer, without calling its `__init__`.
 

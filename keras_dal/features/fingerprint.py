@@ -1,6 +1,7 @@
 """A name for features: the same as long as everything they depend on is."""
 
 import hashlib
+import inspect
 import json
 
 import keras
@@ -9,15 +10,19 @@ from keras import tree
 
 from keras_dal import _keras
 
+_LIBRARIES = ("builtins", "keras", "tensorflow", "torch")  # whose classes are what their configuration says
 _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
 
 def fingerprint(structure, x):
     """Return a name for the features, from all they depend on: configuration, weights outside the head, and data.
 
-    The words of lookup layers are neither in their configuration nor in variables.
+    The words of lookup layers are neither in their configuration nor in variables, and of layers that are not Keras'
+    own a configuration need not tell all: their plain attributes and the code of their methods count.
     """
     digest = hashlib.blake2b(_configuration(structure.model).encode(), digest_size=16)
+    for part in _of_own_layers(structure.model):
+        digest.update(part.encode())
     layers = (structure.layer, structure.output_layer)
     others = {id(variable) for layer in layers for variable in layer.variables}
     # what random layers draw from is new in every process, and says nothing about inference
@@ -30,6 +35,41 @@ def fingerprint(structure, x):
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _of_own_layers(model):
+    """Yield what layers compute with whose classes are not Keras' own: the code of their methods, and plain values."""
+    for layer in (model, *_keras.sublayers(model)):
+        kinds = [kind for kind in type(layer).__mro__ if kind.__module__.split(".")[0] not in _LIBRARIES]
+        for kind in kinds:
+            for name, value in vars(kind).items():
+                value = getattr(value, "fget", getattr(value, "__func__", value))  # of a property or a class method
+                function = inspect.unwrap(value) if callable(value) else None
+                if inspect.isfunction(function):
+                    around = inspect.getclosurevars(function)
+                    yield f"{name} {_described(function.__code__)}"
+                    yield from _plain([function.__defaults__, function.__kwdefaults__])
+                    yield from _plain([around.nonlocals, around.globals])
+                elif not name.startswith("__"):  # as where it stands
+                    yield from _plain({name: value})
+        if kinds:
+            yield from _plain(_keras.own_attributes(layer))
+
+
+def _described(code):
+    """Return what a function does, wherever it stands in its file."""
+    ordered = [sorted(each, key=repr) if isinstance(each, frozenset) else each for each in code.co_consts]
+    inner = [_described(each) if inspect.iscode(each) else repr(each) for each in ordered]
+    return f"{code.co_code.hex()} {code.co_names} {inner}"
+
+
+def _plain(values):
+    """Yield the numbers, texts and arrays in a structure, with their paths in it."""
+    for path, leaf in tree.flatten_with_path(values):
+        if leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes, np.generic)):
+            yield f"{path} {leaf!r}"
+        elif isinstance(leaf, np.ndarray) and leaf.dtype != object:
+            yield f"{path} {hashlib.blake2b(leaf.tobytes()).hexdigest()}"
 
 
 def _configuration(model):

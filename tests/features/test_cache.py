@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import weakref
+from types import SimpleNamespace
 
 import cases
 import keras
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 from keras_dal.features import cache, store
 from keras_dal.features.cache import cached_features
+from keras_dal.features.fingerprint import fingerprint
 from keras_dal.models.find_structure import find_structure
 
 
@@ -143,6 +145,46 @@ def functional():
     x = keras.Input((6,))
     hidden = keras.layers.Dense(8, "relu")(x)
     return keras.Model(x, keras.layers.Dense(3)(keras.ops.relu(hidden + 1.0)))
+
+
+OWN_LAYER = """
+ADDED = {added}
+
+class Scales(keras.layers.Layer):
+    factor = {factor}
+
+    def __init__(self):
+        super().__init__()
+        self.limits = [{limit}, 100.0]
+
+    def call(self, x, slope={slope}):
+        if self.name in {{"a", "b", "c"}}:
+            return x
+        return keras.ops.clip(slope * x, -self.limits[0], self.limits[0]) {operation} self.factor + ADDED
+"""
+
+
+def with_own_layer(**changed):
+    """Return a model with a layer of the user's own, as a file with these changes defines it."""
+    values = {"added": 1.0, "factor": 2.0, "limit": 3.5, "slope": 1.0, "operation": "*"} | changed
+    namespace = {"keras": keras, "__name__": "layers_of_their_own"}
+    exec(OWN_LAYER.format(**values), namespace)
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6,)), namespace["Scales"](), keras.layers.Dense(3)])
+
+
+def test_what_layers_of_ones_own_compute_with_is_noticed(x):
+    changes = [{"added": 1.5}, {"factor": 2.5}, {"limit": 4.0}, {"slope": 1.1}, {"operation": "/"}]
+    names = [fingerprint(find_structure(with_own_layer(**each)), x) for each in ({}, *changes)]
+    assert len(set(names)) == 6
+    assert fingerprint(find_structure(with_own_layer()), x) == names[0]
+
+
+def test_an_attribute_that_was_changed_is_noticed(x):
+    model = with_own_layer()
+    before = fingerprint(find_structure(model), x)
+    model.layers[0].limits[0] = 100.0
+    assert fingerprint(find_structure(model), x) != before
 
 
 class Subclassed(keras.Model):
@@ -385,7 +427,7 @@ def test_rows_that_do_not_stay_have_no_file_that_an_interrupt_could_leave(tmp_pa
 
 
 def test_a_column_in_tiny_units_is_compared_by_itself(tmp_path):
-    sign = [1.0]
+    sign = SimpleNamespace(of=1.0)  # in which nobody looks for what a model depends on
 
     class Edited(keras.Model):
         def __init__(self):
@@ -393,14 +435,14 @@ def test_a_column_in_tiny_units_is_compared_by_itself(tmp_path):
             self.out = keras.layers.Dense(2)
 
         def call(self, x):
-            return self.out(x * keras.ops.convert_to_tensor([1e6, 1e-3 * sign[0]]))
+            return self.out(x * keras.ops.convert_to_tensor([1e6, 1e-3 * sign.of]))
 
     x = np.random.default_rng(0).standard_normal((30, 2)).astype("float32")
     model = Edited()
     model(x)
     structure = find_structure(model, x)
     first = cached_features(structure, x, np.zeros(30, int), None, 16, tmp_path)
-    sign[0] = -1.0
+    sign.of = -1.0
     with pytest.warns(UserWarning, match="computed again: the model computes other features"):
         again = cached_features(find_structure(model, x), x, np.zeros(30, int), None, 16, tmp_path)
     np.testing.assert_allclose(again.features[:, 1], -first.features[:, 1])
