@@ -5,12 +5,13 @@ drawn and the path are positional; all else has a name.
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles tell the same lines apart in grey.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no window, and the user's own backend stays as it is
 from matplotlib.ticker import MaxNLocator
 
+from keras_dal._backend.warning import warn
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.finishing.result import Result
@@ -23,7 +24,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PANELS = (("loss", "loss"), ("accuracy", "accuracy"), (ALIGNMENT, "alignment"))
 
 
-def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "") -> Any:
+def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "", validation_freq: Any = 1) -> Any:
     """Draw loss, accuracy and alignment of one or more runs over their epochs, the second phase shaded.
 
     The accuracy is the first metric whose name is or ends with that, as `sparse_categorical_accuracy` does.
@@ -33,6 +34,8 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "")
         path: file to write; its ending says the format.
         ax: three matplotlib axes to draw into; a figure of its own by default.
         title: text above the figure.
+        validation_freq: as `fit` had it, since a history does not say of which epochs its validation is; where it
+            cannot have been that, validation is left out with a warning.
 
     Returns:
         The path where one is given, else the axes.
@@ -42,14 +45,14 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "")
     """
     if hasattr(histories, "history") or "loss" in histories:
         histories = {"run": histories}
-    histories = {name: getattr(history, "history", history) for name, history in histories.items()}
+    runs = {name: _Run.of(history, validation_freq) for name, history in histories.items()}
     figure, axes = _axes(ax, title, 13, 3.8, columns=len(_PANELS))
     for axis, (key, label) in zip(axes, _PANELS, strict=True):
-        for run, (name, history) in enumerate(histories.items()):
-            _draw(axis, history, key, name, _RUNS[run % len(_RUNS)], _MARKERS[run % len(_MARKERS)])
+        for number, (name, run) in enumerate(runs.items()):
+            _draw(axis, run, key, name, _RUNS[number % len(_RUNS)], _MARKERS[number % len(_MARKERS)])
         axis.set(xlabel="epoch", ylabel=label, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    losses = [value for history in histories.values() for key in ("loss", "val_loss") for value in history.get(key, ())]
+    losses = [value for run in runs.values() for key in ("loss", "val_loss") for value in run.history.get(key, ())]
     if not any(value < 0 for value in losses):  # as of counts
         axes[0].set_yscale("log")
     axes[0].legend(frameon=False, fontsize="small")
@@ -219,22 +222,46 @@ def _axes(ax, title, width, height, columns=1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _draw(axis, history, key, name, color, marker):
+class _Run(NamedTuple):
+    history: Any
+    epochs: list[int]  # counted from one
+    validated: list[int]
+
+    @classmethod
+    def of(cls, history, validation_freq):
+        """Return the run of what `fit` returned, or of its `history`, which begins with the first epoch."""
+        values = getattr(history, "history", history)
+        epochs = [epoch + 1 for epoch in getattr(history, "epoch", range(len(values.get("loss", ()))))]
+        if isinstance(validation_freq, int):
+            return cls(values, epochs, [epoch for epoch in epochs if epoch % validation_freq == 0])
+        return cls(values, epochs, [epoch for epoch in epochs if epoch in validation_freq])
+
+    def validation(self, key):
+        """Return the validation of a metric, None where there is none or it is not known of which epochs."""
+        values = self.history.get(f"val_{key}")
+        if not values or len(values) == len(self.validated):
+            return values
+        warn(
+            "The validation is not drawn, as it is not known of which epochs it is: pass validation_freq= as fit had "
+            f"it. Received: {len(values)} values of val_{key} in {len(self.epochs)} epochs"
+        )
+        return None
+
+
+def _draw(axis, run, key, name, color, marker):
+    history, epochs = run.history, run.epochs
     longer = [metric for metric in history if metric.endswith(f"_{key}") and not metric.startswith("val_")]
     key = next((metric for metric in (key, *longer) if metric in history), None)
     if key is None:
         return
-    epochs = range(1, len(history[key]) + 1)
     often = max(1, len(epochs) // 10)  # markers on some epochs only
     style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
     axis.plot(epochs, history[key], **style, label=f"{name}, training")
-    if values := history.get(f"val_{key}"):
-        every = len(epochs) // len(values)  # validation_freq
-        validated = epochs[every - 1 :: every][: len(values)]
-        axis.plot(validated, values, **style, linestyle=":", label=f"{name}, validation")
+    if values := run.validation(key):
+        axis.plot(run.validated, values, **style, linestyle=":", label=f"{name}, validation")
     switch = [epoch for epoch, phase in zip(epochs, history.get(PHASE, []), strict=False) if phase == EXPLOITS]
     if switch:
-        axis.axvspan(switch[0] - 0.5, len(epochs) + 0.5, color=color, alpha=0.08, linewidth=0)
+        axis.axvspan(switch[0] - 0.5, epochs[-1] + 0.5, color=color, alpha=0.08, linewidth=0)
         axis.axvline(switch[0] - 0.5, color=color, linewidth=0.8, linestyle="--", label=f"{name}, switch")
 
 

@@ -6,6 +6,7 @@ import inspect
 import sys
 from types import SimpleNamespace
 
+import keras
 import matplotlib
 import numpy as np
 import pytest
@@ -227,11 +228,26 @@ def test_a_loss_below_zero_is_drawn_to_scale():
     assert (of_counts.get_yscale(), of_classes.get_yscale()) == ("linear", "log")
 
 
-def test_curves_show_validation_where_there_was_some():
-    history = {"loss": [4.0, 3.0, 2.0, 1.0], "val_loss": [3.5, 1.5]}  # of validation_freq=2
-    axes = Figure().subplots(1, 3)
-    plots.curves({"base": history}, ax=axes)
-    np.testing.assert_array_equal(line(axes[0], "base, validation").get_xdata(), [2, 4])
+@pytest.mark.parametrize(("freq", "epochs"), [(4, [4]), (3, [3, 6]), ([1, 5], [1, 5]), (1, [1, 2, 3, 4, 5, 6, 7])])
+def test_curves_show_validation_where_there_was_some(freq, epochs):
+    history = {"loss": np.arange(7.0, 0.0, -1.0).tolist(), "val_loss": [3.5] * len(epochs)}  # a fit that ended early
+    axes = plots.curves({"base": history}, validation_freq=freq)
+    np.testing.assert_array_equal(line(axes[0], "base, validation").get_xdata(), epochs)
+
+
+@pytest.mark.parametrize("values", [[3.5], [3.5] * 9])
+def test_curves_leave_out_validation_of_unknown_epochs(values):
+    with pytest.warns(UserWarning, match=f"pass validation_freq=.*Received: {len(values)} values of val_loss in 7 epo"):
+        axes = plots.curves({"loss": [1.0] * 7, "val_loss": values})
+    assert [each.get_label() for each in axes[0].lines] == ["run, training"]
+
+
+def test_curves_of_a_fit_that_was_resumed_begin_where_it_did():
+    history = keras.callbacks.History()
+    history.epoch, history.history = [5, 6, 7], HISTORY
+    axes = plots.curves(history)
+    np.testing.assert_array_equal(line(axes[0], "run, training").get_xdata(), [6, 7, 8])
+    assert line(axes[0], "run, switch").get_xdata()[0] == 7.5
 
 
 def test_curves_show_an_accuracy_by_its_long_name():
