@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import zlib
 
 import numpy as np
 
@@ -26,6 +27,15 @@ def num_entries(variables):
 def are_equal(values, others):
     """Return whether arrays are the same ones, NaN counted as equal to itself."""
     return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(values, others, strict=True))
+
+
+def checksum(variables):
+    """Return a number that changes with the values of those of some variables that hold real numbers."""
+    total = 0
+    for variable in variables:
+        if is_real(variable):
+            total = zlib.crc32(np.ascontiguousarray(to_numpy(variable)).tobytes(), total)
+    return total
 
 
 class Kept:

@@ -117,8 +117,9 @@ class Result:
             point: one of `path`, or its index.
 
         Raises:
-            ValueError: another point.
+            ValueError: another point, or a model that has changed before its head since.
         """
+        self._check_features()
         if isinstance(point, (int, np.integer)) and -len(self.path) <= point < len(self.path):
             point = self.path[point]
         if not any(point is each for each in self.path):
@@ -134,8 +135,10 @@ class Result:
             scale: the factor.
 
         Raises:
-            ValueError: weights that are not finite in the dtype that the model keeps them in.
+            ValueError: weights that are not finite in the dtype that the model keeps them in, or a model that has
+                changed before its head since.
         """
+        self._check_features()
         factor = self.scale if scale is None else scale
         with np.errstate(over="ignore"):
             theta = self.structure.rounded(factor * self._theta)
@@ -145,6 +148,13 @@ class Result:
                 f"Received: scale={factor!r}"
             )
         self.structure.assign(theta)
+
+    def _check_features(self):
+        if not has_features(self):
+            raise ValueError(
+                "The model has changed since this result was found, and other heads belong to its features now: call "
+                f"keras_dal.converge(model, x, y) anew. Received: {self!r} of other weights before the head"
+            )
 
     @property
     def _is_proved(self):
@@ -213,6 +223,7 @@ class _Run(NamedTuple):
     method: str
     proof: Proof | None
     is_copy: bool
+    checksum: int  # of what the features depend on
 
 
 def finished(task, tol, scaled_to):
@@ -236,6 +247,7 @@ def finished(task, tol, scaled_to):
         method=task.method,
         proof=task.proof,
         is_copy=task.is_copy,
+        checksum=data.structure.checksum(),
     )
     result = Result(
         **_written(data, run, run.kept),
@@ -292,8 +304,15 @@ def _written(data, run, point):
     }
 
 
+def has_features(result):
+    """Return whether the model of a `Result` has the weights and the state with which its features were found."""
+    return result.structure.checksum() == result._run.checksum
+
+
 def is_written(result):
-    """Return whether the model of a `Result` has its linear parameters, at some scale."""
+    """Return whether the model of a `Result` is as it left it, with its linear parameters at some scale."""
+    if not has_features(result):
+        return False
     now, own = result.structure.theta(), result._theta
     factor = float(now @ own) / (float(own @ own) or 1.0)
     eps = max(float(ml_dtypes.finfo(held_dtype(v.dtype)).eps) for v in result.structure.linear_parameters)

@@ -8,7 +8,7 @@ import numpy as np
 from keras_dal import _keras
 from keras_dal.features import tracing
 from keras_dal.features.tracing import evaluate, to_numpy
-from keras_dal.features.variables import assign_all
+from keras_dal.features.variables import assign_all, checksum
 from keras_dal.heads import Head
 from keras_dal.heads.base import split
 from keras_dal.models import linearity
@@ -114,6 +114,11 @@ class Structure:
             A list of views of it that have the shapes of `linear_parameters`.
         """
         return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
+
+    def checksum(self) -> int:
+        """Return a number that changes with what the features depend on: all weights and state but theta_S."""
+        linear = {id(variable) for variable in self.linear_parameters}
+        return checksum(variable for variable in self.model.weights if id(variable) not in linear)
 
     def output_check(self) -> Any:
         """Return a check that the model makes of features what its head, as it is now, and its activation make of them.

@@ -1,12 +1,7 @@
 """What is to stand still while only the linear parameters are trained, whether it did, and what there was before."""
 
-import zlib
-
-import numpy as np
-
 from keras_dal._backend.warning import warn
-from keras_dal.features.tracing import to_numpy
-from keras_dal.features.variables import Kept, assign_all, is_real, values_of
+from keras_dal.features.variables import Kept, assign_all, values_of
 
 
 class FrozenState:
@@ -54,13 +49,3 @@ class Snapshot:
         assign_all(self._variables, self._values)
         if self._explores:
             self._wrap.explore_again()
-
-
-def checksum(model, structure):
-    """Return a number that changes with the weights of a model before its linear parameters, and with its state."""
-    linear = {id(variable) for variable in structure.linear_parameters}
-    total = 0
-    for variable in model.weights:
-        if id(variable) not in linear and is_real(variable):
-            total = zlib.crc32(np.ascontiguousarray(to_numpy(variable)).tobytes(), total)
-    return total
