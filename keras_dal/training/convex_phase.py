@@ -17,7 +17,7 @@ from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering, evaluated_once
 from keras_dal.training.logs import as_alignment, as_phase
-from keras_dal.training.statistics import have_moved
+from keras_dal.training.statistics import BatchStatistics, have_moved
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
 
@@ -166,7 +166,9 @@ class ConvexPhase:
             return "Where the model's train_step prepares its inputs, do that in its test_step, too"
         if self.steps_of_statistics:
             return "Batch statistics of few or small batches mislead a deep network: train on more, or larger ones"
-        return "Leave average as it is where batch statistics have not settled"
+        if BatchStatistics(self._model).are_there:
+            return "Leave average as it is where batch statistics have not settled"
+        return "Lower the learning rate where the loss grows from epoch to epoch"
 
     def targets(self, train):
         """Return what the loss takes for the labels of these `CachedFeatures`."""

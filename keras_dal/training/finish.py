@@ -123,6 +123,8 @@ def _say_weights(model, wrap, averaged, verbose):
         say(messages.replaces(model, wrap))
     elif verbose and explores and wrap.averages_itself:
         say(messages.averaged_none(model, wrap))
+    elif verbose and getattr(model, "optimizer", None) is None:
+        say(messages.knows_no_optimizer())
 
 
 def _check_readable(x, y, twice):

@@ -222,6 +222,14 @@ def lacks_average():
     )
 
 
+def knows_no_optimizer():
+    """Return that averages of an optimizer are found only where the model is compiled with it."""
+    return (
+        "the model is not compiled, and its weights stay as they are: model.compile(optimizer, loss) lets finish take "
+        "what a Wrap has averaged"
+    )
+
+
 def keeps_statistics():
     """Return that averaged weights come with the batch statistics there are."""
     return (

@@ -128,6 +128,32 @@ def test_features_of_inputs_that_training_has_not_seen_are_not_solved_on():
     assert wrap.phase == "explore"
 
 
+class Grows(keras.utils.PyDataset):
+    """Inputs that are a thousand times as large from the third epoch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 1.0
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        x = self.factor * np.random.default_rng(index).standard_normal((16, 4))
+        return x, np.arange(16) % 3
+
+    def on_epoch_begin(self):
+        self.factor = 1.0 if self.model.optimizer.phase == "explore" else 1e3
+
+
+def test_batch_statistics_are_not_blamed_where_there_are_none():
+    keras.utils.set_random_seed(0)
+    model, data = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(3)]), Grows()
+    data.model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), model)
+    with pytest.warns(UserWarning, match="far above that of training. Lower the learning rate where the loss grows"):
+        model.fit(data, epochs=3, verbose=0, shuffle=False, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+
+
 def test_probabilities_that_keras_clips_are_no_other_features():
     """Of logits in the hundreds, wrong ones too, Keras shows a loss of at most 16 a sample on some backends."""
     x, y = np.random.default_rng(0).normal(size=(96, 4)).astype("float32"), np.arange(96) % 3
