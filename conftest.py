@@ -73,7 +73,7 @@ def on_jax(example):
     root = str(Path(__file__).parent)
     begin = f"import sys; sys.path[:0] = [{root!r}]; import conftest; x, y, *_ = conftest.digits(); "
     block = f"{begin}model = conftest.network(); loss = model.loss\n{example.parsed}"
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     ran = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", block], env=environment, capture_output=True
     )

@@ -1,6 +1,7 @@
 """Settings for every test: quiet, seeded and time enough, so that results do not depend on the machine or on others."""
 
 import gc
+import itertools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -10,7 +11,20 @@ import keras
 import pytest
 
 keras.utils.set_random_seed(0)  # what modules draw as they are collected
-gc.set_threshold(100_000, 50, 100)  # a heap of traced functions is large: looking through it took a tenth of the time
+gc.disable()  # a heap of traced functions is large, and looking through it takes a tenth of the time
+_TESTS = itertools.count(1)
+_BETWEEN_COLLECTIONS = 10  # tests, whose models take some 20 MB each
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # modules and tests stay
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    if next(_TESTS) % _BETWEEN_COLLECTIONS == 0:
+        gc.collect()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -333,7 +333,7 @@ def test_training_the_head_reaches_labels_that_are_noise():
     gated = add_gated_head(model, x, oversample=2.0, seed=0, verbose=False)
     for each in (model, gated):
         each.compile(keras.optimizers.Adam(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
-        each.fit(x, y, epochs=100, batch_size=30, verbose=0)
+        each.fit(np.tile(x, (10, 1)), np.tile(y, 10), epochs=10, batch_size=30, shuffle=False, verbose=0)  # whole steps
     assert gated.evaluate(x, y, verbose=0)[1] == 1.0
     assert model.evaluate(x, y, verbose=0)[1] < 0.8
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import LOSSES
+from cases import BACKEND, LOSSES
 from scipy import optimize
 
 from keras_dal.heads import DenseHead
@@ -79,8 +79,8 @@ def test_a_dual_point_of_few_pairs_is_found_where_rare_features_separate_some(lo
     """A third of the features is active in three samples each, as those of rectified units may be."""
     nothing = lambda jac, sides, shares, *_: (np.zeros_like(shares), np.zeros(len(shares)), False)  # noqa: E731
     monkeypatch.setattr(duality, "nearby_dual", nothing)
-    decided = 0
-    for seed in range(30):
+    decided, problems = 0, 30 if BACKEND == "tensorflow" else 6  # NumPy computes them with every backend
+    for seed in range(problems):
         generator = np.random.default_rng(seed)
         features = np.maximum(generator.standard_normal((60, 9)), 0.0).astype(np.float32).astype(np.float64)
         for column in range(3):
@@ -97,7 +97,7 @@ def test_a_dual_point_of_few_pairs_is_found_where_rare_features_separate_some(lo
         scaled = features / np.abs(features).max(axis=0)
         assert (found.lower > 0) <= (not separates(loss, scaled, targets))
         decided += found.lower > 0
-    assert decided >= 25
+    assert decided >= 5 / 6 * problems
 
 
 def test_no_pair_with_mass_is_no_dual_point():
