@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import sys
 from typing import Any
 
@@ -36,8 +37,11 @@ _COMPILED = (  # what `compile` and `fit` add
     "_torch_params",
     "history",
     "optimizer",
+    "stop_evaluating",
+    "stop_predicting",
     "stop_training",
 )
+_OF_GRAPHS = ("_nodes", "input_names", "output_names")  # of Keras: addresses, and names of layers, automatic ones too
 AVERAGES, OPTIMIZED, RATE = "_model_variables_moving_average", "_trainable_variables", "_learning_rate"  # of optimizers
 
 
@@ -213,12 +217,15 @@ def loss_weight(model):
 
 
 def own_attributes(layer):
-    """Return the attributes of a layer that no layer has of itself, nor what a model is compiled with, by name."""
-    base = keras.Model if isinstance(layer, keras.Model) else keras.layers.Layer
-    new = base.__new__(base)
-    base.__init__(new)
-    known = {*vars(new), *_COMPILED}
+    """Return the attributes of a layer that neither Keras nor the backend gives to any, by name."""
+    known = _known_attributes(isinstance(layer, keras.Model))
     return {n: v for n, v in vars(layer).items() if n not in known and not n.startswith("_self_")}
+
+
+@functools.cache
+def _known_attributes(of_model):
+    bare = (keras.Model if of_model else keras.layers.Layer)(name="bare")  # so that Keras counts no name
+    return {*vars(bare), *_COMPILED, *_OF_GRAPHS}
 
 
 def remade(layer, exchanged):

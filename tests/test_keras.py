@@ -236,6 +236,25 @@ def test_a_variable_whose_value_was_taken_is_known(net):
         assert _keras.is_taken(variable)
 
 
+def test_attributes_of_ones_own_are_those_that_keras_does_not_give():
+    class Own(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.limit = 3.0
+
+        def call(self, x):
+            return x
+
+    layer = Own()
+    layer(np.ones((2, 3), "float32"))
+    assert _keras.own_attributes(layer) == {"limit": 3.0}
+    model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), validation_split=0.5, verbose=0)
+    model.predict(np.ones((4, 3)), verbose=0)
+    assert not {"optimizer", "stop_training", "stop_predicting", "name"} & set(_keras.own_attributes(model))
+
+
 def test_private_names_of_other_packages_are_in_one_file():
     folder = pathlib.Path(_keras.__file__).parent
     trees = {path: ast.parse(path.read_text()) for path in folder.rglob("*.py") if path.name != "_keras.py"}

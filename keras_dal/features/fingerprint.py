@@ -1,5 +1,6 @@
 """A name for features: the same as long as everything they depend on is."""
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -11,6 +12,7 @@ from keras import tree
 from keras_dal import _keras
 
 _LIBRARIES = ("builtins", "keras", "tensorflow", "torch")  # whose classes are what their configuration says
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
 
@@ -18,11 +20,11 @@ def fingerprint(structure, x):
     """Return a name for the features, from all they depend on: configuration, weights outside the head, and data.
 
     The words of lookup layers are neither in their configuration nor in variables, and of layers that are not Keras'
-    own a configuration need not tell all: their plain attributes and the code of their methods count.
+    own a configuration need not tell all: the source of these classes and plain attributes count.
     """
     digest = hashlib.blake2b(_configuration(structure.model).encode(), digest_size=16)
     for part in _of_own_layers(structure.model):
-        digest.update(part.encode())
+        digest.update(part)
     layers = (structure.layer, structure.output_layer)
     others = {id(variable) for layer in layers for variable in layer.variables}
     # what random layers draw from is new in every process, and says nothing about inference
@@ -30,46 +32,47 @@ def fingerprint(structure, x):
     weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
     words = [layer.get_vocabulary() for layer in _keras.sublayers(structure.model) if hasattr(layer, "get_vocabulary")]
     for array in (*weights, *(np.array(list(map(str, each))) for each in words), *tree.flatten(x)):
-        array = np.asarray(array)
-        array = np.ascontiguousarray(array.astype(str) if array.dtype == object else array)  # of strings
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        for part in _bits(np.asarray(array)):
+            digest.update(part)
     return digest.hexdigest()
 
 
 def _of_own_layers(model):
-    """Yield what layers compute with whose classes are not Keras' own: the code of their methods, and plain values."""
-    for layer in (model, *_keras.sublayers(model)):
-        kinds = [kind for kind in type(layer).__mro__ if kind.__module__.split(".")[0] not in _LIBRARIES]
-        for kind in kinds:
-            for name, value in vars(kind).items():
-                value = getattr(value, "fget", getattr(value, "__func__", value))  # of a property or a class method
-                function = inspect.unwrap(value) if callable(value) else None
-                if inspect.isfunction(function):
-                    around = inspect.getclosurevars(function)
-                    yield f"{name} {_described(function.__code__)}"
-                    yield from _plain([function.__defaults__, function.__kwdefaults__])
-                    yield from _plain([around.nonlocals, around.globals])
-                elif not name.startswith("__"):  # as where it stands
-                    yield from _plain({name: value})
-        if kinds:
-            yield from _plain(_keras.own_attributes(layer))
+    """Yield what layers whose classes are not Keras' own compute with: the source of these, and plain attributes."""
+    own = {layer: _own_classes(layer) for layer in (model, *_keras.sublayers(model))}
+    for kind in dict.fromkeys(kind for kinds in own.values() for kind in kinds):
+        with contextlib.suppress(OSError, TypeError):  # of a class that was typed in, or is compiled
+            yield inspect.getsource(kind).encode()
+    for layer, kinds in own.items():
+        yield from _plain(_keras.own_attributes(layer) if kinds else {})
 
 
-def _described(code):
-    """Return what a function does, wherever it stands in its file."""
-    ordered = [sorted(each, key=repr) if isinstance(each, frozenset) else each for each in code.co_consts]
-    inner = [_described(each) if inspect.iscode(each) else repr(each) for each in ordered]
-    return f"{code.co_code.hex()} {code.co_names} {inner}"
+def _own_classes(layer):
+    return [kind for kind in type(layer).__mro__ if kind.__module__.split(".")[0] not in _LIBRARIES]
 
 
-def _plain(values):
-    """Yield the numbers, texts and arrays in a structure, with their paths in it."""
-    for path, leaf in tree.flatten_with_path(values):
-        if leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes, np.generic)):
-            yield f"{path} {leaf!r}"
-        elif isinstance(leaf, np.ndarray) and leaf.dtype != object:
-            yield f"{path} {hashlib.blake2b(leaf.tobytes()).hexdigest()}"
+def _plain(value, depth=4):
+    """Yield the numbers, texts and arrays in attributes, in an order that is the same in every process."""
+    if value is None or isinstance(value, _PLAIN):
+        yield repr(value).encode()
+    elif isinstance(value, np.ndarray):
+        yield from _bits(value)
+    elif isinstance(value, (set, frozenset)):
+        yield repr(sorted(repr(each) for each in value if isinstance(each, _PLAIN))).encode()
+    elif isinstance(value, (list, tuple)) and depth:
+        for each in value:
+            yield from _plain(each, depth - 1)
+    elif isinstance(value, dict) and depth:
+        for key in sorted((key for key in value if isinstance(key, _PLAIN)), key=repr):
+            yield repr(key).encode()
+            yield from _plain(value[key], depth - 1)
+
+
+def _bits(array):
+    """Yield all of an array."""
+    array = np.ascontiguousarray(array.astype(str) if array.dtype == object else array)  # of strings
+    yield f"{array.dtype}{array.shape}".encode()
+    yield array.reshape(-1).view(np.uint8).data
 
 
 def _configuration(model):

@@ -196,8 +196,10 @@ def _as_arrays(evaluated):
 
 
 def feature_function(model, layer):
-    """Return `features_and_outputs` as a compiled function of one batch of inputs."""
-    return _backend.compiled(functools.partial(features_and_outputs, model, layer), model)
+    """Return `features_and_outputs` as a function of a batch of inputs, compiled at the first call as the model is."""
+    function = functools.partial(features_and_outputs, model, layer)
+    compiled = functools.cache(lambda run_eagerly: _backend.compiled(function, model))
+    return lambda x: compiled(model.run_eagerly)(x)
 
 
 def recorded_calls(model, x):

@@ -150,10 +150,10 @@ class Result:
         self.structure.assign(theta)
 
     def _check_features(self):
-        if not has_features(self):
+        if not _has_features(self):
             raise ValueError(
                 "The model has changed since this result was found, and other heads belong to its features now: call "
-                f"keras_dal.converge(model, x, y) anew. Received: {self!r} of other weights before the head"
+                f"keras_dal.converge(model, x, y) anew. Received: {self!r}, and other weights, statistics or gates"
             )
 
     @property
@@ -304,14 +304,14 @@ def _written(data, run, point):
     }
 
 
-def has_features(result):
-    """Return whether the model of a `Result` has the weights and the state with which its features were found."""
+def _has_features(result):
+    """Return whether the model of a `Result` has what its features were found with, as far as these are numbers."""
     return result.structure.checksum() == result._run.checksum
 
 
 def is_written(result):
     """Return whether the model of a `Result` is as it left it, with its linear parameters at some scale."""
-    if not has_features(result):
+    if not _has_features(result):
         return False
     now, own = result.structure.theta(), result._theta
     factor = float(now @ own) / (float(own @ own) or 1.0)

@@ -116,7 +116,7 @@ class Structure:
         return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
 
     def checksum(self) -> int:
-        """Return a number that changes with what the features depend on: all weights and state but theta_S."""
+        """Return a number that changes with what the features depend on: all float variables but theta_S."""
         linear = {id(variable) for variable in self.linear_parameters}
         return checksum(variable for variable in self.model.weights if id(variable) not in linear)
 

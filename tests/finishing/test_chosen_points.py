@@ -115,7 +115,7 @@ def test_a_scale_that_the_weights_cannot_hold_is_refused(scale):
 
 
 @pytest.mark.parametrize("act", [lambda result: result.choose(0), lambda result: result.rescale()])
-def test_a_head_is_not_written_into_a_model_that_was_trained_on_since(act):
+def test_a_head_is_not_written_into_a_model_that_has_changed_since(act):
     samples = data()
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dense(3)])
