@@ -5,6 +5,7 @@ drawn and the path are positional; all else has a name.
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; line styles tell the same lines apart in grey.
 """
 
+import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,8 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "",
     losses = [value for run in runs.values() for key in ("loss", "val_loss") for value in run.history.get(key, ())]
     if not any(value < 0 for value in losses):  # as of counts
         axes[0].set_yscale("log")
-    axes[0].legend(frameon=False, fontsize="small")
+    if axes[0].lines:
+        axes[0].legend(frameon=False, fontsize="small")
     return _written(figure, axes, path)
 
 
@@ -231,8 +233,10 @@ class _Run(NamedTuple):
     def of(cls, history, validation_freq):
         """Return the run of what `fit` returned, or of its `history`, which begins with the first epoch."""
         values = getattr(history, "history", history)
-        epochs = [epoch + 1 for epoch in getattr(history, "epoch", range(len(values.get("loss", ()))))]
-        if isinstance(validation_freq, int):
+        count = max((len(each) for name, each in values.items() if not name.startswith("val_")), default=0)
+        given = getattr(history, "epoch", ())
+        epochs = [epoch + 1 for epoch in (given if len(given) == count else range(count))]
+        if isinstance(validation_freq, numbers.Integral):
             return cls(values, epochs, [epoch for epoch in epochs if epoch % validation_freq == 0])
         return cls(values, epochs, [epoch for epoch in epochs if epoch in validation_freq])
 
@@ -256,7 +260,7 @@ def _draw(axis, run, key, name, color, marker):
         return
     often = max(1, len(epochs) // 10)  # markers on some epochs only
     style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
-    axis.plot(epochs, history[key], **style, label=f"{name}, training")
+    axis.plot(epochs[: len(history[key])], history[key], **style, label=f"{name}, training")
     if values := run.validation(key):
         axis.plot(run.validated, values, **style, linestyle=":", label=f"{name}, validation")
     switch = [epoch for epoch, phase in zip(epochs, history.get(PHASE, []), strict=False) if phase == EXPLOITS]

@@ -242,6 +242,15 @@ def test_curves_leave_out_validation_of_unknown_epochs(values):
     assert [each.get_label() for each in axes[0].lines] == ["run, training"]
 
 
+@pytest.mark.parametrize(
+    "history", [{"d_loss": [3.0, 2.0]}, {"accuracy": [0.1, 0.2]}, {"loss": [3.0, 2.0, 1.0], "alignment": [0.5]}, {}]
+)
+def test_curves_of_whatever_a_history_has_are_drawn(history):
+    axes = plots.curves({"run": history})
+    drawn = sum(len(each.get_xdata()) for axis in axes for each in axis.lines)
+    assert drawn == sum(map(len, history.values()))
+
+
 def test_curves_of_a_fit_that_was_resumed_begin_where_it_did():
     history = keras.callbacks.History()
     history.epoch, history.history = [5, 6, 7], HISTORY
