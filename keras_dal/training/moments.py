@@ -105,22 +105,27 @@ class StepMoments(keras.metrics.Metric):
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
         self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))
-        if self.probes is not None and self._look_like_probes(x):
-            _backend.where_set(1.0 - self.probed, lambda: self._keep_first(x))
+        if self.probes is not None and (parts := self._like_probes(x)):
+            _backend.where_set(1.0 - self.probed, lambda: self._keep_first(parts))
 
-    def _look_like_probes(self, x):
-        """Whether these inputs are as the model declares them: it may take others, as a dict or without channels."""
-        if x is None:
-            return False  # a train_step of the user's own need not tell
+    def _like_probes(self, x):
+        """Return the parts of inputs that are as the model declares them, none where it takes others.
+
+        It may take one that is in a dict, several in another order, or one without channels; a train_step of the user's
+        own need not tell any.
+        """
+        probes, parts = tree.flatten(self.probes), [] if x is None else tree.flatten(x)
         try:
-            tree.assert_same_structure(self.probes, x)
+            if len(probes) > 1:
+                tree.assert_same_structure(self.probes, x)
+            pairs = list(zip(probes, parts, strict=True))
         except (ValueError, TypeError):
-            return False
-        pairs = zip(tree.flatten(self.probes), tree.flatten(x), strict=True)
-        return all(tuple(probe.shape[1:]) == tuple(part.shape[1:]) for probe, part in pairs)
+            return []
+        return parts if all(tuple(probe.shape[1:]) == tuple(part.shape[1:]) for probe, part in pairs) else []
 
-    def _keep_first(self, x):
-        tree.map_structure(self._keep, self.probes, x)
+    def _keep_first(self, parts):
+        for probe, part in zip(tree.flatten(self.probes), parts, strict=True):
+            self._keep(probe, part)
         self.probed.assign(ops.ones((), dtype="float32"))
 
     def _keep(self, probe, x):

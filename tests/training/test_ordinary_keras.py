@@ -354,7 +354,7 @@ def test_some_features_are_measured_every_so_many_epochs(capsys):
 def test_a_kernel_is_used_at_every_position():
     pixels = 8 * 8
     products = pixels * (3 * 3 * 2 * 6 + 2 * 6 + (3 * 3 * 6 + 1) * 6) + 6 * NUM_CLASSES + NUM_CLASSES
-    assert Budget(small_model(), 6, NUM_CLASSES, epochs=10).alignment() == 1
+    assert Budget(small_model(), 6, NUM_CLASSES, epochs=5).alignment() == 1
     measuring = 4 * (1501 + NUM_CLASSES) ** 2 * 1000 + 10 * 1501**3 + 5e9
     expected = math.ceil(measuring / (0.01 * (max(1e6, 6 * products) * 1000 + 1e9)))
     assert Budget(small_model(), 1500, NUM_CLASSES, epochs=10).alignment(1000) == expected > 1
@@ -387,6 +387,18 @@ def test_a_kernel_change_takes_a_pass_over_the_samples_that_are_looked_at():
     products = 128 * 128 * (3 * 3 * 64 + 1) * 64 + (64 + 1) * 3
     expected = math.ceil((64 * 2 * products + 5e8) / (0.01 * (6 * products * 100 + 1e9)))
     assert Budget(keras.Model(images, layers.Dense(3)(x)), 64, 3, epochs=1000).kernel_change(100) == expected > 1
+
+
+def test_the_kernel_change_of_an_input_that_comes_by_its_name_is_measured():
+    (x, y), found = images(), []
+    for by_name in (False, True):
+        model = compiled("sgd")
+        given = {model.inputs[0].name: x} if by_name else x
+        keras.utils.set_random_seed(1)
+        monitor = keras_dal.AlignmentMonitor(verbose=False)
+        found.append(model.fit(given, y, epochs=1, verbose=0, callbacks=[monitor]).history)
+    assert found[1]["kernel_change"] == found[0]["kernel_change"]
+    assert found[1]["kernel_change"][0] > 0
 
 
 def test_a_table_that_is_looked_up_in_is_not_multiplied_with():
