@@ -225,8 +225,8 @@ def lacks_average():
 def knows_no_optimizer():
     """Return that averages of an optimizer are found only where the model is compiled with it."""
     return (
-        "the model is not compiled, and its weights stay as they are: model.compile(optimizer, loss) lets finish take "
-        "what a Wrap has averaged"
+        "the model has no optimizer in which averaged weights could be, and is solved with those it has: "
+        "model.compile(optimizer, loss) names one"
     )
 
 

@@ -744,7 +744,7 @@ def test_an_average_that_was_begun_and_has_no_steps_is_warned_of():
 
 def test_finish_says_that_a_model_without_an_optimizer_has_no_averages(capsys):
     keras_dal.finish(small_model(), *images(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    assert "the model is not compiled, and its weights stay as they are" in capsys.readouterr().out
+    assert "the model has no optimizer in which averaged weights could be" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("options", "said"), [({}, True), ({"average": 0}, False), ({"finish": "descend"}, False)])
