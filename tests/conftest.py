@@ -11,20 +11,18 @@ import keras
 import pytest
 
 keras.utils.set_random_seed(0)  # what modules draw as they are collected
-gc.disable()  # a heap of traced functions is large, and looking through it takes a tenth of the time
+gc.disable()  # a heap of traced functions is large, and looking through it takes a fifth of the time
 _TESTS = itertools.count(1)
 _BETWEEN_COLLECTIONS = 10  # tests, whose models take some 20 MB each
 
 
-def pytest_collection_finish():
-    gc.collect()
-    gc.freeze()  # modules and tests stay
-
-
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown():
-    if next(_TESTS) % _BETWEEN_COLLECTIONS == 0:
+def pytest_runtest_teardown(item, nextitem):
+    file_ends = nextitem is None or nextitem.path != item.path
+    if file_ends or next(_TESTS) % _BETWEEN_COLLECTIONS == 0:
         gc.collect()
+    if file_ends:
+        gc.freeze()  # what is left now stays, and is not looked through again
 
 
 @pytest.hookimpl(tryfirst=True)
