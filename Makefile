@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
-# two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make. More threads
-# in each would wait for one another: PyTorch's take four times as long
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# two processes, whatever the cores: each takes up to 3 GiB; neighbours in a file share what takes long to make, and the
+# rest of a half is stolen when the other is done. More threads would wait for one another: PyTorch's take four times as long
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 # what starts processes comes first: in the end one of the two would wait for it
 TESTS := tests/test_examples.py tests/package tests/training docs tests README.md
 BACKENDS := jax torch  # beside TensorFlow, the default

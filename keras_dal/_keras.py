@@ -41,7 +41,7 @@ _COMPILED = (  # what `compile` and `fit` add
     "stop_predicting",
     "stop_training",
 )
-_OF_GRAPHS = ("_nodes", "input_names", "output_names")  # of Keras: addresses, and names of layers, automatic ones too
+_OF_GRAPHS = ("_nodes", "output_names")  # addresses, and names of layers, automatic ones too
 AVERAGES, OPTIMIZED, RATE = "_model_variables_moving_average", "_trainable_variables", "_learning_rate"  # of optimizers
 
 
