@@ -68,13 +68,15 @@ def finish(
 
     Raises:
         ValueError: no linear head, one that is not finite, frozen in part or has constraints, an unsupported loss, or
-            bad data.
+            bad data; an optimizer that was switched for another model.
     """
     check_bytes("max_bytes", max_bytes)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, parameters_of(wrap))
     loss = loss_of(model, structure.activation, loss)
     check_solvable(structure)
+    if wrap is not None and wrap.phase == "exploit":
+        wrap.check_is_of(structure)
     warn_of_precision(structure)
     averaged = wrap is not None and wrap.has_average
     source = x if statistics_from is None else statistics_from

@@ -28,6 +28,7 @@ class Progressing:
     add_variable: Any
     settle_averages: Any
     drop_average: Any
+    _indices_of: Any
     _model: Any = None  # a weak reference, once it has been switched
     _progress_of_variables: Any
     _decision: Any = None  # of explore="auto"
@@ -55,6 +56,16 @@ class Progressing:
     def has_renewed_statistics(self) -> bool:
         """Whether the head is solved, for batch statistics that were made anew."""
         return self.progress == Progress.RENEWED
+
+    def check_is_of(self, structure: Any) -> None:
+        """Raise a ValueError where the linear parameters that were switched to are those of another model."""
+        own = self._indices_of(structure.linear_parameters)
+        if self._linear_indices not in (None, tuple(sorted(own))):
+            raise ValueError(
+                "The optimizer was switched for another model, and what it averages are the weights of all that it "
+                "trains: give each model a Wrap of its own. Received: the second phase of other variables than "
+                f"{[variable.path for variable in structure.linear_parameters]}"
+            )
 
     def mark_solved(self, renewed: bool) -> None:
         """Let the second phase be over with the weights there are, which averages of the inner optimizer become.

@@ -742,6 +742,20 @@ def test_an_average_that_was_begun_and_has_no_steps_is_warned_of():
         keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
 
 
+def test_finish_takes_no_optimizer_that_was_switched_for_another_model():
+    (x, y), models = images(), (small_model(0), small_model(1))
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, average=0)
+    wrap.build([variable for model in models for variable in model.trainable_variables])
+    for model in models:
+        compiled(wrap, model)
+    keras_dal.finish(models[0], x, y, statistics_from=x, verbose=0)
+    before = snapshot(models[1])
+    with pytest.raises(ValueError, match="was switched for another model.*Received: the second phase of other"):
+        keras_dal.finish(models[1], x, y, verbose=0)
+    assert not moved(before, snapshot(models[1]))
+    keras_dal.finish(models[0], x, y, statistics_from=x, verbose=0)  # the one it is of, again
+
+
 def test_finish_says_that_a_model_without_an_optimizer_has_no_averages(capsys):
     keras_dal.finish(small_model(), *images(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert "the model has no optimizer in which averaged weights could be" in capsys.readouterr().out
