@@ -2,11 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
-# two processes, whatever the cores: each takes up to 3 GiB; neighbours in a file share what takes long to make, and the
-# rest of a half is stolen when the other is done. More threads would wait for one another: PyTorch's take four times as long
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-# what starts processes comes first: in the end one of the two would wait for it
-TESTS := tests/test_examples.py tests/package tests/training docs tests README.md
+# two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make. More threads
+# in each would wait for one another: PyTorch's take four times as long
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 BACKENDS := jax torch  # beside TensorFlow, the default
 OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/training/test_finish.py tests/training/test_cells.py \
 	tests/training/test_ordinary_keras.py tests/training/test_what_fit_meets.py tests/training/test_delegation.py tests/training/test_moments.py \
@@ -28,12 +26,12 @@ JAX_QUICK := JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR=$(CURDIR
 	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 
 test: .venv/test
-	$(QUIET) $(PYTEST) $(TESTS)
+	$(QUIET) $(PYTEST)
 	for backend in $(BACKENDS); do $(QUIET) KERAS_BACKEND=$$backend $(JAX_QUICK) $(PYTEST) $(OTHER_BACKENDS) || exit; done
 
 # the tests of TensorFlow, and which lines of the package none of them reaches
 coverage: .venv/test
-	$(QUIET) $(PYTEST) --cov --cov-report=term $(TESTS)
+	$(QUIET) $(PYTEST) --cov --cov-report=term
 
 # all tests on the other backends, about half an hour each; what is skipped says why
 test-backends: .venv/test
