@@ -1,7 +1,8 @@
 """What the monitor gathers inside the training step: moments of features and label matrix, and a few images."""
 
-import itertools
+import functools
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -65,10 +66,8 @@ class StepMoments(keras.metrics.Metric):
         parts = tree.flatten(input_specs)
         known = input_specs is not None and all(map(_can_be_kept, parts))
         known = known and sum(4 * NUM_PROBES * math.prod(p.shape[1:]) for p in parts) <= _PROBE_BYTES
-        numbers = itertools.count()
-        self.probes = (
-            tree.map_structure(lambda part: self._add_probe(part, next(numbers)), input_specs) if known else None
-        )
+        self.probes: Any = [self._add_probe(part, number) for number, part in enumerate(parts)] if known else None
+        self._as_inputs = functools.partial(tree.pack_sequence_as, input_specs)  # Keras would change a list kept here
         self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
 
     def _add_probe(self, spec, number):
@@ -114,17 +113,17 @@ class StepMoments(keras.metrics.Metric):
         It may take one that is in a dict, several in another order, or one without channels; a train_step of the user's
         own need not tell any.
         """
-        probes, parts = tree.flatten(self.probes), [] if x is None else tree.flatten(x)
+        parts = [] if x is None else tree.flatten(x)
         try:
-            if len(probes) > 1:
-                tree.assert_same_structure(self.probes, x)
-            pairs = list(zip(probes, parts, strict=True))
+            if len(self.probes) > 1:
+                tree.assert_same_structure(self._as_inputs(self.probes), x)
+            pairs = list(zip(self.probes, parts, strict=True))
         except (ValueError, TypeError):
             return []
         return parts if all(tuple(probe.shape[1:]) == tuple(part.shape[1:]) for probe, part in pairs) else []
 
     def _keep_first(self, parts):
-        for probe, part in zip(tree.flatten(self.probes), parts, strict=True):
+        for probe, part in zip(self.probes, parts, strict=True):
             self._keep(probe, part)
         self.probed.assign(ops.ones((), dtype="float32"))
 
@@ -166,4 +165,4 @@ class StepMoments(keras.metrics.Metric):
         """Return the inputs kept, as the model takes them, or None."""
         if self.probes is None or not to_numpy(self.probed):
             return None
-        return tree.map_structure(to_numpy, self.probes)
+        return self._as_inputs([to_numpy(probe) for probe in self.probes])
