@@ -58,9 +58,8 @@ class Progressing:
         return self.progress == Progress.RENEWED
 
     def check_is_of(self, structure: Any) -> None:
-        """Raise a ValueError where the linear parameters that were switched to are those of another model."""
-        own = self._indices_of(structure.linear_parameters)
-        if self._linear_indices not in (None, tuple(sorted(own))):
+        """Raise a ValueError where, in the second phase, the linear parameters are those of another model."""
+        if self._linear_indices != tuple(sorted(self._indices_of(structure.linear_parameters))):
             raise ValueError(
                 "The optimizer was switched for another model, and what it averages are the weights of all that it "
                 "trains: give each model a Wrap of its own. Received: the second phase of other variables than "
