@@ -11,14 +11,14 @@ from keras_dal.heads.norms import column_norms, nonzero, sigma_max_bound
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian
 from keras_dal.solvers.label_squares import safe_mean
-from keras_dal.solvers.least_squares import rank_tolerance, share_error
+from keras_dal.solvers.least_squares import rank_tolerance, share_error, sizes_of_columns
 
 
 class FactorizedJacobian(Jacobian):
     """With orthonormal vectors that span the weighted columns, and the two maps that they make.
 
     The matrix has `rows` rows for each sample and is repeated for `copies` outputs; `rows copies = C`. Its columns are
-    centred where the head has a bias, which undoes that, and scaled to norm one.
+    scaled to norm one and centred where the head has a bias, which undoes that.
 
     Attributes:
         size: number of basis coefficients: all directions that float64 can tell from rounding.
@@ -38,7 +38,7 @@ class FactorizedJacobian(Jacobian):
             self._shift[:, :free] = safe_mean(matrix[:, :, :free], weights)
         self.columns = matrix - self._shift
         weighted = self._weighted(self.columns)
-        self._scale = nonzero(column_norms(weighted))
+        self._scale = nonzero(sizes_of_columns(self._weighted(matrix), column_norms(weighted), eps))
         left, self.values, right = linalg.svd(
             weighted / self._scale, full_matrices=False, lapack_driver="gesdd", check_finite=False
         )

@@ -1,9 +1,9 @@
 r"""Projection of labels on the columns of features, from a streamed QR factorization or from moments.
 
 With J = [Z, 1] kron I_C the alignment is the R^2 of the least-squares regression of the labels on the features: one
-factorization of [Z, 1 | Y] serves all outputs. The one rule for ranks: columns are centred where there is a bias and
-scaled to norm one, neither of which changes their span, and a singular value counts above `rank_tolerance` times the
-largest. So a rank depends neither on units nor on offsets.
+factorization of [Z, 1 | Y] serves all outputs. The one rule for ranks: columns are scaled to norm one and centred where
+there is a bias, neither of which changes their span, and a singular value counts above `rank_tolerance` times the
+largest. So a rank does not depend on units, and on offsets only by the digits that they cost: see `sizes_of_columns`.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class Projection:
         squares: the `LabelSquares` that it is compared with.
         rank: number of singular values above `tolerance` times the largest.
         tolerance: relative.
-        singular_values: of the features, centred where there is a bias, and the column of ones, with columns of norm
-            one, descending.
+        singular_values: of the features and the column of ones, with columns of norm one, then centred where there
+            is a bias, descending.
         sigma_max: an upper bound, close to it, of the largest singular value of the features (and the column of ones)
             as they are.
     """
@@ -127,8 +127,11 @@ class StreamedQR:
             means[:-1] = _mean_along(ones, columns[:, :-1])
             centred[:, :-1] -= np.outer(ones, means[:-1])
             total = np.sum((labels - np.outer(ones, _mean_along(ones, labels))) ** 2, axis=0)
-        scale, sizes = column_norms(centred), column_norms(columns)
-        varies = scale > EPS * self.num_rows * sizes
+        norms, sizes = column_norms(centred), column_norms(columns)
+        varies = norms > EPS * self.num_rows * sizes
+        if self.use_bias:
+            columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
+        scale = sizes_of_columns(columns, norms, eps)
         lost = max(1.0, np.max(sizes[varies] / scale[varies], initial=0.0))  # digits, to the means
         tolerance, finest = (rank_tolerance(self.num_rows, k, each, lost) for each in (eps, EPS))
         scale[~varies] = np.inf
@@ -142,11 +145,24 @@ class StreamedQR:
         coefficients = (right[:rank].T / values[:rank]) @ projected[:rank] / scale[:, None]
         if self.use_bias:
             coefficients[-1] += self.label_shift - (means[:-1] + self.shift) @ coefficients[:-1]
-            columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
         sigma_max = sigma_max_bound(columns, self.num_rows)
         squares = LabelSquares.settled(total, self._squares)
         complete = most == np.count_nonzero(columns.any(axis=0))
         return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least, complete)
+
+
+def sizes_of_columns(columns, norms, eps):
+    """Return by what columns are divided before their rank is decided, so that rounding is alike in all of them.
+
+    What was computed in a coarser precision than float64 carries its rounding in the scale that it had before it was
+    centred. Features in float64 are taken as they are.
+
+    Args:
+        columns: as they were before they were centred.
+        norms: their norms once they are, `(k,)`.
+        eps: spacing at one of the numbers that they were computed in.
+    """
+    return np.maximum(norms, column_norms(columns)) if eps > EPS else norms
 
 
 def rank_tolerance(num_rows, num_columns, eps, lost=1.0):
@@ -199,12 +215,10 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     gram, cross, total = centred[:k, :k], centred[:k, y], np.diag(centred[y, y])
     size, left = np.diag(raw), np.diag(gram)
     varies = left > _GRAM_SAFETY * k * rounding * size  # what is left of the others by centring may be rounding
-    scale = np.sqrt(np.where(varies, left, np.inf))
-    # by how much centring has made rounding larger
-    lost = np.mean(size[varies] / left[varies]) if varies.any() else 1.0
+    scale = np.sqrt(np.where(varies, size, np.inf))
     squares, vectors = linalg.eigh(gram / np.outer(scale, scale))
     values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
-    tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding * lost))
+    tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding))
     rank = int(np.sum(values > tolerance * values[0]))
     projected = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
     sure = 1.0 - _LESS * (tolerance / values[:rank, None]) ** 2

@@ -21,7 +21,7 @@ from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
 from keras_dal.heads.norms import column_norms, nonzero
 from keras_dal.solvers.label_squares import safe_mean
-from keras_dal.solvers.least_squares import rank_tolerance
+from keras_dal.solvers.least_squares import rank_tolerance, sizes_of_columns
 
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
@@ -88,8 +88,8 @@ class NestedColumns:
     def _append(self, block, products):
         start, stop = self.size, self.size + block.shape[1]
         shift = safe_mean(block, self._weights) if self._constant else np.zeros(block.shape[1])
-        block = (block - shift) * self._roots
-        norms = nonzero(column_norms(block))
+        before, block = block * self._roots, (block - shift) * self._roots
+        norms = nonzero(sizes_of_columns(before, column_norms(block), self._eps))
         self._shift[start:stop] = np.abs(shift) / norms * products
         new = self._columns[:, start:stop]
         np.divide(block, norms, out=new)

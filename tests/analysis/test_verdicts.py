@@ -509,6 +509,5 @@ def test_errors_of_nested_fits_count_that_products_are_rounded_before_they_are_c
     columns.append(head.columns(z), products=True)
     columns.solve(y)
     found = columns.descend(losses.SquaredError(), y)
-    centred = (products - products.mean(axis=0)).astype(float)
-    theta = np.vectorize(Fraction)(found.theta[:, 0] / np.linalg.norm(centred, axis=0))
+    theta = np.vectorize(Fraction)(found.theta[:, 0] / np.linalg.norm(products.astype(float), axis=0))
     assert_within(found.logits, products @ theta, found.errors)
