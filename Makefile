@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
+# uv installs in a minute what takes pip four; where it cannot, pip does
+UV := UV_CACHE_DIR=$(CURDIR)/build/uv $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS)) $(BIN)/uv pip install --quiet
+INSTALL = $(UV) --python .venv --editable '.[$(EXTRAS)]' || $(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 # two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make. More threads
 # in each would wait for one another: PyTorch's take four times as long
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -39,9 +42,8 @@ test-backends: .venv/test
 
 # the oldest packages that pyproject.toml names; they deprecate each other
 test-oldest: .venv/pip
-	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --clear build/oldest
-	$(BIN)/uv pip install --quiet --python build/oldest --resolution lowest-direct --editable '.[test,jax,torch]'
+	$(UV) --python build/oldest --resolution lowest-direct --editable '.[test,jax,torch]'
 	for backend in tensorflow $(BACKENDS); do $(QUIET) KERAS_BACKEND=$$backend $(JAX_QUICK) OMP_NUM_THREADS=1 \
 		build/oldest/bin/python -m pytest -W ignore::DeprecationWarning $(OTHER_BACKENDS) || exit; done
 
@@ -60,22 +62,27 @@ docs: .venv/docs
 .venv/pip:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or later is needed: {sys.version}"'
 	$(PYTHON) -m venv .venv
+	-$(BIN)/python -m pip install --quiet uv
 	touch $@
 
+.venv/examples: EXTRAS := examples
 .venv/examples: .venv/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[examples]'
+	$(INSTALL)
 	touch $@
 
+.venv/test: EXTRAS := test,backends
 .venv/test: .venv/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[test,backends]'
+	$(INSTALL)
 	touch $@
 
+.venv/lint: EXTRAS := lint
 .venv/lint: .venv/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[lint]'
+	$(INSTALL)
 	touch $@
 
+.venv/docs: EXTRAS := docs
 .venv/docs: .venv/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(INSTALL)
 	touch $@
 
 clean:
