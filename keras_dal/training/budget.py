@@ -8,7 +8,7 @@ from keras_dal import _backend, _keras
 from keras_dal.features.variables import num_entries
 from keras_dal.training.kernel_change import NUM_PROBES
 
-SHARE = 0.01  # of training's arithmetic that each may cost
+SHARE = 0.005  # of training's arithmetic that each may cost
 _FORWARD, _BACKWARD = 2, 4  # operations for each product of the forward pass, and for the gradients of it
 _SAMPLE, _EPOCH = 1e6, 1e9  # operations that these cost at least, with all that is no arithmetic
 _ALIGNMENT, _KERNEL_CHANGE = 5e9, 5e8  # the same of one measurement: of the first most is threads of BLAS that wait

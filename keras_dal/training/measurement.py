@@ -138,7 +138,7 @@ class OnData(Measurement):
 class OnStream(Measurement):
     """Measures what flows through `fit` by sums that the training step makes.
 
-    Where the alignment or the kernel change would be more than a hundredth of what training computes, it is measured
+    Where the alignment or the kernel change would be more than half a percent of what training computes, it is measured
     only every so many epochs, and the value of the last one stands: see `Budget`.
 
     Args:
@@ -153,7 +153,7 @@ class OnStream(Measurement):
         self._count: int | None = None
         self._is_small = sums_fit(structure)
         self.interval = 1 if self._is_small else epochs + 1
-        share = "more than a hundredth of the training"
+        share = "more than half a percent of the training"
         self.reason = f"it would take {share if self._is_small else f'sums of more than {SUMS_BYTES / 2**30:.3g} GiB'}"
         self._budget = Budget(structure.model, structure.num_features, structure.num_outputs, epochs)
         with _backend.training_scope(structure.model):

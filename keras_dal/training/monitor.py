@@ -21,7 +21,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     Every epoch it adds to `logs`: `alignment` in [0, 1], `alignment_rank`, `phase` (1 while exploring, 2 after the
     switch) and `kernel_change`, the relative change of the feature kernel since the start of this `fit`; the last value
-    again, or NaN, where measuring would take more than a hundredth of training. Callbacks that read them (CSVLogger,
+    again, or NaN, where measuring would take more than half a percent of training. Callbacks that read them (CSVLogger,
     TensorBoard) come after it in the list.
 
     With `Wrap(finish="solve")` the epoch of the switch trains nothing: it reads the data once, for the batch statistics
