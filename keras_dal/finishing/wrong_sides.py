@@ -19,9 +19,8 @@ def warn_of_wrong(left, meant, num_samples, accuracy):
     if costly:
         warn(
             f"{costly} of {num_samples} samples stay on their wrong side, because moving them would change the other "
-            "outputs most, as where features barely differ from those of samples with other labels. Look at them "
-            "(Result.left): correct wrong labels or give these samples weight 0, and others can be certified; where "
-            "labels are right, it is the network that does not tell them apart: train it further. Received: training "
+            "outputs most. Look at them (Result.left): correct wrong labels, or give these samples weight 0; where "
+            "labels are right, train the network further, until it tells them from others. Received: training "
             f"accuracy {percent(accuracy)}"
         )
     if rounded := len(left) - costly:

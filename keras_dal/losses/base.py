@@ -191,17 +191,22 @@ def common_scale(scales):
     return first if attained and np.isclose(some, first, rtol=ALIKE).all() else None
 
 
+def in_columns(y):
+    """Return labels without a third axis of size one, which Keras' losses leave out too."""
+    return y[..., 0] if y.ndim == 3 and y.shape[2] == 1 else y
+
+
 def checked_matrix(y, num_outputs):
     """Return labels with one column for each output, float64 of shape `(n, num_outputs)`.
 
     Args:
-        y: labels `(n, num_outputs)`, or `(n,)` of one output.
+        y: labels `(n, num_outputs)`, also with a third axis of size one, or `(n,)` of one output.
         num_outputs: C.
 
     Raises:
         ValueError: no labels, another shape, or values that are not finite.
     """
-    y = np.asarray(y, dtype=np.float64)
+    y = in_columns(np.asarray(y, dtype=np.float64))
     if y.ndim == 1 and num_outputs == 1:
         y = y[:, None]
     if y.size == 0:

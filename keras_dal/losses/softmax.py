@@ -6,7 +6,7 @@ from keras import ops
 from scipy import special
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import checked_classes, checked_matrix, register
+from keras_dal.losses.base import checked_classes, checked_matrix, in_columns, register
 from keras_dal.losses.cross_entropy import CrossEntropy
 from keras_dal.losses.sides import RightClass
 
@@ -25,7 +25,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
     tensors = True
 
     def targets(self, y, num_outputs):
-        y = np.asarray(y)
+        y = in_columns(np.asarray(y))
         if y.size and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < num_outputs)):
             classes = checked_classes(y.reshape(-1), num_outputs)
             q = np.zeros((len(classes), num_outputs))

@@ -186,7 +186,7 @@ def _checked_activation(form, calls, evaluated):
             raise _refusal(quantized, _NOT_PLAIN)
         if not fitting:
             later = _describe(_after(calls, position))
-            raise _refusal(layer, f"what follows it is not linear, softmax or sigmoid: {later}")
+            raise _refusal(layer, f"what follows it is more than a softmax or sigmoid: {later}")
     return next(iter(fitting))
 
 

@@ -103,7 +103,8 @@ class StepMoments(keras.metrics.Metric):
             _backend.add_where_set(self.measuring, self.sums, lambda: _backend.product(transposed, weight * rows))
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
-        self.refused.assign_add(ops.sum(used * (1 - ops.cast(known, self.dtype)[:, None])))
+        wrong = used * (1 - ops.cast(known, self.dtype)[:, None])
+        self.refused.assign_add(ops.sum(ops.where(weight >= 0, wrong, 1.0)))
         if self.probes is not None and (parts := self._like_probes(x)):
             _backend.where_set(1.0 - self.probed, lambda: self._keep_first(parts))
 
@@ -156,7 +157,8 @@ class StepMoments(keras.metrics.Metric):
         if refused := int(to_numpy(self.refused)):
             raise BadLabels(
                 f"The labels of {self.loss.name} must be what it takes: classes from 0 to C - 1, probabilities, or "
-                f"finite values. Received: {refused} samples with other labels"
+                "finite values, and sample weights not negative. Received: "
+                f"{refused} samples with other labels or weights"
             )
         count = round(float(to_numpy(self.count)))
         return to_numpy(self.sums).astype(np.float64) if with_sums else None, count

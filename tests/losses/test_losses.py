@@ -36,6 +36,22 @@ def test_values_are_those_of_keras(loss):
     np.testing.assert_allclose(loss.values(logits, loss.targets(y, C)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_labels_may_have_a_third_axis_of_size_one_as_in_keras(loss):
+    logits, y = problem(loss)
+    expected = keras.ops.convert_to_numpy(KERAS[loss.name](y[..., None].astype("float32"), logits.astype("float32")))
+    np.testing.assert_allclose(loss.values(logits, loss.targets(y[..., None], C)), expected, rtol=1e-5)
+
+
+def test_classes_may_have_a_third_axis_of_size_one_as_in_keras():
+    logits, y = problem(SoftmaxCrossEntropy())
+    by_keras = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+    classes = y.argmax(axis=1)[:, None, None]
+    expected = keras.ops.convert_to_numpy(by_keras(classes, logits.astype("float32")))
+    loss = SoftmaxCrossEntropy()
+    np.testing.assert_allclose(loss.values(logits, loss.targets(classes, C)), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("loss", LOSSES + SMOOTHED, ids=repr)
 def test_gradient_is_the_derivative_and_its_slope_is_bounded_by_the_curvature(loss):
     logits, y = problem(loss)

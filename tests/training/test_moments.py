@@ -70,6 +70,13 @@ def test_what_is_no_label_is_counted_unless_its_weight_is_zero(loss, wrong):
     assert moments.read()[1] == 0
 
 
+def test_a_negative_weight_is_refused_as_a_wrong_label_is():
+    moments = StepMoments(Shape(M, C), SoftmaxCrossEntropy())
+    moments.add(None, ops.convert_to_tensor(np.float32(HARD[:2])), ops.ones((2, M)), ops.convert_to_tensor([1.0, -0.5]))
+    with pytest.raises(BadLabels, match="Received: 1 samples with other labels or weights"):
+        moments.read()
+
+
 def test_labels_of_another_size_than_the_outputs_are_refused():
     labels = ops.ones((2, C - 1))
     with pytest.raises(ValueError, match=rf"one or {C} numbers.*Received: labels of shape \(2, {C - 1}\)"):
