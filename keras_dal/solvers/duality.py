@@ -17,6 +17,7 @@ import time
 import numpy as np
 from scipy import optimize, special
 
+from keras_dal.solvers.equal_features import least_loss
 from keras_dal.solvers.exact_dual import nearby_dual, sparse_dual
 from keras_dal.solvers.rounded import ROUNDING, largest_loss, smallest_margin
 
@@ -132,7 +133,9 @@ class _Search:
         self.hard, self.sides = loss.are_hard(targets), loss.sides(targets)
         self.of_entropy = self.hard and loss.has_entropy
         self.floor = loss.floor(targets, weights)
-        self.lower, self.best, self.separated = self.floor, np.zeros(jacobian.size), False
+        of_functions = least_loss(loss, jacobian.features, targets, weights) if loss.has_entropy else self.floor
+        self.lower = self._first = max(self.floor, of_functions)
+        self.best, self.separated = np.zeros(jacobian.size), False
         self._last = None, None
         self._tries, self._pause = 0, 0
         self.out_of_time, self._seconds, self._end = False, seconds, time.monotonic() + seconds
@@ -148,8 +151,8 @@ class _Search:
         if self.of_entropy:
             bound = self._lower_bound if self.lower else self._last_bound
             self.lower = max(self.lower, bound(self._logits(self.best)))
-        elif self.lower == self.floor:
-            self.lower = self._lower_bound(self._logits(self.best))
+        elif self.lower == self._first:
+            self.lower = max(self.lower, self._lower_bound(self._logits(self.best)))
 
     def _minimize(self):
         options = {"initial_trust_radius": 10.0, "max_trust_radius": 1e6, "gtol": 1e-14, "maxiter": _ITERATIONS}
