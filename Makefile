@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
 # uv installs in a minute what takes pip four; where it cannot, pip does
-UV := UV_CACHE_DIR=$(CURDIR)/build/uv $(if $(PIP_FIND_LINKS),UV_FIND_LINKS=$(PIP_FIND_LINKS)) $(BIN)/uv pip install --quiet
+UV := UV_CACHE_DIR=$(CURDIR)/build/uv $(if $(PIP_FIND_LINKS),UV_FIND_LINKS='$(PIP_FIND_LINKS)') $(BIN)/uv pip install --quiet
 INSTALL = $(UV) --python .venv --editable '.[$(EXTRAS)]' || $(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 # two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make. More threads
 # in each would wait for one another: PyTorch's take four times as long
@@ -19,6 +19,7 @@ OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/tra
 	tests/models/test_gated_layers.py::test_a_gated_head_is_trained_certified_and_saved_on_every_backend \
 	tests/features tests/heads tests/solvers tests/losses tests/finishing
 
+.NOTPARALLEL:  # as two would install into one .venv
 .PHONY: quickstart test coverage test-backends test-oldest lint types docs clean
 
 quickstart: .venv/examples
@@ -42,6 +43,7 @@ test-backends: .venv/test
 
 # the oldest packages that pyproject.toml names; they deprecate each other
 test-oldest: .venv/pip
+	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --clear build/oldest
 	$(UV) --python build/oldest --resolution lowest-direct --editable '.[test,jax,torch]'
 	for backend in tensorflow $(BACKENDS); do $(QUIET) KERAS_BACKEND=$$backend $(JAX_QUICK) OMP_NUM_THREADS=1 \

@@ -192,8 +192,8 @@ def common_scale(scales):
 
 
 def in_columns(y):
-    """Return labels without a third axis of size one, which Keras' losses leave out too."""
-    return y[..., 0] if y.ndim == 3 and y.shape[2] == 1 else y
+    """Return labels, an array or a tensor, without a third axis of size one, which Keras' losses leave out too."""
+    return y[..., 0] if len(y.shape) == 3 and y.shape[2] == 1 else y
 
 
 def checked_matrix(y, num_outputs):

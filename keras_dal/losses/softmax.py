@@ -43,6 +43,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
         return self._smoothed(y / sums)
 
     def step_targets(self, y, num_outputs):
+        y = in_columns(y)
         if len(y.shape) == 1 or y.shape[-1] == 1:  # more may be unknown when a step is traced
             y = ops.cast(ops.equal(ops.reshape(y, (-1, 1)), ops.arange(num_outputs, dtype=y.dtype)), y.dtype)
         sums = ops.sum(y, axis=1)

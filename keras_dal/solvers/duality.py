@@ -148,8 +148,10 @@ class _Search:
         if self.separated:
             return
         self._end = np.inf
+        if self._first > self.floor and self.value(self.best) - self._first < _GAP:
+            return
         if self.of_entropy:
-            bound = self._lower_bound if self.lower else self._last_bound
+            bound = self._lower_bound if self.lower > self._first else self._last_bound
             self.lower = max(self.lower, bound(self._logits(self.best)))
         elif self.lower == self._first:
             self.lower = max(self.lower, self._lower_bound(self._logits(self.best)))

@@ -32,7 +32,7 @@ def least_loss(loss, features, targets, weights):
     """Return a lower bound of the mean cross-entropy of any function of the features, rounding counted.
 
     The loss is affine in the targets, so that samples of one group have together that of their mean target, and its
-    infimum is an entropy.
+    infimum is an entropy: the value of a dual point that is known exactly.
 
     Args:
         loss: a `losses.Loss` that `has_entropy`.
@@ -46,6 +46,7 @@ def least_loss(loss, features, targets, weights):
             continue
         total = np.sum(weights[group])
         mean = weights[group] @ targets[group] / total
+        mean = np.clip(mean, targets[group].min(axis=0), targets[group].max(axis=0))  # which rounding may leave
         entropy = float(loss.infimum(mean[None])[0])
         rounding = _SAFETY * EPS * (len(group) + targets.shape[1]) * (1 + entropy)
         together, apart = total * (entropy - rounding), np.sum(bounds[group])

@@ -18,7 +18,7 @@ class FactorizedJacobian(Jacobian):
     """With orthonormal vectors that span the weighted columns, and the two maps that they make.
 
     The matrix has `rows` rows for each sample and is repeated for `copies` outputs; `rows copies = C`. Its columns are
-    scaled to norm one and centred where the head has a bias, which undoes that.
+    centred where the head has a bias, which undoes that, and divided by `sizes_of_columns`.
 
     Attributes:
         size: number of basis coefficients: all directions that float64 can tell from rounding.
@@ -30,7 +30,8 @@ class FactorizedJacobian(Jacobian):
     def __init__(self, head, features, weights, shift_invariant, eps):
         super().__init__(head, features, weights, shift_invariant, eps)
         matrix = self.matrix(features)
-        self.sigma_max = sigma_max_bound(self._weighted(matrix))
+        weighted = self._weighted(matrix)
+        self.sigma_max, before = sigma_max_bound(weighted), column_norms(weighted)
         width = matrix.shape[2]
         self._num_biases = matrix.shape[1] * head.use_bias
         self._shift, free = np.zeros(matrix.shape[1:]), width - self._num_biases
@@ -38,7 +39,7 @@ class FactorizedJacobian(Jacobian):
             self._shift[:, :free] = safe_mean(matrix[:, :, :free], weights)
         self.columns = matrix - self._shift
         weighted = self._weighted(self.columns)
-        self._scale = nonzero(sizes_of_columns(self._weighted(matrix), column_norms(weighted), eps))
+        self._scale = nonzero(sizes_of_columns(before, column_norms(weighted), eps))
         left, self.values, right = linalg.svd(
             weighted / self._scale, full_matrices=False, lapack_driver="gesdd", check_finite=False
         )

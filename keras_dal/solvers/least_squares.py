@@ -1,9 +1,9 @@
 r"""Projection of labels on the columns of features, from a streamed QR factorization or from moments.
 
 With J = [Z, 1] kron I_C the alignment is the R^2 of the least-squares regression of the labels on the features: one
-factorization of [Z, 1 | Y] serves all outputs. The one rule for ranks: columns are scaled to norm one and centred where
-there is a bias, neither of which changes their span, and a singular value counts above `rank_tolerance` times the
-largest. So a rank does not depend on units, and on offsets only by the digits that they cost: see `sizes_of_columns`.
+factorization of [Z, 1 | Y] serves all outputs. The one rule for ranks: columns are centred where there is a bias and
+divided by `sizes_of_columns`, neither of which changes their span, and a singular value counts above `rank_tolerance`
+times the largest. So a rank does not depend on units, and on offsets only by the digits that they cost.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class Projection:
         squares: the `LabelSquares` that it is compared with.
         rank: number of singular values above `tolerance` times the largest.
         tolerance: relative.
-        singular_values: of the features and the column of ones, with columns of norm one, then centred where there
-            is a bias, descending.
+        singular_values: of the features, centred where there is a bias, and the column of ones, divided by
+            `sizes_of_columns`, descending.
         sigma_max: an upper bound, close to it, of the largest singular value of the features (and the column of ones)
             as they are.
     """
@@ -131,7 +131,7 @@ class StreamedQR:
         varies = norms > EPS * self.num_rows * sizes
         if self.use_bias:
             columns = columns + np.outer(columns[:, -1], np.append(self.shift, 0.0))
-        scale = sizes_of_columns(columns, norms, eps)
+        scale = sizes_of_columns(column_norms(columns), norms, eps)
         lost = max(1.0, np.max(sizes[varies] / scale[varies], initial=0.0))  # digits, to the means
         tolerance, finest = (rank_tolerance(self.num_rows, k, each, lost) for each in (eps, EPS))
         scale[~varies] = np.inf
@@ -151,18 +151,18 @@ class StreamedQR:
         return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least, complete)
 
 
-def sizes_of_columns(columns, norms, eps):
+def sizes_of_columns(before, norms, eps):
     """Return by what columns are divided before their rank is decided, so that rounding is alike in all of them.
 
     What was computed in a coarser precision than float64 carries its rounding in the scale that it had before it was
     centred. Features in float64 are taken as they are.
 
     Args:
-        columns: as they were before they were centred.
-        norms: their norms once they are, `(k,)`.
+        before: norms of the columns before they were centred, `(k,)`.
+        norms: those of the centred ones, `(k,)`.
         eps: spacing at one of the numbers that they were computed in.
     """
-    return np.maximum(norms, column_norms(columns)) if eps > EPS else norms
+    return np.maximum(norms, before) if eps > EPS else norms
 
 
 def rank_tolerance(num_rows, num_columns, eps, lost=1.0):

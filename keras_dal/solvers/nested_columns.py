@@ -88,7 +88,8 @@ class NestedColumns:
     def _append(self, block, products):
         start, stop = self.size, self.size + block.shape[1]
         shift = safe_mean(block, self._weights) if self._constant else np.zeros(block.shape[1])
-        before, block = block * self._roots, (block - shift) * self._roots
+        before = column_norms(block * self._roots)
+        block = (block - shift) * self._roots
         norms = nonzero(sizes_of_columns(before, column_norms(block), self._eps))
         self._shift[start:stop] = np.abs(shift) / norms * products
         new = self._columns[:, start:stop]

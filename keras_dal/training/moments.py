@@ -152,7 +152,7 @@ class StepMoments(keras.metrics.Metric):
         """Return the sums as float64 `(m + 1 + C, m + 1 + C)`, or None, and the number of samples in them.
 
         Raises:
-            BadLabels: labels that are out of range, no probabilities or not finite.
+            BadLabels: labels that are out of range, no probabilities or not finite, or negative weights.
         """
         if refused := int(to_numpy(self.refused)):
             raise BadLabels(

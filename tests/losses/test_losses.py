@@ -41,6 +41,9 @@ def test_labels_may_have_a_third_axis_of_size_one_as_in_keras(loss):
     logits, y = problem(loss)
     expected = keras.ops.convert_to_numpy(KERAS[loss.name](y[..., None].astype("float32"), logits.astype("float32")))
     np.testing.assert_allclose(loss.values(logits, loss.targets(y[..., None], C)), expected, rtol=1e-5)
+    in_step, known = loss.step_targets(keras.ops.convert_to_tensor(y[..., None].astype("float32")), C)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(in_step), loss.label_matrix(loss.targets(y, C)), rtol=1e-6)
+    assert keras.ops.convert_to_numpy(known).all()
 
 
 def test_classes_may_have_a_third_axis_of_size_one_as_in_keras():
@@ -50,6 +53,8 @@ def test_classes_may_have_a_third_axis_of_size_one_as_in_keras():
     expected = keras.ops.convert_to_numpy(by_keras(classes, logits.astype("float32")))
     loss = SoftmaxCrossEntropy()
     np.testing.assert_allclose(loss.values(logits, loss.targets(classes, C)), expected, rtol=1e-5)
+    in_step, _ = loss.step_targets(keras.ops.convert_to_tensor(classes.astype("float32")), C)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(in_step), y)
 
 
 @pytest.mark.parametrize("loss", LOSSES + SMOOTHED, ids=repr)

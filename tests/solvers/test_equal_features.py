@@ -1,4 +1,4 @@
-"""Lower bounds that follow from samples with equal features, against entropies by hand and linear programs."""
+"""Lower bounds that follow from samples with equal features, against entropies by hand, and minimized losses."""
 
 import keras
 import numpy as np
@@ -42,9 +42,24 @@ def test_labels_that_agree_leave_nothing_by_rounding():
 
 
 def test_a_label_that_hardly_weighs_proves_no_more_than_it_may():
-    targets = SoftmaxCrossEntropy().targets(np.array([0, 1]), 2)
-    found = least_loss(SoftmaxCrossEntropy(), np.ones((2, 1)), targets, np.array([1.0, 1e-300]))
-    assert 0 <= found <= 0.5 * 1e-300 * 700
+    """Means of one, up to rounding, have an entropy of their rounding."""
+    targets = SoftmaxCrossEntropy().targets(np.array([0] * 9 + [1]), 2)
+    for seed in range(50):
+        weights = np.append(np.random.default_rng(seed).uniform(0.1, 1.0, 9), 1e-300)
+        assert 0 <= least_loss(SoftmaxCrossEntropy(), np.ones((10, 1)), targets, weights) <= 1e-300 * 700
+
+
+def test_an_output_whose_labels_agree_takes_nothing_from_the_bound():
+    """Beside it, in the mean of two outputs, half the entropy of a label of 3 in 10."""
+    generator, y = np.random.default_rng(0), np.zeros((10, 2))
+    y[:, 0], y[:3, 1] = 1, 1
+    for _ in range(50):
+        weights = generator.uniform(0.1, 1.0, 10)
+        share = weights[:3].sum() / weights.sum()
+        expected = weights.mean() * special.entr([share, 1 - share]).sum() / 2
+        found = least_loss(SigmoidCrossEntropy(), np.ones((10, 1)), SigmoidCrossEntropy().targets(y, 2), weights)
+        assert found == pytest.approx(expected, rel=1e-10)
+        assert found <= expected
 
 
 @pytest.mark.parametrize("gated", [False, True])
