@@ -8,9 +8,9 @@ from keras_dal.finishing.wrong_sides import warn_of_wrong
 MEANT = np.array([2, 6])
 
 
-def test_features_that_barely_differ_are_the_reason_of_what_was_left():
+def test_what_it_would_cost_is_the_reason_of_what_was_left():
     with pytest.warns(
-        UserWarning, match=r"^2 of 4 samples stay.*barely differ.*Received: training accuracy 50.00%"
+        UserWarning, match=r"^2 of 4 samples stay.*change the other outputs most.*Received: training accuracy 50.00%"
     ) as told:
         warn_of_wrong(np.array([2, 6]), MEANT, 4, 0.5)
     assert len(told) == 1

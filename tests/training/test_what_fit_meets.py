@@ -82,6 +82,7 @@ def test_data_that_fail_while_they_are_read_leave_a_model_that_goes_on(batch):
     assert monitor.result.point.gap <= 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:The labels of softmax cross-entropy must be")  # said while exploring, too
 def test_negative_weights_are_not_dropped_from_what_is_proved():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1))
     monitor = keras_dal.AlignmentMonitor(verbose=False)
@@ -91,6 +92,7 @@ def test_negative_weights_are_not_dropped_from_what_is_proved():
 
 
 @pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # no average renews them
+@pytest.mark.filterwarnings("ignore:The labels of softmax cross-entropy must be")  # said while exploring, too
 def test_what_arrives_after_a_reading_that_failed_is_not_kept(monkeypatch):
     """The rest of an epoch may be most of the data."""
     made, gathering = [], convex_phase.Gathering
