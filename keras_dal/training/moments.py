@@ -35,7 +35,7 @@ def sums_fit(structure):
 
 
 class BadLabels(ValueError):
-    """Labels of an epoch that no loss can take: the moments of that epoch say nothing, the next ones may."""
+    """Labels or weights of an epoch that no loss can take: the moments of that epoch say nothing, the next ones may."""
 
 
 class StepMoments(keras.metrics.Metric):
