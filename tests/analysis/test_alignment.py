@@ -334,9 +334,15 @@ def test_moments_give_the_same(case):
     structure, loss = find_structure(model, x), resolve_loss(case.loss)
     weights = np.random.default_rng(3).uniform(0.5, 2.0, N)
     rows = np.column_stack([structure.features(x), np.ones(N), loss.targets(y, case.num_outputs)])
-    report = alignment_from_moments(rows.T @ (weights[:, None] * rows), N, structure, loss)
+    sums = rows.T @ (weights[:, None] * rows)
+    report = alignment_from_moments(sums, N, structure, loss, eps=2.0**-52)
     exact = alignment(model, x, y, weights, loss=case.loss)
-    atol = 2 * cases.within(1e-9)  # sums of a step may be in float32, and what their rounding may reach is left out
+    atol = cases.within(1e-9)
+    in_step = alignment_from_moments(
+        sums, N, structure, loss
+    )  # whose sums may be in float32, with digits that are left out
+    assert -atol <= in_step.residual_share - exact.residual_share <= 2 * atol
+    assert in_step.rank == exact.rank
     assert report.residual_share == pytest.approx(exact.residual_share, abs=atol)
     np.testing.assert_allclose(report.residual_share_per_class, exact.residual_share_per_class, atol=atol)
     assert report.rank == exact.rank
