@@ -1,7 +1,6 @@
 """Settings for every test: quiet, seeded and time enough, so that results do not depend on the machine or on others."""
 
 import gc
-import itertools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,17 +11,12 @@ import pytest
 
 keras.utils.set_random_seed(0)  # what modules draw as they are collected
 gc.disable()  # a heap of traced functions is large, and looking through it takes a fifth of the time
-_TESTS = itertools.count(1)
-_BETWEEN_COLLECTIONS = 10  # tests, whose models take some 20 MB each
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item, nextitem):
-    file_ends = nextitem is None or nextitem.path != item.path
-    if file_ends or next(_TESTS) % _BETWEEN_COLLECTIONS == 0:
-        gc.collect()
-    if file_ends:
-        gc.freeze()  # what is left now stays, and is not looked through again
+def pytest_runtest_logfinish():
+    """Free what a test made, of which iterators may wait for as long as they lived; what is left is not searched."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -229,10 +229,10 @@ def _with_gated_head(task, why=None, *, inputs, seed, verbose):
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
     structure, train = task.data.structure, task.data.train
     count = num_gates(len(train), train.num_independent)
-    copy = with_gates_beside(structure, count, few, seed=seed)
+    gated = with_gates_beside(structure, count, few, seed=seed)
     if verbose:
-        say(what_was_added(structure, copy, count, "beside", len(train)))
-    return task.with_head(find_structure(copy, few))
+        say(what_was_added(structure, gated.model, count, "beside", len(train)))
+    return task.with_head(gated)
 
 
 def _check(tol, gated, ridge, patience, time_limit, validation_data):

@@ -18,6 +18,7 @@ from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpness
 from keras_dal.models.linear_layers import as_dense
+from keras_dal.models.structure import structure_of
 
 _OVERSAMPLE = 4.0
 _PLACES = ("beside", "before")
@@ -84,7 +85,7 @@ def add_gated_head(
     options = {"sharpness": sharpness, "seed": seed}
     if place == "beside":
         count = num_gates(n, directions, oversample)
-        copy = with_gates_beside(structure, count, samples, features, **options)
+        copy = with_gates_beside(structure, count, samples, features, **options).model
     else:
         outputs = _loss_of(model, loss, structure.activation).num_seen(structure.num_outputs)
         count = max(num_gates(n * outputs, directions, oversample), outputs)
@@ -96,7 +97,7 @@ def add_gated_head(
 
 
 def with_gates_beside(structure, count, samples=None, features=None, **options):
-    """Return a copy of a model that computes the same and has gates beside its head.
+    """Return the `Structure` of a copy of a model that computes the same and has gates beside its head.
 
     Args:
         structure: the `Structure` of the model, whose head is plain.
@@ -107,16 +108,16 @@ def with_gates_beside(structure, count, samples=None, features=None, **options):
     """
     inputs = sample_inputs(structure.model, samples)
     branch = _beside(structure.layer, structure.num_features, features, count, options)
-    return _copy_with(structure, branch, inputs, computes_the_same=True)
+    copy = _copy_with(structure, branch, inputs)
+    _check_outputs(structure, copy, branch, inputs)
+    return structure_of(copy, branch, branch, structure.activation, structure.num_features, structure.num_outputs)
 
 
-def _copy_with(structure, replacement, inputs, computes_the_same=False):
+def _copy_with(structure, replacement, inputs):
     """Return a copy of a model with another head, compiled alike."""
     model, head = structure.model, structure.layer
     replacement = _for_positions(head, _input_shape(model, head, inputs), replacement)
     copy, shares = copy_with_replacement(model, head, replacement, inputs)
-    if computes_the_same:
-        _check_outputs(structure, copy, replacement, inputs)
     compile_alike(model, copy)
     if shares:
         warn(

@@ -8,7 +8,7 @@ from keras import layers
 
 from keras_dal.analysis.certify import certify
 from keras_dal.features.tracing import to_numpy
-from keras_dal.models.add_head import add_gated_head
+from keras_dal.models.add_head import add_gated_head, with_gates_beside
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense
 
@@ -384,3 +384,17 @@ def test_a_gated_head_is_trained_certified_and_saved_on_every_backend(place, gat
     gated.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(loaded.predict(x, verbose=0), gated.predict(x, verbose=0), atol=1e-6)
+
+
+PLAIN = [case for case in cases.CASES if not case.gated]
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=[case.name for case in PLAIN])
+def test_what_is_said_of_a_copy_is_what_a_look_at_it_finds(case):
+    x = case.inputs(4)
+    said = with_gates_beside(find_structure(case.build("float32"), x), 5, x, seed=0)
+    found = find_structure(said.model, x)
+    assert repr(said) == repr(found)
+    assert (said.layer, said.output_layer) == (found.layer, found.output_layer)
+    assert said.linear_parameters == found.linear_parameters
+    assert said.gated_layers == found.gated_layers
