@@ -150,7 +150,7 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0, max_bytes=
     """
     scale, columns = common_scale(np.concatenate([loss.scales(t) for _, t, _ in rows if len(t)])), fit.columns
     if scale is None:
-        return _separability(head, loss, rows, columns, used, max_bytes) if decide_separability else OF_MIXED_LABELS
+        return _separability(head, loss, rows, fit, used, max_bytes) if decide_separability else OF_MIXED_LABELS
     if np.isfinite(scale):
         if columns is None and decide_separability and not fit.complete and fit.share > ALIGNED:
             columns, least = _factorized(head, loss, rows, max_bytes)
@@ -169,7 +169,7 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0, max_bytes=
     if not decide_separability:
         reason = "least squares, which do not separate the samples"
         return Finding(Verdict.UNDECIDED, f"{reason}, with a residual share of {fit.share:.1e}")
-    return _separability(head, loss, rows, columns, used, max_bytes)
+    return _separability(head, loss, rows, fit, used, max_bytes)
 
 
 def _by_least_squares(fit, columns):
@@ -211,15 +211,16 @@ def _smallest_margin(head, loss, features, targets, theta):
     return smallest_margin(loss, head.logits(features, theta), errors, targets)
 
 
-def _separability(head, loss, rows, columns, used, max_bytes):
+def _separability(head, loss, rows, fit, used, max_bytes):
     if (size := _num_bytes(rows)) > max_bytes:
         return Finding(
             Verdict.UNDECIDED,
             f"least squares alone, because a solver may need {size:,} bytes, above {max_bytes=:,}",
         )
     features, targets, weights = joined_rows(rows)
+    columns = fit.columns
     if columns is None:
-        columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
+        columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant, eps=fit.eps)
     if not columns.factorized:
         return Finding(Verdict.UNDECIDED, _too_large(columns))
     infimum = duality.enclose_infimum(columns, loss, targets, weights)
@@ -264,6 +265,8 @@ def _of_mixed(lower, floor, weight, used=1.0):
 
 
 def _found_neither(enclosure):
+    if enclosure.by_rounding:
+        return "a solver that found a separating head only along directions that count as rounding of the features"
     return NEITHER if enclosure.out_of_time is None else f"{NEITHER} within {enclosure.out_of_time:g} seconds"
 
 

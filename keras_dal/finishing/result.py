@@ -12,6 +12,7 @@ from keras_dal import _keras
 from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.separability import Verdict
+from keras_dal.features.samples import check_positive
 from keras_dal.features.tracing import held_dtype
 from keras_dal.finishing.evaluation import Quality, least_scale, logits_of
 from keras_dal.finishing.head_data import HeadData
@@ -132,11 +133,11 @@ class Result:
         """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back.
 
         Args:
-            scale: the factor.
+            scale: the factor, positive.
 
         Raises:
-            ValueError: weights that are not finite in the dtype that the model keeps them in, or a model that has
-                changed before its head since.
+            ValueError: a factor that is not positive, weights that are not finite in the dtype that the model keeps
+                them in, or a model that has changed before its head since.
         """
         self._check_features()
         factor = self.scale if scale is None else scale
@@ -147,6 +148,7 @@ class Result:
                 "At this scale the head is not finite in the dtype that the model keeps it in: choose a smaller one. "
                 f"Received: scale={factor!r}"
             )
+        check_positive("scale", factor)
         self.structure.assign(theta)
 
     def _check_features(self):

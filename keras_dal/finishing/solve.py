@@ -20,8 +20,8 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     A plain head minimizes `loss + weight_of_change(...) * change`, and its L2 penalty if it has one; there is one
     minimum, and how far the head may still be from it is computed in float64. The gap is in the unit of the loss. The
     change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates in which it is
-    about the same and that leave no direction free (see `Whitening`). With a gated branch and hard labels every sample
-    is put on its right side instead, as in `converge`.
+    about the same and that leave no direction free (see `Whitening`). With gates and hard labels every sample is put
+    on its right side instead, as in `converge`; where they do not do that, the same sum is minimized, without a proof.
 
     Args:
         structure: the `Structure` of the model.
@@ -41,9 +41,9 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     task = LBFGSTask(data, path) if large else SeparableTask(data, path)
     gap = GAP * loss.unit(data.targets, samples.weights)
     try:
-        if task.can_separate and structure.place is not None and data.has_hard_labels:
-            task.separate()
-        else:
+        wants_sides = task.can_separate and structure.place is not None and data.has_hard_labels
+        if not (wants_sides and task.separate()):
+            path.begin()
             task.minimize_to(weight_of_change(data), gap)
     except Stopped as stop:
         path.cut_short(stop.ending)

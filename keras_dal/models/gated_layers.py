@@ -19,8 +19,8 @@ _FLOAT32 = np.finfo(np.float32)
 
 def check_sharpness(sharpness):
     """Raise a ValueError for a slope of gates that is none."""
-    if not sharpness > 0:
-        raise ValueError(f"sharpness must be positive. Received: sharpness={sharpness!r}")
+    if not 0 < sharpness < np.inf:
+        raise ValueError(f"sharpness must be positive and finite. Received: sharpness={sharpness!r}")
 
 
 class Gated(keras.layers.Layer):

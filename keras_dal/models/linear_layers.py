@@ -69,21 +69,32 @@ def _is_pointwise(layer):
 
 def named_variables(model, parameters):
     """Return the variables of layers, of layers' names, or whose paths a regular expression is found in."""
-    layers = {layer.name: layer for layer in _keras.sublayers(model)}
+    layers = _keras.sublayers(model)
     names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
     found = {}
     for name in names:
-        if isinstance(name, keras.layers.Layer):
-            variables = name.variables if name in layers.values() else []
-        elif name in layers:
-            variables = layers[name].variables
-        else:
-            variables = [variable for variable in model.trainable_variables if re.search(name, variable.path)]
+        meant = [layer for layer in layers if layer is name or layer.name == name]
+        if len(meant) > 1:
+            raise ValueError(
+                "Several layers of the model have this name: give the one that is meant a name of its own. "
+                f"Received: {name!r}"
+            )
+        variables = meant[0].variables if meant else _with_paths(model, name)
         if not variables:
-            heads = [layer.name for layer in layers.values() if is_head(layer)]
+            heads = [layer.name for layer in layers if is_head(layer)]
             raise ValueError(
                 f"No layer of the model has this name and no path of a variable matches it. Its linear layers are "
                 f"{heads}. Received: {name!r}"
             )
         found.update({id(variable): variable for variable in variables})
     return list(found.values())
+
+
+def _with_paths(model, expression):
+    """Return the trainable variables in whose paths a regular expression is found; none for a layer."""
+    if isinstance(expression, keras.layers.Layer):
+        return []
+    try:
+        return [variable for variable in model.trainable_variables if re.search(expression, variable.path)]
+    except re.error as error:
+        raise ValueError(f"This is not a valid regular expression: {error}. Received: {expression!r}") from error

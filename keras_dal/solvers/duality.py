@@ -6,7 +6,8 @@ by Fenchel duality: for u orthogonal to the columns of J, `inf L = inf_theta L(J
 among the wrong classes, where its small parts are; for all else u is a gradient without its part in the columns, and
 shrinks to 0, which is orthogonal too and leaves the mean of the samples' own infima, until the conjugate is finite. Our
 derivation. For hard labels of a cross-entropy all that rounding may have done is counted: margins and values with
-bounds of their errors, and a dual point only where an exact one is near it.
+bounds of their errors, and a dual point only where an exact one is near it. Directions that count as rounding of the
+features prove nothing from above: other roundings have others; from below they may not be left out.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ class Enclosure:
     """`lower <= inf L <= upper`, `upper` reached by `theta`; a positive `margin` proves that the infimum is 0.
 
     `margin` is a lower bound of the smallest one; `out_of_time` says after how many seconds the search for more ended
-    early, None where it did not.
+    early, None where it did not; `by_rounding`, that directions which count as rounding separate samples that others
+    were not found to.
     """
 
     lower: float
@@ -45,6 +47,7 @@ class Enclosure:
     theta: np.ndarray
     margin: float | None
     out_of_time: float | None = None
+    by_rounding: bool = False
 
 
 def enclose_infimum(jacobian, loss, targets, weights, seconds=None):
@@ -83,6 +86,21 @@ def _enclosed(jacobian, loss, targets, weights, seconds):
 
 
 def _searched(jacobian, loss, targets, weights, seconds):
+    """Return an enclosure from above along the directions that count, from below along all of them."""
+    counting = jacobian.counting()
+    found = _along(counting, loss, targets, weights, seconds)
+    is_close = found.upper - found.lower < _GAP
+    if counting.size == jacobian.size or is_close or (found.margin is not None and found.margin > 0):
+        return found
+    beyond = _along(jacobian, loss, targets, weights, seconds)
+    by_rounding = beyond.margin is not None and beyond.margin > 0
+    lower = max(found.lower, min(beyond.lower, found.upper))
+    ended_after = found.out_of_time or beyond.out_of_time
+    return dataclasses.replace(found, lower=lower, out_of_time=ended_after, by_rounding=by_rounding)
+
+
+def _along(jacobian, loss, targets, weights, seconds):
+    """Return an enclosure from a search along all directions of a basis."""
     search = _Search(jacobian, loss, targets, weights, seconds)
     search.run()
     logits, errors = jacobian.evaluate(search.best)

@@ -39,7 +39,7 @@ class Block:
         own: `(k, t)`, 1 where a sample's masses enter u together, with a minus.
         mass: `(k, t)`, positive where `signs` is not 0.
         residues: returns the exact matrix modulo a prime.
-        rank_bound: returns an upper bound of its rank, known once for all blocks, or None.
+        rank_bound: returns the rank of the matrix of all blocks, modulo primes as `exact_rank`, or None.
     """
 
     columns: np.ndarray

@@ -61,6 +61,15 @@ class FactorizedJacobian(Jacobian):
         other.roots, other._scale, other.sigma_max = self.roots / root, self._scale / root, self.sigma_max / root
         return other
 
+    def counting(self):
+        """Return the same with the directions of the basis that count, which rounding of the features does not make."""
+        if self._counted == len(self._right):
+            return self
+        other = copy.copy(self)
+        other._left, other._right = self._left[:, : self._counted], self._right[: self._counted]
+        other.size = self._counted * self.copies
+        return other
+
     def matrix(self, features):
         """Return the matrix `(n, rows, p)` on these features, every entry as float64 computes it."""
         raise NotImplementedError

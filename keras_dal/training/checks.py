@@ -65,8 +65,8 @@ def warn_of_what_is_not_solved(structure):
         "activity regularizer of the last layer": structure.output_layer.activity_regularizer is not None,
         "regularizer of the last layer": _is_left_out(structure),
     }
-    what = next((what for what, is_there in left_out.items() if is_there), None)
-    if what is not None:
+    if any(left_out.values()):
+        what = " and the ".join(what for what, is_there in left_out.items() if is_there)
         warn(
             f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
             f"Wrap(finish='descend') it is trained with all of it. Received: model {structure.model.name!r}"

@@ -46,7 +46,7 @@ class ConvexPhase:
         self.train: Any = None
         self.result: Any = None
 
-    def begin(self, statistics=None):
+    def begin(self, statistics):
         """Freeze everything but the linear parameters; what was averaged becomes the weights.
 
         Args:

@@ -41,9 +41,10 @@ def finish(
     weight is a third of the mean second derivative of the loss in a logit, from 0.003 to 0.01. Weight and gap are
     multiplied by the mean sample weight, the gap for squared errors by the variance of the labels too. The change is
     the mean squared change of the logits plus `||phi||^2`, about the same again, which holds directions that no sample
-    sees. A head with a gated branch puts every sample on its right side, if all labels are hard, but for those whose
-    move would change the others most (`Result.left`). This is what `AlignmentMonitor` does at the end of `fit`, with
-    the data that flow through it (the framework of Kawaguchi, Zhang and Deng, 2022).
+    sees. A head with gates puts every sample on its right side, if all labels are hard, but for those whose move would
+    change the others most (`Result.left`); where they do not do that, it minimizes the same, without a proof. This is
+    what `AlignmentMonitor` does at the end of `fit`, with the data that flow through it (the framework of Kawaguchi,
+    Zhang and Deng, 2022).
 
     Args:
         model: a trained Keras model that `find_structure` understands.
@@ -122,7 +123,7 @@ def _say_weights(model, wrap, averaged, verbose):
     if explores and wrap.lacks_average:
         warn(messages.lacks_average())
     elif verbose and averaged:
-        say(messages.replaces(model, wrap))
+        say(messages.replaces(model, wrap) if explores else messages.is_averaged())
     elif verbose and explores and wrap.averages_itself:
         say(messages.averaged_none(model, wrap))
     elif verbose and getattr(model, "optimizer", None) is None:

@@ -88,9 +88,11 @@ def averaging_only(optimizer, indices, whole=False):
     averages, optimized = _keras.moving_averages(optimizer), _keras.optimized(optimizer)
     if whole:
         others = [(average, average.value) for i, average in enumerate(averages) if i not in indices]
-        yield
-        for average, value in others:
-            average.assign(value)
+        try:
+            yield
+        finally:
+            for average, value in others:
+                average.assign(value)
         return
     with (
         replaced(optimizer, _keras.AVERAGES, [averages[i] for i in indices]),

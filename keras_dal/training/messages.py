@@ -136,7 +136,7 @@ def ends(phase, result, epoch, epochs, validates):
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     if samples < _FEW * (structure.num_features + 1):
-        lines.append("  few:        less than five samples for each feature; where an epoch is not all data")
+        lines.append(f"  few:        less than {_FEW} samples for each feature; where an epoch is not all data")
         lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
     lines.append(
         f"  solved:     {num_entries(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s"
@@ -203,6 +203,11 @@ def replaces(model, wrap):
         f"{path_to(wrap, model)}.drop_average() before to keep those there are, as after EarlyStopping("
         "restore_best_weights=True)"
     )
+
+
+def is_averaged():
+    """Return that averaged weights are there since a switch after which nothing was solved."""
+    return "the weights are averages since the switch; their batch statistics are renewed, and the head is solved"
 
 
 def averaged_none(model, wrap):

@@ -193,15 +193,14 @@ class TwoPhases(OnePhase):
     def _explore_on(self, error):
         (self._convex_phase or self._descent).undo()
         self._convex_phase, self._stage = None, Stage.WAITS
-        is_short, was_told = isinstance(error, Incomplete), self._schedule.has_tried_again
+        is_short = isinstance(error, Incomplete)
         if is_short and not self._model.stop_training and self._schedule.tries_again_after(self._epoch):
             warn(messages.reads_again(error))
             return
         self._schedule.postpone()
         if self._epoch + 1 < self._epochs:
             self._wrap.drop_average()  # a later one begins when it is due
-        if not (is_short and was_told) or self._model.stop_training:
-            warn(messages.goes_on(error))
+        warn(messages.goes_on(error))
 
     def _solve_next(self, epoch):
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
@@ -269,7 +268,8 @@ class TwoPhases(OnePhase):
         runs_out = 2 * self._convex_phase.batches < most  # as what Keras has left of an exhausted generator
         is_in_doubt = runs_out or self._model.stop_training  # which may have come in the midst of the epoch
         unknown = (most if self._longest else math.inf) if is_in_doubt else 0
-        self._convex_phase.end(self._expected or unknown)
+        longest = min(self._expected, most) if self._longest and self._expected else self._expected
+        self._convex_phase.end(longest or unknown)
 
     def looks_after(self, epoch):
         return self._schedule.decides_after(epoch) and self._explores

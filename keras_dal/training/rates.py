@@ -48,7 +48,7 @@ class PhaseRates:
             f"exploit_learning_rate a float for rates of your own. Received: learning_rate={value}"
         )
 
-    def set_exploit_rate(self, rate: float | None) -> None:
+    def set_exploit_rate(self, rate: float) -> None:
         """Let this be the step size from here on."""
         _keras.rate_variable(self).assign(rate)
 

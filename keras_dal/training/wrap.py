@@ -140,7 +140,7 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
         """Let the average be the weights, and freeze everything but the linear parameters."""
         if not self.built:
             self.build(model.trainable_variables)
-        self._model = weakref.ref(model)
+        self._model, self._said_rate = weakref.ref(model), False
         indices = self._indices_of(structure.linear_parameters)
         self.adopt_average()
         self.freeze_gates(structure)
@@ -153,7 +153,8 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
     def restart(self) -> None:
         """Goes back to the first phase: the next steps train everything again, from the weights as they are.
 
-        Step counts and slots of the inner optimizer go on. Trace a `tf.function` of your own anew.
+        Step counts and slots of the inner optimizer go on, and learned gates stay where the switch fixed them. Trace a
+        `tf.function` of your own anew.
         """
         self.explore_again()
         self.drop_average()

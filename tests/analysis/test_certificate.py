@@ -625,8 +625,42 @@ def test_smoothed_labels_that_reach_the_least_loss_by_what_counts_as_rounding_ar
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.1)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     certificate = certify(model, x, np.array([[1.0], [0.0]]), loss=loss)
-    assert certificate.infimum[1] == pytest.approx(certificate.floor, abs=1e-6)
+    assert certificate.infimum == pytest.approx((certificate.floor, np.log(2.0)), abs=1e-6)  # of what counts: nothing
     assert certificate.verdict == "undecided"
+
+
+@pytest.mark.parametrize("bend", [None, "relu"])
+def test_what_counts_as_rounding_separates_nothing_and_lowers_no_infimum(bend):
+    """Of features that are dependent but for what float32 left: a layer of more units than it has inputs, or a norm."""
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(120, 12)).astype("float32"), generator.integers(0, 4, 120)
+    layers = (
+        [keras.layers.Dense(64)] if bend is None else [keras.layers.Dense(16, bend), keras.layers.LayerNormalization()]
+    )
+    model = keras.Sequential([keras.Input((12,)), *layers, keras.layers.Dense(4)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    if bend is None:
+        z = x.astype("float64")  # of which these are affine
+    else:
+        kernel, bias, *_ = (w.astype("float64") for w in model.get_weights())
+        z = np.maximum(x @ kernel + bias, 0)
+        z = (z - z.mean(axis=1, keepdims=True)) / np.sqrt(z.var(axis=1, keepdims=True) + 1e-3)
+        z = z[:, :-1]  # whose sum is 0
+
+    def of(theta):
+        logits = np.c_[z, np.ones(120)] @ theta.reshape(-1, 4)
+        p = special.softmax(logits, axis=1)
+        slope = np.c_[z, np.ones(120)].T @ (p - np.eye(4)[y]) / 120
+        return -np.mean(np.log(p[np.arange(120), y])), slope.ravel()
+
+    least = optimize.minimize(of, np.zeros(4 * (z.shape[1] + 1)), jac=True, method="BFGS", tol=1e-9).fun
+    certificate = certify(model, x, y)
+    assert certificate.infimum[0] <= least + 1e-6
+    assert certificate.infimum[1] == pytest.approx(least, abs=1e-5)
+    assert certificate.margin < 0
+    assert certificate.verdict != "separable"
+    assert alignment(model, x, y, verbose=0).verdict == certificate.verdict
 
 
 def test_a_bound_counts_what_rounding_does_to_the_objective():

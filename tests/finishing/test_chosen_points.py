@@ -103,12 +103,14 @@ def test_features_of_a_float64_model_that_float32_holds_are_decided_on():
     assert keras_dal.converge(model, x, y, gated=False, ridge=0.1, verbose=0).certificate.verdict == expected
 
 
-@pytest.mark.parametrize("scale", [1e300, np.nan])
-def test_a_scale_that_the_weights_cannot_hold_is_refused(scale):
+@pytest.mark.parametrize(
+    ("scale", "message"), [(1e300, "not finite"), (np.nan, "not finite"), (0.0, "positive"), (-1.0, "positive")]
+)
+def test_a_scale_that_the_weights_cannot_hold_or_that_turns_them_round_is_refused(scale, message):
     model = classifier()
     result = keras_dal.converge(model, *data(), gated=False, ridge=0.1, verbose=0)
     before = model.get_weights()
-    with pytest.raises(ValueError, match=r"not finite.*Received: scale="):
+    with pytest.raises(ValueError, match=rf"{message}.*Received: scale="):
         result.rescale(scale)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)

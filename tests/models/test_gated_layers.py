@@ -349,6 +349,7 @@ def test_bad_arguments_get_one_clear_sentence():
         ({"num_samples": 9, "gates": "fixed", "place": "before"}, "gates must be one of"),
         ({"num_samples": 9, "gates": "learned"}, "Beside the last layer gates are random"),
         ({"num_samples": 9, "sharpness": 0}, "sharpness must be positive"),
+        ({"num_samples": 9, "sharpness": np.inf}, "sharpness must be positive"),
     ]:
         with pytest.raises(ValueError, match=f"{message}.*Received"):
             add_gated_head(model, **arguments)

@@ -180,6 +180,14 @@ class TestSelection:
     def test_accepts_a_layer(self, model):
         assert find_structure(model, parameters=model.layers[-1]).layer is model.layers[-1]
 
+    @pytest.mark.parametrize("name", ["inner", "top"])
+    def test_of_two_layers_of_one_name_the_layer_itself_says_which(self, name):
+        body = keras.Sequential([layers.Input((5,)), layers.Dense(6, "relu", name=name)], name="body")
+        model = keras.Sequential([layers.Input((5,)), body, layers.Dense(3, name=name)])
+        with pytest.raises(ValueError, match=f"Several layers.*Received: '{name}'"):
+            find_structure(model, parameters=name)
+        assert find_structure(model, parameters=model.layers[-1]).layer is model.layers[-1]
+
     @pytest.mark.parametrize(
         ("parameters", "pattern"),
         [
@@ -189,6 +197,7 @@ class TestSelection:
             ("top/bias", "linear up to a constant"),
             (["linear", "top"], "are not linear in"),
             ("nothing", r"No layer.*\['inner', 'linear', 'top'\]"),
+            ("top(", "not a valid regular expression"),
         ],
     )
     def test_refuses(self, model, parameters, pattern):

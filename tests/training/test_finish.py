@@ -583,7 +583,7 @@ def test_finish_says_that_the_average_becomes_the_weights(capsys):
     assert "conv/kernel" in moved(before, snapshot(model))
 
 
-def test_an_interrupted_reading_is_finished_with_the_statistics_of_the_averages(monkeypatch):
+def test_an_interrupted_reading_is_finished_with_the_statistics_of_the_averages(monkeypatch, capsys):
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), explore=2))
 
     def interrupted(self):
@@ -593,8 +593,11 @@ def test_an_interrupted_reading_is_finished_with_the_statistics_of_the_averages(
     with pytest.raises(KeyboardInterrupt):
         fit(model, 4)
     before = snapshot(model)
-    keras_dal.finish(model, *images(), verbose=0)
+    keras_dal.finish(model, *images())
     assert "norm/moving_mean" in moved(before, snapshot(model))
+    printed = capsys.readouterr().out
+    assert "the weights are averages since the switch; their batch statistics are renewed" in printed
+    assert "become" not in printed
 
 
 def test_a_history_has_columns_of_one_length():

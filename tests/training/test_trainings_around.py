@@ -293,6 +293,14 @@ def test_what_is_not_solved_is_said_before_the_first_step(kind):
         fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=2), model), 3)
 
 
+def test_all_that_is_not_solved_is_said():
+    plain = small_model(activity_regularizer="l2", bias_regularizer="l1")
+    model = WithMore(plain.inputs, plain.outputs)
+    kinds = "compute_loss of .* and the activity regularizer of .* and the regularizer of"
+    with pytest.warns(UserWarning, match=kinds):
+        fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01), explore=2), model), 1)
+
+
 def test_that_the_penalty_of_a_gated_head_is_not_solved_is_said_before_the_first_step():
     plain = compiled("sgd", small_model(kernel_regularizer="l2"))
     gated = keras_dal.add_gated_head(plain, num_samples=96, seed=0, verbose=False)
@@ -311,7 +319,8 @@ def test_the_rest_of_a_stream_is_not_taken_for_all_of_it():
 
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2))
-    with pytest.warns(UserWarning, match="or the data ran out. Received: 1 of 6 batches"):
+    ran_out = "or the data ran out. Received: 1 of 6 batches"
+    with pytest.warns(UserWarning, match=ran_out), pytest.warns(UserWarning, match="exploration goes on"):
         model.fit(stream(), steps_per_epoch=6, epochs=4, verbose=0, shuffle=False, callbacks=[monitor])
     assert monitor.result is None
     assert model.optimizer.phase == "explore"

@@ -467,6 +467,15 @@ def test_no_epoch_is_promised_to_read_again_after_the_last():
     assert monitor.result is None
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_all_there_is_may_be_less_than_the_steps_that_were_asked_for():
+    (x, y), monitor = images(), keras_dal.AlignmentMonitor(verbose=0)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3))
+    history = model.fit(x, y, batch_size=16, steps_per_epoch=7, epochs=8, verbose=0, callbacks=[monitor])
+    assert len(history.epoch) == 4
+    assert monitor.result.reached
+
+
 def test_epochs_that_never_read_everything_are_trained(monkeypatch):
     def never(self, expected):
         raise convex_phase.Incomplete("Received: none")
@@ -476,7 +485,8 @@ def test_epochs_that_never_read_everything_are_trained(monkeypatch):
         compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)),
         keras_dal.AlignmentMonitor(verbose=0),
     )
-    with pytest.warns(UserWarning, match="reads them again.*call keras_dal.finish after training"):
+    told = "reads them again.*call keras_dal.finish after training"
+    with pytest.warns(UserWarning, match=told), pytest.warns(UserWarning, match="exploration goes on"):
         phases = fit(model, 6, [monitor])["phase"]
     assert phases == [1.0] * 6
     assert monitor.result is None

@@ -336,11 +336,16 @@ def test_a_schedule_is_not_heard_where_the_step_is_proven():
 
 def test_a_callback_that_sets_another_step_than_the_proven_one_is_told_once_and_one_that_sets_the_same_never(recwarn):
     wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, exploit_learning_rate="auto")
-    fit(compiled(wrap), 2)
+    model = compiled(wrap)
+    fit(model, 2)
     for factor, warnings in ((1, 0), (2, 1), (3, 1)):
         wrap.learning_rate = factor * float(keras.ops.convert_to_numpy(wrap.learning_rate))
         said = [each for each in recwarn if "is not heard" in str(each.message)]
         assert len(said) == warnings
+    wrap.restart()
+    fit(model, 2)
+    wrap.learning_rate = 7.0
+    assert len([each for each in recwarn if "is not heard" in str(each.message)]) == 2
 
 
 @pytest.mark.parametrize("head", [{"kernel_regularizer": "l1"}, {"kernel_constraint": "non_neg"}], ids=str)
