@@ -145,6 +145,7 @@ def probes(form, evaluate):
 
 def _probe(form, features, outputs, bound, reason=None):
     logits = form.head().logits(np.asarray(features, np.float64), form.theta())
+    bound = max(bound, _TOLERANCES.get(str(outputs.dtype), 0.0))  # an activation may be computed in a coarser dtype
     return Probe(logits, np.asarray(outputs, np.float64), bound * max(1.0, np.abs(logits).max()), reason)
 
 

@@ -48,6 +48,15 @@ def begins(model, wrap, schedule, epoch, epochs):
     return None
 
 
+def trains_nothing(wrap, epoch):
+    """Return what a warning says where an optimizer that has taken no step is to switch at once."""
+    return (
+        "This optimizer has taken no step, and its first phase is over before it begins: epochs are counted from 0. "
+        "Leave initial_epoch out, or use explore='auto', which counts from it. Received: "
+        f"explore={wrap.explore!r}, initial_epoch={epoch}"
+    )
+
+
 def own_train_step():
     """Return what the head is solved for where a training step of the user's own may minimize something else."""
     return (

@@ -161,8 +161,11 @@ class TwoPhases(OnePhase):
         else:
             self._outcome.forget()
         if self._explores:  # else there is nothing left to switch
-            self._schedule = SwitchSchedule(wrap.explore, wrap.average if wrap.solves else 0, self._epochs)
+            average = wrap.average if wrap.solves else 0
+            self._schedule = SwitchSchedule(wrap.explore, average, self._epochs, wrap.began_with(epoch))
         self._schedule.resume(epoch, wrap.decision)
+        if self._explores and self._schedule.is_due(epoch) and not wrap.has_trained:
+            warn(messages.trains_nothing(wrap, epoch))
         say = self._announcer.insist if self.is_over else self._announcer.say
         say(messages.begins, self._model, wrap, self._schedule, epoch, self._epochs)
         is_to_come = not self.is_over and (self._schedule.switch is not None or not self._explores)

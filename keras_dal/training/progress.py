@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
+from keras_dal.training.inner import innermost
 from keras_dal.training.schedule import Decision
 from keras_dal.training.train_step import is_hooked
 
@@ -26,12 +27,13 @@ class Progressing:
     built: bool
     explore: Any
     add_variable: Any
+    inner_optimizer: Any
     settle_averages: Any
     drop_average: Any
     _indices_of: Any
     _model: Any = None  # a weak reference, once it has been switched
     _progress_of_variables: Any
-    _decision: Any = None  # of explore="auto"
+    _decision: Any = None  # of explore="auto", plus the epoch it began with times the number of decisions
     _is_at_rest = False  # solved, and no step has been traced since
     _has_left = False  # where it was solved
     _linear_indices: tuple[int, ...] | None = None  # where that is not EXPLORING: a traced step cannot read it
@@ -114,9 +116,28 @@ class Progressing:
     @property
     def decision(self) -> Decision:
         """What `explore="auto"` has decided."""
-        return Decision.NONE if self._decision is None else Decision(int(np.asarray(self._decision)))
+        return Decision(self._kept % len(Decision))
 
     @decision.setter
     def decision(self, value: Decision) -> None:
         if self._decision is not None:
-            self._decision.assign(int(value))
+            self._decision.assign(self._kept - self.decision + value)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether the inner optimizer has taken a step."""
+        return int(to_numpy(innermost(self.inner_optimizer).iterations)) > 0
+
+    def began_with(self, epoch: int) -> int:
+        """Return the epoch from which shares of the epochs count, for a fit that begins with this one.
+
+        With `"auto"` that is the first one that the optimizer trained, and otherwise 0.
+        """
+        if self._decision is not None and not self.has_trained:
+            self._decision.assign(len(Decision) * epoch)
+        first = self._kept // len(Decision)
+        return first if first <= epoch else 0
+
+    @property
+    def _kept(self):
+        return 0 if self._decision is None else int(to_numpy(self._decision))

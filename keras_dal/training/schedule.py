@@ -25,6 +25,7 @@ class SwitchSchedule:
         explore: as in `Wrap`.
         average: as in `Wrap`.
         epochs: number of the last epoch of `fit`, counted from 0 whatever `initial_epoch` is.
+        first: epoch with which the optimizer began, from which shares of the epochs are counted.
 
     Attributes:
         switch: the epoch before which exploration ends; None where it does not.
@@ -34,24 +35,26 @@ class SwitchSchedule:
         ValueError: a fraction of the epochs that leaves none to one of the phases.
     """
 
-    def __init__(self, explore, average, epochs):
+    def __init__(self, explore, average, epochs, first=0):
         self.switch: int | None = None
         self._average, self._epochs, self.has_tried_again = average, epochs, False
+        self._first, of_all = first, epochs - first
         self._look: int | None = None  # while there is something to decide
         self._averaged_until: int | None = None  # epochs
-        self._latest = min(round(LATEST * epochs), epochs - 1)
+        self._latest = first + min(round(LATEST * of_all), of_all - 1)
         if explore is None:
             return
         share = EARLIEST if explore == "auto" else explore
-        self.switch = explore if isinstance(explore, int) else round(share * epochs)
-        if not (isinstance(explore, int) or 1 <= self.switch < epochs):
+        self.switch = explore if isinstance(explore, int) else first + round(share * of_all)
+        if not (isinstance(explore, int) or first < self.switch < epochs):
             raise ValueError(
                 "Both phases need at least one epoch. Train for more epochs, or give `explore` as a number of epochs, "
                 f"which may be reached by a later fit. Received: explore={explore!r}, epochs={epochs}"
+                f"{f', initial_epoch={first}' * (first > 0)}"
             )
         self._averaged_until = self.switch
         if explore == "auto" and self._latest > self.switch:
-            self._look = max(1, round(LOOK * epochs))
+            self._look = first + max(1, round(LOOK * of_all))
 
     @classmethod
     def never(cls):
@@ -82,7 +85,7 @@ class SwitchSchedule:
     def _begin(self):
         """The first epoch of the average."""
         until = self._averaged_until
-        return until - (max(1, round(self._average * until)) if self._average else 0)
+        return until - (max(1, round(self._average * (until - self._first))) if self._average else 0)
 
     def average_is_due(self, epoch):
         """Return whether the steps of this epoch belong to the average."""

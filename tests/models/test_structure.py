@@ -73,6 +73,14 @@ def test_a_float64_model_is_understood_whatever_it_is_computed_in():
         find_structure(model, parameters="trunk")
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_an_activation_may_be_computed_in_a_coarser_dtype_than_the_rest(activation):
+    with cases.policy(WIDEST):
+        after = layers.Activation(activation, dtype="float32")
+        model = keras.Sequential([layers.Input((5,)), layers.Dense(6, "relu"), layers.Dense(3), after])
+    assert find_structure(model).activation == activation
+
+
 def test_assign_writes_theta_in_the_order_of_the_head():
     case = cases.CASES[0]
     model = case.build()

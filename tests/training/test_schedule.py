@@ -76,6 +76,30 @@ def test_what_was_decided_is_not_decided_again(epoch, end):
     assert schedule.decides_after(epoch) == (end == EARLY)
 
 
+def test_a_new_optimizer_counts_from_the_epoch_it_begins_with_and_is_resumed_so(tmp_path):
+    """As where a second stage of training begins with initial_epoch."""
+    model, kept = wrapped(), Kept(tmp_path)
+    history = trained(model, CLEAR, initial_epoch=10, callbacks=[kept])
+    assert history["phase"] == [1] * 9 + [2]  # 71 % of the twelve that are left
+    assert kept.averaged[:9] == [0] * 8 + [3]
+    resumed = keras.saving.load_model(tmp_path / "14.keras")
+    assert trained(resumed, CLEAR, 14)["phase"] == history["phase"][4:]
+    for ours, expected in zip(resumed.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    again = wrapped()
+    again.optimizer.build(again.trainable_variables)
+    again.optimizer.set_weights(resumed.optimizer.variables)
+    again.optimizer.restart()
+    assert again.optimizer.began_with(2) == 0  # a fit from an epoch before that
+
+
+@pytest.mark.parametrize("explore", [0.25, 3])
+def test_an_optimizer_that_would_train_nothing_says_so(explore):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=explore))
+    with pytest.warns(UserWarning, match="has taken no step.*Received: explore=.*, initial_epoch=10"):
+        trained(model, images(), initial_epoch=10)
+
+
 def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():
     gated = keras_dal.GatedDense(6, gates="learned")
     inputs = keras.Input(RANDOM[0].shape[1:])
