@@ -113,7 +113,7 @@ def alignment_of(
         batches = feature_batches(structure, x, y, sample_weight, batch_size, labelled=True)
         used, alike = _gather(rows, structure, loss, watched(batches, bar))
         if verbose:
-            say(announced(len(used), structure.head().num_parameters))
+            say(announced(np.count_nonzero(used), structure.head().num_parameters))
         measure = _measure_plain if structure.is_plain else _measure_gated
         return measure(structure, loss, rows, used, alike, decide_separability, max_bytes)
 

@@ -1,13 +1,15 @@
 """Which heads are refused before they are solved for, and which are warned of."""
 
+import keras
 import numpy as np
 
+from keras_dal import _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import HALVES
 
 
 def check_solvable(structure):
-    """Raise a ValueError if a linear parameter is not finite, frozen beside others, or has a constraint."""
+    """Raise a ValueError if a linear parameter is not finite, frozen beside others, or kept within bounds."""
     theta = structure.theta()
     if not np.isfinite(theta).all():
         raise ValueError(
@@ -25,6 +27,14 @@ def check_solvable(structure):
         raise ValueError(
             "The last layer is solved for without constraints: leave kernel_constraint and bias_constraint out. "
             f"Received: constraints on {bound}"
+        )
+    around = [
+        layer for layer in _keras.sublayers(structure.model) if isinstance(layer, keras.layers.SpectralNormalization)
+    ]
+    if kept := [layer.name for layer in around if layer.layer in (structure.layer, structure.output_layer)]:
+        raise ValueError(
+            "The last layer is solved for without a bound of its norm, to which training would bring it back: leave "
+            f"SpectralNormalization out around it. Received: layer {kept[0]!r}"
         )
 
 

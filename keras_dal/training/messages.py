@@ -6,7 +6,7 @@ from keras_dal import _keras
 from keras_dal._backend.warning import described
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
-from keras_dal.features.tracing import HALVES
+from keras_dal.features.tracing import HALVES, to_numpy
 from keras_dal.features.variables import num_entries
 from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import num_gated_parameters
@@ -193,6 +193,8 @@ def _wider(phase):
 
 def ended_early(model, schedule, wrap):
     """Return that a fit was over before its switch."""
+    if not all(np.isfinite(to_numpy(variable)).all() for variable in model.trainable_variables):
+        return "training ended before the switch, with weights that are not finite: nothing was solved, or can be"
     mean = f", of the averaged weights, or after {path_to(wrap, model)}.drop_average() of those there are"
     mean *= wrap.is_averaging
     unsettled = have_moved(model) and not wrap.is_averaging  # those of an average are renewed anyway

@@ -24,6 +24,14 @@ def test_a_constraint_on_the_head_is_told():
         check_solvable(find_structure(model))
 
 
+def test_a_norm_that_training_keeps_is_told():
+    model = cases.sequential(layers.SpectralNormalization(layers.Dense(3)))
+    with pytest.raises(ValueError, match=r"without a bound of its norm.*Received: layer 'spectral"):
+        check_solvable(find_structure(model))
+    body = layers.SpectralNormalization(layers.Dense(4, activation="relu"))
+    check_solvable(find_structure(keras.Sequential([layers.Input((5,)), body, layers.Dense(3)])))
+
+
 @pytest.mark.parametrize("solve", [keras_dal.finish, keras_dal.converge])
 def test_a_bias_that_is_frozen_stays_as_it_is(solve):
     model, x, y = compiled(layers.Dense(3))

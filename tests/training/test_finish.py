@@ -629,6 +629,19 @@ def test_a_fit_that_ends_before_its_switch_says_so(capsys):
     assert "keras_dal.finish(model, x, y, statistics_from=x) solves the head now; a fit" in printed
 
 
+def test_a_fit_that_was_ended_as_it_diverged_advises_nothing_that_cannot_be(capsys):
+    class Diverging(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.get_layer("conv2").bias.assign(np.full(6, np.nan))
+            self.model.stop_training = True
+
+    model = compiled(keras_dal.Wrap("sgd", explore=100))
+    fit(model, 2, [keras_dal.AlignmentMonitor(), Diverging()])
+    printed = capsys.readouterr().out
+    assert "ended before the switch, with weights that are not finite: nothing was solved, or can be" in printed
+    assert "keras_dal.finish" not in printed
+
+
 def test_what_is_said_at_the_end_is_what_was_done(capsys):
     model = compiled(keras_dal.Wrap("sgd", explore=1, average=1))
     monitor = keras_dal.AlignmentMonitor()
