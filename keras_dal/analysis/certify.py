@@ -48,7 +48,8 @@ def certify(
             rank is decided, and the witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR,
             which can take long. A plain head is always factorized.
         time_limit: seconds after which a solver ends with what it knows by then, 5 by default; its last tries for a
-            proof may take twice as long again. Factorizations are not interrupted.
+            proof may take twice as long again, and where directions count as rounding there are two solvers.
+            Factorizations are not interrupted.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         max_bytes: of features, and of logits, in float64, of each of which several arrays are needed; more are refused

@@ -80,7 +80,7 @@ class Objective:
             seconds: after which the search ends with what it has, as for `enclose_infimum`.
         """
         best: Any = None
-        for theta in [each for each in candidates if np.isfinite(each).all()] or candidates:
+        for theta in [self._counted(each) for each in candidates if np.isfinite(each).all()] or candidates:
             logits, errors = self.evaluate(theta)
             value, margin = self.largest_loss(logits, errors), self.smallest_margin(logits, errors)
             if margin is not None and margin > 0:
@@ -92,7 +92,15 @@ class Objective:
         found = enclose_infimum(self.jacobian, self.loss, self.targets, self.weights, seconds)
         if found.upper <= best.upper:
             return found
-        return dataclasses.replace(best, lower=min(found.lower, best.upper), out_of_time=found.out_of_time)
+        ended = {"out_of_time": found.out_of_time, "by_rounding": found.by_rounding}
+        return dataclasses.replace(best, lower=min(found.lower, best.upper), **ended)
+
+    def _counted(self, theta):
+        """Return parameters that do along directions that count what these do, where there are others."""
+        jac = self.jacobian
+        if not jac.factorized or jac.counting() is jac:
+            return theta
+        return jac.solve(jac.logits(theta))
 
     def smoothness(self):
         """Return the `smoothness` of the whole, None where there is no bound."""

@@ -24,6 +24,7 @@ from keras_dal.tables import at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
+_BY_ROUNDING = "a solver that found a separating head only along directions that count as rounding of the features"
 _ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one
 _ARRAYS = 16  # of the size of features, or logits, in float64 that a solver of separability may need
 
@@ -265,9 +266,8 @@ def _of_mixed(lower, floor, weight, used=1.0):
 
 
 def _found_neither(enclosure):
-    if enclosure.by_rounding:
-        return "a solver that found a separating head only along directions that count as rounding of the features"
-    return NEITHER if enclosure.out_of_time is None else f"{NEITHER} within {enclosure.out_of_time:g} seconds"
+    found = _BY_ROUNDING if enclosure.by_rounding else NEITHER
+    return found if enclosure.out_of_time is None else f"{found} within {enclosure.out_of_time:g} seconds"
 
 
 def finding_of(found, share, witnessed, objective, scale, v):

@@ -73,7 +73,8 @@ def named_variables(model, parameters):
     names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
     found = {}
     for name in names:
-        meant = [layer for layer in layers if layer is name or layer.name == name]
+        alike = [layer for layer in layers if layer is name or layer.name == name]
+        meant = [layer for layer in alike if not any(layer in _keras.sublayers(other) for other in alike)]
         if len(meant) > 1:
             raise ValueError(
                 "Several layers of the model have this name: give the one that is meant a name of its own. "

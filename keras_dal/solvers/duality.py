@@ -80,9 +80,8 @@ def _enclosed(jacobian, loss, targets, weights, seconds):
     if alike.margin > 0:
         return alike
     found = _searched(jacobian, loss, targets, weights, seconds)
-    return dataclasses.replace(
-        found, lower=max(found.lower, min(found.upper, alike.lower * np.min(weights) * (1 - _SLACK)))
-    )
+    lower = max(found.lower, min(found.upper, alike.lower * np.min(weights) * (1 - _SLACK)))
+    return dataclasses.replace(found, lower=lower, by_rounding=found.by_rounding or alike.by_rounding)
 
 
 def _searched(jacobian, loss, targets, weights, seconds):

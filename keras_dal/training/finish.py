@@ -68,8 +68,8 @@ def finish(
         The `Result`, whose weights the model has.
 
     Raises:
-        ValueError: no linear head, one that is not finite, frozen in part or has constraints, an unsupported loss, or
-            bad data; an optimizer that was switched for another model.
+        ValueError: no linear head, one that is not finite, frozen in part, has constraints or a spectral norm that
+            training keeps, an unsupported loss, or bad data; an optimizer that was switched for another model.
     """
     check_bytes("max_bytes", max_bytes)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)

@@ -271,8 +271,8 @@ class TwoPhases(OnePhase):
         runs_out = 2 * self._convex_phase.batches < most  # as what Keras has left of an exhausted generator
         is_in_doubt = runs_out or self._model.stop_training  # which may have come in the midst of the epoch
         unknown = (most if self._longest else math.inf) if is_in_doubt else 0
-        longest = min(self._expected, most) if self._longest and self._expected else self._expected
-        self._convex_phase.end(longest or unknown)
+        longest = self._longest * self._model.steps_per_execution or math.inf  # batches, at most
+        self._convex_phase.end(min(self._expected, longest) if self._expected else unknown)
 
     def looks_after(self, epoch):
         return self._schedule.decides_after(epoch) and self._explores

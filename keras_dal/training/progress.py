@@ -135,8 +135,9 @@ class Progressing:
         """
         if self._decision is not None and not self.has_trained:
             self._decision.assign(len(Decision) * epoch)
-        first = self._kept // len(Decision)
-        return first if first <= epoch else 0
+        if self._kept // len(Decision) > epoch:  # of an earlier fit
+            self._decision.assign(self.decision)
+        return self._kept // len(Decision)
 
     @property
     def _kept(self):

@@ -25,7 +25,7 @@ class SwitchSchedule:
         explore: as in `Wrap`.
         average: as in `Wrap`.
         epochs: number of the last epoch of `fit`, counted from 0 whatever `initial_epoch` is.
-        first: epoch with which the optimizer began, from which shares of the epochs are counted.
+        first: epoch with which the optimizer began, from which shares of the epochs are counted where two are left.
 
     Attributes:
         switch: the epoch before which exploration ends; None where it does not.
@@ -38,7 +38,8 @@ class SwitchSchedule:
     def __init__(self, explore, average, epochs, first=0):
         self.switch: int | None = None
         self._average, self._epochs, self.has_tried_again = average, epochs, False
-        self._first, of_all = first, epochs - first
+        self._first = first = first if epochs - first > 1 else 0
+        of_all = epochs - first
         self._look: int | None = None  # while there is something to decide
         self._averaged_until: int | None = None  # epochs
         self._latest = first + min(round(LATEST * of_all), of_all - 1)

@@ -34,9 +34,9 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
     Args:
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
-            counted from epoch 0, None to call `switch`; `"auto"` for 0.71 of the epochs, and 0.8 where less than a
-            quarter of the labels lies in the column space after 0.6 of them.
-        exploit: what is trained after the switch, as `parameters` of `find_structure`: `"head"`, a layer, layer names,
+            counted from epoch 0, None to call `switch`; `"auto"` for 0.71 of the epochs, from the first this optimizer
+            trains, and 0.8 where less than a quarter of the labels lies in the column space after 0.6 of them.
+        exploit: what is trained after the switch, as `parameters` of `find_structure`: `"head"`, layers by their names,
             or a regular expression over variable paths. The output must be linear in it, which is checked.
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.
             In whole epochs of `fit`, at least one, and only with `finish="solve"`. An inner optimizer with `use_ema`

@@ -629,6 +629,22 @@ def test_smoothed_labels_that_reach_the_least_loss_by_what_counts_as_rounding_ar
     assert certificate.verdict == "undecided"
 
 
+@pytest.mark.parametrize("size", [0.0, 2.0**20])
+def test_a_head_that_has_learned_what_counts_as_rounding_is_no_witness(size):
+    first = np.linspace(1, 2, 12).astype("float32")
+    y = np.arange(12) % 2
+    x = np.stack([first, np.nextafter(first, np.where(y, np.float32(9), np.float32(0)))], axis=1)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    model.layers[-1].set_weights([np.array([[-size], [size]])])
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    assert (np.sign(x.astype("float64") @ [-1.0, 1.0]) == 2 * y - 1).all()
+    certificate = certify(model, x, y[:, None])
+    assert certificate.verdict == "undecided"
+    assert "count as rounding" in certificate.decided_by
+    assert certificate.infimum[1] > 0.6
+    assert alignment(model, x, y[:, None], verbose=0).verdict == "undecided"
+
+
 @pytest.mark.parametrize("bend", [None, "relu"])
 def test_what_counts_as_rounding_separates_nothing_and_lowers_no_infimum(bend):
     """Of features that are dependent but for what float32 left: a layer of more units than it has inputs, or a norm."""

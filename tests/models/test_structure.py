@@ -11,6 +11,7 @@ from keras import layers
 from keras_dal.features import tracing
 from keras_dal.features.tracing import tap, to_numpy
 from keras_dal.models import find_structure as finding
+from keras_dal.models.add_head import add_gated_head
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedDense
 
@@ -187,6 +188,10 @@ class TestSelection:
 
     def test_accepts_a_layer(self, model):
         assert find_structure(model, parameters=model.layers[-1]).layer is model.layers[-1]
+
+    def test_accepts_the_name_of_a_head_with_gates(self, model):
+        gated = add_gated_head(model, num_samples=20, seed=0, verbose=False)
+        assert find_structure(gated, parameters="top").place == "beside"
 
     @pytest.mark.parametrize("name", ["inner", "top"])
     def test_of_two_layers_of_one_name_the_layer_itself_says_which(self, name):

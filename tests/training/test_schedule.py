@@ -90,7 +90,14 @@ def test_a_new_optimizer_counts_from_the_epoch_it_begins_with_and_is_resumed_so(
     again.optimizer.build(again.trainable_variables)
     again.optimizer.set_weights(resumed.optimizer.variables)
     again.optimizer.restart()
-    assert again.optimizer.began_with(2) == 0  # a fit from an epoch before that
+    assert again.optimizer.began_with(12) == 10
+    assert [again.optimizer.began_with(epoch) for epoch in (2, 12)] == [0, 0]  # after a fit from an epoch before that
+
+
+def test_one_epoch_that_is_left_is_the_second_phase():
+    model = wrapped()
+    with pytest.warns(UserWarning, match="has taken no step"):
+        assert trained(model, CLEAR, initial_epoch=EPOCHS - 1)["phase"] == [2]
 
 
 @pytest.mark.parametrize("explore", [0.25, 3])
