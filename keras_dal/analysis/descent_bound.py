@@ -80,9 +80,9 @@ class Objective:
             seconds: after which the search ends with what it has, as for `enclose_infimum`.
         """
         best: Any = None
-        for theta in [self._counted(each) for each in candidates if np.isfinite(each).all()] or candidates:
+        for theta in [each for each in candidates if np.isfinite(each).all()] or candidates:
             logits, errors = self.evaluate(theta)
-            value, margin = self.largest_loss(logits, errors), self.smallest_margin(logits, errors)
+            value, margin = self.largest_loss(logits, errors), self._counting_margin(logits, errors)
             if margin is not None and margin > 0:
                 return Enclosure(0.0, 0.0, theta, margin)
             if best is None or value < best.upper:
@@ -95,12 +95,12 @@ class Objective:
         ended = {"out_of_time": found.out_of_time, "by_rounding": found.by_rounding}
         return dataclasses.replace(best, lower=min(found.lower, best.upper), **ended)
 
-    def _counted(self, theta):
-        """Return parameters that do along directions that count what these do, where there are others."""
-        jac = self.jacobian
-        if not jac.factorized or jac.counting() is jac:
-            return theta
-        return jac.solve(jac.logits(theta))
+    def _counting_margin(self, logits, errors):
+        """Return the smallest margin, of logits and of their part along directions that count; None as above."""
+        margin, jac = self.smallest_margin(logits, errors), self.jacobian
+        if margin is None or margin <= 0 or not jac.factorized or jac.counting() is jac:
+            return margin
+        return min(margin, rounded.smallest_margin(self.loss, *self.evaluate(jac.solve(logits)), self.targets))
 
     def smoothness(self):
         """Return the `smoothness` of the whole, None where there is no bound."""
