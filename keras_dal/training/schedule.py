@@ -29,7 +29,6 @@ class SwitchSchedule:
 
     Attributes:
         switch: the epoch before which exploration ends; None where it does not.
-        has_tried_again: whether it was due again after an epoch in which it failed.
 
     Raises:
         ValueError: a fraction of the epochs that leaves none to one of the phases.
@@ -37,7 +36,7 @@ class SwitchSchedule:
 
     def __init__(self, explore, average, epochs, first=0):
         self.switch: int | None = None
-        self._average, self._epochs, self.has_tried_again = average, epochs, False
+        self._average, self._epochs, self._has_tried_again = average, epochs, False
         self._first = first = first if epochs - first > 1 else 0
         of_all = epochs - first
         self._look: int | None = None  # while there is something to decide
@@ -102,8 +101,8 @@ class SwitchSchedule:
 
     def tries_again_after(self, epoch):
         """Return whether a switch that failed in this epoch is due with the next one: once."""
-        again = not self.has_tried_again and self.is_due(epoch + 1) and epoch + 1 < self._epochs
-        self.has_tried_again |= again
+        again = not self._has_tried_again and self.is_due(epoch + 1) and epoch + 1 < self._epochs
+        self._has_tried_again |= again
         return again
 
     def postpone(self):
