@@ -89,7 +89,7 @@ def _searched(jacobian, loss, targets, weights, seconds):
     counting = jacobian.counting()
     found = _along(counting, loss, targets, weights, seconds)
     is_close = found.upper - found.lower < _GAP
-    if counting.size == jacobian.size or is_close or (found.margin is not None and found.margin > 0):
+    if counting is jacobian or is_close or (found.margin is not None and found.margin > 0):
         return found
     beyond = _along(jacobian, loss, targets, weights, seconds)
     by_rounding = beyond.margin is not None and beyond.margin > 0

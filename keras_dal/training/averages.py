@@ -97,6 +97,7 @@ class Averaging:
     finish: str
     built: bool
     averages_itself: Any
+    has_trained: Any
     inner_optimizer: Any
     _average: WeightAverage | None
     _linear_indices: tuple[int, ...] | None
@@ -153,7 +154,7 @@ class Averaging:
     def _inner_has_averages(self):
         """Whether the inner optimizer has taken a step: its averages are zero until then."""
         inner = innermost(self.inner_optimizer)
-        return inner.use_ema and inner.built and int(to_numpy(inner.iterations)) > 0
+        return inner.use_ema and inner.built and self.has_trained
 
     def inner_averages(self) -> list[Any]:
         """Return the inner optimizer's own averages, of which there may be none."""
