@@ -48,9 +48,17 @@ def at_least(bound: float, digits: int, form: str = "g") -> str:
     return _rounded(bound, digits, form, decimal.ROUND_FLOOR)
 
 
+def apart(bound: float, below: float, digits: int) -> tuple[str, str]:
+    """Return a lower bound, and what it is above, in so many digits or as many more as show that it is."""
+    least, most = at_least(bound, digits), at_most(below, digits)
+    return (least, most) if float(least) > float(most) or digits > 16 else apart(bound, below, digits + 1)
+
+
 def known_decimals(error: float, most: int) -> int:
     """Return how many decimals, `most` at most and one at least, an error leaves of a number up to one."""
-    return most if error <= 10.0**-most else max(1, math.floor(-math.log10(error)))
+    if error <= 10.0**-most:
+        return most
+    return max(1, math.floor(-math.log10(error))) if error < 1 else 1
 
 
 def counted(number: int, noun: str) -> str:

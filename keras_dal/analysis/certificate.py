@@ -36,8 +36,9 @@ class Certificate:
         decided_by: what proves the verdict.
         infimum: lower and upper bound of the loss's infimum over theta_S, what rounding may have done included.
         margin: lower bound of the witness' smallest margin, rounding included; None where margins prove nothing: the
-            squared error, soft labels.
-        witness_norm: norm of the witness: theta_S now where it separates the samples, else v, or what a search found.
+            squared error, soft labels, numbers that are not finite.
+        witness_norm: norm of the witness: of theta_S now, v and what a search found it is the first that separates the
+            samples, else the one with the least bound of the loss.
         beta: upper bound of the objective's curvature, None where loss or penalty have none, or theta_S is not finite.
         comparisons: pairs (objective, squared distance from theta_S now), one for each comparison point of the bound.
         not_covered: what the numbers do not speak about, one sentence each.

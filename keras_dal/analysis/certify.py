@@ -167,7 +167,7 @@ def certify_head(
         verdict=finding.verdict,
         decided_by=finding.decided_by,
         infimum=(float(found.lower), float(found.upper)),
-        margin=found.margin,
+        margin=None if found.margin is None or np.isinf(found.margin) else found.margin,
         witness_norm=float(linalg.norm(found.theta)),
         beta=beta,
         comparisons=() if beta is None else objective.comparisons(theta, [v] if found.theta is v else [v, found.theta]),

@@ -137,9 +137,9 @@ class Objective:
             point = base + s * direction
             logits, errors = (start + s * step for start, step in zip(at_base, change, strict=True))
             value = self.largest_loss(logits, errors) + self.penalty_of(point)
-            if np.isfinite(value):
-                far = float(linalg.norm(point - theta))
-                yield value, far * far  # infinity where float64 does not hold it
+            far = float(linalg.norm(point - theta))
+            if np.isfinite(value) and np.isfinite(far * far):
+                yield value, far * far
 
 
 def _undominated(pairs):

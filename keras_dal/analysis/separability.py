@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend import arrays
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
 from keras_dal.analysis.misses import allowances, are_missed, middles
@@ -20,7 +21,7 @@ from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.rounded import smallest_margin
-from keras_dal.tables import at_least
+from keras_dal.tables import apart, at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 NEITHER = "a solver that found neither a separating head nor a bound above zero"
@@ -67,7 +68,7 @@ def hidden(share):
     )
 
 
-def any_missed(head, loss, rows, theta, eps):
+def any_missed(head, loss, rows, theta, eps, max_bytes=MAX_BYTES):
     """Return whether theta may miss labels, as `are_missed` says, by more than rounding of features and labels.
 
     What evaluating it in float64 may hide counts as missed.
@@ -76,20 +77,30 @@ def any_missed(head, loss, rows, theta, eps):
         head, loss, rows: as for `decide`.
         theta: what is to reach them, `(P,)`.
         eps: spacing at one of the numbers that the features were computed in.
+        max_bytes: memory for labels, of some outputs at a time.
     """
-    seen = [loss.seen(loss.label_matrix(targets)) for _, targets, _ in rows]
-    everything = np.concatenate(seen)
-    offset = middles(everything, head.use_bias)
-    allowed = allowances(everything, offset)
+    known = [
+        (middle := middles(labels, head.use_bias), allowances(labels, middle))
+        for labels in _labels_by_output(loss, rows, max_bytes)
+    ]
+    offset, allowed = (np.concatenate(parts) for parts in zip(*known, strict=True))
     theta = theta - np.pad(offset, (len(theta) - len(offset), 0))  # of the bias, which comes last
-    for (features, targets, _), labels in zip(rows, (loss.seen(each - offset) for each in seen), strict=True):
-        features = features.astype(np.float64)
-        size = head.magnitudes(features, np.abs(theta)) + np.abs(loss.label_matrix(targets))
+    for features, targets, _ in rows:
+        features, matrix = features.astype(np.float64), loss.label_matrix(targets)
+        labels, size = loss.seen(loss.seen(matrix) - offset), head.magnitudes(features, np.abs(theta)) + np.abs(matrix)
         noise = eps * size - head.rounding(features, theta)
         noise += _largest(noise) * loss.shift_invariant  # of what is centred, too
         if are_missed(labels, loss.seen(head.logits(features, theta)), noise, allowed):
             return True
     return False
+
+
+def _labels_by_output(loss, rows, max_bytes):
+    """Yield all labels as the loss sees them, `(n, k)`, of some outputs at a time, where quantiles make copies."""
+    shapes = [targets.shape for _, targets, _ in rows]
+    at_once = max(1, int(min(max_bytes, MAX_BYTES)) // (32 * sum(n for n, _ in shapes)))
+    for some in arrays.slices(shapes[0][1], at_once):
+        yield np.concatenate([loss.seen(loss.label_matrix(targets))[:, some] for _, targets, _ in rows])
 
 
 def _largest(noise):
@@ -157,8 +168,9 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0, max_bytes=
             columns, least = _factorized(head, loss, rows, max_bytes)
             fit = dataclasses.replace(fit, least=fit.least if least is None else least)
         found = _by_least_squares(fit, columns)
-        is_aligned = found.verdict == Verdict.ALIGNED
-        return hidden(fit.share) if is_aligned and any_missed(head, loss, rows, fit.theta, fit.eps) else found
+        if found.verdict == Verdict.ALIGNED and any_missed(head, loss, rows, fit.theta, fit.eps, max_bytes):
+            return hidden(fit.share)
+        return found
     margin = min(
         _smallest_margin(head, loss, features.astype(np.float64), targets, fit.theta)
         for features, targets, _ in rows
@@ -258,10 +270,8 @@ def _of_mixed(lower, floor, weight, used=1.0):
         used: share of all samples that they are.
     """
     if lower > floor + _ABOVE * weight:
-        least = at_least(used * lower, 6)
-        return Finding(
-            Verdict.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {used * floor:.6g}"
-        )
+        least, most = apart(used * lower, used * floor, 6)
+        return Finding(Verdict.NOT_ALIGNED, f"a dual point: no parameters have a loss below {least}, above {most}")
     return Finding(Verdict.UNDECIDED, f"{NO_SCALE}; the least loss of any model is {used * floor:.6g}")
 
 
@@ -309,7 +319,7 @@ def _of_attained(found, left, objective):
     """Return the `Finding` for labels whose infimum is attained, if any parameters reach them."""
     remains, above = f"least squares leaves a residual share of {left:.2e}", _ABOVE * np.mean(objective.weights)
     if objective.jacobian.factorized and found.lower > objective.floor + above * (not objective.loss.quadratic):
-        least = at_least(found.lower, 3)
+        least, _ = apart(found.lower, objective.floor, 3)
         return Finding(Verdict.NOT_ALIGNED, f"no parameters have a loss below {least}, and {remains}")
     if left <= ALIGNED:
         return hidden(left)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from scipy import optimize
 
+from keras_dal._backend import arrays
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.threads import threads_for
 from keras_dal._backend.warning import say
@@ -33,7 +34,7 @@ from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.solvers.duality import enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
-from keras_dal.solvers.nested_columns import NestedColumns
+from keras_dal.solvers.nested_columns import CHUNK, NestedColumns
 from keras_dal.solvers.rounded import largest_loss, smallest_margin
 
 _SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
@@ -61,10 +62,11 @@ def width_curve(
     """Predict, from one pass over the data and no training, what more gates beside the head would gain.
 
     For each draw of the gates there is one set of columns: a wider head has those of the narrower ones and more. With
-    p columns a draw takes `n p^2` products in float64 and `8 p (n + 3 p)` bytes. Ranks follow the rule of `alignment`,
-    for features in float32. Shares are what evaluated coefficients leave, exact to about 1e-9 where no direction lies
-    near the tolerance; those that do are left out column by column, each with about an nth part of the labels.
-    Constraints on the parameters, and which of them are trainable, count for nothing here.
+    p columns a draw takes `n p^2` products in float64 and `8 p (n + 3 p)` bytes, and up to 1,280 columns more while
+    these are made. Ranks follow the rule of `alignment`, for features in float32. Shares are what evaluated
+    coefficients leave, exact to about 1e-9 where no direction lies near the tolerance; those that do are left out
+    column by column, each with about an nth part of the labels. Constraints on the parameters, and which of them are
+    trainable, count for nothing here.
 
     Args:
         model: a Keras model that `find_structure` understands; of a `GatedBranch`, the head beside it is width 0.
@@ -98,8 +100,8 @@ def width_curve(
         )
     loss = loss_of(model, structure.activation, loss)
     data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes, labelled=True).weighted
-    problem = _problem(structure, loss, data, max_bytes)
-    widths = _affordable(widths, problem)
+    widths = _affordable(widths, len(data), structure.num_features, max_bytes)
+    problem = _problem(structure, loss, data)
     with threads_for(Host.block * (2 * structure.num_features + 2) ** 2):
         found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
         infimum = _infimum(problem, widths, found[0], seed)
@@ -157,21 +159,16 @@ class _Point(NamedTuple):
 class _WidthData:
     """Features, labels and loss, and what does not depend on the gates."""
 
-    def __init__(self, features, targets, weights, loss, use_bias, max_bytes, eps):
+    def __init__(self, features, targets, weights, loss, use_bias, eps):
         self.features, self.targets, self.weights = np.asarray(features, np.float64), targets, weights
-        self.eps = eps
-        self.loss, self.use_bias, self.max_bytes = loss, use_bias, max_bytes
+        self.loss, self.use_bias, self.eps = loss, use_bias, eps
         self.labels = loss.seen(loss.label_matrix(targets))
         self.squares = centred_total(self.labels, weights, use_bias)
         self.hard, self.share_tells = loss.are_hard(targets), common_scale(loss.scales(targets)) is not None
         self.floor = loss.floor(targets, weights)
 
     def num_columns(self, width):
-        return (width + 1) * (self.features.shape[1] + 1)
-
-    def num_bytes(self, width):
-        """Return the memory of the columns, their Gram matrix, and its two factors."""
-        return 8 * self.num_columns(width) * (len(self.targets) + 3 * self.num_columns(width))
+        return _num_columns(width, self.features.shape[1])
 
     def num_variables(self, width):
         m, outputs = self.features.shape[1], self.targets.shape[1]
@@ -229,11 +226,11 @@ class _WidthData:
         return float(np.exp(optimize.minimize_scalar(mean_loss, bounds=bounds, method="bounded").x)) / size
 
 
-def _problem(structure, loss, data, max_bytes):
+def _problem(structure, loss, data):
     """Return the `_WidthData` of cached features."""
     targets = loss.targets(data.labels, structure.num_outputs)
     eps = eps_of_features(structure, blocks_of(data.features))
-    return _WidthData(data.features, targets, data.weights, loss, structure.use_bias, max_bytes, eps)
+    return _WidthData(data.features, targets, data.weights, loss, structure.use_bias, eps)
 
 
 def _check(widths, draws):
@@ -244,24 +241,36 @@ def _check(widths, draws):
         raise ValueError(f"widths must be ascending integers, not negative. Received: widths={widths!r}")
 
 
-def _affordable(widths, problem):
+def _num_columns(width, num_features):
+    return (width + 1) * (num_features + 1)
+
+
+def _num_bytes(width, num_samples, num_features):
+    """Return the memory of columns, their Gram matrix and its two factors, and of what the columns are made of."""
+    columns = _num_columns(width, num_features)
+    made_of = width + 4 * (num_features + 1) + 5 * min(CHUNK, columns)
+    return 8 * (columns * (num_samples + 3 * columns) + num_samples * made_of)
+
+
+def _affordable(widths, num_samples, num_features, max_bytes):
     """Return the widths as a tuple; raises a ValueError for columns that are too many."""
-    given = _default_widths(problem) if widths is None else tuple(int(width) for width in widths)
-    if problem.num_bytes(given[-1]) > problem.max_bytes:
+    given = tuple(int(width) for width in widths or _default_widths(num_samples, num_features, max_bytes))
+    needed = _num_bytes(given[-1], num_samples, num_features)
+    if needed > max_bytes:
         raise ValueError(
-            f"The columns of {given[-1]:,} gates need {problem.num_bytes(given[-1]):,} bytes. Raise max_bytes, or pass "
-            f"fewer gates or samples. Received: max_bytes={problem.max_bytes:,}"
+            f"The columns of {given[-1]:,} gates need {needed:,} bytes. Raise max_bytes, or pass "
+            f"fewer gates or samples. Received: max_bytes={max_bytes:,}"
         )
     return given
 
 
-def _default_widths(problem):
-    n = len(problem.targets)
+def _default_widths(n, num_features, max_bytes):
     most = min(n if n <= _SMALL else n / _SHARE, _COLUMNS)
     widths = [0]
-    while problem.num_columns(widths[-1]) < most:
+    while _num_columns(widths[-1], num_features) < most:
         wider = max(1, 2 * widths[-1])
-        if (n > _SMALL and problem.num_columns(wider) > most) or problem.num_bytes(wider) > problem.max_bytes:
+        too_many = n > _SMALL and _num_columns(wider, num_features) > most
+        if too_many or _num_bytes(wider, n, num_features) > max_bytes:
             break
         widths.append(wider)
     return tuple(widths)
@@ -282,7 +291,8 @@ def _one_draw(problem, widths, seed, draw, verbose):
             points.append(points[-1])
             continue
         if width:
-            columns.append((gates[:, before:width, None] * inputs[:, None, :]).reshape(n, -1), products=True)
+            for block in _products(gates[:, before:width], inputs):
+                columns.append(block, products=True)
         before = width
         fit = columns.solve(problem.labels)
         lower, upper = problem.fit_bounds(fit) if draw == 0 else (problem.floor, np.inf)
@@ -298,6 +308,12 @@ def _one_draw(problem, widths, seed, draw, verbose):
         if verbose:
             say(f"draw {draw + 1}, {width:,} gates, residual share {points[-1].share:.6f}")
     return points
+
+
+def _products(gates, inputs):
+    """Yield the columns of gates `(n, k)` and inputs `(n, m + 1)`, few at a time: all would take as much again."""
+    for some in arrays.slices(gates.shape[1], max(1, CHUNK // inputs.shape[1])):
+        yield (gates[:, some, None] * inputs[:, None, :]).reshape(len(gates), -1)
 
 
 def _infimum(problem, widths, points, seed):

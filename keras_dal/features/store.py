@@ -16,7 +16,7 @@ from keras_dal._backend.arrays import slices
 _FORMAT = 1  # of files that are kept
 _CHUNK = 2**24  # bytes that are read at a time
 _PREFIX = "keras_dal-"  # of files that are being written
-_ABANDONED = 3600  # seconds without a write after which the partial file is one of a process that was killed
+_ABANDONED = 24 * 3600  # seconds without a write after which the partial file is one of a process that was killed
 
 
 class KeptRows:

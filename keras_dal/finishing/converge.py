@@ -99,8 +99,8 @@ def converge(
         A `Result`; `result.model` is the given model, or a copy of it with a gated head.
 
     Raises:
-        ValueError: no linear head, one that is not finite, frozen in part or has constraints, an unsupported loss, bad
-            data or bad arguments.
+        ValueError: no linear head, one that is not finite, frozen in part or has constraints or a spectral norm, an
+            unsupported loss, bad data or bad arguments.
     """
     validation_data = as_arguments(validation_data)
     check_bytes("max_bytes", max_bytes)
@@ -127,8 +127,7 @@ def converge(
     goal = {"tol": None if ridge else tol, "scaled_to": tol}
     try:
         return finished(task, **goal)
-    except KeyboardInterrupt:
-        path.cut_short(Ending.INTERRUPT)
+    except KeyboardInterrupt:  # the path has ended, whatever came after it
         return finished(task, **goal)  # so that a first interrupt loses nothing; a second one is obeyed
 
 

@@ -86,7 +86,7 @@ class Path:
             self.end(Ending.STALLED)  # float64 sees a larger gap than float32 did, or the model cannot hold this
 
     def cut_short(self, ending):
-        """Note what ended the path before its end, or what was done at its end."""
+        """Note what ended the path before its end."""
         self.stopped_by, self._cut_short = ending, True
 
     def begin(self, patient=True):

@@ -285,8 +285,7 @@ def _written(data, run, point):
     proved_margin = fitted.least_margin() if separates else -np.inf
     scale = least_scale(fitted.mean_loss, run.scaled_to) if proved_margin > 0 else 1.0
     before, after, scaled = data.qualities(theta, scale)
-    structure.assign(theta)
-    return {
+    said = {
         "point": point,
         "loss": fitted.mean_loss(),
         "accuracy": None if margins is None else float(np.mean(margins > 0)),
@@ -304,6 +303,8 @@ def _written(data, run, point):
         "_theta": theta,
         "_proved_margin": proved_margin,
     }
+    structure.assign(theta)
+    return said
 
 
 def _has_features(result):

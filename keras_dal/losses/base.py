@@ -1,9 +1,11 @@
 """What a loss is: everything that the package asks about one, as functions of logits and targets."""
 
 import abc
+import math
 from typing import Any, ClassVar
 
 import numpy as np
+from keras import ops
 
 from keras_dal._backend import arrays
 
@@ -196,6 +198,19 @@ def in_columns(y):
     return y[..., 0] if len(y.shape) == 3 and y.shape[2] == 1 else y
 
 
+def rows_in_step(y, num_outputs):
+    """Return labels of a training step, a tensor, as rows `(n, num_outputs)`.
+
+    Raises:
+        ValueError: rows of another length, which Keras' squared error may stretch.
+    """
+    if None not in y.shape[1:] and math.prod(y.shape[1:]) != num_outputs:
+        raise ValueError(
+            f"The labels must have one column per output, shape (n, {num_outputs}). Received: y of shape {y.shape}"
+        )
+    return ops.reshape(y, (-1, num_outputs))
+
+
 def checked_matrix(y, num_outputs):
     """Return labels with one column for each output, float64 of shape `(n, num_outputs)`.
 
@@ -232,9 +247,10 @@ def checked_classes(y, num_outputs):
     """
     if not np.issubdtype(y.dtype, np.number) and y.dtype != bool:
         raise ValueError(f"Labels must be numbers. Received: y of dtype {y.dtype}")
-    if not np.isfinite(y).all() or (y != np.floor(y)).any() or y.min() < 0 or y.max() >= num_outputs:
+    wrong = ~np.isfinite(y) | (y != np.floor(y)) | (y < 0) | (y >= num_outputs)
+    if wrong.any():
         raise ValueError(
             f"Integer labels must lie in 0..{num_outputs - 1}, one class per model output. "
-            f"Received: y from {y.min()} to {y.max()}"
+            f"Received: y from {y.min()} to {y.max()}, {np.sum(wrong)} of {len(y)} no such integers, as {y[wrong][0]}"
         )
     return y.astype(np.int64)

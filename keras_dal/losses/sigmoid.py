@@ -8,7 +8,7 @@ from keras import ops
 from scipy import special
 
 from keras_dal._backend import arrays
-from keras_dal.losses.base import ALIKE, checked_matrix, register
+from keras_dal.losses.base import ALIKE, checked_matrix, register, rows_in_step
 from keras_dal.losses.cross_entropy import CrossEntropy
 from keras_dal.losses.sides import RightSides
 
@@ -33,7 +33,7 @@ class SigmoidCrossEntropy(CrossEntropy):
         return (1.0 - self.label_smoothing) * (2.0 * y - 1.0)
 
     def step_targets(self, y, num_outputs):
-        q: Any = ops.reshape(y, (-1, num_outputs))
+        q: Any = rows_in_step(y, num_outputs)
         known = ops.logical_and(ops.min(q, axis=1) >= 0, ops.max(q, axis=1) <= 1)
         return (1.0 - self.label_smoothing) * (2.0 * q - 1.0), known
 

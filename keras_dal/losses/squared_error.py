@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import SPREAD
-from keras_dal.losses.base import Loss, checked_matrix, register
+from keras_dal.losses.base import Loss, checked_matrix, register, rows_in_step
 
 _LARGEST = 1e120  # of labels, whose squares are summed up and divided by one another
 _SPREAD_OF_FLOAT32 = 4 * float(np.finfo(np.float32).eps)  # as `SPREAD`, of labels that float32 holds
@@ -36,7 +36,7 @@ class SquaredError(Loss):
         return targets
 
     def step_targets(self, y, num_outputs):
-        y = ops.reshape(y, (-1, num_outputs))
+        y = rows_in_step(y, num_outputs)
         return y, ops.all(ops.isfinite(y), axis=1)
 
     def values(self, logits, targets):

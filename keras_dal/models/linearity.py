@@ -299,5 +299,5 @@ def _move(model, generator, size=0.1):
                 variable.assign(value * (1.1 + 0.2 * noise))  # by little: a network may be deep
             continue
         noise -= 0.5  # in place: a layer may have tens of millions of them
-        noise *= 2 * size * (np.std(value, dtype=np.float32) + 0.1)
+        noise *= 2 * size * (float(np.std(value, dtype=np.float64)) + 0.1)  # squares that float32 may not hold
         variable.assign(value + noise)

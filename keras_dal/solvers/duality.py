@@ -168,8 +168,7 @@ class _Search:
         if self._first > self.floor and self.value(self.best) - self._first < _GAP:
             return
         if self.of_entropy:
-            bound = self._lower_bound if self.lower > self._first else self._last_bound
-            self.lower = max(self.lower, bound(self._logits(self.best)))
+            self.lower = max(self.lower, self._final_bound(self._logits(self.best)))
         elif self.lower == self._first:
             self.lower = max(self.lower, self._lower_bound(self._logits(self.best)))
 
@@ -266,6 +265,15 @@ class _Search:
             if complete and best > 0:
                 break
         return best
+
+    def _final_bound(self, logits):
+        """Return the bound where the search has ended, pair by pair where that by class is far from the loss here."""
+        if self.lower == self._first:
+            return self._last_bound(logits)
+        bound = max(self.lower, self._entropy_bound(logits))
+        if self.out_of_time or self.value(self.best) - bound < _GAP:
+            return bound
+        return max(bound, self._bound_without(self.sides.wrong(logits), 0.0, by_pair=True)[0])
 
     def _last_bound(self, logits):
         """Return the same from more tries, pair by pair: for samples that lie on the border of what is separable.

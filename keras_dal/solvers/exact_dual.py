@@ -122,18 +122,16 @@ def nearby_dual(jacobian, sides, shares, weights, negligible, by_pair=False):
     Returns:
         The shares, zero where no exact dual point is known near them, the parts, and whether none had to be left out.
     """
-    found, part, complete = np.zeros_like(shares), np.zeros(len(shares)), True
+    found, part, negligible = np.zeros_like(shares), np.zeros(len(shares)), max(negligible, _FAINTEST)
     split = _by_class if sides.exclusive else _by_output
     if jacobian.copies == 1 or (by_pair and sides.exclusive):
         split = _by_pair
-    for index, block in split(jacobian, sides, shares, weights, max(negligible, _FAINTEST)):
+    for index, block in split(jacobian, sides, shares, weights, negligible):
         near = block.near_exact()
-        if near is None:
-            complete = False
-        else:
+        if near is not None:
             found[index] = near[0].reshape(found[index].shape)
             part[index[0].ravel()] = np.maximum(part[index[0].ravel()], near[1])
-    return found / weights[:, None], part, complete
+    return found / weights[:, None], part, bool(np.all(found[shares > negligible] > 0))
 
 
 def _by_class(jacobian, sides, shares, weights, negligible):

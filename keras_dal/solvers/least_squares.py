@@ -212,7 +212,7 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     centred = moments - moments[one, one] * np.outer(means, means)
     if use_bias:
         centred[one, np.arange(len(moments)) != one] = centred[np.arange(len(moments)) != one, one] = 0.0
-    gram, cross, total = centred[:k, :k], centred[:k, y], np.diag(centred[y, y])
+    gram, cross, total = centred[:k, :k], centred[:k, y], np.maximum(np.diag(centred[y, y]), 0.0)
     size, left = np.diag(raw), np.diag(gram)
     varies = left > _GRAM_SAFETY * k * rounding * size  # what is left of the others by centring may be rounding
     scale = np.sqrt(np.where(varies, size, np.inf))

@@ -26,7 +26,7 @@ from keras_dal.solvers.least_squares import rank_tolerance, sizes_of_columns
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
 _REFINEMENTS = 3  # each gains at least a digit, most of them more
 _ROOM = 2.0  # for the rounding of the factor
-_CHUNK = 256  # columns of which copies exist at a time
+CHUNK = 256  # columns of which copies exist at a time
 _STEPS = 20  # of L-BFGS, each two products with all columns
 
 
@@ -82,7 +82,7 @@ class NestedColumns:
 
     def append(self, block, products=False):
         """Add columns `(n, k)`; entries that are `products` are rounded."""
-        for some in arrays.slices(block.shape[1], _CHUNK):  # a copy of all would take as much as all columns
+        for some in arrays.slices(block.shape[1], CHUNK):  # a copy of all would take as much as all columns
             self._append(block[:, some], products)
 
     def _append(self, block, products):
@@ -182,7 +182,7 @@ class NestedColumns:
     def _magnitudes(self, theta):
         """Return `columns @ theta` with every product replaced by its magnitude, `(n, C)`."""
         total = np.zeros((len(self._weights), theta.shape[1]))
-        for some in arrays.slices(self.size, _CHUNK):
+        for some in arrays.slices(self.size, CHUNK):
             total += np.abs(self._columns[:, some]) @ np.abs(theta[some])
         return total + self._roots * (self._shift[: self.size] @ np.abs(theta))
 
