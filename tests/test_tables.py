@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_dal
-from keras_dal.tables import as_html, as_text, counted
+from keras_dal.tables import apart, as_html, as_text, counted, known_decimals
 
 ROWS = [("loss", 0.5), ("penalty", None), ("training accuracy", "<b>100 %</b> & more"), ("left", 0)]
 
@@ -59,3 +59,18 @@ def test_a_notebook_shows_of_a_report_what_is_printed(made):
 @pytest.mark.parametrize(("number", "text"), [(0, "0 samples"), (1, "1 sample"), (1234, "1,234 samples")])
 def test_a_noun_is_in_the_plural_but_for_one(number, text):
     assert counted(number, "sample") == text
+
+
+@pytest.mark.parametrize(
+    ("bound", "below", "expected"),
+    [(0.5, 0.25, ("0.5", "0.25")), (0.33333385, 0.3333336, ("0.3333338", "0.3333336"))],
+)
+def test_bounds_beside_each_other_are_printed_apart(bound, below, expected):
+    assert apart(bound, below, 6) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "decimals"), [(0.0, 8), (1e-9, 8), (2e-5, 4), (0.5, 1), (3.0, 1), (np.inf, 1), (np.nan, 1)]
+)
+def test_an_error_leaves_some_decimals(error, decimals):
+    assert known_decimals(error, 8) == decimals

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from keras import layers
 from scipy import linalg, optimize
 
+import keras_dal
 from keras_dal import _backend
 from keras_dal.analysis.alignment import alignment, alignment_from_moments
 from keras_dal.analysis.certify import certify
@@ -384,6 +385,25 @@ def test_an_alignment_from_sums_is_not_above_that_of_fractions(seed):
     left = left_of(fractions(columns), fractions(np.ones(40)), fractions(labels))
     centred = fractions(labels) - fractions(labels).sum() / 40
     assert projection.residual_share >= float((left**2).sum() / (centred**2).sum()) - 1e-12
+
+
+def test_what_moments_leave_of_equal_labels_is_not_negative():
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        n = generator.integers(3, 60)
+        label = np.full((n, 1), generator.standard_normal())
+        rows = np.hstack([generator.standard_normal((n, 2)), np.ones((n, 1)), label])
+        assert 0 <= project_moments(rows.T @ rows, 1, True, np.finfo(float).eps, n).residual_share <= 1
+
+
+@pytest.mark.filterwarnings("error:overflow:RuntimeWarning")
+@pytest.mark.parametrize("call", [alignment, keras_dal.certify, keras_dal.finish, keras_dal.converge])
+def test_tiny_features_need_no_square_that_overflows(call):
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((60, 5)).astype("float32"), generator.integers(0, 3, 60)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    call(model, 1e-20 * x, y, verbose=0)
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.0**-20])

@@ -394,6 +394,16 @@ def test_a_certificate_of_weights_that_diverged_is_valid_json():
     assert dataclasses.replace(again, loss=0.0) == dataclasses.replace(certificate, loss=0.0)
 
 
+def test_json_keeps_a_certificate_whose_numbers_float64_hardly_holds():
+    rng = np.random.default_rng(0)
+    z, classes, loss = 1e-200 * rng.normal(size=(20, 3)), rng.integers(0, 3, 20), losses.SoftmaxCrossEntropy()
+    for theta in (np.zeros(12), np.full(12, 1e300)):
+        certificate = certify_head(heads.DenseHead(3, 3), z, loss.targets(classes, 3), loss, theta)
+        again = Certificate.from_json(certificate.to_json())
+        assert again.to_json() == certificate.to_json()
+        assert (again.margin, again.comparisons) == (certificate.margin, certificate.comparisons)
+
+
 def test_json_round_trip_and_table():
     head, z, targets, loss = make_problem(11)
     certificate = certified(head, z, targets, loss)

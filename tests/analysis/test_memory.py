@@ -1,11 +1,18 @@
 """What is larger than `max_bytes` is not begun."""
 
+import tracemalloc
+from unittest import mock
+
 import cases
 import numpy as np
 import pytest
 
 import keras_dal
 from keras_dal import alignment, certify
+from keras_dal.analysis import separability, width
+from keras_dal.features.cache import CachedFeatures
+from keras_dal.heads import DenseHead
+from keras_dal.losses import SoftmaxCrossEntropy, SquaredError
 
 N = 40
 PLAIN, GATED = cases.CASES[0], next(case for case in cases.CASES if case.gated)
@@ -69,3 +76,49 @@ def test_the_network_is_measured_by_products_that_fit():
     model, x, y = PLAIN.build(), PLAIN.inputs(N), PLAIN.labels(N)
     with pytest.raises(MemoryError, match="Products with this Jacobian"):
         alignment(model, x, y, loss=PLAIN.loss, parameters="all", max_bytes=100)
+
+
+def peak_of(function, *arguments):
+    """Return the largest number of bytes that NumPy held at a time in a call, and what that raised, or None."""
+    raised = None
+    tracemalloc.start()
+    try:
+        function(*arguments)
+    except ValueError as error:
+        raised = error
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak, raised
+
+
+@pytest.mark.parametrize(("features", "gates"), [(20, 20), (400, 2)])
+def test_columns_of_gates_take_what_is_counted_before_they_are_made(features, gates):
+    n, loss, generator = 4_000, SoftmaxCrossEntropy(), np.random.default_rng(0)
+    z, targets = generator.standard_normal((n, features)), loss.targets(generator.integers(0, 3, n), 3)
+    problem = width._WidthData(z, targets, np.ones(n), loss, True, np.finfo(np.float32).eps)
+    peak, _ = peak_of(width._one_draw, problem, (0, gates), 0, 1, 0)
+    assert peak <= 1.05 * width._num_bytes(gates, n, features)
+
+
+def test_columns_of_gates_are_refused_before_features_are_widened():
+    model, n = PLAIN.build(), 20_000
+    x, y = np.random.default_rng(0).standard_normal((n, 5)).astype("float32"), np.zeros(n, int)
+    data = CachedFeatures(np.ones((n, 50), "float32"), y, np.ones(n), np.arange(n), True)
+    with mock.patch.object(width, "cached_features", return_value=data):
+        peak, raised = peak_of(
+            lambda: keras_dal.width_curve(model, x, y, loss=PLAIN.loss, max_bytes=data.features.nbytes, verbose=0)
+        )
+    assert "Raise max_bytes" in str(raised)
+    assert peak < data.features.nbytes / 2
+
+
+@pytest.mark.parametrize("missed", [False, True])
+def test_labels_are_looked_at_some_outputs_at_a_time_with_the_same_answer(missed):
+    generator, loss, head = np.random.default_rng(0), SquaredError(), DenseHead(3, 5)
+    features, theta = generator.standard_normal((30, 3)), generator.standard_normal(head.num_parameters)
+    labels = head.logits(features, theta)
+    labels[7, 3] += 0.5 * missed
+    rows = [(features[some], labels[some], np.ones(len(features[some]))) for some in (slice(0, 20), slice(20, 30))]
+    for max_bytes in (1, 2 * 32 * 30, 2**20):
+        assert separability.any_missed(head, loss, rows, theta, 1e-7, max_bytes) == missed

@@ -7,6 +7,7 @@ import pytest
 from keras import layers
 
 import keras_dal
+from keras_dal.finishing.evaluation import FittedHead
 from keras_dal.finishing.stopping import Ending
 
 CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -140,3 +141,22 @@ def test_a_branch_that_computes_nothing_yet_is_adapted_by_converge_too():
     keras_dal.converge(gated, x, y, time_limit=20, verbose=0)
     np.testing.assert_allclose(gated.layers[-1].mean, x.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(gated.layers[-1].scale, x.std(axis=0), rtol=1e-5)
+
+
+def test_an_interrupt_while_a_point_is_looked_at_leaves_the_model_as_it_was(monkeypatch):
+    model = classifier()
+    result = keras_dal.converge(model, *data(), gated=False, verbose=0)
+    before, looked = model.get_weights(), []
+    mean_loss = FittedHead.mean_loss
+
+    def interrupted(self, scale=1.0):
+        looked.append(scale)
+        if len(looked) == 2:
+            raise KeyboardInterrupt
+        return mean_loss(self, scale)
+
+    monkeypatch.setattr(FittedHead, "mean_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result.choose(0)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)

@@ -1,9 +1,11 @@
 """Lower bounds of the infimum count what is not known of columns and of dual points."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from cases import BACKEND, LOSSES
-from scipy import optimize
+from scipy import optimize, special
 
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
@@ -114,3 +116,29 @@ def test_two_equal_samples_of_two_classes_are_a_dual_point_of_two_pairs():
     search = duality._Search(jacobian(DenseHead(1, 2), features, weights, True), loss, targets, weights, 5.0)
     shares, part, _ = sparse_dual(search.jacobian, search.sides, search.sides.wrong(np.zeros((4, 2))), weights, 5.0)
     assert 0 < search._bound_of(0.5 * shares / search.sides.most(shares), part) <= 0.5 * np.log(2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_classes_without_samples_loosen_no_bound_where_there_is_no_bias(seed):
+    """Their probabilities do not vanish at the minimum, and belong to the dual point."""
+    generator, loss, head = np.random.default_rng(seed), SoftmaxCrossEntropy(), DenseHead(3, 4, False)
+    features, targets = generator.standard_normal((20, 3)), loss.targets(generator.integers(0, 2, 20), 4)
+
+    def mean_loss(theta):
+        logits = features @ theta.reshape(3, 4)
+        slopes = features.T @ (special.softmax(logits, axis=1) - targets) / 20
+        return np.mean(special.logsumexp(logits, axis=1) - np.sum(targets * logits, axis=1)), slopes.ravel()
+
+    least = optimize.minimize(mean_loss, np.zeros(12), jac=True, method="BFGS", options={"gtol": 1e-10}).fun
+    found = duality.enclose_infimum(jacobian(head, features, None, True), loss, targets, np.ones(20))
+    assert found.lower <= least + 1e-12
+    assert found.upper - found.lower < 2e-7
+
+
+def test_a_lower_bound_of_squares_that_nothing_reaches_counts_their_rounding():
+    for seed in range(50):
+        labels = np.random.default_rng(seed).standard_normal((7, 2))
+        columns = jacobian(DenseHead(2, 2, False), np.zeros((7, 2)), None, False)
+        exact = sum(Fraction(float(label)) ** 2 for label in labels.ravel())
+        least = Fraction(float(columns.least_left(labels).sum()))
+        assert (1 - Fraction(1, 10**12)) * exact <= least <= exact

@@ -605,3 +605,13 @@ def test_a_second_reading_that_another_callback_stops_is_said(monkeypatch):
     with pytest.warns(UserWarning, match="reads them again"), pytest.warns(UserWarning, match="exploration goes on"):
         fit(model, 6)
     assert len(said) == 2
+
+
+def test_labels_that_keras_stretches_to_all_outputs_are_not_measured_and_training_goes_on():
+    x = np.random.default_rng(0).standard_normal((200, 6)).astype("float32")
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    model.compile(keras_dal.Wrap(keras.optimizers.Adam(1e-2), explore=2), "mse")
+    with pytest.warns(UserWarning, match="(cannot be measured|goes on)"):
+        history = model.fit(x, x[:, :1], epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=0)])
+    assert len(history.epoch) == 4
+    assert model.optimizer.phase == "explore"
