@@ -15,7 +15,9 @@ from page import hardware, packages, rows_of
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "two_lines.jsonl"
-SWITCH, AVERAGES, CURVES = (RESULT.with_name(f"{name}.jsonl") for name in ("switch", "averages", "curves"))
+SWITCH, AVERAGES, CURVES, UNAUGMENTED = (
+    RESULT.with_name(f"{name}.jsonl") for name in ("switch", "averages", "curves", "unaugmented")
+)
 GATES = RESULT.with_name("gate_seeds.json")
 PAGE, PICTURE = ROOT / "docs" / "two_lines.md", ROOT / "docs" / "images" / "accuracy_seconds.png"
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn_cropped": "SVHN", "fashion_mnist": "Fashion-MNIST"}
@@ -391,6 +393,24 @@ def runs():
     return [row for row in rows_of(RESULT) if row["core"] is not None]
 
 
+def unaugmented_table(rows):
+    """Yield the table of averages without augmentation: what each gains over the optimizer alone, by setting."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["dataset"], row["images"], row["epochs"], row["batch"]].append(row)
+    averages = list(rows[0]["test_accuracy"])
+    yield f"| data | seeds | alone | {' | '.join(f'last {100 * float(average):.0f} %' for average in averages)} |"
+    yield "|---|---:|---:|" + "---:|" * len(averages)
+    for (dataset, images, epochs, batch), points in found.items():
+        alone = 100 * np.mean([point["alone"] for point in points])
+        gained = [
+            {point["seed"]: 100 * (point["test_accuracy"][average] - point["alone"]) for point in points}
+            for average in averages
+        ]
+        name = f"{NAMES[dataset]}, {images:,} images, {epochs} epochs, batches of {batch}"
+        yield f"| {name} | {len(points)} | {alone:.2f} % | {' | '.join(map(gain, gained))} |"
+
+
 def machines(rows):
     """Return on what the rows were measured, each with its dates."""
     dates = defaultdict(set)
@@ -400,7 +420,7 @@ def machines(rows):
     return "; ".join(f"{', '.join(sorted(days))}: {name}" for name, days in dates.items()) + "."
 
 
-def written(found, switches, averages, measured):
+def written(found, switches, averages, unaugmented, measured):
     """Return the lines of the page."""
     default = of_default(found)
     return [
@@ -517,7 +537,7 @@ def written(found, switches, averages, measured):
 def pages():
     """Return the text of the page by its path."""
     rows = runs()
-    return {PAGE: "\n".join(written(settings(rows), rows_of(SWITCH), rows_of(AVERAGES), machines(rows)))}
+    return {PAGE: "\n".join(written(settings(rows), rows_of(SWITCH), rows_of(AVERAGES), rows_of(UNAUGMENTED), machines(rows)))}
 
 
 def main():

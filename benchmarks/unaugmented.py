@@ -1,6 +1,6 @@
-"""Over how much of the exploration to average where images are not augmented: every choice, of one and the same training.
+"""Over how much of the exploration to average where images are not augmented: every choice, of the same training.
 
-    OMP_NUM_THREADS=1 python benchmarks/unaugmented.py fashion_mnist,3000,20,64 --data-dir ~/tensorflow_datasets --seeds 0 1
+    OMP_NUM_THREADS=1 python benchmarks/unaugmented.py cifar10,2000,30,64 --data-dir ~/tensorflow_datasets --seeds 0 1
 
 A setting is a set, its training images, epochs and images in a batch; fashion_mnist,3000,20,64 is that of `make
 quickstart`. A ResNet-8 is trained once with its optimizer alone. After 0.71 of the epochs, and for each share of these

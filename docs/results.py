@@ -129,6 +129,7 @@ _PAGES = {
     "suspects": "width.md",
     "switch": "two_lines.md",
     "two_lines": "two_lines.md",
+    "unaugmented": "two_lines.md",
 }
 _SHOWN = {"command": str, "machine": machine_line}
 

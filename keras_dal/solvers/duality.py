@@ -267,7 +267,7 @@ class _Search:
         return best
 
     def _final_bound(self, logits):
-        """Return the bound where the search has ended, pair by pair where that by class is far from the loss here."""
+        """Return the bound where the search has ended: pair by pair where that by class is far from the loss here."""
         if self.lower == self._first:
             return self._last_bound(logits)
         bound = max(self.lower, self._entropy_bound(logits))

@@ -120,18 +120,21 @@ def nearby_dual(jacobian, sides, shares, weights, negligible, by_pair=False):
         by_pair: whether every pair may have mass by itself, where outputs share their columns; a larger problem.
 
     Returns:
-        The shares, zero where no exact dual point is known near them, the parts, and whether none had to be left out.
+        The shares, zero where no exact dual point is known near them, the parts, and whether one is near all blocks:
+        by class, masses on classes that no sample has belong to none.
     """
-    found, part, negligible = np.zeros_like(shares), np.zeros(len(shares)), max(negligible, _FAINTEST)
+    found, part, complete = np.zeros_like(shares), np.zeros(len(shares)), True
     split = _by_class if sides.exclusive else _by_output
     if jacobian.copies == 1 or (by_pair and sides.exclusive):
         split = _by_pair
-    for index, block in split(jacobian, sides, shares, weights, negligible):
+    for index, block in split(jacobian, sides, shares, weights, max(negligible, _FAINTEST)):
         near = block.near_exact()
-        if near is not None:
+        if near is None:
+            complete = False
+        else:
             found[index] = near[0].reshape(found[index].shape)
             part[index[0].ravel()] = np.maximum(part[index[0].ravel()], near[1])
-    return found / weights[:, None], part, bool(np.all(found[shares > negligible] > 0))
+    return found / weights[:, None], part, complete
 
 
 def _by_class(jacobian, sides, shares, weights, negligible):
