@@ -15,6 +15,7 @@ from keras_dal import plots
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 EPOCHS, EARLY = 20, 3
+AVERAGE = 0.3  # of the exploration, in place of 0.07: nothing augments these images
 BATCH = 64
 
 
@@ -65,7 +66,7 @@ def main():
     monitor = keras_dal.AlignmentMonitor()
     for run, optimizer, callbacks in (
         ("base", sgd(len(train_data[0])), []),
-        ("wrapped", keras_dal.Wrap(sgd(len(train_data[0]))), [monitor]),
+        ("wrapped", keras_dal.Wrap(sgd(len(train_data[0])), average=AVERAGE), [monitor]),
     ):
         model, histories[run], seconds = train(run, optimizer, callbacks, train_data, test_data)
         accuracies = [100 * model.evaluate(*data, verbose=0)[1] for data in (train_data, test_data)]
