@@ -30,7 +30,8 @@ def accuracy(seed, wrapped, data, test):
     model = resnet(depth=8, num_classes=10, input_shape=data[0].shape[1:])
     optimizer, callbacks = quickstart.sgd(len(data[0])), []
     if wrapped:
-        optimizer, callbacks = keras_dal.Wrap(optimizer, average=quickstart.AVERAGE), [keras_dal.AlignmentMonitor(verbose=False)]
+        optimizer = keras_dal.Wrap(optimizer, average=quickstart.AVERAGE)
+        callbacks.append(keras_dal.AlignmentMonitor(verbose=False))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
     options = {"batch_size": quickstart.BATCH, "epochs": quickstart.EPOCHS, "verbose": 0}

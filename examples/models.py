@@ -28,6 +28,9 @@ def build(name, depth, num_classes, images, synchronized=False):
     return keras.Model(inputs, network(standardize(inputs)), name=network.name)
 
 
+DEPTHS = (8, 14, 20, 26, 32, 38, 44, 50, 56, 110)  # of the CIFAR ResNet
+
+
 def resnet(depth=20, num_classes=10, input_shape=(32, 32, 3), synchronized=False):
     """Return the CIFAR ResNet of He et al. (2016) with `depth = 6 n + 2` layers.
 

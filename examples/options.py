@@ -5,6 +5,8 @@ import argparse
 import models
 import strategies
 
+import keras_dal
+
 
 def parse(name, **defaults):
     """Return the options of one example as a namespace.
@@ -23,7 +25,7 @@ def parse(name, **defaults):
     data.add_argument("--subset", type=int, help="train on the first so many images")
     network = parser.add_argument_group("network")
     network.add_argument("--model", choices=models.NAMES, default="resnet")
-    network.add_argument("--depth", type=int, default=20, help="of the CIFAR ResNet: 8, 20, 32, 44, 56, 110")
+    network.add_argument("--depth", type=int, choices=models.DEPTHS, default=20, help="of the CIFAR ResNet")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=200)
     training.add_argument("--batch-size", type=int, default=128, help="images per step and device")
@@ -50,10 +52,18 @@ def parse(name, **defaults):
         "--certify", action=argparse.BooleanOptionalAction, default=True, help="certify the head at the end; minutes"
     )
     parser.set_defaults(dataset=name, **defaults)
-    return parser.parse_args()
+    settings = parser.parse_args()
+    if settings.epochs < 2:
+        parser.error(f"both phases need an epoch at least. Received: --epochs {settings.epochs}")
+    return settings
 
 
 def _explore(text):
     if text == "auto":
         return text
-    return float(text) if "." in text else int(text)
+    explore = float(text) if "." in text else int(text)
+    try:
+        keras_dal.Wrap("sgd", explore=explore)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from None
+    return explore

@@ -17,6 +17,7 @@ import numpy as np
 from checkpoint import replace_file
 from host import processor
 
+_SETTINGS = "settings.json"
 _MAY_DIFFER = (
     "data_dir",
     "manual_dir",
@@ -108,9 +109,16 @@ def _duration(seconds):
 
 def open_folder(settings):
     """Return the run's folder, new or resumed, with its options on disk; ends the program where they do not fit."""
-    folder = Path(settings.run_dir)
-    path = folder / "settings.json"
-    options = {key: value for key, value in vars(settings).items() if key != "resume"}
+    folder, options = check_folder(settings), _options(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / _SETTINGS, lambda file: file.write(json.dumps(options, indent=2).encode()))
+    return folder
+
+
+def check_folder(settings):
+    """Return the run's folder, which there need not be; ends the program where it is taken, or options do not fit."""
+    folder, options = Path(settings.run_dir), _options(settings)
+    path = folder / _SETTINGS
     if path.exists():
         if not settings.resume:
             raise SystemExit(f"{folder} has a run already. Pass --resume to go on, or another --run-dir.")
@@ -119,9 +127,11 @@ def open_folder(settings):
         if changed:
             differences = ", ".join(f"{key}={options[key]!r}, before {before.get(key)!r}" for key in changed)
             raise SystemExit(f"A resumed run must have the options it began with. Received: {differences}")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: file.write(json.dumps(options, indent=2).encode()))
     return folder
+
+
+def _options(settings):
+    return {key: value for key, value in vars(settings).items() if key != "resume"}
 
 
 def summarize(rows):

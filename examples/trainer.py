@@ -32,6 +32,8 @@ def main(image_set, **defaults):
         tf.config.experimental.enable_op_determinism()
     if settings.mixed_precision:
         keras.mixed_precision.set_dtype_policy("mixed_float16")
+    if devices.is_chief:
+        record.check_folder(settings)  # before images are read, which may take long
     train, test, num_classes = data.load(image_set.name, settings.data_dir, settings.manual_dir, settings.subset)
     folder = record.open_folder(settings) if devices.is_chief else Path(settings.run_dir)
     job = Job(settings, devices, image_set, train, test, num_classes, folder)
@@ -99,7 +101,8 @@ class Job:
         callbacks = [keras_dal.AlignmentMonitor()] if name == "wrapped" else []
         if self.devices.is_chief:
             callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
-        if first_epoch < self.settings.epochs:
+        has_ended = 2 in history.history.get("phase", ())  # of the two lines, before its last epoch
+        if first_epoch < self.settings.epochs and not has_ended:
             model.fit(
                 data.training_batches(
                     self.train, self.image_set, self.batch_size, seed, first_epoch, self.settings.epochs

@@ -8,14 +8,16 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 import zipfile
+import zlib
 
 import keras
 import numpy as np
 
 from keras_dal import __version__
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import say
+from keras_dal._backend.warning import described, say
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
@@ -43,6 +45,9 @@ def main(arguments=None):
         return _save(found, options) if "output" in options else 0
     except (ValueError, OSError, MemoryError) as error:
         say(_COLOURS.sub("", str(error) or type(error).__name__), sys.stderr)
+        return 2
+    except Exception as error:  # of a backend, as for inputs that the model does not take
+        say(_COLOURS.sub("", described(error)), sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("interrupted, nothing was saved", sys.stderr)
@@ -129,6 +134,8 @@ def _load(path):
     """Return the model of a file; a ValueError says what to do where Keras does not know one of its classes."""
     try:
         return keras.saving.load_model(path)
+    except zipfile.BadZipFile as error:
+        raise _altered(path, error) from None
     except ValueError as error:
         if "safe_mode" not in str(error):
             raise
@@ -159,8 +166,12 @@ def _read(path):
             if "x" not in arrays:
                 raise ValueError(f"The file must hold an array named x. Received: {path} with {sorted(arrays)}")
             return {name: arrays.get(name) for name in ("x", "y", "sample_weight")}
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"The file was altered since it was written. Received: {path}: {error}") from None
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise _altered(path, error) from None
+
+
+def _altered(path, error):
+    return ValueError(f"The file was altered since it was written. Received: {path}: {error}")
 
 
 def _inputs(path):
@@ -187,8 +198,8 @@ def _check_options(options):
     if "output" not in options:
         return
     path = pathlib.Path(options.output)
-    if path.suffix != ".keras" or not path.parent.is_dir():
-        raise ValueError(f"--output must be a .keras file in a directory that exists. Received: {path}")
+    if path.suffix != ".keras" or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--output must be a .keras file in a directory that can be written to. Received: {path}")
 
 
 def _found(options):
@@ -226,12 +237,9 @@ def _save(result, options):
 def _replace(model, path):
     """Save under another name first: what was at this path is lost only when the new file is whole."""
     path = pathlib.Path(path)
-    partial = path.with_suffix(".partial.keras")
-    try:
-        model.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}-", suffix=".partial") as folder:
+        model.save(whole := pathlib.Path(folder) / path.name)
+        os.replace(whole, path)
 
 
 if __name__ == "__main__":

@@ -266,6 +266,7 @@ def take_after(graph, model, exchanged):
         exchanged: a function that returns what an attribute's value becomes.
     """
     graph.__class__ = type(model)
-    for name, value in vars(model).items():
-        if not (name in vars(graph) or name in _COMPILED or name.startswith("_")):
+    graph.dtype_policy = model.dtype_policy  # the global one may be another by now, and the loss scale hangs on it
+    for name, value in own_attributes(model).items():
+        if name not in vars(graph):
             setattr(graph, name, exchanged(value))

@@ -274,6 +274,19 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_resumed_with_other_optio
         record.open_folder(settings(monkeypatch, *where, "--resume", "--epochs", 3))
 
 
+def test_a_folder_is_looked_at_without_being_made(monkeypatch, tmp_path):
+    where = tmp_path / "run"
+    assert record.check_folder(settings(monkeypatch, "--run-dir", where)) == where
+    assert not where.exists()
+
+
+@pytest.mark.parametrize("options", [("--depth", 21), ("--explore", "1.0"), ("--epochs", 1)])
+def test_options_that_no_training_can_have_are_refused_at_once(monkeypatch, capsys, options):
+    with pytest.raises(SystemExit, match="2"):
+        settings(monkeypatch, *options)
+    assert options[0] in capsys.readouterr().err
+
+
 def test_the_table_has_a_mean_over_seeds():
     row = {
         "name": "wrapped", "train_accuracy": 1.0, "train_loss": 0.0, "alignment": 1.0, "seconds": 1.0,

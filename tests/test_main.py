@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -61,6 +62,45 @@ def test_a_file_of_data_that_was_altered_is_one_sentence(files, capsys):
     path.write_bytes(content)
     assert run(files, "alignment") == 2
     assert "was altered since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.npz", "model.keras"])
+def test_a_compressed_file_that_was_altered_is_one_sentence(files, capsys, name):
+    if name == "train.npz":
+        np.savez_compressed(files / name, **np.load(files / name))
+    content = bytearray((files / name).read_bytes())
+    for place in range(len(content) // 3, len(content) // 2):
+        content[place] ^= 255
+    (files / name).write_bytes(content)
+    assert run(files, "alignment") == 2
+    assert capsys.readouterr().err.count("\n") <= 2
+
+
+@cases.needs_tensorflow(reason="others take tokens that an embedding does not have")
+def test_inputs_that_the_model_does_not_take_are_one_sentence(files, capsys):
+    layers = keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(2)
+    model = keras.Sequential([keras.Input((2,)), *layers])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.save(files / "model.keras")
+    np.savez(files / "train.npz", x=np.full((8, 2), 99), y=np.arange(8) % 2)
+    assert run(files, "converge", "--output", files / "done.keras") == 2
+    assert capsys.readouterr().err
+    assert not (files / "done.keras").exists()
+
+
+def test_what_cannot_be_written_to_is_refused_before_anything_is_read(files, capsys):
+    (files / "folder.keras").mkdir()
+    assert run(files, "converge", "--output", files / "folder.keras") == 2
+    assert "--output must be a .keras file in a directory that can be written to" in capsys.readouterr().err
+
+
+def test_no_file_beside_the_output_is_touched(files, capsys):
+    (files / "done.partial.keras").write_text("mine")
+    assert run(files, "finish", "--output", files / "done.keras", "--quiet") == 0
+    assert (files / "done.partial.keras").read_text() == "mine"
+    assert sorted(path.name for path in files.iterdir()) == [
+        "done.keras", "done.partial.keras", "model.keras", "train.npz",
+    ]  # fmt: skip
 
 
 def test_a_loss_that_is_not_reached_is_the_exit_status(files, capsys):

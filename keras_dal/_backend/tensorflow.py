@@ -58,7 +58,9 @@ def full_precision():
 def is_chief(model):
     """Return whether this process, of all that train the model, is the one that speaks."""
     resolver = model.distribute_strategy.cluster_resolver
-    return resolver is None or not resolver.task_id
+    if resolver is None:
+        return True
+    return resolver.task_type == "chief" if "chief" in resolver.cluster_spec().jobs else not resolver.task_id
 
 
 def check_in_step(failed, message):

@@ -15,6 +15,7 @@ from keras_dal.features.inputs import enlarged, sample_inputs
 from keras_dal.features.tracing import evaluate, evaluation, inference, recorded_calls
 from keras_dal.features.variables import restored
 from keras_dal.models import linearity
+from keras_dal.models.activations import ACTIVATIONS
 from keras_dal.models.linear_layers import is_gated, is_head, named_variables, quantized_head
 from keras_dal.models.structure import Structure, structure_of
 
@@ -175,19 +176,17 @@ def _checked_activation(form, calls, evaluated):
     own = [call for call in calls if call.layer is layer and len(call.outputs.shape) == 2 and layer.supports_masking]
     if any(call.is_masked for call in own):
         raise _refusal(layer, "a mask leaves samples out of the loss: give them sample_weight 0 instead")
-    fitting = dict(linearity.ACTIVATIONS)
-    if form.num_outputs == 1:
-        del fitting["softmax"]  # constant, whatever the logits are
+    fitting = [name for name in ACTIVATIONS if name != "softmax" or form.num_outputs > 1]  # else constant
     for probe in linearity.probes(form, evaluated):
         if probe.reason:
             raise _refusal(layer, probe.reason)
-        fitting = {name: function for name, function in fitting.items() if probe.confirms(function)}
+        fitting = [name for name in fitting if probe.confirms(name)]
         if not fitting and (quantized := quantized_head(form.model)) is not None:
             raise _refusal(quantized, _NOT_PLAIN)
         if not fitting:
             later = _describe(_after(calls, position))
             raise _refusal(layer, f"what follows it is more than a softmax or sigmoid: {later}")
-    return next(iter(fitting))
+    return fitting[0]
 
 
 def _after(calls, position):

@@ -10,20 +10,15 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 from keras import tree
-from scipy import special
 
 from keras_dal.features.inputs import num_samples
 from keras_dal.features.tracing import computed_dtype, to_numpy
 from keras_dal.features.variables import assign_all, is_real, values_of
+from keras_dal.models.activations import are_made, rounding_of
 
 # What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
-
-ACTIVATIONS = {
-    "linear": lambda logits: logits,
-    "softmax": lambda logits: special.softmax(logits, axis=1),
-    "sigmoid": special.expit,
-}
+_FLOORS = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}  # for a feature beside the largest
 _ROOM = 64  # of the largest number of a dtype, for sums
 _SIZES = (1.0, 30.0, 1e3, 1.0)  # of logits that are tried: a limit shows in large ones only
 _AWAKENING = (1.0, 1.0, 1.0, 3.0, 10.0, 30.0)  # of moves, each beside the spread of a parameter
@@ -41,18 +36,21 @@ class Probe:
     Attributes:
         logits: what the head makes of the features, `(k, C)`.
         outputs: outputs of the model, `(k, C)`.
-        tolerance: by how much an activation of the logits and the outputs may differ.
+        slack: by how much its logits may differ from these.
+        rounding: by how much probabilities may differ from those of its logits, near zero and as a share of them.
         reason: why the evaluation already shows that the model has no linear head, or None.
     """
 
     logits: np.ndarray
     outputs: np.ndarray
-    tolerance: float
+    slack: float
+    rounding: np.ndarray
     reason: str | None = None
 
     def confirms(self, activation):
-        expected = activation(self.logits)
-        return expected.shape == self.outputs.shape and np.abs(expected - self.outputs).max() <= self.tolerance
+        if self.logits.shape != self.outputs.shape:
+            return False
+        return are_made(activation, self.logits, self.outputs, self.slack, self.rounding).all()
 
 
 def overlapping(x):
@@ -87,11 +85,11 @@ def check_samples_are_apart(form, features, others, again):
         others: of the second one.
         again: a function without arguments that evaluates those of the first once more.
     """
-    bound = tolerance(features) * np.abs(features).max()
+    bounds = _bounds(features)
     first, second = in_both(features, others)
-    if np.abs(first - second).max() <= bound:
+    if (np.abs(first - second) <= bounds).all():
         return
-    if np.abs(again() - features).max() <= bound:  # random features are refused by what follows
+    if (np.abs(again() - features) <= bounds).all():  # random features are refused by what follows
         raise ValueError(
             "The features of a sample must not depend on the other samples of its batch. Call BatchNormalization "
             "without training=True inside the model, so that it uses its moving statistics in inference mode. "
@@ -132,7 +130,7 @@ def probes(form, evaluate):
     for size, theta in zip((0.0, *_SIZES), (np.zeros_like(thetas[0]), *thetas), strict=True):
         form.assign(theta)
         again, outputs = evaluate()
-        change = _change(features, again, bound, evaluate)
+        change = _change(features, again, evaluate)
         if size <= 1:
             yield _probe(form, features, outputs, bound, change)
         elif np.isfinite(outputs).all():
@@ -146,7 +144,8 @@ def probes(form, evaluate):
 def _probe(form, features, outputs, bound, reason=None):
     logits = form.head().logits(np.asarray(features, np.float64), form.theta())
     bound = max(bound, _TOLERANCES.get(str(outputs.dtype), 0.0))  # an activation may be computed in a coarser dtype
-    return Probe(logits, np.asarray(outputs, np.float64), bound * max(1.0, np.abs(logits).max()), reason)
+    slack = bound * max(1.0, np.abs(logits).max())
+    return Probe(logits, np.asarray(outputs, np.float64), slack, rounding_of(form, outputs), reason)
 
 
 class OutputCheck:
@@ -172,12 +171,15 @@ class OutputCheck:
         if not read.all():
             features, outputs = features[read], outputs[read]
         values, share = np.asarray(features, np.float64), max(_tolerances(self._form, features, outputs))
-        logits = self._head.logits(values, self._theta)
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(ACTIVATIONS[self._form.activation](logits) - outputs).max(axis=1)
-        near = apart <= share * np.abs(logits).max(axis=1, initial=self._least)
+        logits, rounding = self._head.logits(values, self._theta), rounding_of(self._form, outputs)
+
+        def follow(rows, size):
+            slack = share * size[:, None]
+            return are_made(self._form.activation, logits[rows], outputs[rows], slack, rounding).all(axis=1)
+
+        near = follow(slice(None), np.abs(logits).max(axis=1, initial=self._least))
         doubtful = np.flatnonzero(~near & np.isfinite(logits).all(axis=1))
-        wrong = doubtful[~(apart[doubtful] <= share * self._products(values[doubtful]))] if len(doubtful) else doubtful
+        wrong = doubtful[~follow(doubtful, self._products(values[doubtful]))] if len(doubtful) else doubtful
         if len(wrong):
             raise ValueError(
                 "What follows the last layer acts on some samples only, so that the loss is not that of the last "
@@ -253,12 +255,18 @@ def _largest(form, variable):
     return min(float(ml_dtypes.finfo(dtype).max) for dtype in dtypes) / _ROOM
 
 
-def _change(before, after, share, evaluate):
+def _bounds(features):
+    """Return what rounding may do to each feature, `(m,)`: a large one does not hide what becomes of the others."""
+    size = np.abs(features).max(axis=0).astype(np.float64)
+    return tolerance(features) * size + _FLOORS[str(features.dtype)] * size.max()
+
+
+def _change(before, after, evaluate):
     """Return why features changed with theta_S, or None where they did not."""
-    bound = share * np.abs(before).max()
-    if np.abs(after - before).max() <= bound:
+    bounds = _bounds(before)
+    if (np.abs(after - before) <= bounds).all():
         return None
-    if np.abs(evaluate()[0] - after).max() > bound:
+    if (np.abs(evaluate()[0] - after) > bounds).any():
         return "its inputs are random in inference mode"
     return "its parameters also change its own inputs (tied weights)"
 

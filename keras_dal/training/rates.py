@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import keras
+from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal import _keras
@@ -56,3 +58,17 @@ class PhaseRates:
         if isinstance(self.exploit_learning_rate, LearningRateSchedule):
             return self.exploit_learning_rate(_keras.step_count(self))
         return _keras.rate_variable(self)
+
+
+def unscaled(optimizer, grads):
+    """Return gradients without the scale that an optimizer gave the loss.
+
+    Where they are not finite a dynamic scale is halved, as Keras does it, and they are zeros.
+    """
+    scale = optimizer.scale_loss(1.0)
+    grads = [None if g is None else g / ops.cast(scale, g.dtype) for g in grads]
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return grads
+    finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads if g is not None]))
+    optimizer.dynamic_scale.assign(ops.where(finite, optimizer.dynamic_scale, optimizer.dynamic_scale / 2))
+    return [None if g is None else ops.where(finite, g, ops.zeros_like(g)) for g in grads]

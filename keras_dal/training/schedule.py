@@ -18,8 +18,8 @@ class SwitchSchedule:
     """Says at which epochs the average of the weights begins and exploration ends.
 
     The average begins a while before, so the switch is known ahead. With `explore="auto"` the alignment is looked at
-    once, before the average could begin: where too little of the labels lies in the column space, representations are
-    learned for a while longer.
+    once, before the average begins or as it does: where too little of the labels lies in the column space,
+    representations are learned for a while longer.
 
     Args:
         explore: as in `Wrap`.

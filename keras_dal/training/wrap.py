@@ -18,7 +18,7 @@ from keras_dal.training import arguments
 from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost, path_to
 from keras_dal.training.progress import Progress, Progressing
-from keras_dal.training.rates import PhaseRates
+from keras_dal.training.rates import PhaseRates, unscaled
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
@@ -272,10 +272,8 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
         grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
         inner = self.inner_optimizer
         if self.has_auto_rate:
-            scale = inner.scale_loss(1.0)
-            grads = [None if g is None else g / keras.ops.cast(scale, g.dtype) for g in grads]
             with self._by_itself():
-                super().apply(grads, variables)  # plain gradient descent: see `update_step`
+                super().apply(unscaled(inner, grads), variables)  # plain gradient descent: see `update_step`
             _keras.count_step(innermost(inner))
             return
         with contextlib.ExitStack() as stack:

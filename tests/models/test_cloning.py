@@ -420,3 +420,34 @@ def test_a_head_at_every_position_takes_gates_of_pooled_features(kind, pooling, 
         np.testing.assert_allclose(gated.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
     result = converge(gated, x, y, verbose=0)
     assert result.model.predict(x, verbose=0).argmax(axis=1).tolist() == y.tolist()
+
+
+class Weighted(keras.Model):
+    """A graph whose training step needs what it keeps for itself."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self._weight = 0.3
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return self._weight * super().compute_loss(x, y, y_pred, sample_weight, training)
+
+
+def test_a_copy_of_a_graph_keeps_what_its_class_keeps_for_itself():
+    x = keras.Input((5,))
+    model = Weighted(x, layers.Dense(3)(layers.Dense(6, "tanh")(x)))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    copy = add_gated_head(model, inputs(), seed=0, verbose=0)
+    assert copy.evaluate(inputs(), LABELS, verbose=0) == pytest.approx(model.evaluate(inputs(), LABELS, verbose=0))
+    copy.fit(inputs(), LABELS, verbose=0)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_copy_has_the_dtype_policy_of_its_model_and_so_its_loss_scale(functional):
+    with cases.policy("mixed_float16"):
+        model = keras.Sequential([keras.Input((5,)), layers.Dense(6, "tanh"), layers.Dense(3, dtype="float32")])
+        model = keras.Model(model.inputs, model.outputs) if functional else model
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    copy = add_gated_head(model, inputs(), seed=0, verbose=0)
+    assert copy.dtype_policy.name == model.dtype_policy.name == "mixed_float16"
+    assert type(copy.optimizer) is type(model.optimizer) is keras.optimizers.LossScaleOptimizer

@@ -7,10 +7,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from scipy import special
 
 from keras_dal.features import tracing
 from keras_dal.features.tracing import tap, to_numpy
 from keras_dal.models import find_structure as finding
+from keras_dal.models.activations import are_made
 from keras_dal.models.add_head import add_gated_head
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedDense
@@ -112,8 +114,25 @@ def test_refuses(name, make, pattern):
         (lambda logits: keras.ops.clip(logits, -400, 400), "mixed_float16"),
         (lambda logits: 200 * keras.ops.tanh(logits / 200), "mixed_bfloat16"),
         (lambda logits: keras.ops.softmax(keras.ops.clip(logits, -8, 8)), "float32"),
+        (lambda logits: keras.ops.softmax(keras.ops.clip(logits, -100, 100)), "float32"),
+        (lambda logits: keras.ops.softmax(50 * keras.ops.tanh(logits / 50)), "float32"),
+        (lambda logits: keras.ops.sigmoid(keras.ops.clip(logits, -5, 5)), "float32"),
+        (lambda logits: keras.ops.sigmoid(keras.ops.clip(logits, -11, 11)), "float32"),
+        (lambda logits: keras.ops.sigmoid(20 * keras.ops.tanh(logits / 20)), "float32"),
+        (lambda logits: keras.ops.sigmoid(keras.ops.clip(logits, -4, 4)), "mixed_float16"),
     ],
-    ids=["clipped", "clipped far out", "soft cap", "clipped before softmax"],
+    ids=[
+        "clipped",
+        "clipped far out",
+        "soft cap",
+        "clipped before softmax",
+        "clipped far out before softmax",
+        "soft cap before softmax",
+        "clipped before sigmoid",
+        "clipped as far as shows before sigmoid",
+        "soft cap before sigmoid",
+        "clipped before sigmoid in half precision",
+    ],
 )
 def test_refuses_what_bends_large_logits_only(bend, dtype):
     keras.utils.set_random_seed(0)
@@ -559,3 +578,67 @@ def test_one_value_that_was_squeezed_is_said_to_be():
     model = keras.Model(inputs, keras.ops.squeeze(keras.layers.Dense(1)(inputs), -1))
     with pytest.raises(ValueError, match=r"squeezes.*Received"):
         find_structure(model)
+
+
+def widened(x, large):
+    """Return samples whose first column is so large."""
+    return np.concatenate([large * x[:, :1], x[:, 1:]], axis=1)
+
+
+class Centred(layers.Layer):
+    """Subtracts the mean over the batch."""
+
+    def call(self, x):
+        return x - keras.ops.mean(x, axis=0)
+
+
+def batch_dependent():
+    inputs = layers.Input((12,))
+    return keras.Model(inputs, layers.Dense(2)(layers.Concatenate()([inputs[:, :1], Centred()(inputs[:, 1:])])))
+
+
+class Tied(keras.Model):
+    """Has a parameter of its head in one of its features."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+        self.dense.build((None, 12))
+
+    def call(self, x):
+        tied = keras.ops.tanh(x[:, 11:] * self.dense.kernel[0, 0])
+        return self.dense(keras.ops.concatenate([x[:, :11], tied], axis=1))
+
+
+@pytest.mark.parametrize("large", [1.0, 1e3])
+@pytest.mark.parametrize(
+    ("make", "pattern"),
+    [(batch_dependent, "must not depend on the other samples"), (Tied, "its parameters also change its own inputs")],
+)
+def test_one_large_feature_does_not_hide_what_becomes_of_the_others(make, pattern, large):
+    x = np.random.default_rng(0).standard_normal((100, 12)).astype("float32")
+    model = make()
+    model(x[:2])
+    with pytest.raises(ValueError, match=pattern):
+        find_structure(model, widened(x, large))
+
+
+@pytest.mark.parametrize("large", [1.0, 1e3, 1e6])
+def test_one_large_feature_is_no_reason_to_refuse(large):
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(16, "relu"), layers.Dense(3)])
+    x = np.random.default_rng(0).standard_normal((100, 12)).astype("float32")
+    assert find_structure(model, widened(x, large)).activation == "linear"
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_probabilities_of_logits_within_their_error_follow_from_them(activation):
+    generator = np.random.default_rng(0)
+    function = {"softmax": lambda logits: special.softmax(logits, axis=1), "sigmoid": special.expit}[activation]
+    for size in (1.0, 30.0, 1e3):
+        logits = size * generator.standard_normal((50, 4))
+        for slack in (1e-3 * size, 0.1 * size):
+            outputs = function(logits + slack * generator.choice([-1.0, 1.0], logits.shape))
+            assert are_made(activation, logits, outputs, slack, (1e-15, 1e-12)).all()
+    logits = generator.standard_normal((50, 4))
+    moved = function(logits + np.array([0.1, 0.0, 0.0, 0.0]))
+    assert not are_made(activation, logits, moved, 0.01, (1e-15, 1e-12))[:, 0].any()

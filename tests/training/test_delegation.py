@@ -8,6 +8,7 @@ import pytest
 from fits import compiled, fit, snapshot
 
 import keras_dal
+from keras_dal.features.tracing import to_numpy
 
 OWN = {  # what the wrapper must answer itself, and why
     "add_optimizer_variables": "slots are those of whoever asks",
@@ -81,6 +82,27 @@ def test_variables_are_excluded_from_weight_decay_through_the_wrapper():
     wrapped = trained(keras_dal.Wrap(keras.optimizers.SGD(0.1, weight_decay=0.5), explore=9))
     for path, value in plain.items():
         np.testing.assert_array_equal(wrapped[path], value)
+
+
+def test_the_proven_step_waits_for_a_loss_scale_that_is_not_too_large():
+    """Gradients in float16 overflow at first; each time the scale is halved, and nothing moves."""
+    dense = keras.layers.Dense(3, dtype="mixed_float16")
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(8, "relu", dtype="mixed_float16"), dense])
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-4), initial_scale=2.0**20)
+    wrap = keras_dal.Wrap(scaled, exploit_learning_rate="auto", explore=None)
+    model.compile(wrap, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    wrap.build(model.trainable_variables)
+    wrap.switch(model)
+    wrap.set_exploit_rate(1e-6)
+    overflowing = [keras.ops.full(v.shape, np.inf) for v in model.trainable_variables]
+    before, scale = model.get_weights(), float(scaled.dynamic_scale)
+    wrap.apply(overflowing, model.trainable_variables)
+    assert float(scaled.dynamic_scale) == scale / 2
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    wrap.apply([keras.ops.full(v.shape, scale) for v in model.trainable_variables], model.trainable_variables)
+    assert float(scaled.dynamic_scale) == scale / 2
+    np.testing.assert_allclose(to_numpy(dense.bias), -2e-6, rtol=1e-3)
 
 
 def test_a_loss_scale_is_undone_before_the_proven_step():
