@@ -70,5 +70,6 @@ def unscaled(optimizer, grads):
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return grads
     finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads if g is not None]))
-    optimizer.dynamic_scale.assign(ops.where(finite, optimizer.dynamic_scale, optimizer.dynamic_scale / 2))
+    dynamic = optimizer.dynamic_scale.value
+    optimizer.dynamic_scale.assign(ops.where(finite, dynamic, dynamic / 2))
     return [None if g is None else ops.where(finite, g, ops.zeros_like(g)) for g in grads]

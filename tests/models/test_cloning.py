@@ -446,7 +446,7 @@ def test_a_copy_of_a_graph_keeps_what_its_class_keeps_for_itself():
 def test_a_copy_has_the_dtype_policy_of_its_model_and_so_its_loss_scale(functional):
     with cases.policy("mixed_float16"):
         model = keras.Sequential([keras.Input((5,)), layers.Dense(6, "tanh"), layers.Dense(3, dtype="float32")])
-        model = keras.Model(model.inputs, model.outputs) if functional else model
+        model = keras.Model(model.inputs[0], model.outputs[0]) if functional else model
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     copy = add_gated_head(model, inputs(), seed=0, verbose=0)
     assert copy.dtype_policy.name == model.dtype_policy.name == "mixed_float16"

@@ -92,8 +92,7 @@ def test_the_proven_step_waits_for_a_loss_scale_that_is_not_too_large():
     wrap = keras_dal.Wrap(scaled, exploit_learning_rate="auto", explore=None)
     model.compile(wrap, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     wrap.build(model.trainable_variables)
-    wrap.switch(model)
-    wrap.set_exploit_rate(1e-6)
+    wrap.switch(model, learning_rate=1e-6)
     overflowing = [keras.ops.full(v.shape, np.inf) for v in model.trainable_variables]
     before, scale = model.get_weights(), float(scaled.dynamic_scale)
     wrap.apply(overflowing, model.trainable_variables)
