@@ -31,8 +31,8 @@ from keras_dal.training.finish import finish
 def main(arguments=None):
     """Run one command; return the exit status.
 
-    0 is success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input, 130 an
-    interrupt before there was anything to save.
+    0 is success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input or
+    whatever else failed, 130 an interrupt before there was anything to save.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -64,8 +64,8 @@ _EXAMPLES = """examples:
   keras-dal alignment model.keras --data train.npz
 
 train.npz is written by numpy.savez("train.npz", x=x, y=y). `python -m keras_dal` is the same command. Exit status: 0 is
-success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input, 130 an interrupt
-before there was anything to save."""
+success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input or whatever
+else failed, 130 an interrupt before there was anything to save."""
 
 
 def _parser():
@@ -198,8 +198,10 @@ def _check_options(options):
     if "output" not in options:
         return
     path = pathlib.Path(options.output)
-    if path.suffix != ".keras" or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--output must be a .keras file in a directory that can be written to. Received: {path}")
+    if path.suffix != ".keras" or not path.parent.is_dir():
+        raise ValueError(f"--output must be a .keras file in a directory that exists. Received: {path}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--output cannot be written to: choose another file, or another directory. Received: {path}")
 
 
 def _found(options):
