@@ -3,8 +3,12 @@
 import subprocess
 import sys
 import textwrap
+import types
 
 import cases
+import pytest
+
+from keras_dal import _backend
 
 PROGRAM = """
 import tensorflow as tf
@@ -41,3 +45,16 @@ def test_labels_and_features_of_any_dtype_are_read_by_one_strategy_after_another
         "mixed_bfloat16 int16 the certified gap",
     ], run.stderr
     assert "WARNING:tensorflow" not in run.stderr
+
+
+@cases.needs_tensorflow(reason="clusters are TensorFlow's")
+@pytest.mark.parametrize(
+    ("chiefs", "task", "speaks"),
+    [(0, ("worker", 0), True), (0, ("worker", 1), False), (1, ("worker", 0), False), (1, ("chief", 0), True)],
+)
+def test_one_process_of_a_cluster_speaks(chiefs, task, speaks):
+    tf = pytest.importorskip("tensorflow")
+    jobs = {"worker": ["a:1", "b:1"], **({"chief": ["c:1"]} if chiefs else {})}
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(tf.train.ClusterSpec(jobs), "", *task)
+    model = types.SimpleNamespace(distribute_strategy=types.SimpleNamespace(cluster_resolver=resolver))
+    assert _backend.is_chief(model) is speaks
