@@ -414,7 +414,7 @@ def test_a_killed_process_leaves_no_file_that_counts(tmp_path):
     assert files(tmp_path) == [".partial"]
     (partial,) = tmp_path.iterdir()
     foreign = tmp_path / "download.partial"
-    for age, left in ((60, {partial, foreign}), (7200, {foreign})):  # one being written, and one of the killed process
+    for age, left in ((7200, {partial, foreign}), (172800, {foreign})):  # of a process that may live, and a killed one
         for path in (partial, foreign):
             path.touch()
             os.utime(path, (time.time() - age,) * 2)
