@@ -75,6 +75,7 @@ def main():
     print(f"\nWhat is proved about the last layer:\n{monitor.result.certificate}")
     print(f"\n{'':<10}{'train %':>12}{'test %':>12}{'epochs':>12}{'seconds':>12}")
     print("\n".join(rows))
+    print("One run of each says little about tenths of a point: over seeds, docs/results.md has quickstart seeds.")
     folder = Path("runs")
     folder.mkdir(exist_ok=True)
     path = plots.curves(histories, folder / "quickstart.png", title=f"ResNet-8, {name}")
