@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "exa
 import machine  # noqa: E402
 import numpy as np  # noqa: E402
 from settings import SETS  # noqa: E402
-from two_lines import Training, bind  # noqa: E402
+from two_lines import Training, accuracy, bind  # noqa: E402
 
 import keras_dal  # noqa: E402
 
@@ -30,14 +30,14 @@ def measured(training, gates):
     training.curve = []
     training.fit(model, training.epochs, [monitor])
     x, y = training.train.x.astype("float32"), training.train.y
-    row = {"seed": training.seed, "plain": training.accuracy(model, training.test)}
+    row = {"seed": training.seed, "plain": accuracy(model, training.test)}
     monitor.result.choose(0)
-    row |= {"before": training.accuracy(model, training.test), "gated": [], "training": []}
+    row |= {"before": accuracy(model, training.test), "gated": [], "training": []}
     for seed in range(gates):
         model.compile("sgd", model.loss, metrics=["accuracy"])
         gated = keras_dal.add_gated_head(model, x, seed=seed, verbose=False)
         row["training"].append(keras_dal.finish(gated, x, y, verbose=0).accuracy)
-        row["gated"].append(training.accuracy(gated, training.test))
+        row["gated"].append(accuracy(gated, training.test))
     return row
 
 

@@ -15,7 +15,7 @@ import keras
 import machine
 import numpy as np
 from settings import BATCH
-from two_lines import Training, bind, parsed
+from two_lines import Training, accuracy, bind, parsed
 
 import keras_dal
 from keras_dal.training.statistics import BatchStatistics
@@ -67,7 +67,7 @@ def finished(training, model, means, epoch, window):
             statistics.add((x[start : start + BATCH],))
         statistics.settle()
     keras_dal.finish(model, x, training.train.y, verbose=0)
-    return training.accuracy(model, training.test)
+    return accuracy(model, training.test)
 
 
 def main():
@@ -77,7 +77,7 @@ def main():
         training, means = Training(options, seed), EpochMeans()
         model = training.model(training.optimizer(training.epochs))
         training.fit(model, training.epochs, [means])
-        alone = training.accuracy(model, training.test)
+        alone = accuracy(model, training.test)
         for share in SHARES:
             epoch = round(share * training.epochs)
             rows = {window: finished(training, model, means, epoch, window) for window in WINDOWS}

@@ -75,6 +75,11 @@ def load(name, images, data_dir):
     return data.Images(train.x[:images], train.y[:images]), read("t10k"), 10
 
 
+def accuracy(model, images):
+    logits = model.predict(images.x.astype("float32"), batch_size=500, verbose=0)
+    return round(float(np.mean(logits.argmax(axis=1) == images.y)), 5)
+
+
 class Training:
     """One data set, one recipe and one seed, trained in different ways from the same start.
 
@@ -132,17 +137,13 @@ class Training:
             "epochs_trained": len(history["loss"]),
         }
 
-    def accuracy(self, model, images):
-        logits = model.predict(images.x.astype("float32"), batch_size=500, verbose=0)
-        return round(float(np.mean(logits.argmax(axis=1) == images.y)), 5)
-
     def run(self, way):
         """Train in one way and return its row, with processor seconds and validation accuracy after each epoch."""
         self.curve = []
         return {"way": way, **getattr(self, way)(), "curve": self.curve}
 
     def _row(self, model, measured):
-        return {"test_accuracy": self.accuracy(model, self.test), **measured}
+        return {"test_accuracy": accuracy(model, self.test), **measured}
 
     def base(self):
         model = self.model(self.optimizer(self.epochs))
@@ -170,7 +171,7 @@ class Training:
             y = np.eye(self.num_classes)[self.train.y] if self.options.recipe == "smoothing" else self.train.y
             keras_dal.finish(model, self.train.x.astype("float32"), y, verbose=0)
             row["clean_seconds"] = round(time.perf_counter() - started, 2)
-            row["clean_test_accuracy"] = self.accuracy(model, self.test)
+            row["clean_test_accuracy"] = accuracy(model, self.test)
         return row
 
     def gated(self):

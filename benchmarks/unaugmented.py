@@ -13,12 +13,10 @@ import json
 import types
 from pathlib import Path
 
-import keras
 import machine
-import numpy as np
-from small_trainings import compiled, resnet8
+from small_trainings import compiled, optimizer_of, resnet8
 from switch import EpochMeans, finished
-from two_lines import load
+from two_lines import accuracy, load
 
 from keras_dal.training.schedule import EARLIEST
 
@@ -26,24 +24,18 @@ RESULT = Path(__file__).parent / "results" / "unaugmented.jsonl"
 AVERAGES = (0.07, 0.15, 0.2, 0.3, 0.4)
 
 
-def accuracy(model, images):
-    logits = model.predict(images.x.astype("float32"), batch_size=500, verbose=0)
-    return round(float(np.mean(logits.argmax(axis=1) == images.y)), 5)
-
-
 def run(setting, seed, data_dir):
     """Return the row of one training."""
     dataset, *numbers = setting.split(",")
     images, epochs, batch = map(int, numbers)
     train, test, num_classes = load(dataset, images, data_dir)
-    steps = epochs * -(-len(train) // batch)
-    optimizer = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, steps), momentum=0.9)
+    optimizer = optimizer_of("sgd", epochs, -(-len(train) // batch))
     model, means = compiled(resnet8(train.x, num_classes, seed), "sgd", optimizer, seed), EpochMeans()
     history = model.fit(
         train.x.astype("float32"), train.y, batch_size=batch, epochs=epochs, callbacks=[means], verbose=0
     ).history
     explored, alone = round(EARLIEST * epochs), accuracy(model, test)
-    training = types.SimpleNamespace(train=train, test=test, accuracy=accuracy)
+    training = types.SimpleNamespace(train=train, test=test)
     return {
         "dataset": dataset,
         "images": len(train),

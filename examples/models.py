@@ -28,7 +28,11 @@ def build(name, depth, num_classes, images, synchronized=False):
     return keras.Model(inputs, network(standardize(inputs)), name=network.name)
 
 
-DEPTHS = (8, 14, 20, 26, 32, 38, 44, 50, 56, 110)  # of the CIFAR ResNet
+def checked_depth(depth):
+    """Return the depth of a CIFAR ResNet; raises a ValueError where there is none of it."""
+    if depth % 6 != 2 or depth < 8:
+        raise ValueError(f"A CIFAR ResNet has 6 n + 2 layers: 8, 20, 32, 44, 56, 110. Received: depth={depth}")
+    return depth
 
 
 def resnet(depth=20, num_classes=10, input_shape=(32, 32, 3), synchronized=False):
@@ -40,8 +44,7 @@ def resnet(depth=20, num_classes=10, input_shape=(32, 32, 3), synchronized=False
         input_shape: shape of one image, in whatever range.
         synchronized: whether batch statistics are those of all replicas together.
     """
-    if depth % 6 != 2 or depth < 8:
-        raise ValueError(f"A CIFAR ResNet has 6 n + 2 layers: 8, 20, 32, 44, 56, 110. Received: depth={depth}")
+    checked_depth(depth)
     inputs = keras.Input(input_shape)
     x = _convolved(inputs, 16, 1, synchronized)
     for stage, filters in enumerate((16, 32, 64)):

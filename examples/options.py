@@ -5,8 +5,6 @@ import argparse
 import models
 import strategies
 
-import keras_dal
-
 
 def parse(name, **defaults):
     """Return the options of one example as a namespace.
@@ -25,7 +23,7 @@ def parse(name, **defaults):
     data.add_argument("--subset", type=int, help="train on the first so many images")
     network = parser.add_argument_group("network")
     network.add_argument("--model", choices=models.NAMES, default="resnet")
-    network.add_argument("--depth", type=int, choices=models.DEPTHS, default=20, help="of the CIFAR ResNet")
+    network.add_argument("--depth", type=_depth, default=20, help="of the CIFAR ResNet: 8, 20, 32, 44, 56, 110")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=200)
     training.add_argument("--batch-size", type=int, default=128, help="images per step and device")
@@ -58,12 +56,17 @@ def parse(name, **defaults):
     return settings
 
 
+def _depth(text):
+    try:
+        return models.checked_depth(int(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from None
+
+
 def _explore(text):
     if text == "auto":
         return text
     explore = float(text) if "." in text else int(text)
-    try:
-        keras_dal.Wrap("sgd", explore=explore)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(error) from None
+    if explore <= 0 or (isinstance(explore, float) and explore >= 1):  # by itself: TensorFlow has no devices yet
+        raise argparse.ArgumentTypeError(f"a share between 0 and 1, a number of epochs, or auto. Received: {text}")
     return explore

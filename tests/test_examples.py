@@ -287,6 +287,12 @@ def test_options_that_no_training_can_have_are_refused_at_once(monkeypatch, caps
     assert options[0] in capsys.readouterr().err
 
 
+def test_options_are_read_before_tensorflow_has_devices():
+    program = "import options, strategies; options.parse('cifar10'); strategies.choose('mirrored', logical_cpus=2)"
+    command = [sys.executable, "-W", "ignore", "-c", program, "--explore", "0.5", "--depth", "8"]
+    subprocess.run(command, cwd=EXAMPLES, check=True, capture_output=True, timeout=100)
+
+
 def test_the_table_has_a_mean_over_seeds():
     row = {
         "name": "wrapped", "train_accuracy": 1.0, "train_loss": 0.0, "alignment": 1.0, "seconds": 1.0,

@@ -198,6 +198,12 @@ def in_columns(y):
     return y[..., 0] if len(y.shape) == 3 and y.shape[2] == 1 else y
 
 
+def _other_columns(y, num_outputs):
+    return ValueError(
+        f"The labels must have one column per output, shape (n, {num_outputs}). Received: y of shape {y.shape}"
+    )
+
+
 def rows_in_step(y, num_outputs):
     """Return labels of a training step, a tensor, as rows `(n, num_outputs)`.
 
@@ -205,9 +211,7 @@ def rows_in_step(y, num_outputs):
         ValueError: rows of another length, which Keras' squared error may stretch.
     """
     if None not in y.shape[1:] and math.prod(y.shape[1:]) != num_outputs:
-        raise ValueError(
-            f"The labels must have one column per output, shape (n, {num_outputs}). Received: y of shape {y.shape}"
-        )
+        raise _other_columns(y, num_outputs)
     return ops.reshape(y, (-1, num_outputs))
 
 
@@ -227,9 +231,7 @@ def checked_matrix(y, num_outputs):
     if y.size == 0:
         raise ValueError(f"There are no labels. Pass at least one sample. Received: y of shape {y.shape}")
     if y.ndim != 2 or y.shape[1] != num_outputs:
-        raise ValueError(
-            f"The labels must have one column per output, shape (n, {num_outputs}). Received: y of shape {y.shape}"
-        )
+        raise _other_columns(y, num_outputs)
     if not np.isfinite(y).all():
         raise ValueError(f"The labels must be finite. Received: y with the value {y[~np.isfinite(y)][0]}")
     return y

@@ -13,14 +13,9 @@ def smallest_margin(loss, logits, errors, targets):
     return -np.inf if np.isnan(least) else float(least)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def largest_loss(loss, logits, errors, targets, weights):
     """Return an upper bound of the mean loss for logits with errors up to `(n, C)`."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        bound = _largest_loss(loss, logits, errors, targets, weights)
-    return np.inf if np.isnan(bound) else float(bound)
-
-
-def _largest_loss(loss, logits, errors, targets, weights):
     values = loss.values(logits, targets)
     curvature = loss.curvature(targets.shape[1])
     if curvature is None:  # of every logit apart, so that the slope is steepest at an end
@@ -29,4 +24,5 @@ def _largest_loss(loss, logits, errors, targets, weights):
     else:
         slopes = np.sum(np.abs(loss.gradient(logits, targets)) * errors, axis=1)
         more = slopes + curvature / 2 * np.sum(errors**2, axis=1)
-    return np.mean(weights * (values + more)) + ROUNDING * np.mean(weights * (np.abs(values) + more))
+    bound = np.mean(weights * (values + more)) + ROUNDING * np.mean(weights * (np.abs(values) + more))
+    return np.inf if np.isnan(bound) else float(bound)

@@ -155,6 +155,7 @@ def test_targets():
     [
         (SoftmaxCrossEntropy(), [0, 4], r"0\.\.3.*y from 0 to 4"),
         (SoftmaxCrossEntropy(), [-1, 0], r"0\.\.3"),
+        (SoftmaxCrossEntropy(), [0.5], r"0\.\.3"),
         (SoftmaxCrossEntropy(), [0.5, 1, 1.5], r"0\.\.3.*from 0.5 to 1.5, 2 of 3 no such integers, as 0.5"),
         (SoftmaxCrossEntropy(), [0, np.nan], r"1 of 2 no such integers, as nan"),
         (SoftmaxCrossEntropy(), [[0.9, 0.2, 0, 0]], "one-hot"),
