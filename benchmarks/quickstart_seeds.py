@@ -10,7 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-import keras
 import machine
 import numpy as np
 
@@ -21,19 +20,15 @@ RESULT = ROOT / "benchmarks" / "results" / "quickstart_seeds.json"
 sys.path.insert(0, str(ROOT / "examples"))
 
 import quickstart  # noqa: E402
-from models import resnet  # noqa: E402
 
 
 def accuracy(seed, wrapped, data, test):
     """Return the test accuracy in per cent, and the number of epochs, of one training."""
-    keras.utils.set_random_seed(seed)
-    model = resnet(depth=8, num_classes=10, input_shape=data[0].shape[1:])
     optimizer, callbacks = quickstart.sgd(len(data[0])), []
     if wrapped:
         optimizer = keras_dal.Wrap(optimizer, average=quickstart.AVERAGE)
         callbacks.append(keras_dal.AlignmentMonitor(verbose=False))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    model = quickstart.compiled(optimizer, data[0].shape[1:], seed)
     options = {"batch_size": quickstart.BATCH, "epochs": quickstart.EPOCHS, "verbose": 0}
     history = model.fit(*data, callbacks=callbacks, **options)
     return 100 * model.evaluate(*test, batch_size=500, verbose=0)[1], len(history.epoch)
@@ -43,8 +38,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=6)
     seeds = parser.parse_args().seeds
-    _, data, _ = quickstart.images()
-    test, rows = quickstart.fashion("t10k"), []
+    (_, data, test), rows = quickstart.images(), []
     for seed in range(seeds):
         base, wrapped = (accuracy(seed, each, data, test) for each in (False, True))
         rows.append({"seed": seed, "base": base[0], "wrapped": wrapped[0], "epochs": [base[1], wrapped[1]]})

@@ -22,8 +22,7 @@ BATCH = 64
 def images():
     """Return `(name, train, test)`: Fashion-MNIST where it is installed, else few digits, each `(x, y)` in [0, 1]."""
     if FASHION.is_dir():
-        train, test = fashion("train"), fashion("t10k")
-        return "3,000 images of Fashion-MNIST", [part[:3000] for part in train], [part[:5000] for part in test]
+        return "3,000 images of Fashion-MNIST", [part[:3000] for part in fashion("train")], fashion("t10k")
     x, y = load_digits(return_X_y=True)
     x = (x.reshape(-1, 8, 8, 1) / 16.0).astype("float32")
     x_train, x_test, y_train, y_test = train_test_split(x, y, train_size=300, random_state=0, stratify=y)
@@ -39,12 +38,18 @@ def fashion(part):
     return (pixels.reshape(-1, 28, 28, 1) / 255.0).astype("float32"), labels.astype("int32")
 
 
-def train(name, optimizer, callbacks, train_data, test_data, epochs=EPOCHS):
-    """Train the same network from the same start, and return it with its history and the seconds it took."""
-    keras.utils.set_random_seed(0)
-    model = resnet(depth=8, num_classes=10, input_shape=train_data[0].shape[1:])
+def compiled(optimizer, input_shape, seed=0):
+    """Return the same network, from the same start for each optimizer."""
+    keras.utils.set_random_seed(seed)
+    model = resnet(depth=8, num_classes=10, input_shape=input_shape)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    return model
+
+
+def train(name, optimizer, callbacks, train_data, test_data, epochs=EPOCHS):
+    """Train the network, and return it with its history and the seconds it took."""
+    model = compiled(optimizer, train_data[0].shape[1:])
     print(f"\n{name}: {epochs} epochs", flush=True)
     seen = tuple(part[:1000] for part in test_data)
     start = time.perf_counter()

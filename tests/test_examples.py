@@ -330,6 +330,18 @@ def test_no_two_scripts_share_a_name():
 @pytest.mark.parametrize("name", ["long_tail", "shortcut", "new_class", "pretrained", "calibration", "suspect_labels"])
 def test_a_recipe_compares_its_ways(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "recipes")
-    rows = importlib.import_module(name).run(num_train=600, epochs=2)
+    check_rows(importlib.import_module(name).run(num_train=600, epochs=2))
+
+
+def test_a_recipe_with_a_backbone_of_keras_compares_its_ways(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "recipes")
+    generator = np.random.default_rng(0)
+    train, test = ((generator.integers(0, 256, (n, 8, 8, 3)), np.arange(n) % 4) for n in (24, 12))
+    rows = importlib.import_module("imagenet").run(images=(train, test), epochs=1, weights=None)
+    check_rows(rows)
+    assert len(rows) == 6
+
+
+def check_rows(rows):
     assert {len(values) for values in rows.values()} == {len(next(iter(rows.values())))}
     assert np.isfinite([list(values.values()) for values in rows.values()]).all()

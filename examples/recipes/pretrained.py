@@ -9,8 +9,7 @@ import time
 
 import keras
 import numpy as np
-from common import LOSS, copy_of, freeze_and_fit, predicted, show, some, trained
-from quickstart import BATCH
+from common import LOSS, copy_of, fine_tune, freeze_and_fit, predicted, show, some, trained
 from sklearn.linear_model import LogisticRegression
 
 import keras_dal
@@ -26,15 +25,6 @@ def with_new_head(backbone):
     network = keras.Model(copy.input, head(copy.layers[-1].input))
     network.compile("sgd", LOSS, metrics=["accuracy"])
     return network
-
-
-def fine_tune(model, x, y, epochs):
-    """Train all layers at a tenth of the usual rate; return the seconds."""
-    rate = keras.optimizers.schedules.CosineDecay(0.01, epochs * -(-len(x) // BATCH))
-    model.compile(keras.optimizers.SGD(rate, momentum=0.9), LOSS)
-    start = time.perf_counter()
-    model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
-    return time.perf_counter() - start
 
 
 def run(seed=0, num_train=8000, num_new=1000, epochs=20):
