@@ -90,8 +90,9 @@ class Record(keras.callbacks.Callback):
             self.history.setdefault(key, []).append(value)
         if self.folder is not None:
             self._write()
-            left = (self.params["epochs"] - epoch - 1) * row["seconds"]
-            print(f"  {row['images_per_second']:.0f} images/s; at this pace {_duration(left)} to go", flush=True)
+            left = 0 if self.model.stop_training else self.params["epochs"] - epoch - 1
+            pace = f"; at this pace {_duration(left * row['seconds'])} to go" if left else ""
+            print(f"  {row['images_per_second']:.0f} images/s{pace}", flush=True)
 
     def _write(self):
         replace_file(self.folder / "history.json", lambda file: file.write(json.dumps(self.history).encode()))

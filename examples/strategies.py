@@ -43,15 +43,20 @@ def choose(name, logical_cpus=None):
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], split)
     if name == "multi-worker":
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        cluster = strategy.cluster_resolver
-        workers = len(cluster.cluster_spec().as_dict().get("worker", [0]))
-        return Devices(strategy.scope, strategy.num_replicas_in_sync, not cluster.task_id, workers)
+        return Devices(strategy.scope, strategy.num_replicas_in_sync, *_cluster(strategy.cluster_resolver))
     devices = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
     if name == "mirrored":
         return Devices(tf.distribute.MirroredStrategy(devices).scope, len(devices))
     if name == "one-device":
         return Devices(tf.distribute.OneDeviceStrategy(devices[0]).scope)
     return Devices(contextlib.nullcontext)
+
+
+def _cluster(resolver):
+    """Return whether this process is the chief, the first worker where there is no job of that name, and the number."""
+    tasks = resolver.cluster_spec().as_dict()
+    processes = len(tasks.get("chief", [])) + len(tasks.get("worker", [])) or 1
+    return resolver.task_type == "chief" if "chief" in tasks else not resolver.task_id, processes
 
 
 def _other_backend(backend, name):

@@ -34,15 +34,15 @@ def main(arguments=None):
     0 is success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input or
     whatever else failed, 130 an interrupt before there was anything to save.
     """
-    options = _parser().parse_args(arguments)
+    options, saved = _parser().parse_args(arguments), False
     try:
         _check_options(options)
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
             found = _found(options)
-            if getattr(options, "verbose", 0):
-                print()  # between the way there and the result
-        print(_json(found) if options.json else found, flush=True)
-        return _save(found, options) if "output" in options else 0
+        status = _save(found, options) if "output" in options else 0  # before a pipe that is closed ends it
+        saved = "output" in options
+        _print(found, options)
+        return status
     except (ValueError, OSError, MemoryError) as error:
         say(_COLOURS.sub("", str(error) or type(error).__name__), sys.stderr)
         return 2
@@ -50,7 +50,7 @@ def main(arguments=None):
         say(_COLOURS.sub("", described(error)), sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say("interrupted, nothing was saved", sys.stderr)
+        say("interrupted" if saved else "interrupted, nothing was saved", sys.stderr)
         return 130
 
 
@@ -187,7 +187,8 @@ def _validation(path):
     return arrays["x"], arrays["y"]
 
 
-_FILES = {"validation_data": _validation, "anchors": _inputs, "statistics_from": _inputs}  # options that name one
+# options that name a file or a folder, and what becomes of it
+_NAMES = {"validation_data": _validation, "anchors": _inputs, "statistics_from": _inputs, "cache": str}
 
 
 def _check_options(options):
@@ -208,7 +209,7 @@ def _found(options):
     """Return what the function of a command finds, whose arguments the options are by their names."""
     given = vars(options) | {"model": _load(options.model)} | _read(options.data)
     # an empty name, as of a variable that a script has not set, is none
-    given |= {name: read(given[name]) if given[name] else None for name, read in _FILES.items() if name in given}
+    given |= {name: read(given[name]) if given[name] else None for name, read in _NAMES.items() if name in given}
     function = options.function
     return function(**{name: given[name] for name in inspect.signature(function).parameters if name in given})
 
@@ -222,6 +223,17 @@ def _json(found):
     return json.dumps(dict(sorted(fields.items(), key=lambda field: isinstance(field[1], (list, dict)))))
 
 
+def _print(found, options):
+    """Print what was found, on standard output, and where its model is."""
+    shows = getattr(options, "verbose", 0)
+    if shows:
+        print(file=sys.stderr if options.json else sys.stdout)  # between the way there and the result
+    print(_json(found) if options.json else found, flush=True)
+    if shows:
+        row = as_text([("saved", options.output)], width=WIDTH)  # one more of the result
+        print(row, file=sys.stderr if options.json else sys.stdout)
+
+
 def _save(result, options):
     """Save the model of a result and return the exit status."""
     if getattr(options, "scaled", False):
@@ -230,9 +242,6 @@ def _save(result, options):
         except ValueError as error:  # the model is saved all the same
             say(error, sys.stderr)
     _replace(result.model, options.output)
-    if options.verbose:
-        row = as_text([("saved", options.output)], width=WIDTH)  # one more of the result
-        print(row, file=sys.stderr if options.json else sys.stdout)
     return 0 if result.reached else 1
 
 

@@ -112,8 +112,11 @@ def bound(
         The path where one is given, else the axes.
 
     Raises:
-        ValueError: several axes, or a certificate without beta.
+        ValueError: several axes, a certificate without beta, or other numbers of accuracies than of losses.
     """
+    if accuracies is not None and (losses is None or len(losses) != len(accuracies)):
+        count = "no losses" if losses is None else f"{len(losses)} losses"
+        raise ValueError(f"Pass one loss for each accuracy. Received: {len(accuracies)} accuracies, {count}")
     figure, axis = _axes(ax, title, 6.5, 4)
     steps = np.arange(1, len(losses)) if losses is not None else np.geomspace(1, 1e7, 100)
     if losses is not None:

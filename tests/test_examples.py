@@ -25,6 +25,8 @@ import data
 import models
 import options
 import record
+import strategies
+import tensorflow as tf
 
 EPOCHS, STEPS = 4, 3  # of what run_example.py trains
 EXPLORED = 3  # the last epoch reads the data once more, and the head is solved
@@ -291,6 +293,21 @@ def test_options_are_read_before_tensorflow_has_devices():
     program = "import options, strategies; options.parse('cifar10'); strategies.choose('mirrored', logical_cpus=2)"
     command = [sys.executable, "-W", "ignore", "-c", program, "--explore", "0.5", "--depth", "8"]
     subprocess.run(command, cwd=EXAMPLES, check=True, capture_output=True, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "task", "found"),
+    [
+        ({"worker": ["a:1", "b:1"]}, ("worker", 0), (True, 2)),
+        ({"worker": ["a:1", "b:1"]}, ("worker", 1), (False, 2)),
+        ({"chief": ["c:1"], "worker": ["a:1"]}, ("worker", 0), (False, 2)),
+        ({"chief": ["c:1"], "worker": ["a:1"]}, ("chief", 0), (True, 2)),
+        ({}, ("", 0), (True, 1)),
+    ],
+)
+def test_one_process_of_a_cluster_writes(jobs, task, found):
+    spec = tf.train.ClusterSpec(jobs)
+    assert strategies._cluster(tf.distribute.cluster_resolver.SimpleClusterResolver(spec, "", *task)) == found
 
 
 def test_the_table_has_a_mean_over_seeds():

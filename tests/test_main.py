@@ -194,6 +194,28 @@ def test_an_interrupt_before_there_is_a_model_is_said(files, capsys, monkeypatch
     assert not (files / "done.keras").exists()
 
 
+def test_what_cannot_be_printed_is_saved_all_the_same(files, capsys, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise BrokenPipeError("nobody reads")
+
+        def flush(self):
+            """Nothing is kept."""
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert run(files, "finish", "--output", files / "done.keras", "--quiet") == 2
+    assert "nobody reads" in capsys.readouterr().err
+    assert (files / "done.keras").exists()
+
+
+def test_an_empty_name_of_a_folder_is_none(files, tmp_path, monkeypatch):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert run(files, "converge", "--output", files / "done.keras", "--cache", "") == 0
+    assert not list(folder.iterdir())
+
+
 def test_options_of_the_solver_are_passed_on(files, capsys):
     validation = ["--validation", files / "train.npz", "--patience", 1]
     assert run(files, "converge", "--output", files / "done.keras", "--ridge", 1e-6, *validation) == 1

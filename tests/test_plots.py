@@ -180,6 +180,12 @@ def test_bound_is_drawn_over_the_losses_it_bounds(figures, certificate, tmp_path
     np.testing.assert_array_equal(accuracy.lines[0].get_ydata(), [0.2, 0.3])
 
 
+def test_accuracies_without_the_losses_beside_them_are_refused(certificate):
+    for options in ({"accuracies": [0.1, 0.2]}, {"accuracies": [0.1, 0.2], "losses": [1.0, 0.9, 0.8]}):
+        with pytest.raises(ValueError, match="one loss for each accuracy. Received: 2 accuracies"):
+            plots.bound(certificate, **options)
+
+
 def test_bound_alone(figures, certificate, tmp_path):
     plots.bound(certificate, tmp_path / "bound.svg")
     drawn = line(figures[0].axes[0], "certified bound").get_ydata()

@@ -95,10 +95,15 @@ def reading(model, take, logs):
 
     def function(data):
         for batch in data:
-            take(batch)
+            take(_own(batch))
         return logs
 
     return function
+
+
+def _own(batch):
+    """Return a batch whose tensors the user's generator cannot write into while it waits: they share its arrays."""
+    return keras.tree.map_structure(lambda part: part.clone() if isinstance(part, torch.Tensor) else part, batch)
 
 
 def over_replicas(function, model):

@@ -25,7 +25,7 @@ from keras_dal.analysis.separability import ALIGNED, decisive_share
 from keras_dal.features.batches import BATCH_SIZE, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.precision import blocks_of, eps_of_features
-from keras_dal.features.samples import check_bytes, check_count
+from keras_dal.features.samples import check_bytes, check_count, check_seed
 from keras_dal.heads import DenseHead, SumHead
 from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
@@ -91,6 +91,7 @@ def width_curve(
     """
     widths = None if widths is None else tuple(widths)
     _check(widths, draws)
+    check_seed(seed)
     check_bytes("max_bytes", max_bytes)
     structure = find_structure(model, first_inputs(x))
     if not structure.has_dense_part:

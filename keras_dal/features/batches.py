@@ -110,7 +110,7 @@ def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False
             f"{[np.shape(array) for array in tree.flatten(parts)]}"
         )
     check_count("batch_size", batch_size)
-    y, sample_weight = (None if part is None else np.asarray(part) for part in (y, sample_weight))
+    y, sample_weight = (None if part is None else to_numpy(part) for part in (y, sample_weight))
     for rows in arrays.slices(sizes.pop()[0], batch_size):
         yield (
             tree.map_structure(lambda array: array[rows], x),  # noqa: B023 (used before rows changes)

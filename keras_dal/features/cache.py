@@ -10,15 +10,16 @@ from keras import tree
 
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import warn
-from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, feature_batches
+from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, feature_batches, in_one_array
 from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint
-from keras_dal.features.precision import eps_of
+from keras_dal.features.precision import coarsest_eps, eps_of
 from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, kept_rows, rows_where
-from keras_dal.features.tracing import computed_dtype
+from keras_dal.features.tracing import computed_dtype, feature_array, to_numpy
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
+_ROUNDINGS = 4  # that may differ where they are of half precision: batches of another size are another program
 _EPS = eps_of("float32")
 _COMPARED = 256  # rows that are computed again: a change of one in fifty shows, but for one time in a hundred
 
@@ -113,8 +114,9 @@ def cached_features(
 ):
     """Return the features of data, from a valid file in `directory` or from one pass over the data.
 
-    A file is named after the data, the configuration of the model and every weight outside the head, has a checksum,
-    and is written under another name first: an interrupted run leaves no file that could be mistaken for a whole one.
+    A file is named after the data, the configuration of the model and every weight outside the head, and after which
+    samples have a weight: outputs of others were not compared with features. It has a checksum, and is written under
+    another name first: an interrupted run leaves no file that could be mistaken for a whole one.
     One that is truncated, altered or does not agree with some rows that are computed again is refused with a warning
     and replaced.
 
@@ -140,7 +142,8 @@ def cached_features(
     if directory is not None and not are_arrays(x):
         warn(f"Features of a dataset are not kept: only arrays can be recognized. Received: {type(x).__name__}")
     elif directory is not None:
-        path = pathlib.Path(directory) / f"{fingerprint(structure, x)}.features"
+        read = None if sample_weight is None else to_numpy(in_one_array("sample weights", sample_weight)) > 0
+        path = pathlib.Path(directory) / f"{fingerprint(structure, x, read)}.features"
         features = _valid_file(path, structure, x, max_bytes)
         if features is not None:
             parts = zip(*(batch[1:] for batch in batches(x, y, sample_weight, batch_size, labelled)), strict=True)
@@ -187,9 +190,10 @@ def _valid_file(path, structure, x, max_bytes):
 def _agrees(rows, structure, x):
     """Whether some kept rows, from the first to the last, are what the model computes now."""
     some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))
-    now = np.asarray(structure.features(tree.map_structure(lambda part: np.asarray(part)[some], x)), np.float32)
-    kept = rows[some]
+    features = structure.feature_function(tree.map_structure(lambda part: to_numpy(part)[some], x))[0]
+    now, kept = np.asarray(feature_array(features), np.float32), rows[some]
     if now.shape != kept.shape:
         return False
     size = np.maximum(rows.max(axis=0), -rows.min(axis=0))  # by column: a separation may rest on one in tiny units
-    return bool(np.all(np.abs(now - kept) <= _AGREEMENT * size))
+    share = max(_AGREEMENT, _ROUNDINGS * coarsest_eps(structure))
+    return bool(np.all(np.abs(now - kept) <= share * size))

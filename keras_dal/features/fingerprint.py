@@ -10,19 +10,26 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _keras
+from keras_dal.features.tracing import to_numpy
 
 _LIBRARIES = ("builtins", "keras", "tensorflow", "torch")  # whose classes are what their configuration says
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
 
-def fingerprint(structure, x):
+def fingerprint(structure, x, read=None):
     """Return a name for the features, from all they depend on: configuration, weights outside the head, and data.
 
     The words of lookup layers are neither in their configuration nor in variables, and of layers that are not Keras'
     own a configuration need not tell all: the source of these classes and plain attributes count.
+
+    Args:
+        structure: a `Structure`.
+        x: arrays.
+        read: booleans `(n,)`, for which of the samples outputs were compared with features; None for all.
     """
     digest = hashlib.blake2b(_configuration(structure.model).encode(), digest_size=16)
+    digest.update(keras.backend.backend().encode())  # each rounds in its own way
     for part in _of_own_layers(structure.model):
         digest.update(part)
     layers = (structure.layer, structure.output_layer)
@@ -31,8 +38,9 @@ def fingerprint(structure, x):
     others |= {id(v) for v in structure.model.variables if v.path.endswith("seed_generator_state")}
     weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
     words = [layer.get_vocabulary() for layer in _keras.sublayers(structure.model) if hasattr(layer, "get_vocabulary")]
-    for array in (*weights, *(np.array(list(map(str, each))) for each in words), *tree.flatten(x)):
-        for part in _bits(np.asarray(array)):
+    checked = [] if read is None or read.all() else [read]
+    for array in (*weights, *(np.array(list(map(str, each))) for each in words), *tree.flatten(x), *checked):
+        for part in _bits(to_numpy(array)):
             digest.update(part)
     return digest.hexdigest()
 

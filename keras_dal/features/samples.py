@@ -72,6 +72,12 @@ def check_fits(num_samples, widths, max_bytes):
         )
 
 
+def check_seed(seed):
+    """Raise a ValueError for what generators of NumPy do not take as their seed."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be an integer that is not negative. Received: {seed=}")
+
+
 def check_positive(name, value):
     """Raise a ValueError for an argument that is no positive number."""
     if not isinstance(value, (int, float, np.number)) or not value > 0:

@@ -47,11 +47,10 @@ def warn_of_statistics(model, inputs, advice):
 
 def _steps(model):
     """Return the number of steps since statistics began to move, 0 where it is not known or they were renewed."""
-    optimizer = getattr(model, "optimizer", None)
-    if any(getattr(each, "has_renewed_statistics", False) for each in _keras.optimizers(optimizer)):
+    optimizers = list(_keras.optimizers(getattr(model, "optimizer", None)))
+    if not optimizers or any(getattr(each, "has_renewed_statistics", False) for each in optimizers):
         return 0
-    iterations = getattr(optimizer, "iterations", None)
-    return 0 if iterations is None else int(to_numpy(iterations))
+    return int(to_numpy(_keras.step_count(optimizers[-1])))  # not `iterations`: those of accumulation move them, too
 
 
 def _is_normalization(layer):

@@ -12,7 +12,7 @@ from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import BATCH_SIZE, are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
-from keras_dal.features.samples import check_bytes, check_positive
+from keras_dal.features.samples import check_bytes, check_positive, check_seed
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing import path_table
 from keras_dal.finishing.head_data import HeadData
@@ -104,6 +104,7 @@ def converge(
     """
     validation_data = as_arguments(validation_data)
     check_bytes("max_bytes", max_bytes)
+    check_seed(seed)
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)
@@ -202,6 +203,8 @@ def _data(gather, training, anchors, validation_data):
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
     """Return the `CachedFeatures` of some data, with a progress bar."""
     _check_shapes(name, training_x, x)
+    if x is not training_x and not are_arrays(x):
+        options = options | {"directory": None}  # what is said of training samples that are not kept would mislead
     bar = progress_bar(name, x) if verbose else None
     found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, labelled=labelled, **options)
     if bar:

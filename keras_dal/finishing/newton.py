@@ -238,7 +238,7 @@ class NewtonTask(Task):
             loss=float(np.mean(self.data.train.weights * xp.numpy(values))),
             accuracy=None if margins is None else float(np.mean(margins > 0)),
             margin=None if margins is None else float(np.min(margins)),
-            moved=float(np.sqrt(np.mean(np.sum(moved**2, axis=1)))),
+            moved=float(np.sqrt(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))),
             gap=gap,
             validation=None if self.data.validation is None else self._validated(theta),
             theta=theta,

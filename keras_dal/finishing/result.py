@@ -55,8 +55,9 @@ class Result:
         penalized: whether the penalty, an L2 one, was minimized with the loss, as at the end of `fit` and by `finish`.
         stopped_by: what ended the path, an `Ending`, which says what each of them means.
         seconds: of the solver, without the passes for the features.
-        gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, 1e-4
-            in the unit of the loss in the two lines, in the solver's coordinates; None where none is known.
+        gradient_steps: a proved number of Nesterov's accelerated gradient steps to the gap that was asked for, in the
+            solver's coordinates: at the end of `fit` and by `finish` 1e-4 in the unit of the loss, by `converge` a
+            hundredth of its `tol`; None where none is known.
     """
 
     model: Any = dataclasses.field(metadata=NOT_PLAIN)
@@ -141,6 +142,7 @@ class Result:
         """
         self._check_features()
         factor = self.scale if scale is None else scale
+        check_positive("scale", factor)
         with np.errstate(over="ignore"):
             theta = self.structure.rounded(factor * self._theta)
         if not np.isfinite(theta).all():
@@ -148,7 +150,6 @@ class Result:
                 "At this scale the head is not finite in the dtype that the model keeps it in: choose a smaller one. "
                 f"Received: scale={factor!r}"
             )
-        check_positive("scale", factor)
         self.structure.assign(theta)
 
     def _check_features(self):
@@ -157,6 +158,11 @@ class Result:
                 "The model has changed since this result was found, and other heads belong to its features now: call "
                 f"keras_dal.converge(model, x, y) anew. Received: {self!r}, and other weights, statistics or gates"
             )
+
+    @property
+    def _divisor(self) -> str:
+        """What the penalty is divided by where the loss was minimized with it, in words: `" / 50"`, or nothing."""
+        return f" / {self._run.loss_weight:g}" if self._run.loss_weight != 1 else ""
 
     @property
     def _is_proved(self):
@@ -171,8 +177,7 @@ class Result:
             Lines of text; none where nothing is proved.
         """
         if self._is_proved:
-            divided = _keras.loss_weight(self.structure.model) or 1.0
-            penalty = f" + its L2 penalty{f' / {divided:g}' if divided != 1 else ''}" if self.penalized else ""
+            penalty = f" + its L2 penalty{self._divisor}" if self.penalized else ""
             weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head{penalty}"
             of = "" if self._data.are_exact else f", on features {TO_FLOAT32}"
             of += self._of_logits
@@ -225,6 +230,7 @@ class _Run(NamedTuple):
     method: str
     proof: Proof | None
     is_copy: bool
+    loss_weight: float  # that the model was compiled with
     checksum: int  # of what the features depend on
 
 
@@ -249,6 +255,7 @@ def finished(task, tol, scaled_to):
         method=task.method,
         proof=task.proof,
         is_copy=task.is_copy,
+        loss_weight=_keras.loss_weight(data.structure.model),
         checksum=data.structure.checksum(),
     )
     result = Result(
@@ -284,6 +291,7 @@ def _written(data, run, point):
     separates = margin is not None and margin > 0 and data.has_hard_labels
     proved_margin = fitted.least_margin() if separates else -np.inf
     scale = least_scale(fitted.mean_loss, run.scaled_to) if proved_margin > 0 else 1.0
+    scale = scale if np.isfinite(structure.rounded(scale * theta)).all() else 1.0  # half precision ends at 65,504
     before, after, scaled = data.qualities(theta, scale)
     said = {
         "point": point,

@@ -50,7 +50,7 @@ def rows_of(result):
 def _gap(result):
     proved = result._is_proved
     size = f"at most {at_most(result.point.gap, 2)}" if proved else f"about {result.point.gap:.2g}"
-    penalty = " plus the L2 penalty" * result.penalized
+    penalty = f" plus the L2 penalty{result._divisor}" if result.penalized else ""
     return f"{size} (of the loss plus {result.point.ridge:g} times the change{penalty})"
 
 

@@ -10,6 +10,7 @@ from keras_dal.features.samples import some_rows
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.newton import RIDGES, STEPS, NewtonTask, with_few_threads
 from keras_dal.finishing.stopping import Ending, Tolerance
+from keras_dal.heads.array_backend import is_out_of_memory
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT
 from keras_dal.solvers.objectives import Separation
@@ -109,7 +110,9 @@ class SeparableTask(NewtonTask):
             for moved, reached in self._rounds(solver, point.theta, logits):
                 self.path.add(moved)
                 point, logits = moved, reached
-        except (np.linalg.LinAlgError, MemoryError) as error:
+        except Exception as error:  # backends have errors of their own where memory is out
+            if not (isinstance(error, np.linalg.LinAlgError) or is_out_of_memory(error)):
+                raise
             reason = str(error).rstrip(".") or type(error).__name__
         if np.any((self._margins(logits) <= 0) & ~self.left):
             warn(

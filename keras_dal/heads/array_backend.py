@@ -154,6 +154,12 @@ def _finite(lower, diagonal):
     return lower
 
 
+def is_out_of_memory(error):
+    """Return whether an error, of NumPy or of a backend, says that there is no more memory."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in said for word in ("memory", "oom", "exhausted"))
+
+
 class Accelerator(_Library):
     """`keras.ops` on the backend's default device, in whole float32: TensorFloat-32 would lose small margins."""
 
@@ -209,7 +215,7 @@ class Accelerator(_Library):
             try:
                 lower = ops.cholesky(matrix)
             except Exception as error:  # TensorFlow and torch have errors of their own, JAX returns NaN
-                if any(word in str(error).lower() for word in ("memory", "oom", "exhausted")):
+                if is_out_of_memory(error):
                     raise
                 raise np.linalg.LinAlgError(str(error)) from error
         return _finite(lower, self.numpy(ops.diag(lower)))

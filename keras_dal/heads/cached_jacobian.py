@@ -52,10 +52,8 @@ class CachedJacobian:
 
     def restricted(self, rows):
         """Return the same for some of the samples, given by their indices in ascending order."""
-        if not self._prepared:
-            return CachedJacobian(self.parts, _Rows(self.features, rows), None, self._entries)
-        kept = [[a if a is None else self.on.take(a, rows) for a in pair] for pair in self._prepared]
-        return CachedJacobian(self.parts, self.features[rows], kept, self._entries)
+        kept = self._prepared and [[a if a is None else self.on.take(a, rows) for a in pair] for pair in self._prepared]
+        return CachedJacobian(self.parts, _Rows(self.features, rows), kept, self._entries)
 
     def part(self, index):
         """Return J_S of one part alone."""

@@ -50,4 +50,4 @@ def penalty_in_solve(structure):
     factors = l2_factors(structure.linear_parameters) if structure.is_plain else None
     if factors is None or not factors.any():
         return None
-    return factors / (_keras.loss_weight(structure.model) or 1.0)
+    return factors / _keras.loss_weight(structure.model)

@@ -16,6 +16,12 @@ def check_solvable(structure):
             "The last layer must be finite: the training has diverged, go back to earlier weights. Received: "
             f"{np.sum(~np.isfinite(theta))} parameters that are NaN or infinite"
         )
+    weight = _keras.loss_weight(structure.model)
+    if not 0 < weight < np.inf:
+        raise ValueError(
+            "The last layer is solved for a loss that counts: compile with positive loss_weights, or without. "
+            f"Received: loss_weights={weight:g}"
+        )
     frozen = [variable.path for variable in structure.linear_parameters if not variable.trainable]
     if 0 < len(frozen) < len(structure.linear_parameters):  # all of them, as in a model that only predicts, may be
         raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keras_dal import _keras
+from keras_dal import _backend, _keras
 from keras_dal.features import tracing
 from keras_dal.features.tracing import evaluate, to_numpy
 from keras_dal.features.variables import assign_all, checksum
@@ -116,9 +116,10 @@ class Structure:
         return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
 
     def checksum(self) -> int:
-        """Return a number that changes with what the features depend on: all float variables but theta_S."""
+        """Return a number that changes with what the features depend on: all float state but theta_S."""
         linear = {id(variable) for variable in self.linear_parameters}
-        return checksum(variable for variable in self.model.weights if id(variable) not in linear)
+        others = [variable for variable in self.model.weights if id(variable) not in linear]
+        return checksum([*others, *(buffer for _, buffer in _backend.buffers(_keras.sublayers(self.model)))])
 
     def output_check(self) -> Any:
         """Return a check that the model makes of features what its head, as it is now, and its activation make of them.

@@ -182,11 +182,10 @@ class ConvexPhase:
         return as_alignment(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
 
     def undo(self):
-        """Put back the weights from before, and explore; what was averaged is kept."""
+        """Put back the weights and the phase from before; what was averaged is kept."""
         if self._gathering is not None:
             self._gathering.discard()
         self._before.restore()
-        self._wrap.explore_again()  # where the fit began in this phase, too
 
     def _solved_logs(self, with_alignment):
         """Return loss, compiled metrics and alignment of the solved model on what was read, as `fit` logs them."""

@@ -15,6 +15,7 @@ from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.training import messages
+from keras_dal.training.checks import check_same_model
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.inner import parameters_of
 from keras_dal.training.statistics import STEPS, BatchStatistics, have_moved
@@ -76,12 +77,15 @@ def finish(
     structure = find_structure(model, inputs, parameters_of(wrap))
     loss = loss_of(model, structure.activation, loss)
     check_solvable(structure)
+    if wrap is not None:
+        check_same_model(wrap, model)
     if wrap is not None and wrap.phase == "exploit":
         wrap.check_is_of(structure)
     warn_of_precision(structure)
     averaged = wrap is not None and wrap.has_average
-    source = x if statistics_from is None else statistics_from
-    _check_readable(x, y, averaged and inputs is None and source is x)
+    source, statistics = x if statistics_from is None else statistics_from, BatchStatistics(model)
+    renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
+    _check_readable(x, y, renews and inputs is None and source is x)
     if inputs is not None and not averaged and statistics_from is None:
         warn_of_statistics(model, inputs, "Renew them, statistics_from=x")
     _say_weights(model, wrap, averaged, verbose)
@@ -91,8 +95,6 @@ def finish(
             if wrap.phase == "explore":
                 wrap.enter_exploit(model, structure)
             check_solvable(structure)  # again: the average of a training that diverged is not finite
-        statistics = BatchStatistics(model)
-        renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
         if verbose and averaged and statistics.are_there and not renews:
             say(messages.keeps_statistics())
         if renews:

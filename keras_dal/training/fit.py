@@ -163,9 +163,10 @@ class Fit:
     def end(self):
         """Leave the model and its optimizer as a fit without callbacks does."""
         self._announcer.say_all()
-        if self._phases is None:
-            return  # there was no step
-        self._hooks.remove()
         if self._wrap is not None and self._wrap.driver is self:
             self._wrap.driver = None  # or the model would keep the result, and its features
+        if self._phases is None:  # there was no step
+            self._model.train_function = None
+            return
+        self._hooks.remove()
         self._phases.end()

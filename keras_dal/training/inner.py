@@ -3,6 +3,8 @@
 import contextlib
 from typing import Any
 
+import keras
+
 from keras_dal import _keras
 from keras_dal.features.tracing import replaced
 
@@ -20,8 +22,21 @@ OPTIONS = {
 }
 
 
-class Delegating:
+class Delegating(keras.optimizers.Optimizer):
     """Public attributes of `inner_optimizer`, read and written as if they were the wrapper's own."""
+
+    inner_optimizer: Any
+
+    @property
+    def iterations(self) -> Any:
+        return self.inner_optimizer.iterations
+
+    def apply_gradients(self, grads_and_vars: Any) -> Any:
+        super().apply_gradients(grads_and_vars)
+        return _keras.step_count(innermost(self.inner_optimizer))  # as the optimizer inside returns it
+
+    def scale_loss(self, loss: Any) -> Any:
+        return self.inner_optimizer.scale_loss(loss)
 
     @contextlib.contextmanager
     def _by_itself(self):

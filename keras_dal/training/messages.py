@@ -50,9 +50,11 @@ def begins(model, wrap, schedule, epoch, epochs):
 
 def trains_nothing(wrap, epoch):
     """Return what a warning says where an optimizer that has taken no step is to switch at once."""
+    why = "epochs are counted from 0. Leave initial_epoch out, or use explore='auto', which counts from it"
+    if wrap.explore == "auto":
+        why = "one epoch is left, and each phase needs one. Train for more epochs"
     return (
-        "This optimizer has taken no step, and its first phase is over before it begins: epochs are counted from 0. "
-        "Leave initial_epoch out, or use explore='auto', which counts from it. Received: "
+        f"This optimizer has taken no step, and its first phase is over before it begins: {why}. Received: "
         f"explore={wrap.explore!r}, initial_epoch={epoch}"
     )
 
@@ -97,6 +99,15 @@ def goes_on(error):
     return (
         "The second phase could not begin, and exploration goes on with the weights from before. Fix what the end "
         f"of this message names and call keras_dal.finish after training. Received: {described(error)}"
+    )
+
+
+def stops(error):
+    """Return what a warning says where training was stopped while the data were read."""
+    return (
+        "Training was stopped before the head was solved, and the weights are those from before, with their average. "
+        "keras_dal.finish(model, x, y) does now what the switch would have done; a fit with initial_epoch does it, "
+        f"too. Received: {described(error)}"
     )
 
 

@@ -197,7 +197,12 @@ class TwoPhases(OnePhase):
         (self._convex_phase or self._descent).undo()
         self._convex_phase, self._stage = None, Stage.WAITS
         is_short = isinstance(error, Incomplete)
-        if is_short and not self._model.stop_training and self._schedule.tries_again_after(self._epoch):
+        if is_short and self._model.stop_training:  # `finish`, or a later fit, takes what was averaged
+            self._schedule.postpone()
+            warn(messages.stops(error))
+            return
+        self._wrap.explore_again()  # where the fit began in the second phase, too
+        if is_short and self._schedule.tries_again_after(self._epoch):
             warn(messages.reads_again(error))
             return
         self._schedule.postpone()

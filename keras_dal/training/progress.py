@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal import _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
 from keras_dal.training.inner import innermost
@@ -30,7 +31,6 @@ class Progressing:
     inner_optimizer: Any
     settle_averages: Any
     drop_average: Any
-    _indices_of: Any
     _model: Any = None  # a weak reference, once it has been switched
     _progress_of_variables: Any
     _decision: Any = None  # of explore="auto", plus the epoch it began with times the number of decisions
@@ -61,7 +61,7 @@ class Progressing:
 
     def check_is_of(self, structure: Any) -> None:
         """Raise a ValueError where, in the second phase, the linear parameters are those of another model."""
-        if self._linear_indices != tuple(sorted(self._indices_of(structure.linear_parameters))):
+        if set(self._linear_indices or ()) != {_keras.index_of(self, v) for v in structure.linear_parameters}:
             raise ValueError(
                 "The optimizer was switched for another model, and what it averages are the weights of all that it "
                 "trains: give each model a Wrap of its own. Received: the second phase of other variables than "

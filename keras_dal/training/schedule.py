@@ -18,8 +18,8 @@ class SwitchSchedule:
     """Says at which epochs the average of the weights begins and exploration ends.
 
     The average begins a while before, so the switch is known ahead. With `explore="auto"` the alignment is looked at
-    once, before the average begins or as it does: where too little of the labels lies in the column space,
-    representations are learned for a while longer.
+    once, after 0.6 of the epochs, or as the average begins where that is earlier: where too little of the labels lies
+    in the column space, representations are learned for a while longer.
 
     Args:
         explore: as in `Wrap`.
@@ -54,7 +54,7 @@ class SwitchSchedule:
             )
         self._averaged_until = self.switch
         if explore == "auto" and self._latest > self.switch:
-            self._look = first + max(1, round(LOOK * of_all))
+            self._look = max(first + 1, min(first + round(LOOK * of_all), self._begin))
 
     @classmethod
     def never(cls):

@@ -14,7 +14,7 @@ from keras_dal.features.tracing import replaced
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure
-from keras_dal.training import arguments
+from keras_dal.training import arguments, checks
 from keras_dal.training.averages import Averaging, WeightAverage
 from keras_dal.training.inner import Delegating, averaging_only, innermost, path_to
 from keras_dal.training.progress import Progress, Progressing
@@ -22,7 +22,7 @@ from keras_dal.training.rates import PhaseRates, unscaled
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Optimizer):
+class Wrap(Progressing, Averaging, PhaseRates, Delegating):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
     While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
@@ -35,7 +35,8 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
             counted from epoch 0, None to call `switch`; `"auto"` for 0.71 of the epochs, from the first this optimizer
-            trains, and 0.8 where less than a quarter of the labels lies in the column space after 0.6 of them.
+            trains, and 0.8 where less than a quarter of the labels lies in the column space after 0.6 of them, or where
+            the average begins before that.
         exploit: what is trained after the switch, as `parameters` of `find_structure`: `"head"`, layers by their names,
             or a regular expression over variable paths. The output must be linear in it, which is checked.
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.
@@ -140,6 +141,7 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
         """Let the average be the weights, and freeze everything but the linear parameters."""
         if not self.built:
             self.build(model.trainable_variables)
+        checks.check_same_model(self, model)
         self._model, self._said_rate = weakref.ref(model), False
         indices = self._indices_of(structure.linear_parameters)
         self.adopt_average()
@@ -289,13 +291,6 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating, keras.optimizers.Opti
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * gradient)
-
-    @property
-    def iterations(self) -> Any:
-        return self.inner_optimizer.iterations
-
-    def scale_loss(self, loss: Any) -> Any:
-        return self.inner_optimizer.scale_loss(loss)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)

@@ -450,6 +450,34 @@ def test_kept_features_are_as_particular_about_weights(structure, x, tmp_path):
         cached_features(structure, x, directory=tmp_path)
 
 
+def test_samples_whose_outputs_nobody_compared_are_not_taken_from_a_file(x, tmp_path):
+    """What zeroes some outputs does no harm to samples without a weight, whose features are kept all the same."""
+    inputs = keras.Input((6,))
+    outputs = keras.layers.Dense(3)(keras.layers.Dense(8, activation="relu")(inputs))
+    shows = keras.layers.Lambda(lambda pair: keras.ops.where(pair[1][:, :1] < 1.5, pair[0], 0.0))([outputs, inputs])
+    model = keras.Model(inputs, shows)
+    shown = (x[:, 0] < 1.5).astype("float32")
+    assert 0 < shown.mean() < 1
+    structure = find_structure(model, x[shown > 0])
+    for _ in range(2):
+        cached_features(structure, x, None, shown, directory=tmp_path)
+        with pytest.raises(ValueError, match="acts on some samples only"):
+            cached_features(structure, x, directory=tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_features_through_half_precision_are_found_again(policy, x, tmp_path, passes):
+    """One program computes them and another one compares, each with roundings of its own."""
+    keras.utils.set_random_seed(0)
+    inner = [keras.layers.Dense(32, activation="gelu", dtype=policy) for _ in range(3)]
+    model = keras.Sequential([keras.Input((6,)), *inner, keras.layers.Dense(3, dtype="float32")])
+    structure = find_structure(model)
+    first = cached_features(structure, x, directory=tmp_path)
+    again = cached_features(structure, x, directory=tmp_path, batch_size=7)
+    assert len(passes) == 1
+    np.testing.assert_array_equal(first.features, again.features)
+
+
 def test_rows_that_do_not_stay_have_no_file_that_an_interrupt_could_leave(tmp_path):
     writer = store.RowWriter(str(tmp_path), 0, keep=False)
     block = np.arange(12.0, dtype="float32").reshape(4, 3)

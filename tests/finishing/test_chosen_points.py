@@ -105,7 +105,8 @@ def test_features_of_a_float64_model_that_float32_holds_are_decided_on():
 
 
 @pytest.mark.parametrize(
-    ("scale", "message"), [(1e300, "not finite"), (np.nan, "not finite"), (0.0, "positive"), (-1.0, "positive")]
+    ("scale", "message"),
+    [(1e300, "not finite"), (np.nan, "positive"), (0.0, "positive"), (-1.0, "positive"), ("2", "positive")],
 )
 def test_a_scale_that_the_weights_cannot_hold_or_that_turns_them_round_is_refused(scale, message):
     model = classifier()
@@ -113,6 +114,60 @@ def test_a_scale_that_the_weights_cannot_hold_or_that_turns_them_round_is_refuse
     before = model.get_weights()
     with pytest.raises(ValueError, match=rf"{message}.*Received: scale="):
         result.rescale(scale)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_scale_is_one_that_the_weights_can_hold():
+    """Float16 ends at 65,504, which a head of small margins would have to pass to reach the loss."""
+    x = np.array([[1.0, 1e-3], [1.0, -1e-3]] * 10, "float16")
+    model = keras.Sequential([keras.Input((2,), dtype="float16"), layers.Dense(2, dtype="float16", use_bias=False)])
+    model.compile("sgd", CLASSES)
+    model.layers[0].set_weights([np.array([[1.0, 1.0], [0.5, -0.5]], "float16")])
+    with pytest.warns(UserWarning, match="computed in float16"):
+        result = keras_dal.converge(model, x, np.array([0, 1] * 10), gated=False, tol=1e-30, verbose=0)
+    assert result.margin > 0
+    assert (result.scale, result.reached) == (1, False)
+    result.rescale()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="modules that are no layers are PyTorch's")
+def test_running_statistics_of_a_torch_module_are_part_of_what_features_depend_on():
+    import torch
+
+    inputs = keras.Input((3,))
+    features = layers.TorchModuleWrapper(torch.nn.BatchNorm1d(3), output_shape=(None, 3))(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(features))
+    model.compile("sgd", CLASSES)
+    result = keras_dal.converge(model, *data(), gated=False, ridge=0.1, verbose=0)
+    result.choose(0)
+    model(data()[0] + 1.0, training=True)
+    with pytest.raises(ValueError, match="has changed since this result was found"):
+        result.choose(0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only tensors of PyTorch refuse NumPy")
+def test_labels_and_weights_may_be_tensors_that_have_gradients():
+    import torch
+
+    x, y = data()
+    ones = torch.ones(len(x), requires_grad=True)
+    result = keras_dal.converge(classifier(), torch.tensor(x, requires_grad=True), torch.tensor(y), ones, verbose=0)
+    assert result.accuracy == 1
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "0"])
+def test_a_seed_that_is_none_is_refused_before_anything_is_computed(seed):
+    model, (x, y) = classifier(), data()
+    before = model.get_weights()
+    calls = [
+        lambda: keras_dal.converge(model, x, y, seed=seed, verbose=0),
+        lambda: keras_dal.width_curve(model, x, y, seed=seed, verbose=0),
+        lambda: keras_dal.add_gated_head(model, x, seed=seed, verbose=False),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="seed must be an integer that is not negative. Received: seed="):
+            call()
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 

@@ -257,6 +257,12 @@ def test_without_any_weight_of_the_change_nothing_is_proved_where_the_loss_stays
     assert not list(result.proof())
 
 
+def test_that_a_list_of_validation_batches_is_not_kept_is_no_matter_of_the_training_samples(model, digits, tmp_path):
+    x, y = digits[0]
+    converge(model, x[:60], y[:60], validation_data=[(x[60:90], y[60:90])], cache=tmp_path, gated=False, verbose=0)
+    assert len(list(tmp_path.glob("*.features"))) == 1
+
+
 def test_gates_are_those_of_the_seed(model, digits):
     x, y = digits[0]
     gates = [
@@ -779,6 +785,16 @@ def test_statistics_that_have_not_settled_are_said_until_they_are_renewed():
     with pytest.warns(UserWarning, match="Batch statistics have not settled"):
         converge(model, dataset, gated=False, ridge=0.1, verbose=0)
     converge(model, dataset.unbatch().batch(4), gated=False, ridge=0.1, verbose=0)  # too few to say so
+
+
+def test_steps_of_accumulation_move_statistics_too():
+    x = (5 + 3 * np.random.default_rng(0).standard_normal((120, 6))).astype("float32")
+    model = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization(momentum=0.9), keras.layers.Dense(2)])
+    optimizer = keras.optimizers.SGD(0.01, gradient_accumulation_steps=20)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    y = np.arange(120) % 2
+    model.fit(x, y, epochs=10, batch_size=30, verbose=0)
+    keras_dal.finish(model, x, y, verbose=0)  # without a warning: 40 steps, of which the optimizer counts 2
 
 
 def test_statistics_that_were_loaded_are_no_fault():

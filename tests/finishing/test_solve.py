@@ -3,8 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special
 
+import keras_dal
 from keras_dal import GatedDense
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing.solve import solve_head
@@ -27,6 +28,46 @@ def solved(confidence, loss="sparse_categorical_crossentropy", activation="softm
     structure = find_structure(model)
     train = CachedFeatures(x, labels, np.full(N, weight), np.arange(N))
     return solve_head(structure, loss_of(model, structure.activation), train, max_bytes), logits
+
+
+def test_a_penalty_beside_a_weighted_loss_is_named_as_it_was_minimized_whatever_is_compiled_later():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((N, M)).astype("float32"), generator.integers(0, C, N)
+    head = keras.layers.Dense(C, kernel_regularizer=keras.regularizers.L2(0.5))
+    model, loss = keras.Sequential([keras.Input((M,)), head]), keras.losses.SparseCategoricalCrossentropy(True)
+    model.compile("sgd", loss, loss_weights=50.0)
+    result = keras_dal.finish(model, x, y, verbose=0)
+    kernel, bias = (np.asarray(each, np.float64) for each in model.get_weights())
+
+    def objective(theta):
+        logits = x.astype(np.float64) @ theta[:-C].reshape(M, C) + theta[-C:]
+        values = special.logsumexp(logits, axis=1) - logits[np.arange(N), y]
+        return np.mean(values) + 0.5 / 50 * np.sum(theta[:-C] ** 2)
+
+    ours = objective(np.concatenate([kernel.ravel(), bias]))
+    least = optimize.minimize(objective, np.zeros(M * C + C), method="BFGS").fun
+    assert least - 1e-9 <= ours <= least + result.point.gap + result.point.ridge * 10  # times the change, below ten
+    for _ in range(2):
+        assert "+ its L2 penalty / 50" in next(result.proof())
+        assert "plus the L2 penalty / 50)" in str(result)
+        model.compile("sgd", loss)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.inf, np.nan])
+def test_a_loss_that_does_not_count_is_refused(weight):
+    x, y = np.eye(3, dtype="float32"), np.arange(3)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap("sgd", explore=1), loss, loss_weights=weight)
+    callbacks = [keras_dal.AlignmentMonitor(verbose=False)]
+    calls = (
+        lambda: keras_dal.finish(model, x, y, verbose=0),
+        lambda: keras_dal.converge(model, x, y, verbose=0),
+        lambda: model.fit(x, y, epochs=2, verbose=0, callbacks=callbacks),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="positive loss_weights, or without. Received: loss_weights="):
+            call()
 
 
 @pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])

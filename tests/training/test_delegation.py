@@ -38,6 +38,18 @@ def public(kind):
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_apply_gradients_returns_the_steps_of_the_optimizer_inside(accumulated):
+    returned = []
+    for wraps in (False, True):
+        optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=accumulated)
+        optimizer = keras_dal.Wrap(optimizer, explore=None) if wraps else optimizer
+        variable = keras.Variable(np.ones(2, "float32"))
+        steps = [optimizer.apply_gradients([(keras.ops.ones(2), variable)]) for _ in range(3)][-1]
+        returned.append(int(keras.ops.convert_to_numpy(steps)))
+    assert returned == [3, 3]
+
+
 def test_every_public_name_of_an_optimizer_is_delegated_or_the_wrappers_own():
     inner = keras.optimizers.SGD(0.1, momentum=0.9)
     wrap = keras_dal.Wrap(inner)

@@ -772,6 +772,46 @@ def test_finish_takes_no_optimizer_that_was_switched_for_another_model():
     keras_dal.finish(models[0], x, y, statistics_from=x, verbose=0)  # the one it is of, again
 
 
+def test_a_copy_or_another_last_layer_needs_an_optimizer_of_its_own():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, average=0))
+    fit(model, 1, callbacks=[])
+    keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
+    wrap, copy = model.optimizer, compiled(model.optimizer, keras.models.clone_model(model))
+    other = keras.Model(model.inputs[0], keras.layers.Dense(NUM_CLASSES)(model.layers[-1].input))
+    compiled(wrap, other)
+    for phase in ("exploit", "explore"):
+        with pytest.raises(ValueError, match="belongs to the model it was first used with"):
+            keras_dal.finish(copy, x, y, statistics_from=x, verbose=0)
+        with pytest.raises(ValueError, match="compile with a new Wrap of a new optimizer"):
+            keras_dal.finish(other, x, y, statistics_from=x, verbose=0)
+        assert wrap.phase == phase
+        wrap.restart()
+    with pytest.raises(ValueError, match="belongs to the model it was first used with"):
+        wrap.switch(copy)
+
+
+def test_what_can_be_read_once_is_refused_only_where_statistics_are_renewed_on_it():
+    x, y = images()
+    plain = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Flatten(), keras.layers.Dense(NUM_CLASSES)])
+    models = [
+        compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None), each) for each in (plain, small_model())
+    ]
+    for model in models:
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.begin_average()
+        fit(model, 1, callbacks=[])
+    batches = [(x[:48], y[:48]), (x[48:], y[48:])]
+    assert keras_dal.finish(plain, iter(batches), verbose=0).stopped_by == Ending.CERTIFIED
+    data = iter(batches)
+    with pytest.raises(ValueError, match="read twice, for batch statistics and for features"):
+        keras_dal.finish(model, data, verbose=0)
+    model.optimizer.drop_average()
+    with pytest.raises(ValueError, match="read twice, for batch statistics and for features"):
+        keras_dal.finish(model, data, statistics_from=data, verbose=0)
+    assert len(list(data)) == len(batches)
+
+
 def test_finish_says_that_a_model_without_an_optimizer_has_no_averages(capsys):
     keras_dal.finish(small_model(), *images(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert "the model has no optimizer in which averaged weights could be" in capsys.readouterr().out
@@ -933,19 +973,41 @@ def test_a_callback_that_takes_the_stop_back_finds_the_solved_head_unmoved():
     assert monitor.result.stopped_by == Ending.CERTIFIED
 
 
-def test_an_epoch_whose_reading_is_stopped_is_one_of_exploration():
-    class Stops(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.epoch = epoch
+class StopsTheReading(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
 
-        def on_train_batch_end(self, batch, logs=None):
-            self.model.stop_training = self.epoch == SWITCH and batch == 1
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = self.epoch == SWITCH and batch == 1
 
+
+def test_an_epoch_whose_reading_is_stopped_is_one_of_exploration_and_finish_takes_its_average():
     model = compiled(keras_dal.Wrap("sgd", explore=SWITCH))
-    with pytest.warns(UserWarning, match="stopped by another callback"):
-        history = fit(model, SWITCH + 2, [keras_dal.AlignmentMonitor(verbose=0), Stops()])
+    with pytest.warns(UserWarning, match="stopped before the head was solved.*stopped by another callback"):
+        history = fit(model, SWITCH + 2, [keras_dal.AlignmentMonitor(verbose=0), StopsTheReading()])
     assert history["phase"] == [1] * (SWITCH + 1)
     assert model.optimizer.phase == "explore"
+    expected = model.optimizer._average.values()
+    result = keras_dal.finish(model, *images(), verbose=0)
+    assert result.stopped_by == Ending.CERTIFIED
+    trained = zip(model.trainable_variables, expected, strict=True)
+    for variable, mean in (pair for pair in trained if "logits" not in pair[0].path):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), mean)
+
+
+def test_a_switched_fit_whose_reading_is_stopped_is_left_switched_and_finish_renews_its_statistics(capsys):
+    model = compiled(keras_dal.Wrap("sgd", explore=SWITCH))
+    fit(model, SWITCH, [keras_dal.AlignmentMonitor(verbose=0)])  # its average has begun, and nothing is solved
+    model.optimizer.switch(model)
+    before = snapshot(model)
+    options = {"initial_epoch": SWITCH, "callbacks": [keras_dal.AlignmentMonitor(verbose=0), StopsTheReading()]}
+    with pytest.warns(UserWarning, match="stopped before the head was solved"):
+        model.fit(*images(), batch_size=32, epochs=SWITCH + 2, verbose=0, **options)
+    assert (model.optimizer.phase, moved(before, snapshot(model))) == ("exploit", set())
+    capsys.readouterr()
+    keras_dal.finish(model, *images())
+    assert "the weights are averages since the switch" in capsys.readouterr().out
+    assert "norm/moving_mean" in moved(before, snapshot(model))
 
 
 def test_an_average_forgets_what_was_not_finite():

@@ -462,8 +462,8 @@ def test_a_fit_may_read_strings():
 
 
 def test_a_generator_may_write_into_one_buffer():
-    if keras.backend.backend() != "jax":
-        pytest.skip("elsewhere Keras' own input pipeline reads ahead, and such a generator trains on wrong images")
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("its input pipeline reads ahead, and such a generator trains on wrong images")
     x, y = rows()
 
     def batches():

@@ -55,6 +55,21 @@ def test_by_default_the_last_fourteenth_of_the_explored_epochs_is_averaged_and_o
     assert [epoch for epoch in range(epochs) if schedule.average_is_due(epoch)] == averaged
 
 
+@pytest.mark.parametrize("average", [0.07, 0.15, 0.2, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize("epochs", [2, 5, 20, 60, 200])
+@pytest.mark.parametrize("alignment", [0.0, 1.0])
+def test_the_average_is_its_share_of_the_exploration_whenever_that_ends(average, epochs, alignment):
+    schedule, averaged = SwitchSchedule("auto", average, epochs), 0
+    for epoch in range(epochs):
+        if schedule.is_due(epoch):
+            break
+        averaged = averaged + 1 if schedule.average_is_due(epoch) else 0
+        if schedule.decides_after(epoch):
+            schedule.decide(alignment)
+    assert schedule.switch == epoch
+    assert averaged == max(1, round(average * schedule.switch)) or schedule._begin == 0
+
+
 @pytest.mark.parametrize(
     ("options", "first"), [({}, True), ({}, False), ({"average": 0}, True), ({"finish": "descend"}, False)], ids=str
 )
@@ -96,7 +111,7 @@ def test_a_new_optimizer_counts_from_the_epoch_it_begins_with_and_is_resumed_so(
 
 def test_one_epoch_that_is_left_is_the_second_phase():
     model = wrapped()
-    with pytest.warns(UserWarning, match="has taken no step"):
+    with pytest.warns(UserWarning, match="has taken no step.*one epoch is left, and each phase needs one"):
         assert trained(model, CLEAR, initial_epoch=EPOCHS - 1)["phase"] == [2]
 
 
