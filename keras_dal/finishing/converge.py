@@ -90,7 +90,8 @@ def converge(
         max_bytes: memory for features, for gates, for the parameters of a gated head, and for the factor of an
             interpolation, each. Larger features are memory-mapped, more gates are computed again in every product, a
             larger head is not added, and instead of a larger factor there is Newton's method. About ten copies of the
-            logits `(n, C)` in float32 are in memory in any case; `finish` does without for a plain head.
+            logits `(n, C)` in float32 are in memory in any case, and the parameters at each point of the path in
+            float64; `finish` does without the logits for a plain head.
         batch_size: samples in one evaluation of arrays.
         seed: integer for the gates that are added.
         verbose: 0 for silence; else a bar for each pass over data, and a line for each point of the path.

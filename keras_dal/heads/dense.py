@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_dal.heads.base import Head
 from keras_dal.heads.norms import sigma_max_bound
-from keras_dal.heads.part import Part, with_ones
+from keras_dal.heads.part import Part
 
 
 class DenseHead(Head):
@@ -36,7 +36,7 @@ class DensePart(Part):
 
     def prepare(self, features):
         inputs = np.asarray(features[:, : self.num_features], self.on.dtype)
-        return self.on.array(with_ones(inputs) if self.use_bias else inputs), None
+        return self.on.array(_with_ones(inputs) if self.use_bias else inputs), None
 
     def apply(self, inputs, gates, weight):
         if self.use_bias and self.on.dtype == np.float64:  # last: in sums that begin with a large one the rest is lost
@@ -45,3 +45,8 @@ class DensePart(Part):
 
     def transposed(self, inputs, gates, cotangent):
         return self.on.transposed_matmul(inputs, cotangent)
+
+
+def _with_ones(inputs):
+    """Return inputs with a column of ones after theirs, `(n, m + 1)`."""
+    return np.concatenate([inputs, np.ones((len(inputs), 1), inputs.dtype)], axis=1)

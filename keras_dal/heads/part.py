@@ -67,9 +67,13 @@ class WithGates(Part):
         self.head, self.width = head, features + 1 + gates
 
     def prepare(self, features):
-        features = np.asarray(features, self.on.dtype)
-        inputs = with_ones(self.head.standardize(features))
-        return self.on.array(inputs), self.on.array(self.head.gates(features))
+        size, num_inputs = len(features), self.shape[0]
+        inputs = np.ones((size, num_inputs), self.on.dtype)
+        gates = np.empty((size, self.width - num_inputs), self.on.dtype)
+        for rows in arrays.slices(size):  # standardizing takes float64
+            block = np.asarray(features[rows], self.on.dtype)
+            inputs[rows, :-1], gates[rows] = self.head.standardize(block), self.head.gates(block)
+        return self.on.array(inputs), self.on.array(gates)
 
     def gate_moments(self, gates) -> Any:
         """Return the sum of the outer products of the factor over the samples."""
@@ -82,8 +86,3 @@ class WithGates(Part):
     def gate_rows(self, gates, signs) -> Any:
         """Return rows whose outer products have the mean of these, for random signs `(k, C)`."""
         raise NotImplementedError
-
-
-def with_ones(inputs):
-    """Return inputs with a column of ones after theirs, `(n, m + 1)`."""
-    return np.concatenate([inputs, np.ones((len(inputs), 1), inputs.dtype)], axis=1)
