@@ -32,16 +32,18 @@ def main(arguments=None):
     """Run one command; return the exit status.
 
     0 is success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input or
-    whatever else failed, 130 an interrupt before there was anything to save.
+    whatever else failed, 130 an interrupt, which says whether anything was saved.
     """
     options, saved = _parser().parse_args(arguments), False
     try:
         _check_options(options)
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
             found = _found(options)
-        status = _save(found, options) if "output" in options else 0  # before a pipe that is closed ends it
-        saved = "output" in options
-        _print(found, options)
+        try:  # first: a pipe that is closed ends what is printed
+            status = _save(found, options) if "output" in options else 0
+            saved = "output" in options
+        finally:
+            _print(found, options, saved)
         return status
     except (ValueError, OSError, MemoryError) as error:
         say(_COLOURS.sub("", str(error) or type(error).__name__), sys.stderr)
@@ -65,7 +67,7 @@ _EXAMPLES = """examples:
 
 train.npz is written by numpy.savez("train.npz", x=x, y=y). `python -m keras_dal` is the same command. Exit status: 0 is
 success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input or whatever
-else failed, 130 an interrupt before there was anything to save."""
+else failed, 130 an interrupt, which says whether anything was saved."""
 
 
 def _parser():
@@ -223,13 +225,13 @@ def _json(found):
     return json.dumps(dict(sorted(fields.items(), key=lambda field: isinstance(field[1], (list, dict)))))
 
 
-def _print(found, options):
-    """Print what was found, on standard output, and where its model is."""
+def _print(found, options, saved):
+    """Print what was found, on standard output, and where its model is, if it is saved."""
     shows = getattr(options, "verbose", 0)
     if shows:
         print(file=sys.stderr if options.json else sys.stdout)  # between the way there and the result
     print(_json(found) if options.json else found, flush=True)
-    if shows:
+    if shows and saved:
         row = as_text([("saved", options.output)], width=WIDTH)  # one more of the result
         print(row, file=sys.stderr if options.json else sys.stdout)
 

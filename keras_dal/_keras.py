@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras.src.backend import compute_output_spec
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+from keras.src.losses.loss import unscale_loss_for_distribution
 from keras.src.utils.python_utils import pythonify_logs
 
 _STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
@@ -208,6 +209,11 @@ def compile_arguments(model):
 def loss_function(loss):
     """Return the function that a loss averages, None for a loss without one, and the options it is called with."""
     return (loss.fn, loss._fn_kwargs) if hasattr(loss, "fn") else (None, {})
+
+
+def whole_loss(loss):
+    """Return the loss that `fit` logs for that of a step, which is divided by the number of replicas."""
+    return unscale_loss_for_distribution(loss)
 
 
 def loss_weight(model):

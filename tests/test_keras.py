@@ -50,6 +50,12 @@ def test_sublayers_are_all_below_and_parts_those_held_directly(net):
     assert _keras.parts(net.blocks[0]) == []
 
 
+def test_the_loss_of_one_replica_is_whole():
+    assert (
+        float(_keras.whole_loss(keras.ops.convert_to_tensor(2.0))) == 2.0
+    )  # of several: tests/training/test_replicas.py
+
+
 def test_graphs_are_what_clone_model_walks(net):
     inputs = keras.Input((3,))
     functional = keras.Model(inputs, layers.Dense(2)(inputs))

@@ -63,11 +63,6 @@ def in_replica(function, model, *arguments):
     return function(*arguments)
 
 
-def of_all_replicas(loss):
-    """Return the loss that `fit` logs, for that of a step."""
-    return loss
-
-
 def build_metrics(model, *arguments):
     """Leave metrics to Keras, which makes their variables before the first step."""
 

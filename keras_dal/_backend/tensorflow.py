@@ -135,11 +135,6 @@ def in_replica(function, model, *arguments):
     return tf.nest.map_structure(lambda part: strategy.experimental_local_results(part)[0], found)
 
 
-def of_all_replicas(loss):
-    """Return the loss that `fit` logs, for that of a step: Keras divides it by the number of replicas."""
-    return loss * tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
-
-
 @contextlib.contextmanager
 def _without_advice():
     """Let TensorFlow not advise to trace what is called a few times."""

@@ -6,7 +6,7 @@ from keras import tree
 
 from keras_dal._backend import arrays
 from keras_dal.features.samples import check_count, check_labels, checked_weight
-from keras_dal.features.tracing import feature_array, to_numpy
+from keras_dal.features.tracing import as_numpy, feature_array, to_numpy
 
 BATCH_SIZE = 256  # samples in one evaluation of arrays, by default
 
@@ -110,7 +110,7 @@ def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False
             f"{[np.shape(array) for array in tree.flatten(parts)]}"
         )
     check_count("batch_size", batch_size)
-    y, sample_weight = (None if part is None else to_numpy(part) for part in (y, sample_weight))
+    y, sample_weight = (None if part is None else as_numpy(part) for part in (y, sample_weight))
     for rows in arrays.slices(sizes.pop()[0], batch_size):
         yield (
             tree.map_structure(lambda array: array[rows], x),  # noqa: B023 (used before rows changes)

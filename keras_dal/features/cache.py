@@ -12,14 +12,13 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import warn
 from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, feature_batches, in_one_array
 from keras_dal.features.columns import num_independent
-from keras_dal.features.fingerprint import fingerprint
-from keras_dal.features.precision import coarsest_eps, eps_of
+from keras_dal.features.fingerprint import fingerprint, name_of
+from keras_dal.features.precision import eps_of
 from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, kept_rows, rows_where
-from keras_dal.features.tracing import computed_dtype, feature_array, to_numpy
+from keras_dal.features.tracing import as_numpy, computed_dtype, feature_array
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
-_ROUNDINGS = 4  # that may differ where they are of half precision: batches of another size are another program
 _EPS = eps_of("float32")
 _COMPARED = 256  # rows that are computed again: a change of one in fifty shows, but for one time in a hundred
 
@@ -111,12 +110,13 @@ def cached_features(
     max_bytes=MAX_BYTES,
     on_batch=None,
     labelled=False,
+    name="x",
 ):
     """Return the features of data, from a valid file in `directory` or from one pass over the data.
 
-    A file is named after the data, the configuration of the model and every weight outside the head, and after which
-    samples have a weight: outputs of others were not compared with features. It has a checksum, and is written under
-    another name first: an interrupted run leaves no file that could be mistaken for a whole one.
+    A file is named after the data, the configuration of the model and every weight outside the head; where samples have
+    no weight, and their outputs were not compared with features, also after which. It has a checksum, and is written
+    under another name first: an interrupted run leaves no file that could be mistaken for a whole one.
     One that is truncated, altered or does not agree with some rows that are computed again is refused with a warning
     and replaced.
 
@@ -130,6 +130,7 @@ def cached_features(
         max_bytes: size from which features are memory-mapped.
         on_batch: called with the number of samples so far after each batch.
         labelled: whether there must be labels.
+        name: what the data are, for messages.
 
     Returns:
         A `CachedFeatures`.
@@ -140,11 +141,14 @@ def cached_features(
     """
     path = None
     if directory is not None and not are_arrays(x):
-        warn(f"Features of a dataset are not kept: only arrays can be recognized. Received: {type(x).__name__}")
+        warn(
+            "Features of a dataset are not kept: only arrays can be recognized. Received: "
+            f"{name} of type {type(x).__name__}"
+        )
     elif directory is not None:
-        read = None if sample_weight is None else to_numpy(in_one_array("sample weights", sample_weight)) > 0
-        path = pathlib.Path(directory) / f"{fingerprint(structure, x, read)}.features"
-        features = _valid_file(path, structure, x, max_bytes)
+        path, *others = _paths(pathlib.Path(directory), structure, x, sample_weight)
+        found = (_valid_file(each, structure, x, max_bytes) for each in (*others, path))
+        features = next((rows for rows in found if rows is not None), None)
         if features is not None:
             parts = zip(*(batch[1:] for batch in batches(x, y, sample_weight, batch_size, labelled)), strict=True)
             labels, weights = map(joined, parts)
@@ -159,6 +163,15 @@ def cached_features(
     except BaseException:
         rows.discard()
         raise
+
+
+def _paths(directory, structure, x, sample_weight):
+    """Yield where features are kept, and where else they may be found: where every output was compared with its own."""
+    name = fingerprint(structure, x)
+    weights = None if sample_weight is None else as_numpy(in_one_array("sample weights", sample_weight))
+    if weights is not None and not np.all(weights > 0):
+        yield directory / f"{name}-{name_of(weights > 0)}.features"
+    yield directory / f"{name}.features"
 
 
 def _in_float32(block):
@@ -190,10 +203,9 @@ def _valid_file(path, structure, x, max_bytes):
 def _agrees(rows, structure, x):
     """Whether some kept rows, from the first to the last, are what the model computes now."""
     some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))
-    features = structure.feature_function(tree.map_structure(lambda part: to_numpy(part)[some], x))[0]
+    features = structure.feature_function(tree.map_structure(lambda part: as_numpy(part)[some], x))[0]
     now, kept = np.asarray(feature_array(features), np.float32), rows[some]
     if now.shape != kept.shape:
         return False
     size = np.maximum(rows.max(axis=0), -rows.min(axis=0))  # by column: a separation may rest on one in tiny units
-    share = max(_AGREEMENT, _ROUNDINGS * coarsest_eps(structure))
-    return bool(np.all(np.abs(now - kept) <= share * size))
+    return bool(np.all(np.abs(now - kept) <= _AGREEMENT * size))

@@ -10,23 +10,18 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _keras
-from keras_dal.features.tracing import to_numpy
+from keras_dal.features.tracing import as_numpy
 
 _LIBRARIES = ("builtins", "keras", "tensorflow", "torch")  # whose classes are what their configuration says
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic)
 _REFERENCES = ("name", "keras_history", "input_layers", "output_layers")  # keys of layers' names
 
 
-def fingerprint(structure, x, read=None):
+def fingerprint(structure, x):
     """Return a name for the features, from all they depend on: configuration, weights outside the head, and data.
 
     The words of lookup layers are neither in their configuration nor in variables, and of layers that are not Keras'
     own a configuration need not tell all: the source of these classes and plain attributes count.
-
-    Args:
-        structure: a `Structure`.
-        x: arrays.
-        read: booleans `(n,)`, for which of the samples outputs were compared with features; None for all.
     """
     digest = hashlib.blake2b(_configuration(structure.model).encode(), digest_size=16)
     digest.update(keras.backend.backend().encode())  # each rounds in its own way
@@ -38,11 +33,15 @@ def fingerprint(structure, x, read=None):
     others |= {id(v) for v in structure.model.variables if v.path.endswith("seed_generator_state")}
     weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
     words = [layer.get_vocabulary() for layer in _keras.sublayers(structure.model) if hasattr(layer, "get_vocabulary")]
-    checked = [] if read is None or read.all() else [read]
-    for array in (*weights, *(np.array(list(map(str, each))) for each in words), *tree.flatten(x), *checked):
-        for part in _bits(to_numpy(array)):
+    for array in (*weights, *(np.array(list(map(str, each))) for each in words), *tree.flatten(x)):
+        for part in _bits(as_numpy(array)):
             digest.update(part)
     return digest.hexdigest()
+
+
+def name_of(chosen):
+    """Return a name for a choice of some samples, from booleans `(n,)`."""
+    return hashlib.blake2b(np.packbits(chosen).tobytes(), digest_size=8).hexdigest()
 
 
 def _of_own_layers(model):

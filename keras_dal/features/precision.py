@@ -13,16 +13,6 @@ def eps_of(dtype):
     return float(ml_dtypes.finfo(dtype).eps)
 
 
-def coarsest_eps(structure):
-    """Return the spacing at one of the coarsest numbers that a layer of a model computes in."""
-    return max(map(eps_of, ["float32", *_halves(structure)]))
-
-
-def _halves(structure):
-    used = {layer.compute_dtype for layer in _keras.sublayers(structure.model)}
-    return [dtype for dtype in HALVES if dtype in used]
-
-
 def eps_of_features(structure, batches):
     """Return the spacing at one of the coarsest numbers that features went through.
 
@@ -33,7 +23,8 @@ def eps_of_features(structure, batches):
         structure: a `Structure`.
         batches: an iterable of features `(k, m)`, at least one.
     """
-    halves = _halves(structure)
+    used = {layer.compute_dtype for layer in _keras.sublayers(structure.model)}
+    halves = [dtype for dtype in HALVES if dtype in used]
     eps = eps_of(computed_dtype(structure.layer.compute_dtype))
     for features in batches:
         eps = max(eps, eps_of(features.dtype))

@@ -21,6 +21,11 @@ def to_numpy(tensor) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
+def as_numpy(values) -> np.ndarray:
+    """Return as `to_numpy`, which copies, but a NumPy array as it is: it may be a mapped file."""
+    return values if isinstance(values, np.ndarray) else to_numpy(values)
+
+
 def computed_dtype(dtype):
     """Return the dtype in which layers of a dtype compute: with some backends Keras multiplies float64 in float32."""
     return _product_dtype() if str(dtype) == "float64" else str(dtype)

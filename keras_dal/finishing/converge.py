@@ -204,10 +204,9 @@ def _data(gather, training, anchors, validation_data):
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
     """Return the `CachedFeatures` of some data, with a progress bar."""
     _check_shapes(name, training_x, x)
-    if x is not training_x and not are_arrays(x):
-        options = options | {"directory": None}  # what is said of training samples that are not kept would mislead
     bar = progress_bar(name, x) if verbose else None
-    found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, labelled=labelled, **options)
+    options = options | {"on_batch": bar and bar.update, "labelled": labelled, "name": name}
+    found = cached_features(structure, x, y, sample_weight, **options)
     if bar:
         complete(bar, len(found))
     return found

@@ -291,7 +291,7 @@ def _written(data, run, point):
     separates = margin is not None and margin > 0 and data.has_hard_labels
     proved_margin = fitted.least_margin() if separates else -np.inf
     scale = least_scale(fitted.mean_loss, run.scaled_to) if proved_margin > 0 else 1.0
-    scale = scale if np.isfinite(structure.rounded(scale * theta)).all() else 1.0  # half precision ends at 65,504
+    scale = scale if np.isfinite(structure.rounded(scale * theta)).all() else 1.0  # float16 ends at 65,504
     before, after, scaled = data.qualities(theta, scale)
     said = {
         "point": point,

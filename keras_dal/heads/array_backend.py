@@ -1,6 +1,7 @@
 """Where matrix products are made: by NumPy, or in float32 by the Keras backend on an accelerator that is worth it."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from keras_dal import _backend
 from keras_dal._backend import arrays
 
 _BLOCK = 1024  # rows of a Gram matrix that are made at a time
+_NO_MEMORY = re.compile(r"(out of|not enough) memory|allocat|resource.?exhausted|\boom\b", re.IGNORECASE)
 _QUIET = np.errstate(over="ignore", invalid="ignore")  # numbers that are not finite end the path
 _SYRK, _TRSM = linalg.get_blas_funcs(("syrk", "trsm"), dtype=np.float32)
 
@@ -156,8 +158,7 @@ def _finite(lower, diagonal):
 
 def is_out_of_memory(error):
     """Return whether an error, of NumPy or of a backend, says that there is no more memory."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(word in said for word in ("memory", "oom", "exhausted"))
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 class Accelerator(_Library):

@@ -10,7 +10,7 @@ from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
-from keras_dal.features.samples import check_count
+from keras_dal.features.samples import check_count, check_seed
 from keras_dal.features.tracing import evaluate, recorded_calls
 from keras_dal.features.variables import num_entries
 from keras_dal.losses import REGISTERED, resolve_loss
@@ -72,6 +72,7 @@ def add_gated_head(
     """
     _check(x, num_samples, place, gates, oversample)
     check_sharpness(sharpness)
+    check_seed(seed)
     samples = None if x is None else first_inputs(x)
     structure = find_structure(model, samples)
     head = structure.layer

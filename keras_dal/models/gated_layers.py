@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_dal import heads
 from keras_dal._backend import arrays
-from keras_dal.features.samples import check_count, check_seed
+from keras_dal.features.samples import check_count
 
 _GATES = ("learned", "random")
 _OF_DENSE = ("name", "trainable", "dtype", *inspect.signature(keras.layers.Dense.__init__).parameters)
@@ -29,8 +29,6 @@ class Gated(keras.layers.Layer):
     def __init__(self, num_gates, sharpness, seed, **kwargs):
         super().__init__(**kwargs)
         check_sharpness(sharpness)
-        if seed is not None:
-            check_seed(seed)
         self.num_gates, self.sharpness, self.seed = int(num_gates), float(sharpness), seed
 
     def _build_gates(self, m, random):

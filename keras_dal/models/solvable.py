@@ -9,7 +9,7 @@ from keras_dal.features.tracing import HALVES
 
 
 def check_solvable(structure):
-    """Raise a ValueError if a linear parameter is not finite, frozen beside others, or kept within bounds."""
+    """Raise a ValueError if linear parameters are not finite, frozen in part or bounded, or their loss counts nothing."""
     theta = structure.theta()
     if not np.isfinite(theta).all():
         raise ValueError(

@@ -11,17 +11,25 @@ from keras_dal.training import arguments
 from keras_dal.training.moments import sums_fit
 
 
-def check_same_model(wrap, model):
-    """Raise a ValueError if the optimizer was built for another model."""
+def check_same_model(wrap, model, needed=None):
+    """Raise a ValueError if the optimizer was built for another model.
+
+    Args:
+        wrap: a `Wrap`.
+        model: a model.
+        needed: the variables that it must have been built for, by default all that the model trains.
+    """
     if not wrap.built or not model.built:
         return
-    new = [v.path for v in model.trainable_variables if not wrap.was_built_for(v)]
-    if new and len(new) < len(model.trainable_variables):
+    trained = model.trainable_variables
+    new = [v.path for v in trained if not wrap.was_built_for(v)]
+    missing = new if needed is None else [v.path for v in needed if v.trainable and not wrap.was_built_for(v)]
+    if missing and len(new) < len(trained):
         raise ValueError(
             "The optimizer was built before these variables became trainable: compile with a new Wrap of a new "
-            f"optimizer, and after layers are made trainable. Received: {', '.join(new)}"
+            f"optimizer, and after layers are made trainable. Received: {', '.join(missing)}"
         )
-    if new:
+    if missing:
         raise ValueError(
             "An optimizer belongs to the model it was first used with: make a new Wrap with a new optimizer. "
             f"Received: model {model.name!r}"

@@ -125,7 +125,7 @@ def evaluated_once(model, batch):
         x, y, weight = evaluated(model, batch)
         outputs = inference(model, x)
         loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=weight)
-        return {**model.compute_metrics(x, y, outputs, weight), "loss": _backend.of_all_replicas(loss)}
+        return {**model.compute_metrics(x, y, outputs, weight), "loss": _keras.whole_loss(loss)}
 
     try:
         _let_metrics_know(model, batch)

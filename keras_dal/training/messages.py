@@ -48,10 +48,10 @@ def begins(model, wrap, schedule, epoch, epochs):
     return None
 
 
-def trains_nothing(wrap, epoch):
+def trains_nothing(wrap, epoch, epochs):
     """Return what a warning says where an optimizer that has taken no step is to switch at once."""
     why = "epochs are counted from 0. Leave initial_epoch out, or use explore='auto', which counts from it"
-    if wrap.explore == "auto":
+    if epochs - epoch < 2:
         why = "one epoch is left, and each phase needs one. Train for more epochs"
     return (
         f"This optimizer has taken no step, and its first phase is over before it begins: {why}. Received: "
@@ -105,9 +105,9 @@ def goes_on(error):
 def stops(error):
     """Return what a warning says where training was stopped while the data were read."""
     return (
-        "Training was stopped before the head was solved, and the weights are those from before, with their average. "
-        "keras_dal.finish(model, x, y) does now what the switch would have done; a fit with initial_epoch does it, "
-        f"too. Received: {described(error)}"
+        "Another callback stops training before the head is solved: the weights are those from before, and what was "
+        "averaged is kept. keras_dal.finish(model, x, y) does after training what the switch would have done, and so "
+        f"does a fit with initial_epoch. Received: {described(error)}"
     )
 
 

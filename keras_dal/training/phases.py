@@ -101,6 +101,7 @@ class TwoPhases(OnePhase):
         self._stage, self._schedule = Stage.BEGINS, SwitchSchedule.never()
         self._began: int | None = None  # the first epoch
         self._epoch: int | None = None
+        self._was_stopped = False  # in the epoch before, by another callback
         self._longest = 0  # calls of the train function, at most, of an epoch that trained
         self._convex_phase: Any = None
         self._frozen: Any = None
@@ -165,7 +166,7 @@ class TwoPhases(OnePhase):
             self._schedule = SwitchSchedule(wrap.explore, average, self._epochs, wrap.began_with(epoch))
         self._schedule.resume(epoch, wrap.decision)
         if self._explores and self._schedule.is_due(epoch) and not wrap.has_trained:
-            warn(messages.trains_nothing(wrap, epoch))
+            warn(messages.trains_nothing(wrap, epoch, self._epochs))
         say = self._announcer.insist if self.is_over else self._announcer.say
         say(messages.begins, self._model, wrap, self._schedule, epoch, self._epochs)
         is_to_come = not self.is_over and (self._schedule.switch is not None or not self._explores)
@@ -174,8 +175,9 @@ class TwoPhases(OnePhase):
 
     def _advance(self, epoch):
         """Take the step of the schedule that is due before this epoch."""
-        if self._explores and self._wrap.is_averaging and self._schedule.average_is_early(epoch):
-            self._wrap.drop_average()  # of a fit that was stopped
+        if self._explores and self._wrap.is_averaging and (self._was_stopped or self._schedule.average_is_early(epoch)):
+            self._wrap.drop_average()  # of a fit that was stopped, or was to be
+        self._was_stopped = False
         if self._explores and self._schedule.average_is_due(epoch) and not self._wrap.is_averaging:
             self._wrap.begin_average()
         solves = self._wrap.solves
@@ -196,13 +198,13 @@ class TwoPhases(OnePhase):
     def _explore_on(self, error):
         (self._convex_phase or self._descent).undo()
         self._convex_phase, self._stage = None, Stage.WAITS
-        is_short = isinstance(error, Incomplete)
-        if is_short and self._model.stop_training:  # `finish`, or a later fit, takes what was averaged
+        if self._model.stop_training:  # `finish`, or a later fit, takes what was averaged
             self._schedule.postpone()
+            self._was_stopped = True
             warn(messages.stops(error))
             return
         self._wrap.explore_again()  # where the fit began in the second phase, too
-        if is_short and self._schedule.tries_again_after(self._epoch):
+        if isinstance(error, Incomplete) and self._schedule.tries_again_after(self._epoch):
             warn(messages.reads_again(error))
             return
         self._schedule.postpone()

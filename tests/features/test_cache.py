@@ -450,6 +450,29 @@ def test_kept_features_are_as_particular_about_weights(structure, x, tmp_path):
         cached_features(structure, x, directory=tmp_path)
 
 
+def test_mapped_inputs_are_never_copied_as_a_whole(structure, x, tmp_path, monkeypatch, passes):
+    np.save(tmp_path / "x.npy", x)
+    mapped, convert = np.load(tmp_path / "x.npy", mmap_mode="r"), keras.ops.convert_to_numpy
+
+    def converted(values):
+        assert not isinstance(values, np.ndarray)
+        return convert(values)
+
+    monkeypatch.setattr(keras.ops, "convert_to_numpy", converted)
+    for _ in range(2):
+        cached_features(structure, mapped, np.arange(50), np.ones(50), directory=tmp_path / "kept")
+    assert len(passes) == 1
+
+
+def test_a_file_of_which_all_outputs_were_compared_is_good_for_any_weights(structure, x, tmp_path, passes):
+    some = np.arange(50) % 2
+    for weights, num_passes in ((some, 1), (some, 1), (1 - some, 2), (None, 3), (1 - some, 3), (np.roll(some, 3), 3)):
+        found = cached_features(structure, x, None, weights, directory=tmp_path)
+        assert len(passes) == num_passes
+        np.testing.assert_allclose(found.features, structure.features(x), rtol=1e-5, atol=1e-6)
+    assert len(list(tmp_path.glob("*.features"))) == 3
+
+
 def test_samples_whose_outputs_nobody_compared_are_not_taken_from_a_file(x, tmp_path):
     """What zeroes some outputs does no harm to samples without a weight, whose features are kept all the same."""
     inputs = keras.Input((6,))

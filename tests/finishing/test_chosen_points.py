@@ -156,7 +156,7 @@ def test_labels_and_weights_may_be_tensors_that_have_gradients():
     assert result.accuracy == 1
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, True, "0"])
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "0", None])
 def test_a_seed_that_is_none_is_refused_before_anything_is_computed(seed):
     model, (x, y) = classifier(), data()
     before = model.get_weights()

@@ -257,9 +257,10 @@ def test_without_any_weight_of_the_change_nothing_is_proved_where_the_loss_stays
     assert not list(result.proof())
 
 
-def test_that_a_list_of_validation_batches_is_not_kept_is_no_matter_of_the_training_samples(model, digits, tmp_path):
+def test_data_that_are_not_kept_are_named(model, digits, tmp_path):
     x, y = digits[0]
-    converge(model, x[:60], y[:60], validation_data=[(x[60:90], y[60:90])], cache=tmp_path, gated=False, verbose=0)
+    with pytest.warns(UserWarning, match="are not kept.*Received: validation data of type list"):
+        converge(model, x[:60], y[:60], validation_data=[(x[60:90], y[60:90])], cache=tmp_path, gated=False, verbose=0)
     assert len(list(tmp_path.glob("*.features"))) == 1
 
 

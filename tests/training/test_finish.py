@@ -983,7 +983,7 @@ class StopsTheReading(keras.callbacks.Callback):
 
 def test_an_epoch_whose_reading_is_stopped_is_one_of_exploration_and_finish_takes_its_average():
     model = compiled(keras_dal.Wrap("sgd", explore=SWITCH))
-    with pytest.warns(UserWarning, match="stopped before the head was solved.*stopped by another callback"):
+    with pytest.warns(UserWarning, match="stops training before the head is solved.*stopped by another callback"):
         history = fit(model, SWITCH + 2, [keras_dal.AlignmentMonitor(verbose=0), StopsTheReading()])
     assert history["phase"] == [1] * (SWITCH + 1)
     assert model.optimizer.phase == "explore"
@@ -1001,7 +1001,7 @@ def test_a_switched_fit_whose_reading_is_stopped_is_left_switched_and_finish_ren
     model.optimizer.switch(model)
     before = snapshot(model)
     options = {"initial_epoch": SWITCH, "callbacks": [keras_dal.AlignmentMonitor(verbose=0), StopsTheReading()]}
-    with pytest.warns(UserWarning, match="stopped before the head was solved"):
+    with pytest.warns(UserWarning, match="stops training before the head is solved"):
         model.fit(*images(), batch_size=32, epochs=SWITCH + 2, verbose=0, **options)
     assert (model.optimizer.phase, moved(before, snapshot(model))) == ("exploit", set())
     capsys.readouterr()

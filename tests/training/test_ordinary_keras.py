@@ -1,5 +1,6 @@
 """Models, data and training steps as people write them, through a fit that switches."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -479,6 +480,21 @@ def test_a_generator_may_write_into_one_buffer():
     read = {tuple(row) for row in np.round(result._data.train.features, 4).tolist()}
     expected = {tuple(row) for row in np.round(before.predict(x, verbose=0), 4).tolist()}
     assert len(read & expected) > 100  # rounded at the border, a few differ
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="elsewhere Keras builds the model before callbacks")
+def test_a_fit_without_a_step_leaves_nothing_behind():
+    import tensorflow as tf
+
+    x, y = rows()
+    model = keras.Sequential([layers.Dense(8, activation="relu"), layers.Dense(3)])
+    model.compile(keras_dal.Wrap("sgd"), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(30)
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    with contextlib.suppress(Exception):  # of Keras, which finds no logs
+        model.fit(data.filter(lambda *_: False), epochs=1, verbose=0, callbacks=[monitor])
+    assert model.train_function is None
+    assert model.optimizer.driver is None
 
 
 def test_a_fit_of_one_epoch_may_begin_in_the_second_phase():
