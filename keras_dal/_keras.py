@@ -272,6 +272,7 @@ def take_after(graph, model, exchanged):
         exchanged: a function that returns what an attribute's value becomes.
     """
     graph.__class__ = type(model)
+    graph._trainable = model._trainable  # of it alone: `trainable` would be that of all its layers
     graph.dtype_policy = model.dtype_policy  # the global one may be another by now, and the loss scale hangs on it
     for name, value in own_attributes(model).items():
         if name not in vars(graph):

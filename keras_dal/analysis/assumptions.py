@@ -37,8 +37,9 @@ _NOISE = (
 
 
 def _is_noisy(layer):
-    rates = (getattr(layer, name, 0) for name in ("dropout", "recurrent_dropout"))  # of recurrent and attention layers
-    return isinstance(layer, _NOISE) or any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+    of_others = "dropout", "recurrent_dropout"  # of recurrent and attention layers
+    rates = (getattr(layer, name, 0) for name in (("rate", "stddev") if isinstance(layer, _NOISE) else of_others))
+    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
 
 def _augments(layer):

@@ -45,15 +45,15 @@ def certify(
         y: labels as the loss takes them: `(n, C)`, or `(n,)` of integer classes or of one output.
         sample_weight: weights, shape `(n,)`; the loss is the sum of the weighted losses divided by n.
         max_jacobian_bytes: of a head with gates, the largest Jacobian whose singular values are computed; beyond it no
-            rank is decided, and the witness comes from a Cholesky factor (of up to 4 GiB, for a mixture) or from LSQR,
-            which can take long. A plain head is always factorized.
+            rank is decided, and the witness comes from a Cholesky factor (for a mixture, where `max_bytes` has room for
+            it) or from LSQR, which can take long. A plain head is always factorized.
         time_limit: seconds after which a solver ends with what it knows by then, 5 by default; its last tries for a
             proof may take twice as long again, and where directions count as rounding there are two solvers.
             Factorizations are not interrupted.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         max_bytes: of features, and of logits, in float64, of each of which several arrays are needed; more are refused
-            as soon as they are seen.
+            as soon as they are seen. Of the gates and the factor of a head with gates, too.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
@@ -73,17 +73,18 @@ def certify(
     bar = progress_bar("samples", x) if verbose else None
     batches, count = [], 0
     for batch in watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar):
-        count += np.count_nonzero(batch[2])
+        used = batch[2] > 0
+        count += np.count_nonzero(used)
         check_fits(count, (structure.num_features, structure.num_outputs), max_bytes)
-        batches.append(batch)
+        batches.append((*(part[used] for part in batch[:2]), batch[2]))
     features, labels, weights = map(joined, zip(*batches, strict=True))
-    used, weights = positive(weights)
-    features, targets = features[used], resolved.targets(labels[used], structure.num_outputs)
+    targets, weights = resolved.targets(labels, structure.num_outputs), positive(weights)[1]
     head = structure.head()
     if verbose:
         say(announced(len(features), head.num_parameters, time_limit))
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
-    limits = {"max_bytes": max_jacobian_bytes, "eps": eps_of_features(structure, [features]), "seconds": time_limit}
+    limits = {"max_bytes": max_jacobian_bytes, "most": max_bytes, "seconds": time_limit}
+    limits["eps"] = eps_of_features(structure, [features])
     found = certify_head(head, features, targets, resolved, theta, weights, penalty=factors, **limits)
     return of_model(found, structure, factors, theta)
 
@@ -102,7 +103,8 @@ def of_model(certificate, structure, factors, theta):
         open_points = (*open_points, assumptions.CURVATURE)
     beta = None if factors is None else certificate.beta
     now = penalty_at(structure.linear_parameters, factors, theta)
-    return dataclasses.replace(certificate, beta=beta, penalty=now, not_covered=open_points)
+    comparisons = () if factors is None else certificate.comparisons  # whose objectives have L2 penalties alone
+    return dataclasses.replace(certificate, beta=beta, comparisons=comparisons, penalty=now, not_covered=open_points)
 
 
 def certify_head(
@@ -115,6 +117,7 @@ def certify_head(
     *,
     penalty: Any = None,
     max_bytes=MAX_JACOBIAN_BYTES,
+    most=MAX_BYTES,
     eps=None,
     seconds=None,
 ):
@@ -129,6 +132,7 @@ def certify_head(
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`, none by default.
         max_bytes: largest Jacobian whose singular values are computed.
+        most: bytes of gates that are kept, and of a factor, where they are not.
         eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
         seconds: as `time_limit` in `certify`.
 
@@ -138,7 +142,7 @@ def certify_head(
     kept, weights = positive(checked_weight(weights, len(features)))
     eps = eps_of(features.dtype) if eps is None else eps
     features, targets = features[kept].astype(np.float64), targets[kept]
-    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, eps)
+    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, eps, most)
     objective = Objective(jac, loss, targets, weights, 0.0 if penalty is None else penalty)
     matrix = loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)
@@ -147,7 +151,7 @@ def certify_head(
     found = objective.infimum((theta, v), seconds)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
     finding = finding_of(found, share, witnessed, objective, scale, v)
-    residual_share = float(squares.share(left[0].sum()))
+    residual_share = min(1.0, float(squares.share(left[0].sum())))
     beta = objective.smoothness() if np.isfinite(theta).all() else None  # from there no step leads anywhere
     of_labels = assumptions.of_labels(loss, targets, scale, found.lower > objective.floor)
     return Certificate(

@@ -44,14 +44,15 @@ def alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_
         """Returns rows as the loss sees them; the map is its own transpose."""
         return (roots * loss.seen(rows.reshape(targets.shape))).ravel()
 
-    right = mapped(centred)
+    unit = np.max(np.abs(centred), initial=0.0) or 1.0  # products are float32
+    right = mapped(centred / unit)
     scaled = Products(operator.shape, lambda v: mapped(operator.matvec(v)), lambda u: operator.rmatvec(mapped(u)))
     with _backend.full_precision():
         size = _power_method(scaled, right)
         direction = lsqr(scaled, right, damp=_DAMPING * size, atol=1e-9, btol=1e-9, iter_lim=_ITERATIONS)[0]
         residual = right - scaled @ direction
     rounding = 8 * np.finfo(np.float32).eps * size * norm(direction)  # of the product, an estimate
-    residual = (residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape)
+    residual = (unit * residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape)
     left = residual**2
     squares = centred_total(targets[used], weights[used], bias)
     share = decisive_share(loss, left.sum(axis=0), squares)

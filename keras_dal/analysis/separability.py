@@ -202,8 +202,6 @@ def _factorized(head, loss, rows, max_bytes):
         return None, None
     features, targets, weights = joined_rows(rows)
     columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant)
-    if not columns.factorized:
-        return columns, None
     matrix = loss.label_matrix(targets)
     squares = centred_total(loss.seen(matrix), weights, head.use_bias)
     return columns, decisive_share(loss, columns.least_left(matrix), squares)

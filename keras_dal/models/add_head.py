@@ -200,16 +200,20 @@ def _for_positions(head, shape, replacement):
     dimensions, first = len(shape) - 2, getattr(head, "data_format", "channels_last") == "channels_first"
     size, ones = shape[2:] if first else shape[1:-1], (1,) * dimensions
     channels = head.kernel.shape[-1]
-    order = {"data_format": "channels_first" if first else "channels_last"}
+    kept = {"dtype": head.dtype_policy}
+    order = {"data_format": "channels_first" if first else "channels_last", **kept}
     pooling = getattr(keras.layers, f"GlobalAveragePooling{dimensions}D")(**order)
     spread = getattr(keras.layers, f"UpSampling{dimensions}D")
     return keras.Sequential(
         [
-            keras.Input((shape[1], *(None,) * dimensions) if first else (*(None,) * dimensions, shape[-1])),
+            keras.Input(
+                (shape[1], *(None,) * dimensions) if first else (*(None,) * dimensions, shape[-1]),
+                dtype=head.compute_dtype,
+            ),
             pooling,
             replacement,
-            keras.layers.Reshape((channels, *ones) if first else (*ones, channels)),
-            spread(size[0]) if dimensions == 1 else spread(size, **order),
+            keras.layers.Reshape((channels, *ones) if first else (*ones, channels), **kept),
+            spread(size[0], **kept) if dimensions == 1 else spread(size, **order),
         ],
         name=f"pooled_{head.name}",
     )

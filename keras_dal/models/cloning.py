@@ -46,7 +46,8 @@ def copy_with_replacement(model, layer, replacement, inputs):
         shares = True
     if shares:
         copy = _Copier(layer, replacement, shares=True).copied(model, inputs)
-        if not all(map(_is_close, before, _inputs_of(replacement, copy, inputs))):
+        now = _inputs_of(replacement, copy, inputs)  # nothing, where the copy goes on calling the layer itself
+        if len(now) != len(before) or not all(map(_is_close, before, now)):
             raise ValueError(
                 "A copy of the model with another head computes something else before it: do not keep methods of a "
                 f"model, or functions of its layers, as attributes. Received: model {model.name!r}"
@@ -220,7 +221,6 @@ def _unused_metric(metric):
     try:
         return _keras.copied_metric(metric)
     except Exception:  # of what it holds: shared then, as a loss is
-        metric.reset_state()
         return metric
 
 

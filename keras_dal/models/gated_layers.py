@@ -235,10 +235,12 @@ class GatedBranch(Gated):
             dense = keras.saving.deserialize_keras_object(dense)
         config = dense.get_config()  # a subclass may have more, which only it understands
         dense = keras.layers.Dense.from_config({name: config[name] for name in _OF_DENSE if name in config})
-        super().__init__(num_gates, sharpness, seed, **{"dtype": dense.dtype_policy, **kwargs})
+        of_outputs = {"dtype": dense.dtype_policy, "activity_regularizer": dense.activity_regularizer}
+        super().__init__(num_gates, sharpness, seed, **{**of_outputs, **kwargs})
         self._dense_config = keras.saving.serialize_keras_object(dense)
         self.activation = dense.activation
-        self.dense = keras.layers.Dense.from_config({**dense.get_config(), "activation": "linear"})
+        of_sum = {"activation": "linear", "activity_regularizer": None}
+        self.dense = keras.layers.Dense.from_config({**dense.get_config(), **of_sum})
 
     def build(self, input_shape: Any) -> None:
         m, outputs = input_shape[-1], self.dense.units

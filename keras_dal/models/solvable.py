@@ -9,7 +9,7 @@ from keras_dal.features.tracing import HALVES
 
 
 def check_solvable(structure):
-    """Raise a ValueError if linear parameters are not finite, frozen in part or bounded, or their loss counts nothing."""
+    """Raise a ValueError if linear parameters are not finite, frozen in part or bounded, or count in no loss."""
     theta = structure.theta()
     if not np.isfinite(theta).all():
         raise ValueError(

@@ -169,5 +169,5 @@ def _bytes_per_sample(model, sample):
     """Return the memory of what all layers return for one sample, which bounds what is kept for a gradient."""
     calls, _ = tracing.recorded_calls(model, sample)
     outputs = [output for call in calls for output in tree.flatten(call.outputs)]
-    sizes = [math.prod(output.shape) * 8 for output in outputs]
+    sizes = [math.prod(output.shape) * 8 for output in outputs if hasattr(output, "shape")]
     return sum(sizes) // num_samples(sample)

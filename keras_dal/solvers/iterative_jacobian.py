@@ -5,6 +5,7 @@ import functools
 import numpy as np
 from scipy.sparse.linalg import lsqr
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.solvers.jacobian_base import Jacobian, Products
 from keras_dal.solvers.label_squares import safe_mean
@@ -26,20 +27,20 @@ class IterativeJacobian(Jacobian):
 
     factorized = False
 
-    def __init__(self, head, features, weights, shift_invariant, eps):
+    def __init__(self, head, features, weights, shift_invariant, eps, max_bytes=MAX_BYTES):
         super().__init__(head, features, weights, shift_invariant, eps)
         self.sigma_max = head.spectral_norm_bound(features, weights, shift_invariant)
-        self._products = CachedJacobian.of_head(head, features.astype(np.float32))
-        self._interpolation = self._factorized()
+        self._products = CachedJacobian.of_head(head, features.astype(np.float32), max_bytes)
+        self._interpolation = self._factorized(max_bytes)
         self.method = "a Cholesky factorization in float32, refined" if self._interpolation else _LSQR
 
-    def _factorized(self):
+    def _factorized(self, max_bytes):
         """Return the `Interpolation` of all samples, None where there is none."""
         mixture = self.head.mixture
         if mixture is None or mixture.num_parameters < len(self.features) * mixture.num_outputs:
             return None
         part = self._products.part(0)
-        interpolation = Interpolation(part, part)
+        interpolation = Interpolation(part, part, max_bytes)
         try:
             interpolation.extend(np.arange(len(self.features)))
         except np.linalg.LinAlgError:
@@ -70,24 +71,24 @@ class IterativeJacobian(Jacobian):
         return self._whitening.theta(phi).astype(np.float64)
 
     def refined(self, targets):
-        def size(rows):
-            return np.linalg.norm(self.seen(rows) * self.roots)
-
         shift = safe_mean(targets, self.roots.ravel() ** 2) * self.head.use_bias  # beside which all else looks reached
         targets = targets - shift
+        unit = np.max(np.abs(targets), initial=0.0) or 1.0  # float32 holds no targets of any size
+        targets = targets / unit
         theta, residual = np.zeros(self.head.num_parameters), targets
         for _ in range(_RESTARTS):
             step = theta + self.solve(residual)
-            before, left = size(residual), targets - self.logits(step)
-            if size(left) < before:
+            before, left = self.norm(residual), targets - self.logits(step)
+            if self.norm(left) < before:
                 theta, residual = step, left
-            if size(residual) <= _CLOSE * size(targets):
+            if self.norm(residual) <= _CLOSE * self.norm(targets):
                 break
-            if size(residual) > _GAIN * before:
+            if self.norm(residual) > _GAIN * before:
                 if self._interpolation is None:
                     break
                 self._interpolation = None  # what is left, of samples that are nearly equal say, is for LSQR
                 self.method += f", then {_LSQR}"
+        theta = unit * theta
         if self.head.use_bias:
             theta[-self.head.num_outputs :] += shift
         return theta

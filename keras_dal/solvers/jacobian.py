@@ -2,14 +2,16 @@
 
 import numpy as np
 
-from keras_dal._backend.arrays import EPS
+from keras_dal._backend.arrays import EPS, MAX_BYTES
 from keras_dal.solvers.factorized_jacobian import DenseJacobian, KroneckerJacobian
 from keras_dal.solvers.iterative_jacobian import IterativeJacobian
 
 MAX_JACOBIAN_BYTES = 2**28  # of a matrix whose singular values are computed, by default
 
 
-def jacobian(head, features, weights=None, shift_invariant=False, max_bytes=MAX_JACOBIAN_BYTES, eps=EPS):
+def jacobian(
+    head, features, weights=None, shift_invariant=False, max_bytes=MAX_JACOBIAN_BYTES, eps=EPS, most=MAX_BYTES
+):
     """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
 
     Args:
@@ -19,14 +21,14 @@ def jacobian(head, features, weights=None, shift_invariant=False, max_bytes=MAX_
         shift_invariant: whether constants per row are removed (softmax).
         max_bytes: largest matrix whose singular values are computed; beyond it the result is iterative.
         eps: spacing at one of the numbers that the features were computed in.
+        most: of an iterative one, bytes of gates that are kept and of a factor.
 
     Returns:
         A `Jacobian`.
     """
     shared = head.columns(features[:1]) is not None
     size = 8 * len(features) * head.num_parameters * (1 / head.num_outputs if shared else head.num_outputs)
+    weights = np.ones(len(features)) if weights is None else weights
     if size > max_bytes and not head.is_plain:
-        kind = IterativeJacobian
-    else:
-        kind = KroneckerJacobian if shared else DenseJacobian
-    return kind(head, features, np.ones(len(features)) if weights is None else weights, shift_invariant, eps)
+        return IterativeJacobian(head, features, weights, shift_invariant, eps, most)
+    return (KroneckerJacobian if shared else DenseJacobian)(head, features, weights, shift_invariant, eps)

@@ -88,4 +88,8 @@ class Jacobian:
         """
         theta = self.solve(targets)
         step = self.solve(targets - self.logits(theta))
-        return min(theta, theta + step, key=lambda each: np.linalg.norm(self.seen(targets - self.logits(each))))
+        return min(theta, theta + step, key=lambda each: self.norm(targets - self.logits(each)))
+
+    def norm(self, rows):
+        """Return the norm of rows `(n, C)` as the loss sees them."""
+        return np.linalg.norm(self.seen(rows) * self.roots)

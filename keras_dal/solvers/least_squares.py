@@ -138,7 +138,7 @@ class StreamedQR:
         left, values, right = linalg.svd(centred / scale, full_matrices=False, check_finite=False)
         rank, most = (int(np.sum(values > each * values[0])) for each in (tolerance, finest))
         projected = left[:, :most].T @ labels
-        residual, least = (np.sum((labels - left[:, :k] @ projected[:k]) ** 2, axis=0) for k in (rank, most))
+        residual, least = (np.sum((labels - left[:, :d] @ projected[:d]) ** 2, axis=0) for d in (rank, most))
         if most:
             turned = 10 * (self.num_rows + k) * EPS * lost * values[0] / values[most - 1]  # the span, by rounding
             least = np.maximum(0.0, np.sqrt(least) - turned * np.sqrt(total)) ** 2

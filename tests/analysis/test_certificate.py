@@ -490,6 +490,45 @@ def test_samples_of_weight_zero_may_have_any_label():
     assert found.num_samples == len(y) - 5
 
 
+@pytest.mark.parametrize("layer", [keras.layers.Dropout, keras.layers.GaussianNoise, keras.layers.SpatialDropout1D])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_noise_is_named_where_there_is_some(layer, rate):
+    inputs = keras.Input((3, 2))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(layer(rate, name="noisy")(inputs))))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    x, y = np.random.default_rng(0).normal(size=(9, 3, 2)), np.arange(9) % 2
+    said = [each for each in certify(model, x, y, loss=loss, verbose=0).not_covered if "dropout or noise" in each]
+    assert bool(said) == (rate > 0)
+
+
+def test_attention_without_dropout_names_none():
+    inputs = keras.Input((3, 2))
+    attended = keras.layers.MultiHeadAttention(1, 2)(inputs, inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(attended)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    x, y = np.random.default_rng(0).normal(size=(9, 3, 2)), np.arange(9) % 2
+    assert not [each for each in certify(model, x, y, loss=loss, verbose=0).not_covered if "dropout or noise" in each]
+
+
+def test_a_penalty_that_is_not_l2_leaves_no_comparisons_which_would_be_without_it():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L1(0.1))])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    certificate = certify(model, np.eye(3), np.arange(3) % 2, loss=loss, verbose=0)
+    assert certificate.penalty > 0
+    assert (certificate.beta, certificate.comparisons) == (None, ())
+
+
+def test_a_share_is_never_above_one():
+    """Of one constant feature, beside a bias, rounding left a little more than there was."""
+    generator, x = np.random.default_rng(0), np.full((50, 1), 0.7, "float32")
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3)])
+    for _ in range(20):
+        y = generator.integers(0, 3, 50)
+        certificate = certify(model, x, y, loss=keras.losses.SparseCategoricalCrossentropy(True), verbose=0)
+        assert certificate.residual_share <= 1
+        assert "alignment -" not in str(certificate)
+
+
 def test_what_the_objective_leaves_out_is_said():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(4, activity_regularizer="l2", name="busy"), keras.layers.Dense(2)]

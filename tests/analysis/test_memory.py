@@ -63,6 +63,26 @@ def test_logits_count_where_there_are_more_of_them():
     assert "153,600 bytes" in alignment(model, x, y, loss=loss, max_bytes=20 * SIZE, verbose=0).decided_by
 
 
+def test_samples_without_a_weight_take_no_memory():
+    few, generator = np.arange(1000) < 4, np.random.default_rng(0)
+    x, y = generator.standard_normal((1000, 5)).astype("float32"), np.arange(1000) % 3
+    model = PLAIN.build()
+    found = certify(model, x, y, few.astype(float), loss=PLAIN.loss, max_bytes=SIZE, batch_size=100, verbose=0)
+    alone = certify(model, x[few], y[few], loss=PLAIN.loss, verbose=0)
+    assert (found.num_samples, found.rank, found.verdict) == (4, alone.rank, alone.verdict)
+    assert found.loss == pytest.approx(alone.loss * 4 / 1000)  # the sum over the samples divided by their number
+
+
+def test_a_factor_beyond_the_limit_is_not_made():
+    """What a head with many gates is solved by, where memory has room for it."""
+    x = PLAIN.inputs(N)
+    large = keras_dal.add_gated_head(PLAIN.build(), x, num_samples=4 * N, loss=PLAIN.loss, verbose=False)
+    options = {"loss": PLAIN.loss, "verbose": 0, "max_jacobian_bytes": 1, "time_limit": 1.0}
+    methods = [certify(large, x, PLAIN.labels(N), max_bytes=size, **options).method for size in (2**30, 4 * N * N - 1)]
+    assert "Cholesky" in methods[0]
+    assert methods[1].startswith("LSQR")
+
+
 def test_a_result_makes_no_certificate_beyond_the_limit_it_was_found_with():
     model = PLAIN.build()
     model.compile("sgd", PLAIN.loss)

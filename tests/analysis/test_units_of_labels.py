@@ -78,6 +78,17 @@ def test_labels_without_variation_are_in_reach_of_a_whole_network(name):
     assert report.verdict == "aligned"
 
 
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_labels_of_any_size_are_reached_by_products_in_float32(monkeypatch, size):
+    x = inputs()
+    y = size * (x.astype(np.float64) @ np.arange(1, M + 1)[:, None])
+    assert keras_dal.alignment(regressor(), x, y, parameters="all").alignment > 0.999
+    monkeypatch.setattr("keras_dal.solvers.jacobian.jacobian.__defaults__", (None, False, 1, 2.0**-52, 2**32))
+    for num_samples in (4, 4 * N):  # LSQR, and a factor
+        model = keras_dal.add_gated_head(regressor(), x, num_samples=num_samples, seed=0, verbose=False)
+        assert keras_dal.alignment(model, x, y).alignment > 0.999
+
+
 def test_an_output_in_small_units_is_not_hidden_by_one_in_large_units():
     generator, x = np.random.default_rng(1), inputs()
     y = np.column_stack([1e6 * x[:, 0].astype(np.float64), generator.standard_normal(N)])
@@ -94,7 +105,7 @@ def test_an_output_in_small_units_is_not_hidden_by_one_in_large_units():
 
 def test_a_bound_from_above_does_not_prove_labels_not_aligned(monkeypatch):
     generator, x = np.random.default_rng(1), inputs()
-    monkeypatch.setattr("keras_dal.solvers.jacobian.jacobian.__defaults__", (None, False, 1, 2.0**-52))
+    monkeypatch.setattr("keras_dal.solvers.jacobian.jacobian.__defaults__", (None, False, 1, 2.0**-52, 2**32))
     report = keras_dal.alignment(regressor(gated=True), x, generator.standard_normal((N, 1)))
     assert report.lower_bound
     assert report.verdict == "undecided"
@@ -105,7 +116,7 @@ def test_a_bound_from_above_does_not_prove_labels_not_aligned(monkeypatch):
 def test_an_iterative_bound_sees_the_deviations_of_labels_too(monkeypatch, offset):
     x, y = inputs(), offset + 10 * np.random.default_rng(1).standard_normal((N, 1))
     exact = keras_dal.alignment(regressor(gated=True), x, y).residual_share
-    monkeypatch.setattr("keras_dal.solvers.jacobian.jacobian.__defaults__", (None, False, 1, 2.0**-52))
+    monkeypatch.setattr("keras_dal.solvers.jacobian.jacobian.__defaults__", (None, False, 1, 2.0**-52, 2**32))
     report = keras_dal.alignment(regressor(gated=True), x, y)
     assert report.lower_bound
     assert exact - 1e-9 <= report.residual_share <= exact + 1e-4

@@ -442,6 +442,69 @@ def test_a_copy_of_a_graph_keeps_what_its_class_keeps_for_itself():
     copy.fit(inputs(), LABELS, verbose=0)
 
 
+@pytest.mark.parametrize("place", ["beside", "before"])
+def test_a_copy_that_would_go_on_calling_the_head_of_the_model_is_refused(place):
+    class Scored(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = layers.Dense(5, activation="relu"), layers.Dense(3)
+            self.score = lambda z: self.head(z)
+
+        def call(self, x):
+            return self.score(self.backbone(x))
+
+    model, x = Scored(), np.random.default_rng(0).standard_normal((20, 4)).astype("float32")
+    model(x)
+    with pytest.raises(ValueError, match="do not keep methods of a model, or functions of its layers"):
+        add_gated_head(
+            model,
+            x,
+            place=place,
+            gates="random",
+            verbose=False,
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_copy_of_a_frozen_model_is_frozen_as_it_is(functional):
+    inputs = keras.Input((4,))
+    parts = [layers.Dense(5, activation="relu"), layers.Dense(3)]
+    model = keras.Model(inputs, parts[1](parts[0](inputs))) if functional else keras.Sequential([inputs, *parts])
+    parts[0].trainable = False
+    for whole in (True, False):
+        if not whole:
+            model.trainable = False
+        copy = add_gated_head(model, np.ones((6, 4), "float32"), verbose=False)
+        assert copy.trainable == model.trainable
+        assert not copy.layers[-2].trainable
+        assert bool(copy.trainable_variables) == bool(model.trainable_variables) == whole
+
+
+def test_a_copy_penalizes_the_outputs_that_the_model_does():
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    head = layers.Dense(3, activation="softmax", activity_regularizer=keras.regularizers.L2(0.3))
+    model = keras.Model(inputs, head(layers.Dense(5, activation="relu")(inputs)))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    copy = add_gated_head(model, x, verbose=False)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(copy.layers[-1]))
+    assert again.activity_regularizer is not None
+    y = np.arange(20) % 3
+    assert copy.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-6)
+
+
+@cases.needs_tensorflow(reason="other backends compute in float32 unless they are told otherwise")
+def test_pooled_features_of_a_copy_keep_their_dtype():
+    inputs = keras.Input((4, 4, 3), dtype="float64")
+    outputs = layers.GlobalAveragePooling2D(dtype="float64")(layers.Conv2D(2, 1, dtype="float64")(inputs))
+    model, x = keras.Model(inputs, outputs), np.random.default_rng(0).standard_normal((9, 4, 4, 3))
+    copy = add_gated_head(model, x, verbose=False, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    features = find_structure(copy, x).features(x)
+    assert features.dtype == np.float64
+    np.testing.assert_allclose(features, x.mean(axis=(1, 2)), rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("functional", [False, True])
 def test_a_copy_has_the_dtype_policy_of_its_model_and_so_its_loss_scale(functional):
     with cases.policy("mixed_float16"):
