@@ -107,7 +107,7 @@ def conditioning(head, features, oversample):
     labels = RANK_SAMPLES * (head.num_outputs - 1)
     counted = RANK_SAMPLES if isinstance(head, heads.SumHead) else labels
     first = _first_units(head, int(np.ceil(oversample * counted / (z.shape[1] + 1))))
-    found = jacobian(first, z, shift_invariant=True, max_bytes=2**31)
+    found = jacobian(first, z, shift_invariant=True, max_jacobian_bytes=2**31)
     return {"rank": found.rank, "of": labels, "condition": float(found.values[0] / found.values[-1])}
 
 

@@ -39,11 +39,14 @@ def main(arguments=None):
         _check_options(options)
         with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
             found = _found(options)
-        try:  # first: a pipe that is closed ends what is printed
+        try:
             status = _save(found, options) if "output" in options else 0
-            saved = "output" in options
-        finally:
-            _print(found, options, saved)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the error is what counts
+                _print(found, options, saved)
+            raise
+        saved = "output" in options
+        _print(found, options, saved)  # last: where nobody reads it, the model is saved all the same
         return status
     except (ValueError, OSError, MemoryError) as error:
         say(_COLOURS.sub("", str(error) or type(error).__name__), sys.stderr)

@@ -68,8 +68,8 @@ def alignment(
             most 300 iterations of LSQR on products of automatic differentiation, whose rounding is only estimated.
         max_bytes: of a plain head, memory for the solver of separability, without which least squares decide. Of a
             gated one, the largest array of features or logits in float64; several are needed, and after the pass over
-            the data larger ones are refused; and of gates and a factor, without which it takes longer. For `"all"`,
-            memory for the operator.
+            the data larger ones are refused. Gates and a factor that are larger are done without, which takes longer.
+            For `"all"`, memory for the operator.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
@@ -222,7 +222,7 @@ def _measure_gated(structure, loss, rows, used, alike, decide_separability, max_
     check_fits(int(used.sum()), (structure.num_features, structure.num_outputs), max_bytes)
     features, targets, weights = joined_rows(rows)
     eps = _eps(structure, rows)
-    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps, most=max_bytes)
+    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps, max_bytes=max_bytes)
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
     squares = centred_total(loss.seen(matrix), weights, structure.use_bias)

@@ -37,9 +37,10 @@ _NOISE = (
 
 
 def _is_noisy(layer):
-    of_others = "dropout", "recurrent_dropout"  # of recurrent and attention layers
-    rates = (getattr(layer, name, 0) for name in (("rate", "stddev") if isinstance(layer, _NOISE) else of_others))
-    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+    if isinstance(layer, _NOISE):  # of a rate that is no number nobody knows when it is 0
+        return getattr(layer, "rate", getattr(layer, "stddev", None)) != 0
+    rates = (getattr(layer, name, 0) for name in ("dropout", "recurrent_dropout"))  # of recurrent and attention layers
+    return any(isinstance(rate, (int, float, np.number)) and float(rate) > 0 for rate in rates)
 
 
 def _augments(layer):

@@ -78,12 +78,13 @@ def certify(
         check_fits(count, (structure.num_features, structure.num_outputs), max_bytes)
         batches.append((*(part[used] for part in batch[:2]), batch[2]))
     features, labels, weights = map(joined, zip(*batches, strict=True))
-    targets, weights = resolved.targets(labels, structure.num_outputs), positive(weights)[1]
+    weights = positive(weights)[1]
+    targets = resolved.targets(labels, structure.num_outputs)
     head = structure.head()
     if verbose:
         say(announced(len(features), head.num_parameters, time_limit))
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
-    limits = {"max_bytes": max_jacobian_bytes, "most": max_bytes, "seconds": time_limit}
+    limits = {"max_jacobian_bytes": max_jacobian_bytes, "max_bytes": max_bytes, "seconds": time_limit}
     limits["eps"] = eps_of_features(structure, [features])
     found = certify_head(head, features, targets, resolved, theta, weights, penalty=factors, **limits)
     return of_model(found, structure, factors, theta)
@@ -116,8 +117,8 @@ def certify_head(
     weights=None,
     *,
     penalty: Any = None,
-    max_bytes=MAX_JACOBIAN_BYTES,
-    most=MAX_BYTES,
+    max_jacobian_bytes=MAX_JACOBIAN_BYTES,
+    max_bytes=MAX_BYTES,
     eps=None,
     seconds=None,
 ):
@@ -131,8 +132,8 @@ def certify_head(
         theta: theta_S now, shape `(P,)`.
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`, none by default.
-        max_bytes: largest Jacobian whose singular values are computed.
-        most: bytes of gates that are kept, and of a factor, where they are not.
+        max_jacobian_bytes: largest Jacobian whose singular values are computed.
+        max_bytes: memory for gates and for a factor, each, of a larger one.
         eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
         seconds: as `time_limit` in `certify`.
 
@@ -142,7 +143,7 @@ def certify_head(
     kept, weights = positive(checked_weight(weights, len(features)))
     eps = eps_of(features.dtype) if eps is None else eps
     features, targets = features[kept].astype(np.float64), targets[kept]
-    jac = jacobian(head, features, weights, loss.shift_invariant, max_bytes, eps, most)
+    jac = jacobian(head, features, weights, loss.shift_invariant, max_jacobian_bytes, eps, max_bytes)
     objective = Objective(jac, loss, targets, weights, 0.0 if penalty is None else penalty)
     matrix = loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)

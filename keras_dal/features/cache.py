@@ -147,7 +147,7 @@ def cached_features(
         )
     elif directory is not None:
         path, *others = _paths(pathlib.Path(directory), structure, x, sample_weight)
-        found = (_valid_file(each, structure, x, max_bytes) for each in (*others, path))
+        found = (_valid_file(each, structure, x, max_bytes, batch_size) for each in (path, *others))
         features = next((rows for rows in found if rows is not None), None)
         if features is not None:
             parts = zip(*(batch[1:] for batch in batches(x, y, sample_weight, batch_size, labelled)), strict=True)
@@ -186,13 +186,13 @@ def _in_float32(block):
     return narrow
 
 
-def _valid_file(path, structure, x, max_bytes):
+def _valid_file(path, structure, x, max_bytes, batch_size):
     """Return the rows of a kept file, or None where there is none or it is refused."""
     if not path.exists():
         return None
     try:
         rows = kept_rows(path)
-        if not _agrees(rows, structure, x):
+        if not _agrees(rows, structure, x, batch_size):
             raise ValueError("the model computes other features")
     except ValueError as error:
         warn(f"The features are computed again: {error}. Received: {path}")
@@ -200,11 +200,12 @@ def _valid_file(path, structure, x, max_bytes):
     return rows if rows.nbytes > max_bytes else np.array(rows)
 
 
-def _agrees(rows, structure, x):
-    """Whether some kept rows, from the first to the last, are what the model computes now."""
+def _agrees(rows, structure, x, batch_size):
+    """Whether some kept rows, from the first to the last, are what the model computes now, in batches of this size."""
     some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(int))
-    features = structure.feature_function(tree.map_structure(lambda part: as_numpy(part)[some], x))[0]
-    now, kept = np.asarray(feature_array(features), np.float32), rows[some]
+    few, kept = tree.map_structure(lambda part: as_numpy(part)[some], x), rows[some]
+    parts = [structure.feature_function(inputs)[0] for inputs, _, _ in batches(few, batch_size=batch_size)]
+    now = np.concatenate([np.asarray(feature_array(part), np.float32) for part in parts])
     if now.shape != kept.shape:
         return False
     size = np.maximum(rows.max(axis=0), -rows.min(axis=0))  # by column: a separation may rest on one in tiny units

@@ -23,7 +23,7 @@ def to_numpy(tensor) -> np.ndarray:
 
 def as_numpy(values) -> np.ndarray:
     """Return as `to_numpy`, which copies, but a NumPy array as it is: it may be a mapped file."""
-    return values if isinstance(values, np.ndarray) else to_numpy(values)
+    return np.asarray(values) if isinstance(values, np.ndarray) else to_numpy(values)
 
 
 def computed_dtype(dtype):

@@ -120,7 +120,7 @@ class HeadData:
         check_fits(len(self.train), (self.train.features.shape[1], self.head.num_outputs), self.max_bytes)
         train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
         samples = train.features, self.targets[:], self.loss, theta, train.weights
-        found = certify_head(self.head, *samples, penalty=self.factors, most=self.max_bytes, eps=eps)
+        found = certify_head(self.head, *samples, penalty=self.factors, max_bytes=self.max_bytes, eps=eps)
         return of_model(found, self.structure, self.factors, theta)
 
 

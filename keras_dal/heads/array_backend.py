@@ -12,7 +12,7 @@ from keras_dal import _backend
 from keras_dal._backend import arrays
 
 _BLOCK = 1024  # rows of a Gram matrix that are made at a time
-_NO_MEMORY = re.compile(r"(out of|not enough) memory|allocat|resource.?exhausted|\boom\b", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"(out.of|not.enough|insufficient).memory|alloc|resource.?exhausted|\boom\b", re.IGNORECASE)
 _QUIET = np.errstate(over="ignore", invalid="ignore")  # numbers that are not finite end the path
 _SYRK, _TRSM = linalg.get_blas_funcs(("syrk", "trsm"), dtype=np.float32)
 

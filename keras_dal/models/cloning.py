@@ -211,7 +211,8 @@ def compile_alike(model, copy):
     for kind in ("metrics", "weighted_metrics"):
         arguments[kind] = tree.map_structure(_unused_metric, arguments.get(kind))
     copy.compile(**arguments)
-    copy.optimizer.build(copy.trainable_variables)  # so that the copy can be saved with it at once
+    if copy.trainable_variables:
+        copy.optimizer.build(copy.trainable_variables)  # so that the copy can be saved with it at once
 
 
 def _unused_metric(metric):

@@ -29,7 +29,8 @@ class Gated(keras.layers.Layer):
     def __init__(self, num_gates, sharpness, seed, **kwargs):
         super().__init__(**kwargs)
         check_sharpness(sharpness)
-        self.num_gates, self.sharpness, self.seed = int(num_gates), float(sharpness), seed
+        self.num_gates, self.sharpness = int(num_gates), float(sharpness)
+        self.seed = seed if seed is None else int(seed)  # Keras takes no integer of NumPy
 
     def _build_gates(self, m, random):
         gaussian = keras.initializers.RandomNormal(stddev=m**-0.5, seed=self.seed) if random else "zeros"

@@ -10,7 +10,13 @@ MAX_JACOBIAN_BYTES = 2**28  # of a matrix whose singular values are computed, by
 
 
 def jacobian(
-    head, features, weights=None, shift_invariant=False, max_bytes=MAX_JACOBIAN_BYTES, eps=EPS, most=MAX_BYTES
+    head,
+    features,
+    weights=None,
+    shift_invariant=False,
+    max_jacobian_bytes=MAX_JACOBIAN_BYTES,
+    eps=EPS,
+    max_bytes=MAX_BYTES,
 ):
     """Return J_S as the cheapest object that still decides ranks exactly, where memory allows one.
 
@@ -19,9 +25,9 @@ def jacobian(
         features: float64 array of shape `(n, m)`.
         weights: positive sample weights `(n,)`; ones by default.
         shift_invariant: whether constants per row are removed (softmax).
-        max_bytes: largest matrix whose singular values are computed; beyond it the result is iterative.
+        max_jacobian_bytes: largest matrix whose singular values are computed; beyond it the result is iterative.
         eps: spacing at one of the numbers that the features were computed in.
-        most: of an iterative one, bytes of gates that are kept and of a factor.
+        max_bytes: memory for gates and for a factor, each, of an iterative one.
 
     Returns:
         A `Jacobian`.
@@ -29,6 +35,6 @@ def jacobian(
     shared = head.columns(features[:1]) is not None
     size = 8 * len(features) * head.num_parameters * (1 / head.num_outputs if shared else head.num_outputs)
     weights = np.ones(len(features)) if weights is None else weights
-    if size > max_bytes and not head.is_plain:
-        return IterativeJacobian(head, features, weights, shift_invariant, eps, most)
+    if size > max_jacobian_bytes and not head.is_plain:
+        return IterativeJacobian(head, features, weights, shift_invariant, eps, max_bytes)
     return (KroneckerJacobian if shared else DenseJacobian)(head, features, weights, shift_invariant, eps)

@@ -15,6 +15,7 @@ from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.solvable import check_solvable, warn_of_precision
 from keras_dal.training import messages
+from keras_dal.training.checks import check_same_model
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.inner import parameters_of
 from keras_dal.training.statistics import STEPS, BatchStatistics, have_moved
@@ -76,6 +77,8 @@ def finish(
     structure = find_structure(model, inputs, parameters_of(wrap))
     loss = loss_of(model, structure.activation, loss)
     check_solvable(structure)
+    if wrap is not None:
+        check_same_model(wrap, model, structure.linear_parameters)
     if wrap is not None and wrap.phase == "exploit":
         wrap.check_is_of(structure)
     warn_of_precision(structure)

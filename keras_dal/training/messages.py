@@ -50,8 +50,10 @@ def begins(model, wrap, schedule, epoch, epochs):
 
 def trains_nothing(wrap, epoch, epochs):
     """Return what a warning says where an optimizer that has taken no step is to switch at once."""
-    why = "epochs are counted from 0. Leave initial_epoch out, or use explore='auto', which counts from it"
-    if epochs - epoch < 2:
+    two_left = epochs - epoch > 1
+    counts = ", or use explore='auto', which counts from it" * two_left
+    why = f"epochs are counted from 0. Leave initial_epoch out{counts}"
+    if wrap.explore == "auto":
         why = "one epoch is left, and each phase needs one. Train for more epochs"
     return (
         f"This optimizer has taken no step, and its first phase is over before it begins: {why}. Received: "
@@ -108,6 +110,15 @@ def stops(error):
         "Another callback stops training before the head is solved: the weights are those from before, and what was "
         "averaged is kept. keras_dal.finish(model, x, y) does after training what the switch would have done, and so "
         f"does a fit with initial_epoch. Received: {described(error)}"
+    )
+
+
+def ends_unsolved(error):
+    """Return what a warning says where the second phase failed in an epoch after which training is to stop."""
+    return (
+        "The second phase could not begin, and another callback stops training: the weights are those from before, and "
+        "what was averaged is kept. Fix what the end of this message names and call keras_dal.finish. Received: "
+        f"{described(error)}"
     )
 
 

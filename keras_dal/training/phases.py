@@ -201,7 +201,7 @@ class TwoPhases(OnePhase):
         if self._model.stop_training:  # `finish`, or a later fit, takes what was averaged
             self._schedule.postpone()
             self._was_stopped = True
-            warn(messages.stops(error))
+            warn((messages.stops if isinstance(error, Incomplete) else messages.ends_unsolved)(error))
             return
         self._wrap.explore_again()  # where the fit began in the second phase, too
         if isinstance(error, Incomplete) and self._schedule.tries_again_after(self._epoch):

@@ -8,7 +8,6 @@ import numpy as np
 from keras_dal import _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
-from keras_dal.training import checks
 from keras_dal.training.inner import innermost
 from keras_dal.training.schedule import Decision
 from keras_dal.training.train_step import is_hooked
@@ -62,7 +61,6 @@ class Progressing:
 
     def check_is_of(self, structure: Any) -> None:
         """Raise a ValueError where, in the second phase, the linear parameters are those of another model."""
-        checks.check_same_model(self, structure.model, structure.linear_parameters)
         if set(self._linear_indices or ()) != {_keras.index_of(self, v) for v in structure.linear_parameters}:
             raise ValueError(
                 "The optimizer was switched for another model, and what it averages are the weights of all that it "

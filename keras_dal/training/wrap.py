@@ -127,6 +127,7 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
         structure = structure or find_structure(model, x, self.exploit)
         if self.phase == "exploit":
             return structure
+        checks.check_same_model(self, model, structure.linear_parameters)
         if self.has_auto_rate != (learning_rate is not None):
             raise ValueError(
                 "The step size at the switch goes with exploit_learning_rate='auto', and only with it. Received: "
@@ -141,7 +142,6 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
         """Let the average be the weights, and freeze everything but the linear parameters."""
         if not self.built:
             self.build(model.trainable_variables)
-        checks.check_same_model(self, model, structure.linear_parameters)
         self._model, self._said_rate = weakref.ref(model), False
         indices = self._indices_of(structure.linear_parameters)
         self.adopt_average()

@@ -309,8 +309,8 @@ def test_iterative_certificate_is_weaker_and_says_so(kind, method, factorized):
     head, targets = make_head(kind, rng, 7, 25, 3), np.eye(3)[y]
     assert isinstance(jacobian(head, z), factorized)
     exact = certified(head, z, targets, LOSSES["softmax"])
-    iterative = certified(head, z, targets, LOSSES["softmax"], max_bytes=1)
-    assert isinstance(jacobian(head, z, max_bytes=1), IterativeJacobian)
+    iterative = certified(head, z, targets, LOSSES["softmax"], max_jacobian_bytes=1)
+    assert isinstance(jacobian(head, z, max_jacobian_bytes=1), IterativeJacobian)
     assert method in iterative.method
     assert (iterative.rank, iterative.tolerance, iterative.exact) == (None, None, False)
     assert exact.residual_share <= iterative.residual_share < 1e-8
@@ -324,7 +324,9 @@ def test_samples_that_are_nearly_equal_are_left_to_lsqr():
     rng = np.random.default_rng(0)
     z, y = np.maximum(rng.normal(size=(100, 16)), 0), rng.integers(0, 3, 100)
     z[1], y[1] = z[0] * (1 + 1e-4), (y[0] + 1) % 3
-    certificate = certified(make_head("branch", rng, 16, 90, 3), z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
+    certificate = certified(
+        make_head("branch", rng, 16, 90, 3), z, np.eye(3)[y], LOSSES["softmax"], max_jacobian_bytes=1
+    )
     assert certificate.verdict == "aligned"
     assert "then LSQR" in certificate.method
 
@@ -334,7 +336,7 @@ def test_iterative_certificate_of_an_unaligned_head_claims_nothing(kind):
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(80, 3)), rng.integers(0, 3, 80)
     head = make_head(kind, rng, 3, 3, 3)
-    certificate = certified(head, z, np.eye(3)[y], LOSSES["softmax"], max_bytes=1)
+    certificate = certified(head, z, np.eye(3)[y], LOSSES["softmax"], max_jacobian_bytes=1)
     assert certificate.verdict == "undecided"
     assert certificate.infimum[0] == 0.0
     assert certificate.infimum[1] < certificate.loss
@@ -491,7 +493,7 @@ def test_samples_of_weight_zero_may_have_any_label():
 
 
 @pytest.mark.parametrize("layer", [keras.layers.Dropout, keras.layers.GaussianNoise, keras.layers.SpatialDropout1D])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [0.0, 0.3, np.float32(0.3)])
 def test_noise_is_named_where_there_is_some(layer, rate):
     inputs = keras.Input((3, 2))
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(layer(rate, name="noisy")(inputs))))

@@ -178,7 +178,7 @@ def test_an_iterative_certificate_of_mixed_labels_has_the_entropy_below():
     loss, y = CASES["mixed classes"]
     head = cases.HEADS["mixture"](np.random.default_rng(0), 5, 40, C)
     x, theta = inputs(5).astype(float), np.zeros(head.num_parameters)
-    certificate = certify_head(head, x, loss.targets(y, C), loss, theta, max_bytes=1)
+    certificate = certify_head(head, x, loss.targets(y, C), loss, theta, max_jacobian_bytes=1)
     assert not certificate.exact
     assert certificate.infimum[0] == certificate.floor > 0
     assert certificate.infimum[1] <= certificate.loss
