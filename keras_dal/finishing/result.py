@@ -183,7 +183,7 @@ class Result:
             of += self._of_logits
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"
             if self.gradient_steps is not None:
-                steps = f"{self.gradient_steps:,} steps to {at_most(self._run.proof.wanted, 2)}"
+                steps = f"{self.gradient_steps:,} steps to a gap of {at_most(self._run.proof.wanted, 2)}"
                 ours = f"{self._run.method} took {self._run.proof.num_steps:,}"
                 yield f"            accelerated gradient descent takes at most {steps}; {ours}"
         if self._proved_margin > 0 and self._data.are_exact:
@@ -197,7 +197,7 @@ class Result:
     @property
     def _of_logits(self):
         """What is said where Keras' own loss is that of probabilities that it clips."""
-        return f", of the logits: {CLIPS}" if clips_probabilities(self.structure) else ""
+        return f" (of the logits: {CLIPS})" if clips_probabilities(self.structure) else ""
 
     def logits(self, features: Any) -> np.ndarray:
         """Evaluate the head at `point`, before any `rescale`.

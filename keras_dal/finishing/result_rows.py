@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_dal import _keras
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.finishing.stopping import Ending
 from keras_dal.tables import at_most, counted, percent
@@ -20,14 +21,15 @@ def rows_of(result):
     if result.penalty:
         kind = "penalty" if result._data.factors is None else "L2 penalty"
         name = "minimized with it" if result.penalized else "left out"
-        yield name, f"{kind} on the head: {result.penalty:.4g}, scaled {result.scaled_penalty:.4g}"
+        scaled = f", scaled {result.scaled_penalty:.4g}" if result.scale != 1 else ""
+        yield name, f"{kind} on the head: {result.penalty:.4g}{scaled}"
     if result.accuracy is not None:
         yield "training accuracy", f"{percent(result.accuracy)}, smallest margin {result.margin:.4g}"
     left, separated = len(result.left), result.stopped_by == Ending.SEPARATED
     if left:
         yield (
             "left wrong" if separated else "wrong",
-            f"{left} training samples (Result.left, by their place in the data)",
+            f"{left} training samples (Result.left, by their place in what was read)",
         )
     moved = f"{result.point.moved:.4g}, of {result._run.size:.4g} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved
@@ -41,6 +43,8 @@ def rows_of(result):
             "model",
             "a copy with a gated head and a new optimizer, Result.model; the head that was given is as it was",
         )
+        if not _keras.is_graph(result.model):
+            yield "to save", "model.save_weights: load_model makes a subclassed model anew, without gates"
     count = counted(len(result.path), "point")
     num_samples = len(result._data.train)
     but = f" of {num_samples - left:,} of {num_samples:,} samples" if separated and left else ""

@@ -64,7 +64,7 @@ def trains_nothing(wrap, epoch, epochs):
 def own_train_step():
     """Return what the head is solved for where a training step of the user's own may minimize something else."""
     return (
-        "train_step is the model's own: nothing is to do where it only prepares its inputs. What it adds to "
+        "train_step is the model's own: where it only prepares its inputs, leave it as it is. What it adds to "
         "the compiled loss, a distillation say, is not in what the last layer is solved for; with "
         "Wrap(..., finish='descend') the last layer is trained with it, too. Where it augments its inputs, batch "
         "statistics are renewed without that: keras_dal.finish(model, x, y, statistics_from=augmented) after fit makes "

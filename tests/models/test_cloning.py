@@ -481,6 +481,24 @@ def test_a_copy_of_a_frozen_model_is_frozen_as_it_is(functional):
         assert bool(copy.trainable_variables) == bool(model.trainable_variables) == whole
 
 
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_what_cannot_be_saved_as_a_whole_says_how_to_save_it(subclassed):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = layers.Dense(3)
+
+        def call(self, x):
+            return self.head(x)
+
+    model = Own() if subclassed else keras.Sequential([keras.Input((2,)), layers.Dense(3)])
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 2)).astype("float32"), generator.integers(0, 3, 40)
+    model(x)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert ("to save             model.save_weights" in str(converge(model, x, y, gated=True, verbose=0))) == subclassed
+
+
 def test_a_copy_penalizes_the_outputs_that_the_model_does():
     x = np.random.default_rng(0).standard_normal((20, 4)).astype("float32")
     inputs = keras.Input((4,))
