@@ -178,8 +178,8 @@ class StepHooks:
             self._moments.has_failed = True
             warn(
                 "The alignment cannot be measured in this training step, and training goes on: labels have another "
-                "form than the loss takes, or on JAX a train_step calls compute_loss outside of a stateless scope. With "
-                f"AlignmentMonitor(data=(x, y)) it is measured on these. Received: {described(error)}"
+                "form than the loss takes, or on JAX a train_step calls compute_loss outside of a stateless scope. "
+                f"With AlignmentMonitor(data=(x, y)) it is measured on these. Received: {described(error)}"
             )
 
     @contextlib.contextmanager
