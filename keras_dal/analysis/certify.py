@@ -84,9 +84,19 @@ def certify(
     if verbose:
         say(announced(len(features), head.num_parameters, time_limit))
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
-    limits = {"max_jacobian_bytes": max_jacobian_bytes, "max_bytes": max_bytes, "seconds": time_limit}
-    limits["eps"] = eps_of_features(structure, [features])
-    found = certify_head(head, features, targets, resolved, theta, weights, penalty=factors, **limits)
+    found = certify_head(
+        head,
+        features,
+        targets,
+        resolved,
+        theta,
+        weights,
+        penalty=factors,
+        max_jacobian_bytes=max_jacobian_bytes,
+        max_bytes=max_bytes,
+        eps=eps_of_features(structure, [features]),
+        seconds=time_limit,
+    )
     return of_model(found, structure, factors, theta)
 
 

@@ -79,8 +79,8 @@ def finish(
     check_solvable(structure)
     if wrap is not None:
         check_same_model(wrap, model, structure.linear_parameters)
-    if wrap is not None and wrap.phase == "exploit":
-        wrap.check_is_of(structure)
+        if wrap.phase == "exploit":
+            wrap.check_is_of(structure)
     warn_of_precision(structure)
     averaged = wrap is not None and wrap.has_average
     source, statistics = x if statistics_from is None else statistics_from, BatchStatistics(model)

@@ -50,11 +50,11 @@ def begins(model, wrap, schedule, epoch, epochs):
 
 def trains_nothing(wrap, epoch, epochs):
     """Return what a warning says where an optimizer that has taken no step is to switch at once."""
-    two_left = epochs - epoch > 1
-    counts = ", or use explore='auto', which counts from it" * two_left
-    why = f"epochs are counted from 0. Leave initial_epoch out{counts}"
     if wrap.explore == "auto":
         why = "one epoch is left, and each phase needs one. Train for more epochs"
+    else:
+        counts = ", or use explore='auto', which counts from it" if epochs - epoch > 1 else ""
+        why = f"epochs are counted from 0. Leave initial_epoch out{counts}"
     return (
         f"This optimizer has taken no step, and its first phase is over before it begins: {why}. Received: "
         f"explore={wrap.explore!r}, initial_epoch={epoch}"
