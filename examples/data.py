@@ -73,6 +73,11 @@ def _read(builder, split, size):
 
 def _check_sources(builder, manual_dir):
     """Ends the program with one message, rather than with ten minutes of retries, if an archive cannot be had."""
+    if manual_dir and not Path(manual_dir).is_dir():
+        raise SystemExit(
+            "--manual-dir is not a folder. Make one, put the archives of the set into it and pass its path. "
+            f"Received: {manual_dir}"
+        )
     there = {path.name for path in Path(manual_dir).iterdir()} if manual_dir else set()
     missing = {url: info for url, info in builder.url_infos.items() if info.filename not in there}
     try:

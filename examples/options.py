@@ -20,13 +20,13 @@ def parse(name, **defaults):
     data = parser.add_argument_group("images")
     data.add_argument("--data-dir", help="folder of sets prepared by tensorflow-datasets")
     data.add_argument("--manual-dir", help="folder with the set's archives, fetched by hand")
-    data.add_argument("--subset", type=int, help="train on the first so many images")
+    data.add_argument("--subset", type=_positive, help="train on the first so many images")
     network = parser.add_argument_group("network")
     network.add_argument("--model", choices=models.NAMES, default="resnet")
     network.add_argument("--depth", type=_depth, default=20, help="of the CIFAR ResNet: 8, 20, 32, 44, 56, 110")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=200)
-    training.add_argument("--batch-size", type=int, default=128, help="images per step and device")
+    training.add_argument("--batch-size", type=_positive, default=128, help="images per step and device")
     training.add_argument("--learning-rate", type=float, default=0.1, help="for 128 images per step; grows with them")
     training.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
     training.add_argument("--explore", type=_explore, default="auto", help="share of the epochs, their number, or auto")
@@ -35,8 +35,16 @@ def parse(name, **defaults):
     training.add_argument("--mixed-precision", action="store_true", help="compute in float16")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--strategy", choices=strategies.NAMES, default="default")
-    machine.add_argument("--logical-cpus", type=int, help="split the CPU, to try distribution without GPUs")
-    machine.add_argument("--deterministic", action="store_true", help="the same bits in every run; slower")
+    machine.add_argument(
+        "--logical-cpus",
+        type=_positive,
+        help="split the CPU for --strategy mirrored, to try it without GPUs; on TensorFlow alone, nothing otherwise",
+    )
+    machine.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits in every run, slower; of what TensorFlow computes: JAX and PyTorch are left as they are",
+    )
     results = parser.add_argument_group("results")
     results.add_argument("--run-dir", default=f"runs/{name}", help="folder for all that is written")
     results.add_argument("--resume", action="store_true", help="go on in that folder")
@@ -51,9 +59,27 @@ def parse(name, **defaults):
     )
     parser.set_defaults(dataset=name, **defaults)
     settings = parser.parse_args()
-    if settings.epochs < 2:
-        parser.error(f"both phases need an epoch at least. Received: --epochs {settings.epochs}")
+    explored = _explored(settings)
+    if not 0 < explored < settings.epochs:
+        parser.error(
+            f"both phases need at least one epoch, and {explored} of {settings.epochs} would explore. "
+            f"Received: --epochs {settings.epochs} --explore {settings.explore}"
+        )
     return settings
+
+
+def _explored(settings):
+    """Return how many epochs would explore, 1 at least where that is measured."""
+    if settings.explore == "auto":
+        return 1
+    return settings.explore if isinstance(settings.explore, int) else round(settings.explore * settings.epochs)
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1. Received: {text}")
+    return number
 
 
 def _depth(text):

@@ -15,7 +15,7 @@ from keras_dal import plots
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 EPOCHS, EARLY = 20, 3
-AVERAGE = 0.3  # of the exploration, in place of 0.07: nothing augments these images
+AVERAGE = 0.3  # of the exploration, in place of 0.07: no worse where nothing augments images (docs/two_lines.md)
 BATCH = 64
 
 

@@ -29,6 +29,7 @@ _MAY_DIFFER = (
     "converge",
     "batch_size",
 )
+_FOLDERS = ("--data-dir", "--manual-dir", "--run-dir")
 _PAGE = """# {title}
 
 ```
@@ -186,6 +187,10 @@ def write_results(folder, title, rows, curves, devices):
 
 def _command():
     """Return the command line, without the names of this machine's folders."""
-    words = ["python", f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    private = {index + 1 for index, word in enumerate(words) if word in ("--data-dir", "--manual-dir")}
-    return shlex.join(["DIR" if index in private else word for index, word in enumerate(words)])
+    words, is_folder = ["python", f"examples/{Path(sys.argv[0]).name}"], False
+    for word in sys.argv[1:]:
+        option, joined, _ = word.partition("=")
+        names_one = len(option) > 2 and any(folder.startswith(option) for folder in _FOLDERS)  # argparse: a beginning
+        words.append(f"{option}=DIR" if names_one and joined else "DIR" if is_folder else word)
+        is_folder = names_one and not joined
+    return shlex.join(words)

@@ -235,6 +235,11 @@ def test_without_network_and_data_one_message_names_the_files(tmp_path):
     data._check_sources(NoSource(tmp_path, infos), tmp_path)  # all archives are there: no network needed
 
 
+def test_archives_in_a_folder_that_is_not_there_are_asked_for(tmp_path):
+    with pytest.raises(SystemExit, match="--manual-dir is not a folder"):
+        data._check_sources(NoSource(tmp_path, {}), tmp_path / "missing")
+
+
 def test_a_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "state"
     checkpoint.replace_file(path, lambda file: file.write(b"before"))
@@ -282,11 +287,35 @@ def test_a_folder_is_looked_at_without_being_made(monkeypatch, tmp_path):
     assert not where.exists()
 
 
-@pytest.mark.parametrize("options", [("--depth", 21), ("--explore", "1.0"), ("--epochs", 1)])
+_REFUSED = [
+    ("--depth", 21),
+    ("--explore", "1.0"),
+    ("--explore", 0.1, "--epochs", 3),
+    ("--explore", 3, "--epochs", 3),
+    ("--epochs", 1),
+    ("--subset", 0),
+    ("--batch-size", 0),
+    ("--logical-cpus", 0),
+]
+
+
+@pytest.mark.parametrize("options", _REFUSED)
 def test_options_that_no_training_can_have_are_refused_at_once(monkeypatch, capsys, options):
     with pytest.raises(SystemExit, match="2"):
         settings(monkeypatch, *options)
     assert options[0] in capsys.readouterr().err
+
+
+def test_a_share_that_leaves_both_phases_an_epoch_is_taken(monkeypatch):
+    assert settings(monkeypatch, "--explore", 0.4, "--epochs", 3).explore == 0.4  # which is 1 of 3
+
+
+@pytest.mark.parametrize("option", ["--data-dir", "--manual-dir", "--run-dir", "--data"])
+@pytest.mark.parametrize("form", ["{} {}", "{}={}"])
+def test_the_command_of_a_run_names_no_folder_of_this_machine(monkeypatch, option, form):
+    given = [*form.format(option, "/home/me/secret").split(), "--depth", "8"]
+    monkeypatch.setattr(sys, "argv", ["/home/me/cifar10.py", *given])
+    assert record._command() == f"python examples/cifar10.py {form.format(option, 'DIR')} --depth 8"
 
 
 def test_options_are_read_before_tensorflow_has_devices():

@@ -20,7 +20,7 @@ RIDGE = 1e-4  # a small weight of the change
 
 
 def marked(x, marks):
-    """Return images with a bright spot at the top, whose place is one of ten."""
+    """Return images with a bright spot at the top, in one of ten places, of which 8 pixels in a row have only eight."""
     x, (height, width) = x.copy(), x.shape[1:3]
     for image, mark in zip(x, marks, strict=True):
         start = mark * width // 10
