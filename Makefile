@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
-# uv installs in a minute what takes pip four; where it cannot, pip does
-UV := UV_CACHE_DIR=$(CURDIR)/build/uv $(if $(PIP_FIND_LINKS),UV_FIND_LINKS='$(PIP_FIND_LINKS)') $(BIN)/uv pip install --quiet
+# uv installs in a minute what takes pip four; where it cannot, pip does. It does not read pip's settings, so it is told
+UV := UV_CACHE_DIR=$(CURDIR)/build/uv $(if $(PIP_FIND_LINKS),UV_FIND_LINKS='$(PIP_FIND_LINKS)') \
+	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX='$(PIP_INDEX_URL)') $(BIN)/uv pip install --quiet
 INSTALL = $(UV) --python .venv --editable '.[$(EXTRAS)]' || $(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 # two processes, whatever the cores: each takes up to 3 GiB; tests of a file share what takes long to make. More threads
 # in each would wait for one another: PyTorch's take four times as long
@@ -61,8 +62,9 @@ docs: .venv/docs
 	$(QUIET) $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs
 	@echo build/docs/index.html
 
+# of Python 3.14 TensorFlow before 2.22 has no wheels
 .venv/pip:
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or later is needed: {sys.version}"'
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), f"Python 3.11 to 3.13 is needed: {sys.version}"'
 	$(PYTHON) -m venv .venv
 	-$(BIN)/python -m pip install --quiet uv
 	touch $@

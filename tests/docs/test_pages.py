@@ -169,6 +169,19 @@ def test_tests_that_the_page_on_reliability_names_are_there():
         assert f"def {name}(" in text, name
 
 
+def test_private_names_in_the_table_of_changes_stand_in_the_files_beside_them():
+    rows = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")]
+    checked = 0
+    for row in rows:
+        words = re.findall(r"`([^`]+)`", row)
+        named = [ROOT / folder / word for word in words if word.endswith(".py") for folder in ("keras_dal", "")]
+        text = "\n".join(path.read_text() for path in named if path.is_file())
+        for name in (word for word in words if re.fullmatch(r"_[a-z]\w*|_[A-Z]+", word)):
+            assert re.search(rf"\b{name}\b", text), f"{name}, in the row that begins {row[:40]}"
+            checked += 1
+    assert checked > 10
+
+
 def test_every_page_of_the_site_is_in_its_contents():
     pages = {path.stem for path in ROOT.glob("docs/*.md")} - {"index"}
     blocks = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("index", "measurements", "recipes")]
