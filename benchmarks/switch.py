@@ -4,7 +4,8 @@
 
 trains a ResNet-8 once with its optimizer alone, and keeps the mean of the weights over each epoch. For each share of
 the epochs and each number of averaged ones the mean becomes the model, its batch statistics are renewed and its head is
-solved, as the two lines do it. Adds lines to benchmarks/results/switch.jsonl; `python benchmarks/two_lines_page.py`
+solved, as the two lines do it; the last weights, where none are averaged, keep the statistics that training left them.
+Adds lines to benchmarks/results/switch.jsonl; `python benchmarks/two_lines_page.py`
 writes them up. Takes the options of benchmarks/two_lines.py, which says what is trained.
 """
 
