@@ -5,7 +5,8 @@
 A network whose last hidden layer is wide, on 32 x 32 images, in which the features are nearly all there is to train, so
 that this is the most that the monitor can cost; and a ResNet-8. Processor time is compared, which others change
 little. Measuring is priced inside one fit: the median epoch that ended in a measurement, against the median of those
-that did not. These are compared with epochs of fits without the monitor, one before and one after.
+that did not. These are compared with epochs of fits without the monitor, one before and one after: what they take more
+is a row of its own, and not in the share of the fit, as a drift of the machine may be in it.
 """
 
 import functools
