@@ -2,6 +2,17 @@
 
 import importlib
 
+try:
+    import keras  # noqa: F401
+except ModuleNotFoundError as error:
+    if str(error.name).split(".")[0] not in ("tensorflow", "jax", "torch"):
+        raise
+    raise ModuleNotFoundError(
+        "Keras needs a backend: pip install tensorflow, or set KERAS_BACKEND to jax or torch where one of these is "
+        f"installed. Received: {error}",
+        name=error.name,
+    ) from error
+
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify

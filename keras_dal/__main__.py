@@ -37,7 +37,7 @@ def main(arguments=None):
     options, saved = _parser().parse_args(arguments), False
     try:
         _check_options(options)
-        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for what was found
             found = _found(options)
         try:
             status = _save(found, options) if "output" in options else 0
@@ -46,7 +46,10 @@ def main(arguments=None):
                 _print(found, options, saved)
             raise
         saved = "output" in options
-        _print(found, options, saved)  # last: where nobody reads it, the model is saved all the same
+        try:
+            _print(found, options, saved)  # last: where nobody reads it, the model is saved all the same
+        except BrokenPipeError:  # who reads has read enough, as `head`
+            _drop_output()
         return status
     except (ValueError, OSError, MemoryError) as error:
         say(_COLOURS.sub("", str(error) or type(error).__name__), sys.stderr)
@@ -70,7 +73,8 @@ _EXAMPLES = """examples:
 
 train.npz is written by numpy.savez("train.npz", x=x, y=y). `python -m keras_dal` is the same command. Exit status: 0 is
 success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input or whatever
-else failed, 130 an interrupt, which says whether anything was saved."""
+else failed, 130 an interrupt, which says whether anything was saved. The result is on standard output, all else on
+standard error."""
 
 
 def _parser():
@@ -92,7 +96,7 @@ def _add_command(commands, function, text):
     command.set_defaults(function=function)
     command.add_argument("model", help="a .keras file, compiled")
     command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
-    command.add_argument("--json", action="store_true", help="print the result as JSON, and all else to standard error")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
     most = "of memory, for each of the largest arrays: features, gates, logits (default %(default)s)"
     command.add_argument("--max-bytes", type=int, default=MAX_BYTES, help=most)
     return command
@@ -232,11 +236,17 @@ def _print(found, options, saved):
     """Print what was found, on standard output, and where its model is, if it is saved."""
     shows = getattr(options, "verbose", 0)
     if shows:
-        print(file=sys.stderr if options.json else sys.stdout)  # between the way there and the result
+        print(file=sys.stderr)  # between the way there and the result
     print(_json(found) if options.json else found, flush=True)
     if shows and saved:
         row = as_text([("saved", options.output)], width=WIDTH)  # one more of the result
         print(row, file=sys.stderr if options.json else sys.stdout)
+
+
+def _drop_output():
+    """Let standard output go nowhere: Python flushes it as it ends, and would complain of a closed pipe."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _save(result, options):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -194,18 +195,43 @@ def test_an_interrupt_before_there_is_a_model_is_said(files, capsys, monkeypatch
     assert not (files / "done.keras").exists()
 
 
-def test_what_cannot_be_printed_is_saved_all_the_same(files, capsys, monkeypatch):
-    class Full:
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(OSError("no space is left"), 2, "no space is left\n"), (BrokenPipeError("has read enough"), 0, "")],
+)
+def test_what_cannot_be_printed_is_saved_all_the_same(files, capsys, monkeypatch, error, status, said):
+    class Closed:
         def write(self, text):
-            raise BrokenPipeError("nobody reads")
+            raise error
 
         def flush(self):
             """Nothing is kept."""
 
-    monkeypatch.setattr(sys, "stdout", Full())
-    assert run(files, "finish", "--output", files / "done.keras", "--quiet") == 2
-    assert "nobody reads" in capsys.readouterr().err
+        def fileno(self):
+            raise OSError("not one of the system's")
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert run(files, "finish", "--output", files / "done.keras", "--quiet") == status
+    assert capsys.readouterr().err.endswith(said)
     assert (files / "done.keras").exists()
+
+
+def test_who_has_read_enough_gets_no_complaint(files):
+    command = [sys.executable, "-m", "keras_dal", "alignment", files / "model.keras", "--data", files / "train.npz"]
+    root = pathlib.Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert "pipe" not in said.lower()
+
+
+def test_a_missing_backend_is_said_with_what_to_do():
+    missing = "import sys; sys.modules['tensorflow'] = None; import keras_dal"
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    done = subprocess.run([sys.executable, "-c", missing], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "set KERAS_BACKEND to jax or torch" in done.stderr
 
 
 def test_an_empty_name_of_a_folder_is_none(files, tmp_path, monkeypatch):
@@ -236,7 +262,7 @@ def test_certify_prints_a_table_or_json(files, capsys):
     assert run(files, "certify", "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_samples"] == 60
     assert run(files, "certify", "--time-limit", 30) == 0
-    assert "each solver has 30 seconds" in capsys.readouterr().out
+    assert "each solver has 30 seconds" in capsys.readouterr().err
     assert run(files, "certify", "--time-limit", 0) == 2
     assert "time_limit must be a positive number" in capsys.readouterr().err
 

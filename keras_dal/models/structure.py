@@ -115,6 +115,12 @@ class Structure:
         """
         return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
 
+    @property
+    def nonlinear_parameters(self) -> list[Any]:
+        """The trainable variables that are not among `linear_parameters`, which the second phase leaves as they are."""
+        linear = {id(variable) for variable in self.linear_parameters}
+        return [variable for variable in self.model.trainable_variables if id(variable) not in linear]
+
     def checksum(self) -> int:
         """Return a number that changes with what the features depend on: all float state but theta_S."""
         linear = {id(variable) for variable in self.linear_parameters}

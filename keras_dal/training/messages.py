@@ -61,6 +61,14 @@ def trains_nothing(wrap, epoch, epochs):
     )
 
 
+def has_nothing_to_explore():
+    """Return that all that is trainable is what the second phase solves for."""
+    return (
+        "nothing but the last layer is trainable, and there is nothing to explore: keras_dal.converge(model, x, y) or "
+        "keras_dal.finish(model, x, y) solve for it without training"
+    )
+
+
 def own_train_step():
     """Return what the head is solved for where a training step of the user's own may minimize something else."""
     return (
@@ -82,8 +90,7 @@ def explores_on(alignment, epoch, schedule):
 
 def descends(epoch, epochs, structure, loss, report, certificate):
     """Return what is trained, frozen and minimized from the switch on."""
-    trained = structure.linear_parameters
-    frozen = [v for v in structure.model.trainable_variables if not any(v is other for other in trained)]
+    trained, frozen = structure.linear_parameters, structure.nonlinear_parameters
     measured = "not measured yet" if report is None else report.summary().removesuffix(", undecided")
     penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
     lines = [
@@ -131,13 +138,22 @@ def reads_again(error):
     )
 
 
+def put_back(model):
+    """Return what a warning says where a callback put other weights back as training ended."""
+    return (
+        "The model no longer has the weights that were solved: a callback put others back when training ended. Leave "
+        "restore_best_weights out of it, or call keras_dal.finish(model, x, y), which solves for the weights there "
+        f"are. Received: model {model.name!r}"
+    )
+
+
 def other_weights(model):
     """Return what a warning says where a result is no longer that of the model."""
     return (
-        "The model no longer has the weights that were solved and that the monitor's result speaks of. A callback put "
-        "others back when training ended: leave restore_best_weights out. Or it was trained on, or got other weights: "
-        "keras_dal.finish(model, x, y) solves for those there are. Or keras_dal.finish or converge solved it again: "
-        f"take the result that they returned. Received: model {model.name!r}"
+        "The model no longer has the weights that were solved, and the monitor's result speaks of those. It was "
+        "trained on, got weights from elsewhere, as from a callback with restore_best_weights, or was solved again. "
+        "keras_dal.finish(model, x, y) solves for the weights there are, and returns their result. Received: model "
+        f"{model.name!r}"
     )
 
 

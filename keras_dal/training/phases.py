@@ -172,6 +172,8 @@ class TwoPhases(OnePhase):
         is_to_come = not self.is_over and (self._schedule.switch is not None or not self._explores)
         if wrap.solves and is_to_come and _keras.has_own_train_step(self._model):
             self._announcer.say(messages.own_train_step)
+        if wrap.solves and self._schedule.switch is not None and not self._structure.nonlinear_parameters:
+            self._announcer.say(messages.has_nothing_to_explore)
 
     def _advance(self, epoch):
         """Take the step of the schedule that is due before this epoch."""
@@ -313,4 +315,4 @@ class TwoPhases(OnePhase):
         if self._explores and self._schedule.switch is not None:
             self._announcer.say(messages.ended_early, self._model, self._schedule, self._wrap)
         if self.is_over and self._outcome.was_replaced:
-            warn(messages.other_weights(self._model))
+            warn(messages.put_back(self._model))

@@ -234,7 +234,7 @@ def test_a_result_says_when_the_batch_statistics_it_speaks_of_are_gone():
 
 def test_weights_that_a_callback_before_the_monitor_put_back_are_said_when_training_ends():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3))
-    with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
+    with pytest.warns(UserWarning, match="a callback put others back when training ended"):
         fit(model, 6, [Restore(), keras_dal.AlignmentMonitor(verbose=False)])
 
 

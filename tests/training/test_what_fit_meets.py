@@ -244,6 +244,16 @@ def test_class_weights_count_where_an_evaluation_leaves_them_out(kind):
     assert monitor.result.loss == pytest.approx(np.mean(np.where(y == 1, 5.0, 1.0) * values), rel=1e-4)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_fit_that_has_nothing_to_explore_says_so(capsys, frozen):
+    model = small_model()
+    for layer in model.layers[:-1]:
+        layer.trainable = not frozen
+    compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1), model)
+    fit(model, 2, [keras_dal.AlignmentMonitor()])
+    assert ("there is nothing to explore" in capsys.readouterr().out) == frozen
+
+
 def test_a_head_that_was_put_back_alone_is_told():
     x, y = images()
     model = small_model()
