@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 QUIET := TF_CPP_MIN_LOG_LEVEL=3
+# where it is set every process compiles TensorFlow anew, two thirds of the time that importing it takes
+unexport PYTHONDONTWRITEBYTECODE
 # uv installs in a minute what takes pip four; where it cannot, pip does. It does not read pip's settings, so it is told
 UV := UV_CACHE_DIR=$(CURDIR)/build/uv $(if $(PIP_FIND_LINKS),UV_FIND_LINKS='$(PIP_FIND_LINKS)') \
 	$(if $(PIP_INDEX_URL),UV_DEFAULT_INDEX='$(PIP_INDEX_URL)') $(BIN)/uv pip install --quiet
