@@ -18,16 +18,19 @@ def say(text, file=None):
     print(f"keras_dal: {text}", file=file, flush=True)
 
 
-def warn(message):
+def warn(message, cause=None):
     """Warn as of the innermost line outside of this package and of what calls it: Keras, and backends that trace.
 
     Args:
         message: what was met, what to do, and what was received.
+        cause: an exception that is not raised: `warnings.simplefilter("error")` shows its traceback, too.
     """
+    warning = UserWarning(message)
+    warning.__cause__ = cause
     frame, level = inspect.currentframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(warning, stacklevel=level)
 
 
 def described(error):

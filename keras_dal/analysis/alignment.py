@@ -24,7 +24,7 @@ from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_bytes, check_fits, positive
-from keras_dal.features.store import KeptRows
+from keras_dal.features.store import SpooledRows
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.solvers.jacobian import jacobian
@@ -110,7 +110,7 @@ def alignment_of(
         x, y, sample_weight, decide_separability, max_bytes, batch_size, verbose: as for `alignment`.
     """
     bar = progress_bar("samples", x) if verbose else None
-    with KeptRows() as rows:
+    with SpooledRows() as rows:
         batches = feature_batches(structure, x, y, sample_weight, batch_size, labelled=True)
         used, alike = _gather(rows, structure, loss, watched(batches, bar))
         if verbose:

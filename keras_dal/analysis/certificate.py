@@ -29,7 +29,7 @@ class Certificate:
         full_rank: the rank at which every labelling is aligned.
         tolerance: singular values, of columns of norm one, up to this share of the largest count as zero; None if none
             were computed.
-        method: how rank, v and beta were computed.
+        method: how rank, beta and v, the least-squares solution for the labels, were computed.
         exact: whether `residual_share` is the minimum; otherwise it is an upper bound.
         residual_share: `||(I - P) Y_l||^2 / ||Y_l - mean||^2`, P the projector on the columns that count.
         verdict: "aligned", "separable", "not separable", "not aligned" (squared error, soft labels) or "undecided".
@@ -68,9 +68,9 @@ class Certificate:
     beta: float | None
     comparisons: tuple[tuple[float, float], ...]
     not_covered: tuple[str, ...]
-    floor: float = 0.0
-    mean_weight: float = 1.0
-    share_error: float = 0.0
+    floor: float
+    mean_weight: float
+    share_error: float
 
     @property
     def alignment(self) -> float:

@@ -1,6 +1,6 @@
 """What more gates beside the head would gain: residual share, infimum and rank by width, with no training.
 
-The column space only grows with the width, and training stops to gain once the labels are in it (Kawaguchi, Zhang and
+The column space only grows with the width, and training stops gaining once the labels are in it (Kawaguchi, Zhang and
 Deng, 2022). Gates beside the head are random and features stay as they are, so that both are known beforehand.
 """
 

@@ -85,7 +85,7 @@ class BatchCheck:
 def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False):
     """Yield `(x, y, sample_weight)` for each batch of arrays or of an iterable, None for what is missing.
 
-    Labels are not, where data must be `labelled`: that is known before a batch is evaluated.
+    With `labelled`, labels must not be missing, and a ValueError says so before any batch is evaluated.
     """
     if not are_arrays(x):
         if y is not None or sample_weight is not None:

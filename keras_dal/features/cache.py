@@ -15,7 +15,7 @@ from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint, name_of
 from keras_dal.features.precision import eps_of
 from keras_dal.features.samples import checked_weight, joined, positive
-from keras_dal.features.store import RowWriter, kept_rows, rows_where
+from keras_dal.features.store import RowWriter, rows_of_file, rows_where
 from keras_dal.features.tracing import as_numpy, computed_dtype, feature_array
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
@@ -191,7 +191,7 @@ def _valid_file(path, structure, x, max_bytes, batch_size):
     if not path.exists():
         return None
     try:
-        rows = kept_rows(path)
+        rows = rows_of_file(path)
         if not _agrees(rows, structure, x, batch_size):
             raise ValueError("the model computes other features")
     except ValueError as error:

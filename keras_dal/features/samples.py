@@ -6,7 +6,7 @@ import numpy as np
 
 
 def checked_weight(weight, size):
-    """Return weights as float64 `(size,)`, ones for None; raises a ValueError where they are no weights."""
+    """Return weights as float64 `(size,)`, ones for None; raises a ValueError where they cannot be weights."""
     if weight is None:
         return np.ones(size)
     weight = np.asarray(weight, np.float64).reshape(-1)
@@ -45,7 +45,7 @@ def check_labels(labels, x):
 
 
 def check_count(name, count):
-    """Raise a ValueError for what is no positive integer."""
+    """Raise a ValueError unless this is a positive integer."""
     if not (isinstance(count, (int, np.integer)) and count > 0):
         raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
 
@@ -56,7 +56,7 @@ def some_rows(size, most):
 
 
 def check_bytes(name, value):
-    """Raise a ValueError for a limit of memory that is no number, or negative."""
+    """Raise a ValueError unless this is a number of bytes."""
     if not isinstance(value, (int, float, np.number)) or not value >= 0:
         raise ValueError(f"{name} must be a number of bytes, not negative. Received: {name}={value!r}")
 
@@ -67,18 +67,18 @@ def check_fits(num_samples, widths, max_bytes):
     if needed > max_bytes:
         raise MemoryError(
             f"Features and logits are needed in memory, several arrays of {needed:,} bytes. Take fewer samples, or "
-            f"raise max_bytes= where it is taken. Received: at least {num_samples:,} samples of "
+            f"raise max_bytes where the function has it. Received: at least {num_samples:,} samples of "
             f"{widths[0]:,} features and {widths[1]:,} outputs, max_bytes={max_bytes:,}"
         )
 
 
 def check_seed(seed):
-    """Raise a ValueError for what generators of NumPy do not take as their seed."""
+    """Raise a ValueError unless generators of NumPy take this as their seed."""
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed must be an integer that is not negative. Received: {seed=}")
 
 
 def check_positive(name, value):
-    """Raise a ValueError for an argument that is no positive number."""
+    """Raise a ValueError unless this is a positive number."""
     if not isinstance(value, (int, float, np.number)) or not value > 0:
         raise ValueError(f"{name} must be a positive number. Received: {name}={value!r}")

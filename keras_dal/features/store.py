@@ -19,7 +19,7 @@ _PREFIX = "keras_dal-"  # of files that are being written
 _ABANDONED = 24 * 3600  # seconds without a write after which the partial file is one of a process that was killed
 
 
-class KeptRows:
+class SpooledRows:
     """Rows that are written once and read again, in memory up to a limit and in a temporary file beyond it."""
 
     def __init__(self, max_bytes=2**28):
@@ -121,7 +121,7 @@ class RowWriter:
                 pathlib.Path(self._file.name).unlink(missing_ok=True)
 
 
-def kept_rows(path):
+def rows_of_file(path):
     """Return the memory-mapped rows of a file that `RowWriter.finish` left.
 
     Raises:

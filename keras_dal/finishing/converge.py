@@ -180,7 +180,8 @@ def _gated_or_none(own, add_gates):
     except Exception as error:  # of whatever kind, as of a layer that cannot be made again: the path so far counts
         warn(
             "The own head was not found to separate the samples, and a gated one cannot be made: its own loss is "
-            f"minimized. Received: {described(error)}"
+            f"minimized. Received: {described(error)}",
+            error,
         )
         return None
 

@@ -30,10 +30,8 @@ _GENTLE, _NEARLY = 1e-2, 1e-2  # weight of the change and tolerance with which t
 class SeparableTask(NewtonTask):
     """A `NewtonTask` whose samples, where they have right sides, can be put on them."""
 
-    can_separate = True
-
     def separate(self):
-        found = (self.can_interpolate and self.interpolate()) or self._follow_weights()
+        found = (self.data.structure.place == "beside" and self.interpolate()) or self._follow_weights()
         self.path.end(Ending.SEPARATED if found else Ending.EXHAUSTED)
         return found
 
@@ -85,11 +83,6 @@ class SeparableTask(NewtonTask):
                 break
             value = step.objective
         return step, point
-
-    @property
-    def can_interpolate(self):
-        """Whether the head is a mixture beside another head."""
-        return self.data.head.mixture not in (None, self.data.head)
 
     def interpolate(self):
         """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.

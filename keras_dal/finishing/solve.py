@@ -41,7 +41,7 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     task = LBFGSTask(data, path) if large else SeparableTask(data, path)
     gap = GAP * loss.unit(data.targets, samples.weights)
     try:
-        wants_sides = task.can_separate and structure.place is not None and data.has_hard_labels
+        wants_sides = structure.place is not None and data.has_hard_labels
         if not (wants_sides and task.separate()):
             path.begin()
             task.minimize_to(weight_of_change(data), gap)

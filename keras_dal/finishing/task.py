@@ -14,7 +14,6 @@ class Task:
 
     Attributes:
         method: what solves it.
-        can_separate: whether it has `separate`, which puts samples on their right sides.
         anchors: rows on which the change of the logits is measured, of the training samples or behind them.
         size: root mean square of the logits of a sample before any change.
         proof: the `Proof` of the last point of the path, None where there is none.
@@ -24,7 +23,6 @@ class Task:
         is_copy: whether the head is that of a copy of the model that was given.
     """
 
-    can_separate = False
     method: str
     anchors: np.ndarray
     size: Any
@@ -42,6 +40,10 @@ class Task:
 
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""
+        raise NotImplementedError
+
+    def at(self, theta, ridge, gap):
+        """Return the point at parameters that no step of the solver came to."""
         raise NotImplementedError
 
     def minimize_to(self, ridge, gap):

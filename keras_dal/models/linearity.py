@@ -235,9 +235,10 @@ def _cancelled(form, features):
 
 
 def _of_logits(form, features, generator, wanted):
-    """Return a random theta_S of which each variable makes logits of a size; an activation shows what it does at one.
+    """Return a random theta_S in which each variable, alone, makes logits of the wanted size.
 
-    Not all together: beside a bias the kernel of tiny features would not be seen, whatever is done with it.
+    An activation shows what it does at that size. Variables are scaled one by one, as the kernel of tiny features would
+    not be seen beside a bias, whatever is done with it.
     """
     head = form.head()
     theta, alone = generator.standard_normal(head.num_parameters), np.zeros(head.num_parameters)

@@ -46,7 +46,6 @@ def _text(model, message, *arguments):
     try:
         return message(*arguments)
     except Exception as error:  # of whatever kind: a line of text is not worth a training
-        warn(
-            f"A message of the monitor could not be made, and training goes on without it. Received: {described(error)}"
-        )
+        text = "A message of the monitor could not be made, and training goes on without it"
+        warn(f"{text}. Received: {described(error)}", error)
         return None

@@ -10,7 +10,7 @@ FINISHES = ("solve", "descend")
 
 
 def check_explore(explore):
-    """Raise a ValueError for what is no share or number of epochs to explore for."""
+    """Raise a ValueError unless this is a share or a number of epochs to explore for."""
     fraction = isinstance(explore, float) and 0.0 < explore < 1.0
     epochs = isinstance(explore, int) and not isinstance(explore, bool) and explore >= 1
     if not (explore is None or explore == "auto" or fraction or epochs):
@@ -20,7 +20,7 @@ def check_explore(explore):
 
 
 def check_trained(untrained):
-    """Raise a ValueError where linear parameters are none that are trained."""
+    """Raise a ValueError where some of the linear parameters are not trained."""
     if untrained:
         raise ValueError(
             "The linear parameters must be trainable when training begins. Set trainable=True on their layer, and on "
@@ -30,7 +30,7 @@ def check_trained(untrained):
 
 
 def check_exploit(exploit):
-    """Raise a ValueError for what cannot name linear parameters."""
+    """Raise a ValueError unless this can name linear parameters."""
     names = [exploit] if isinstance(exploit, str) else exploit
     listed = isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names)
     if not (listed or isinstance(exploit, keras.layers.Layer)):
@@ -46,7 +46,7 @@ def check_exploit(exploit):
 
 
 def check_average(average):
-    """Raise a ValueError for what is no share of the exploration."""
+    """Raise a ValueError unless this is a share of the exploration."""
     if isinstance(average, bool) or not (isinstance(average, (int, float)) and 0 <= average <= 1):
         raise ValueError(
             f"`average` must be a share of the exploration, from 0 for none to 1. Received: average={average!r}"
@@ -54,7 +54,7 @@ def check_average(average):
 
 
 def check_finish(finish, learning_rate):
-    """Raise a ValueError for what is no second phase, or one that takes no learning rate and is given one."""
+    """Raise a ValueError unless this is a second phase, and one that takes a learning rate where there is one."""
     if finish not in FINISHES:
         raise ValueError(f"`finish` must be one of {FINISHES}. Received: finish={finish!r}")
     if finish == "solve" and learning_rate is not None:
@@ -65,13 +65,13 @@ def check_finish(finish, learning_rate):
 
 
 def check_noise(noise):
-    """Raise a ValueError for what is no size of a noise."""
+    """Raise a ValueError unless this is a standard deviation."""
     if not (isinstance(noise, (int, float)) and math.isfinite(noise) and noise >= 0):
         raise ValueError(f"`noise` must be a finite number of at least 0. Received: noise={noise!r}")
 
 
 def check_learning_rate(rate):
-    """Raise a ValueError for what is no learning rate after the switch."""
+    """Raise a ValueError unless this is a learning rate for after the switch."""
     positive = isinstance(rate, float) and math.isfinite(rate) and rate > 0
     if not (rate is None or rate == "auto" or positive or isinstance(rate, LearningRateSchedule)):
         raise ValueError(

@@ -37,7 +37,7 @@ def check_same_model(wrap, model, needed=None):
 
 
 def check_data(data):
-    """Raise a ValueError for data that are none, or can be read only once."""
+    """Raise a ValueError where there are no data, or they can be read only once."""
     if isinstance(data, (tuple, list)) and not data:
         raise ValueError(f"The data of the monitor must be (x, y) or a dataset. Received: data={data!r}")
     if data is not None and hasattr(data, "__next__"):

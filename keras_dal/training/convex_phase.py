@@ -202,7 +202,8 @@ class ConvexPhase:
         except Exception as error:  # a metric of the user's own may take what only a training step has
             warn(
                 "The metrics of the last epoch are missing: they could not be computed from labels and outputs alone. "
-                f"Received: {described(error)}"
+                f"Received: {described(error)}",
+                error,
             )
         return logs
 

@@ -55,7 +55,7 @@ class Descent:
         try:
             self._wrap.set_exploit_rate(self._step_size(report))
         except Exception as error:  # of whatever kind: hours of training are at stake
-            warn(f"The proven step stays what it was. Received: {described(error)}")
+            warn(f"The proven step stays what it was. Received: {described(error)}", error)
 
     def _step_size(self, report, needed=False):
         if self._has_data:

@@ -131,7 +131,7 @@ def evaluated_once(model, batch):
         _let_metrics_know(model, batch)
         return _keras.logged(_backend.in_replica(logs, model, batch))
     except Exception as error:  # of a compute_loss or a metric of the user's own: no reason to end a fit
-        warn(f"Loss and metrics are not known. Received: {described(error)}")
+        warn(f"Loss and metrics are not known. Received: {described(error)}", error)
         return {}
     finally:
         model.reset_metrics()

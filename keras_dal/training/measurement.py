@@ -9,7 +9,7 @@ from keras_dal._backend.threads import threads_for
 from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.inputs import input_specs
-from keras_dal.training.budget import Budget
+from keras_dal.training.budget import SHARE, Budget
 from keras_dal.training.kernel_change import KernelChange, some_samples
 from keras_dal.training.logs import as_alignment, as_change
 from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_fit
@@ -98,13 +98,14 @@ class Measurement:
     def _failed(self, error):
         self._warn_once(
             "The alignment or the kernel change could not be measured, and training goes on. Received: "
-            f"{described(error)}"
+            f"{described(error)}",
+            error,
         )
 
-    def _warn_once(self, text):
+    def _warn_once(self, text, cause=None):
         if not self._said:
             self._said = True
-            warn(text)
+            warn(text, cause)
 
 
 class OnData(Measurement):
@@ -153,7 +154,7 @@ class OnStream(Measurement):
         self._count: int | None = None
         self._is_small = sums_fit(structure)
         self.interval = 1 if self._is_small else epochs + 1
-        share = "more than half a percent of the training"
+        share = f"more than {SHARE:.1%} of the training"
         self.reason = f"it would take {share if self._is_small else f'sums of more than {SUMS_BYTES / 2**30:.3g} GiB'}"
         self._budget = Budget(structure.model, structure.num_features, structure.num_outputs, epochs)
         with _backend.training_scope(structure.model):
@@ -179,7 +180,7 @@ class OnStream(Measurement):
         try:
             sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
-            warn(str(error))
+            warn(str(error), error)
             return self.unknown()
         if self.moments.has_failed:  # which has been said
             return self._nothing()

@@ -30,8 +30,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
     warning says so: when training ends, if that callback comes before this one, and otherwise when `result` is asked
     for. Whatever fails there is said in a warning, the weights from before are put back, and exploration goes on.
 
-    Without data it measures what flows through `fit`, with no second pass: the features are then those of the training
-    step, of a model that still changes while they are summed up, and an estimate. With data it measures exactly, in
+    Without data it measures what flows through `fit`, with no second pass. That is an estimate: the features are those
+    of the training step, of a model that still changes while they are summed up. With data it measures exactly, in
     inference mode, but for the epoch that solves, which measures what it reads; with `finish="descend"` it also
     certifies what is proved at the switch: see `certificates`. With a plain optimizer it only measures.
 

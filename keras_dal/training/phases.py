@@ -203,16 +203,16 @@ class TwoPhases(OnePhase):
         if self._model.stop_training:  # `finish`, or a later fit, takes what was averaged
             self._schedule.postpone()
             self._was_stopped = True
-            warn((messages.stops if isinstance(error, Incomplete) else messages.ends_unsolved)(error))
+            warn((messages.stops if isinstance(error, Incomplete) else messages.ends_unsolved)(error), error)
             return
         self._wrap.explore_again()  # where the fit began in the second phase, too
         if isinstance(error, Incomplete) and self._schedule.tries_again_after(self._epoch):
-            warn(messages.reads_again(error))
+            warn(messages.reads_again(error), error)
             return
         self._schedule.postpone()
         if self._epoch + 1 < self._epochs:
             self._wrap.drop_average()  # a later one begins when it is due
-        warn(messages.goes_on(error))
+        warn(messages.goes_on(error), error)
 
     def _solve_next(self, epoch):
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)

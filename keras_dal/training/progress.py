@@ -33,7 +33,8 @@ class Progressing:
     drop_average: Any
     _model: Any = None  # a weak reference, once it has been switched
     _progress_of_variables: Any
-    _decision: Any = None  # of explore="auto", plus the epoch it began with times the number of decisions
+    _decision: Any = None  # of explore="auto"
+    _first_epoch: Any = None  # that this optimizer trained, with explore="auto"
     _is_at_rest = False  # solved, and no step has been traced since
     _has_left = False  # where it was solved
     _linear_indices: tuple[int, ...] | None = None  # where that is not EXPLORING: a traced step cannot read it
@@ -107,21 +108,21 @@ class Progressing:
         if model is not None and model.train_function is not None and not is_hooked(model.train_function):
             model.train_function = None
 
-    def _add_decision(self):
+    def _add_schedule(self):
         if isinstance(self.explore, str):
-            self._decision = self.add_variable(
-                shape=(), dtype="int32", aggregation="only_first_replica", name="decision"
-            )
+            options = {"shape": (), "dtype": "int32", "aggregation": "only_first_replica"}
+            self._decision = self.add_variable(**options, name="decision")
+            self._first_epoch = self.add_variable(**options, name="first_epoch")
 
     @property
     def decision(self) -> Decision:
         """What `explore="auto"` has decided."""
-        return Decision(self._kept % len(Decision))
+        return Decision.NONE if self._decision is None else Decision(int(to_numpy(self._decision)))
 
     @decision.setter
     def decision(self, value: Decision) -> None:
         if self._decision is not None:
-            self._decision.assign(self._kept - self.decision + value)
+            self._decision.assign(value)
 
     @property
     def has_trained(self) -> bool:
@@ -133,12 +134,11 @@ class Progressing:
 
         With `"auto"` that is the first one that the optimizer trained, and otherwise 0.
         """
-        if self._decision is not None and not self.has_trained:
-            self._decision.assign(len(Decision) * epoch)
-        if self._kept // len(Decision) > epoch:  # of an earlier fit
-            self._decision.assign(self.decision)
-        return self._kept // len(Decision)
-
-    @property
-    def _kept(self):
-        return 0 if self._decision is None else int(to_numpy(self._decision))
+        if self._first_epoch is None:
+            return 0
+        if not self.has_trained:
+            self._decision.assign(Decision.NONE)
+            self._first_epoch.assign(epoch)
+        elif int(to_numpy(self._first_epoch)) > epoch:  # of an earlier fit
+            self._first_epoch.assign(0)
+        return int(to_numpy(self._first_epoch))

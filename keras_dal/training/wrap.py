@@ -203,7 +203,7 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
         self._progress_of_variables = self.add_variable(
             shape=(len(var_list),), dtype="int32", aggregation="only_first_replica", name="progress_of_variables"
         )
-        self._add_decision()
+        self._add_schedule()
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(var_list)
         with self._by_itself():
@@ -330,7 +330,7 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Wrap":
-        config = {"average": 0, "finish": "descend", **config}  # what was saved before these existed
+        config = dict(config)
         for key in ("optimizer", "exploit_learning_rate"):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)

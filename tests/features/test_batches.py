@@ -10,7 +10,7 @@ from keras_dal.features import precision as precision_module
 from keras_dal.features import tracing
 from keras_dal.features.batches import as_arguments, batches, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of
-from keras_dal.features.store import KeptRows
+from keras_dal.features.store import SpooledRows
 from keras_dal.models.find_structure import find_structure
 
 N = 11
@@ -136,7 +136,7 @@ def test_first_inputs_uses_nothing_up():
 def test_kept_rows_come_back(max_bytes):
     generator = np.random.default_rng(0)
     kept = [(generator.standard_normal((k, 3)).astype("float32"), np.arange(k)) for k in (4, 0, 7)]
-    with KeptRows(max_bytes) as rows:
+    with SpooledRows(max_bytes) as rows:
         for arrays in kept:
             rows.append(*arrays)
         for _ in range(2):

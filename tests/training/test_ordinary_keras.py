@@ -675,7 +675,7 @@ def test_samples_without_weight_are_not_counted_among_those_the_head_is_solved_o
     model.fit(x, y, sample_weight=weights, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
     printed = capsys.readouterr().out
     assert "parameters on 20 samples of 8 features" in printed
-    assert "less than 5 samples for each feature" in printed
+    assert "fewer than 5 samples for each feature" in printed
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="modules that are no layers are PyTorch's")

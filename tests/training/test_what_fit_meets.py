@@ -86,9 +86,12 @@ def test_negative_weights_are_not_dropped_from_what_is_proved():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1))
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     exploring = pytest.warns(UserWarning, match="sample weights not negative. Received: 6 samples")
-    with pytest.warns(UserWarning, match="second phase could not begin.*must be finite and not negative"), exploring:
+    failing = pytest.warns(UserWarning, match="second phase could not begin.*must be finite and not negative")
+    with failing as seen, exploring:
         model.fit(Stream(weight=-1.0), epochs=3, verbose=0, shuffle=False, callbacks=[monitor])
     assert monitor.result is None
+    (warning,) = [each.message for each in seen if "could not begin" in str(each.message)]
+    assert isinstance(warning.__cause__, ValueError)  # whose traceback an error would show
 
 
 @pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # no average renews them
