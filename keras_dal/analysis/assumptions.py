@@ -19,12 +19,6 @@ NO_SCALE = "no multiple of these labels is optimal"
 NO_SCALE_OF_MIXED = f"{NO_SCALE}, as of mixed ones"
 MIXED = f"alignment: {NO_SCALE_OF_MIXED}, so their share proves nothing about the loss"
 FIRST_ORDER = "rounding of the lower bound beyond first order: this loss bounds no optimal logits of these labels"
-_CLIPPED = "probabilities at 1e-7"
-CLIPS = f"Keras clips {_CLIPPED}"
-_CLIPPING = (
-    f"Keras' clipping of {_CLIPPED}, beyond which its loss is flat: all numbers are of the logits, as with a linear "
-    "last layer and from_logits=True"
-)
 _NOISE = (
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
@@ -53,6 +47,11 @@ def clips_probabilities(structure):
     outputs = getattr(structure.model, "outputs", None) or ()
     cast = any(output.dtype != keras.config.floatx() for output in outputs)
     return structure.gives_probabilities and (cast or keras.config.backend() != "tensorflow")
+
+
+def clipped():
+    """Return what Keras' loss does to probabilities."""
+    return f"probabilities at {np.format_float_scientific(keras.config.epsilon(), trim='-', exp_digits=1)}"
 
 
 def of_labels(loss, targets, scale, bounded):
@@ -93,7 +92,10 @@ def of_training(structure, penalty):
     if _keras.loss_weight(structure.model) != 1:
         yield "the compiled loss_weights: loss and rate are those of the loss without them"
     if clips_probabilities(structure):
-        yield _CLIPPING
+        yield (
+            f"Keras' clipping of {clipped()}, beyond which its loss is flat: all numbers are of the logits, as with a "
+            "linear last layer and from_logits=True"
+        )
     bound = [v.path for v in structure.linear_parameters if v.constraint is not None]
     if bound:
         yield f"constraints on theta_S ({', '.join(bound)}): verdict, infimum and rate are of a head without them"

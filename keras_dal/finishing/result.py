@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_dal import _keras
-from keras_dal.analysis.assumptions import CLIPS, OF_ROUNDED, ROUNDED, TO_FLOAT32, clips_probabilities
+from keras_dal.analysis.assumptions import OF_ROUNDED, ROUNDED, TO_FLOAT32, clipped, clips_probabilities
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.separability import Verdict
 from keras_dal.features.samples import check_positive
@@ -128,7 +128,9 @@ class Result:
             raise ValueError(
                 f"The point must be one of the path or an index below {len(self.path)}. Received: point={point!r}"
             )
-        return dataclasses.replace(self, **_written(self._data, self._run, point))
+        chosen = dataclasses.replace(self, **_of_point(self._data, self._run, point))
+        self.structure.assign(chosen._theta)
+        return chosen
 
     def rescale(self, scale: float | None = None) -> None:
         """Multiply the weights at `point` by a factor, by default by `self.scale`; 1 takes it back.
@@ -197,7 +199,7 @@ class Result:
     @property
     def _of_logits(self):
         """What is said where Keras' own loss is that of probabilities that it clips."""
-        return f" (of the logits: {CLIPS})" if clips_probabilities(self.structure) else ""
+        return f" (of the logits: Keras clips {clipped()})" if clips_probabilities(self.structure) else ""
 
     def logits(self, features: Any) -> np.ndarray:
         """Evaluate the head at `point`, before any `rescale`.
@@ -259,7 +261,7 @@ def finished(task, tol, scaled_to):
         checksum=data.structure.checksum(),
     )
     result = Result(
-        **_written(data, run, run.kept),
+        **_of_point(data, run, run.kept),
         model=data.structure.model,
         structure=data.structure,
         loss_name=data.loss.name,
@@ -271,13 +273,14 @@ def finished(task, tol, scaled_to):
         _data=data,
         _run=run,
     )
+    data.structure.assign(result._theta)  # when all else is done
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
         warn_of_wrong(result.left, data.train.rows[task.left], len(data.train), result.accuracy)
     return result
 
 
-def _written(data, run, point):
-    """Return what a `Result` says of a point alone and, when all else is done, write its weights into the model."""
+def _of_point(data, run, point):
+    """Return what a `Result` says of a point alone, by the names of its attributes."""
     structure, is_kept = data.structure, point is run.kept
     theta = structure.rounded(np.pad(point.theta, (len(data.theta) - len(point.theta), 0)))
     if not np.isfinite(theta).all():
@@ -293,7 +296,7 @@ def _written(data, run, point):
     scale = least_scale(fitted.mean_loss, run.scaled_to) if proved_margin > 0 else 1.0
     scale = scale if np.isfinite(structure.rounded(scale * theta)).all() else 1.0  # float16 ends at 65,504
     before, after, scaled = data.qualities(theta, scale)
-    said = {
+    return {
         "point": point,
         "loss": fitted.mean_loss(),
         "accuracy": None if margins is None else float(np.mean(margins > 0)),
@@ -311,8 +314,6 @@ def _written(data, run, point):
         "_theta": theta,
         "_proved_margin": proved_margin,
     }
-    structure.assign(theta)
-    return said
 
 
 def _has_features(result):

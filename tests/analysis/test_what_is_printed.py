@@ -235,7 +235,7 @@ def test_a_percentage_is_whole_only_where_all_are_right():
 
 
 @pytest.mark.parametrize("clips", [False, pytest.param(True, marks=cases.HAS_FLOAT64)])
-def test_a_proof_says_where_keras_clips_probabilities(clips):
+def test_a_proof_says_where_keras_clips_probabilities(clips, monkeypatch):
     """TensorFlow finds the logits behind probabilities of the default dtype; the other backends do not."""
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((40, 3)).astype("float32"), generator.integers(0, 3, 40)
@@ -245,5 +245,7 @@ def test_a_proof_says_where_keras_clips_probabilities(clips):
     )
     model.compile(loss="sparse_categorical_crossentropy")
     result = keras_dal.converge(model, x, y, gated=False, ridge=1e-2, verbose=0)
-    said = "Keras clips probabilities at 1e-7" in next(result.proof())
-    assert said == (clips or keras.backend.backend() != "tensorflow")
+    for epsilon, named in ((1e-7, "1e-7"), (2.5e-5, "2.5e-5")):
+        monkeypatch.setattr(keras.config, "epsilon", lambda value=epsilon: value)
+        said = f"Keras clips probabilities at {named})" in next(result.proof())
+        assert said == (clips or keras.backend.backend() != "tensorflow")
