@@ -64,7 +64,7 @@ def _dot_of_tensors(a, b):
     sizes = [ops.max(ops.abs(part)) for part in (a, b)]
     scaled = ops.sum((a / sizes[0]) * (b / sizes[1]))
     first, second, total = np.asarray(ops.convert_to_numpy(ops.stack([*sizes, scaled])), np.float64)
-    return float(first * second * total) if min(first, second) >= _TINY else 0.0
+    return 0.0 if np.minimum(first, second) < _TINY else float(first * second * total)  # NaN is not below
 
 
 NUMPY = SimpleNamespace(

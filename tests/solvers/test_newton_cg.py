@@ -334,3 +334,9 @@ def test_tensors_in_any_unit_take_the_steps_of_numpy(unit, generator):
         objectives.append(next(itertools.islice(steps, 6, None)).objective / unit)
     assert objectives[1] == pytest.approx(objectives[0], rel=1e-5)
     assert objectives[0] < 0.999 * np.log(C)
+
+
+@pytest.mark.parametrize(("one", "other"), [([np.nan, 1], [1, 2]), ([1, 2], [np.nan, 1]), ([0, 0], [1, np.nan])])
+def test_a_product_of_tensors_that_are_not_finite_is_not_zero(one, other):
+    factors = [arrays.TENSORS.single(np.array(each, np.float32)) for each in (one, other)]
+    assert np.isnan(arrays.TENSORS.dot(*factors))
