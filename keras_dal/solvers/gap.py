@@ -88,10 +88,11 @@ class ProximalLoss:
         for rows in arrays.slices(size):
             block, targets = np.asarray(self.features[rows], np.float64), self.targets[rows]
             logits, before, share = head.logits(block, theta), head.logits(block, start), self.weights[rows] / size
-            slopes, off = loss.gradient(logits, targets), head.rounding(block, theta)
+            off = head.rounding(block, theta)
+            slopes, slopes_error = _slopes(loss, logits, targets, off)
             cotangent = share[:, None] * slopes + hold[rows, None] * (logits - before)
             gradient += head.adjoint(block, cotangent)
-            missed = share[:, None] * _slopes_error(loss, logits, targets, slopes, off)
+            missed = share[:, None] * slopes_error
             missed += hold[rows, None] * (off + head.rounding(block, start))
             error += head.adjoint(np.abs(block), missed + EPS * longest * np.abs(cotangent))
             decrease += share @ (loss.values(before, targets) - loss.values(logits, targets))
@@ -147,8 +148,10 @@ class ProximalLoss:
         return total
 
 
-def _slopes_error(loss, logits, targets, slopes, off):
-    """Return a bound of the errors in a loss's gradient for logits with errors up to `off`, `(k, C)`."""
+def _slopes(loss, logits, targets, off):
+    """Return a loss's gradient for logits with errors up to `off`, and a bound of its own errors, each `(k, C)`."""
+    logits = np.ascontiguousarray(logits)  # NumPy adds up a row in pairs then, and else with a rounding for each term
+    slopes = loss.gradient(logits, targets)
     off = off + 4 * EPS * np.max(np.abs(logits), axis=1, keepdims=True)  # differences of logits are exponents
     curvature = loss.curvature(logits.shape[1])
     if curvature is None:  # of every logit apart
@@ -156,4 +159,4 @@ def _slopes_error(loss, logits, targets, slopes, off):
     else:
         moved = curvature * np.linalg.norm(off, axis=1, keepdims=True)
     size = np.abs(slopes) if loss.quadratic or loss.are_hard(targets) else np.abs(slopes) + np.abs(targets)
-    return np.abs(moved) + 8 * EPS * size
+    return slopes, np.abs(moved) + 8 * EPS * size

@@ -111,6 +111,17 @@ def test_a_gap_counts_what_rounding_the_logits_makes_of_a_change_in_the_last_pla
             assert proximal.bound(at).gap >= (z**2 + 1 / r**2) * change**2 * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rounding_of_slopes_is_bounded_in_whatever_order_logits_are_kept(order):
+    generator = np.random.default_rng(0)
+    logits = np.asarray(1e-6 * generator.standard_normal((200, 1000)), order=order)
+    targets = np.eye(1000)[generator.integers(0, 1000, 200)]
+    slopes, bound = gap._slopes(SoftmaxCrossEntropy(), logits, targets, np.zeros_like(logits))
+    powers = np.exp(np.ascontiguousarray(logits).astype(np.longdouble))
+    exact = powers / powers.sum(axis=1, keepdims=True) - targets
+    assert (np.abs(slopes - exact) <= bound).all()
+
+
 def test_none_are_needed_where_the_gap_is_small_already():
     assert steps(np.ones((5, 2)), excess=1e-5) == 0
 
