@@ -71,10 +71,6 @@ class Head:
         num_terms = 8 + sum(sum(shape) for shape in self.shapes)  # of the longest sum, at most
         return EPS * num_terms * self.magnitudes(features, np.abs(theta))
 
-    def split(self, theta):
-        """Return the views of a flat theta that have this head's `shapes`."""
-        return split(theta, self.shapes)
-
     @staticmethod
     def join(arrays):
         """Return the flat theta of a list of arrays, float64."""
