@@ -71,6 +71,10 @@ def named_variables(model, parameters):
     """Return the variables of layers, of layers' names, or whose paths a regular expression is found in."""
     layers = _keras.sublayers(model)
     names = [parameters] if isinstance(parameters, (str, keras.layers.Layer)) else list(parameters)
+    if not names:
+        raise ValueError(
+            f"Choose the linear parameters by at least one layer, name or regular expression. Received: {parameters!r}"
+        )
     found = {}
     for name in names:
         alike = [layer for layer in layers if layer is name or layer.name == name]

@@ -230,6 +230,7 @@ class TestSelection:
             (["linear", "top"], "are not linear in"),
             ("nothing", r"No layer.*\['inner', 'linear', 'top'\]"),
             ("top(", "not a valid regular expression"),
+            ([], "at least one layer"),
         ],
     )
     def test_refuses(self, model, parameters, pattern):

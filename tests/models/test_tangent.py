@@ -93,7 +93,7 @@ def test_refuses_what_does_not_fit(parameters):
     assert 0 < operator.seconds_per_product < 10
 
 
-@pytest.mark.parametrize(("parameters", "pattern"), [("missing", "No layer"), ("norm", "At least one")])
+@pytest.mark.parametrize(("parameters", "pattern"), [("missing", "No layer"), ("norm", "At least one"), ([], "Choose")])
 def test_bad_parameters(parameters, pattern):
     model = cases.sequential(layers.BatchNormalization(center=False, scale=False, name="norm"), layers.Dense(3))
     with pytest.raises(ValueError, match=f"{pattern}.*Received: "):
