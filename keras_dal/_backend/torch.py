@@ -49,16 +49,31 @@ def has_accelerator():
 @contextlib.contextmanager
 def full_precision():
     """Return a context in which products of float32 numbers are not rounded to fewer bits."""
+    if not has_accelerator():  # the host rounds none, and what runs inside may look at the switches
+        yield
+        return
     cudnn: Any = torch.backends.cudnn  # whose attributes are made when it is imported
-    places = torch.backends.cuda.matmul, cudnn.conv  # the older names cannot be read beside these
+    places, older = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn), _older_switch(cudnn)
     before = [place.fp32_precision for place in places]
     try:
+        if older is not None:
+            cudnn.allow_tf32 = False  # which cannot be read where the newer ones say something else
         for place in places:
             place.fp32_precision = "ieee"
         yield
     finally:
+        if older is not None:
+            cudnn.allow_tf32 = older
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
+
+
+def _older_switch(cudnn):
+    """Return what the one switch for all of cuDNN says, None where newer ones contradict it."""
+    try:
+        return cudnn.allow_tf32
+    except RuntimeError:
+        return None
 
 
 def is_chief(model):

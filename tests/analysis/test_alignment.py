@@ -141,14 +141,47 @@ def test_products_with_a_whole_network_are_not_rounded_to_fewer_bits(monkeypatch
 
 
 @pytest.mark.skipif(cases.BACKEND != "torch", reason="convolutions have a switch of their own in PyTorch")
-def test_convolutions_of_torch_are_not_rounded_to_fewer_bits_either():
+def test_convolutions_of_torch_are_not_rounded_to_fewer_bits_either(monkeypatch):
     import torch
 
-    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [place.fp32_precision for place in places]
+    monkeypatch.setattr("keras_dal._backend.torch.has_accelerator", lambda: True)
+    cudnn = torch.backends.cudnn
+    places = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+    before = cudnn.allow_tf32, *(place.fp32_precision for place in places)
     with _backend.full_precision():
-        assert [place.fp32_precision for place in places] == ["ieee", "ieee"]
-    assert [place.fp32_precision for place in places] == before
+        assert [place.fp32_precision for place in places] == ["ieee"] * 3
+        assert cudnn.allow_tf32 is False
+    assert (cudnn.allow_tf32, *(place.fp32_precision for place in places)) == before
+
+
+@pytest.mark.skipif(cases.BACKEND != "torch", reason="convolutions have a switch of their own in PyTorch")
+def test_switches_of_torch_that_contradict_each_other_are_put_back(monkeypatch):
+    import torch
+
+    monkeypatch.setattr("keras_dal._backend.torch.has_accelerator", lambda: True)
+    conv, rnn = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = conv.fp32_precision, rnn.fp32_precision
+    try:
+        conv.fp32_precision, rnn.fp32_precision = "ieee", "tf32"
+        with _backend.full_precision():
+            assert rnn.fp32_precision == "ieee"
+        assert (conv.fp32_precision, rnn.fp32_precision) == ("ieee", "tf32")
+    finally:
+        conv.fp32_precision, rnn.fp32_precision = before
+
+
+@pytest.mark.skipif(cases.BACKEND != "torch", reason="convolutions have a switch of their own in PyTorch")
+def test_a_module_may_look_at_the_switches_of_torch():
+    import torch
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.allow_tf32):
+                return torch.tanh(x)
+
+    module = keras.layers.TorchModuleWrapper(Module(), output_shape=(None, 5))
+    model = keras.Sequential([keras.Input((5,)), module, keras.layers.Dense(3)])
+    assert find_structure(model).is_plain
 
 
 def test_whole_network_is_bounded_from_below():
