@@ -97,12 +97,16 @@ def buffers(layers):
 @contextlib.contextmanager
 def buffers_kept(layers):
     """Return a context after which these are what they were before it."""
-    before = [(buffer, buffer.clone()) for _, buffer in buffers(layers)]
+    wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
+    modules = [module for wrapper in wrappers for module in wrapper.module.modules()]
+    places = [(module, *each) for module in modules for each in module.named_buffers(recurse=False)]
+    before = [(*place, place[-1].clone()) for place in places]
     try:
         yield
     finally:
-        for buffer, value in before:
+        for module, name, buffer, value in before:
             buffer.copy_(value)
+            setattr(module, name, buffer)  # a module may have put another tensor into its place
 
 
 def reading(model, take, logs):

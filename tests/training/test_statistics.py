@@ -120,3 +120,23 @@ def test_state_of_a_frozen_layer_is_nobodys_matter(trainable):
         warnings.simplefilter("always")
         unknown.warn()
     assert any(counting.count.path in str(each.message) for each in seen) == trainable
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only PyTorch has modules with buffers")
+def test_buffers_that_a_module_gives_another_tensor_are_put_back():
+    import torch
+
+    class Running(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(4))
+
+        def forward(self, x):
+            self.total = self.total + x.mean(0)
+            return x - self.total
+
+    module = Running()
+    model = network(layers.TorchModuleWrapper(module, output_shape=(None, 4)))
+    before = module.total.clone()
+    means(model, X)
+    assert torch.equal(module.total, before)
