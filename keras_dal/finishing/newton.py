@@ -73,7 +73,7 @@ class NewtonTask(Task):
     def _where(self):
         """The arrays of the solver: tensors where an accelerator computes, has room, and the loss can follow."""
         fits = _COPIES * 4 * self._num_rows * self.data.structure.num_outputs <= self.data.max_bytes
-        follows = fits and vars(type(self.data.loss)).get("tensors", False)
+        follows = fits and self.data.loss.tensors
         return self.samples.on.xp if follows else arrays.NUMPY
 
     @functools.cached_property

@@ -13,11 +13,28 @@ ALIKE = 1e-4  # relative difference of factors that counts as none
 
 REGISTERED: dict[str, type["Loss"]] = {}
 
+_OF_SIDES = ("margins", "at_margin", "sides", "confidence")
+_OF_TENSORS = ("values", "gradient", "hessian", "margins")
+
 
 def register(kind):
-    """Make a `Loss` known by its name and by the Keras losses it stands for; a class decorator."""
+    """Make a `Loss` known by its name and by the Keras losses it stands for; a class decorator.
+
+    Raises:
+        TypeError: a loss with sides that does not say all of them.
+    """
+    left_out = [name for name in _OF_SIDES if kind.has_sides and _is_same(kind, Loss, name)]
+    if left_out:
+        raise TypeError(
+            "A loss with sides has methods of its own for all that is said of them: write these, too. Received: "
+            f"{kind.__name__} without {', '.join(left_out)}"
+        )
     REGISTERED[kind.name] = kind
     return kind
+
+
+def _is_same(kind, base, name):
+    return getattr(kind, name) is getattr(base, name)
 
 
 class Loss(abc.ABC):
@@ -38,8 +55,8 @@ class Loss(abc.ABC):
         has_entropy: whether for these minus the conjugate is an entropy, `sides(targets).entropy`, as of the cross-
             entropies; lower bounds of the others are of `conjugate`.
         tensors: whether `values`, `gradient`, `hessian` and `margins` take tensors of the backend, too: by the
-            functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one. A subclass of
-            a loss says so for itself.
+            functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one. A subclass that
+            changes one of these says so for itself.
     """
 
     name: ClassVar[str]
@@ -52,6 +69,12 @@ class Loss(abc.ABC):
     has_sides: ClassVar[bool] = False
     has_entropy: ClassVar[bool] = False
     tensors: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        said = next(kind for kind in cls.__mro__ if "tensors" in vars(kind))
+        if not all(_is_same(cls, said, name) for name in _OF_TENSORS):
+            cls.tensors = False  # what was said of a method need not hold for another one
 
     @abc.abstractmethod
     def targets(self, y, num_outputs):
@@ -158,22 +181,19 @@ class Loss(abc.ABC):
 
         For soft labels that of the most probable classes, infinite where all are equally probable.
         """
-        self._assert_no_sides()
+        return None
 
     def at_margin(self, margin, num_outputs) -> Any:
         """Return the largest loss of a sample with a hard label and this margin; None where there are no sides."""
-        self._assert_no_sides()
+        return None
 
     def sides(self, targets) -> Any:
         """Return the right sides of samples with hard labels, as one of `losses.sides`; None where there are none."""
-        self._assert_no_sides()
+        return None
 
     def confidence(self, logits, targets) -> Any:
         """Return confidences and which predictions are right, flat; None where there are no probabilities."""
-        self._assert_no_sides()
-
-    def _assert_no_sides(self):
-        assert not self.has_sides, f"{type(self).__name__} has sides and must say more about them"
+        return None
 
     def __repr__(self):
         return f"<{self.name}>"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError, resolve_loss
+from keras_dal.losses import REGISTERED, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError, register, resolve_loss
 
 C = 4
 LOSSES = [SquaredError(), SoftmaxCrossEntropy(), SigmoidCrossEntropy()]
@@ -249,3 +249,50 @@ def test_refuses_other_losses(loss, activation, pattern):
     with pytest.raises(ValueError, match=pattern) as error:
         resolve_loss(loss, activation)
     assert "Received: " in str(error.value)
+
+
+class OfAnotherName(SoftmaxCrossEntropy):
+    name = "softmax cross-entropy of another name"
+
+
+class OfOtherValues(SoftmaxCrossEntropy):
+    def values(self, logits, targets):
+        return np.asarray(logits)[:, 0]
+
+
+class Slopes:
+    def gradient(self, logits, targets):
+        return np.zeros_like(logits)
+
+
+class OfSlopesFromElsewhere(Slopes, SquaredError):
+    pass
+
+
+class OfOtherValuesThatTakeTensors(OfOtherValues):
+    tensors = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (OfAnotherName, True),
+        (OfOtherValues, False),
+        (OfSlopesFromElsewhere, False),
+        (OfOtherValuesThatTakeTensors, True),
+    ],
+)
+def test_a_subclass_takes_tensors_where_its_methods_are_those_that_do(kind, expected):
+    assert kind.tensors is expected
+
+
+def test_a_loss_with_sides_that_does_not_say_all_of_them_is_refused():
+    class OneSided(SquaredError):
+        name, has_sides = "one-sided", True
+
+        def margins(self, logits, targets):
+            return targets[:, 0]
+
+    with pytest.raises(TypeError, match=r"write these, too. Received: OneSided without at_margin, sides, confidence$"):
+        register(OneSided)
+    assert "one-sided" not in REGISTERED
