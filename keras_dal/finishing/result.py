@@ -139,8 +139,8 @@ class Result:
             scale: the factor, positive.
 
         Raises:
-            ValueError: a factor that is not positive, weights that are not finite in the dtype that the model keeps
-                them in, or a model that has changed before its head since.
+            ValueError: a factor that is not positive, weights that are not finite in the dtype that the model
+                computes them in, or a model that has changed before its head since.
         """
         self._check_features()
         factor = self.scale if scale is None else scale
@@ -149,8 +149,8 @@ class Result:
             theta = self.structure.rounded(factor * self._theta)
         if not np.isfinite(theta).all():
             raise ValueError(
-                "At this scale the head is not finite in the dtype that the model keeps it in: choose a smaller one. "
-                f"Received: scale={factor!r}"
+                "At this scale the head is not finite in the dtype that the model computes it in: choose a smaller "
+                f"one. Received: scale={factor!r}"
             )
         self.structure.assign(theta)
 
@@ -285,7 +285,7 @@ def _of_point(data, run, point):
     theta = structure.rounded(np.pad(point.theta, (len(data.theta) - len(point.theta), 0)))
     if not np.isfinite(theta).all():
         raise ValueError(
-            "The solved head is not finite in the dtype that the model keeps it in: give the last layer "
+            "The solved head is not finite in the dtype that the model computes it in: give the last layer "
             f'dtype="float32". Received: {np.sum(~np.isfinite(theta))} of {len(theta)} parameters'
         )
     fitted = data.fitted(theta)

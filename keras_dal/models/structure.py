@@ -99,10 +99,14 @@ class Structure:
         assign_all(self.linear_parameters, self.split(theta))
 
     def rounded(self, theta: np.ndarray) -> np.ndarray:
-        """Return a flat theta_S as the model's variables would hold it, float64."""
+        """Return a flat theta_S as the model's variables would hold it, float64; what its layers lose is infinite."""
         parts = zip(self.split(theta), self.linear_parameters, strict=True)
         with np.errstate(over="ignore"):  # infinite then, which whoever writes it refuses
-            return Head.join([part.astype(np.dtype(tracing.held_dtype(variable.dtype))) for part, variable in parts])
+            held = Head.join([part.astype(np.dtype(tracing.held_dtype(variable.dtype))) for part, variable in parts])
+            for layer in (self.layer, self.output_layer):  # which may compute in less than their variables hold
+                computed = held.astype(np.dtype(tracing.held_dtype(layer.compute_dtype)))
+                held = np.where(np.isfinite(computed), held, np.inf)
+        return held
 
     def split(self, theta: np.ndarray) -> list[np.ndarray]:
         """Return a flat theta_S in parts.

@@ -98,6 +98,20 @@ def test_numbers_that_the_head_cannot_hold_do_not_reach_the_model():
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_numbers_that_are_infinite_where_the_head_computes_do_not_reach_the_model(gated):
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 3)).astype("float32"), generator.integers(0, 3, 40)
+    x[:, 1], x[5, 1] = 0.0, 4e-7
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3, dtype="mixed_float16")])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="not finite in the dtype"), pytest.warns(UserWarning, match="in float16"):
+        keras_dal.converge(model, x, y, gated=gated, verbose=0)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def fitted(features, targets, kernel, logits):
     """Return a biasless head with these features, whose logits are those of a sum from left to right."""
     head = FittedHead(DenseHead(4, 1, use_bias=False), SigmoidCrossEntropy(), features, targets, np.ones(2), kernel, 0)
