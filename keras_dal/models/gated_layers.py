@@ -4,6 +4,7 @@ import inspect
 from typing import Any, Literal
 
 import keras
+import ml_dtypes
 import numpy as np
 from keras import ops
 
@@ -68,8 +69,10 @@ class Gated(keras.layers.Layer):
         if not self.built:
             self.build(features.shape)
         mean, scale = _mean_and_deviation(features)
+        computed = ml_dtypes.finfo(self.compute_dtype)  # in which what is below its range would divide by zero
+        eps, tiny = (max(float(getattr(each, name)) for each in (_FLOAT32, computed)) for name in ("eps", "tiny"))
         # a feature that moves by rounding alone, or not at all, stays at zero, as in Normalization
-        scale[scale <= np.maximum(_FLOAT32.eps * np.abs(mean), _FLOAT32.tiny)] = 1.0
+        scale[scale <= np.maximum(eps * np.abs(mean), tiny)] = 1.0
         self.mean.assign(mean)
         self.scale.assign(scale)
         if self._random:
@@ -240,7 +243,7 @@ class GatedBranch(Gated):
         super().__init__(num_gates, sharpness, seed, **{**of_outputs, **kwargs})
         self._dense_config = keras.saving.serialize_keras_object(dense)
         self.activation = dense.activation
-        of_sum = {"activation": "linear", "activity_regularizer": None}
+        of_sum = {"activation": "linear", "activity_regularizer": None, "dtype": self.dtype_policy}
         self.dense = keras.layers.Dense.from_config({**dense.get_config(), **of_sum})
 
     def build(self, input_shape: Any) -> None:

@@ -82,6 +82,27 @@ def test_a_feature_that_never_moves_stays_finite():
     assert values([layer.scale])[0][2] == 1.0
 
 
+def nearly_still():
+    x = features(600, 3)
+    x[:, 1], x[5, 1] = 0.0, 4e-7  # a deviation that is zero in float16
+    return x
+
+
+def test_a_feature_that_moves_less_than_half_precision_can_divide_by_stays_finite():
+    layer = GatedDense(3, gates="random", dtype="mixed_float16")
+    layer.adapt(nearly_still())
+    assert np.isfinite(to_numpy(layer(nearly_still()))).all()
+    assert values([layer.scale])[0][1] == 1.0
+
+
+def test_gates_of_a_head_in_half_precision_leave_its_outputs_as_they_are():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3, dtype="mixed_float16")])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    gated = add_gated_head(model, nearly_still(), loss=loss, verbose=0)
+    outputs = gated.predict(nearly_still(), verbose=0)
+    np.testing.assert_allclose(outputs, model.predict(nearly_still(), verbose=0), atol=1e-2)
+
+
 def test_freezing_moves_the_outputs_no_more_than_the_noise_and_only_once():
     x, layer = features(), GatedDense(7, sharpness=2.0)
     layer.build(x.shape)
@@ -161,6 +182,17 @@ def test_mixed_precision_computes_in_half_and_keeps_the_weights_in_single():
     assert {variable.dtype for variable in layer.variables} == {"float32"}
     branch = GatedBranch(layers.Dense(3, dtype="float32"), 7)
     assert keras.backend.standardize_dtype(branch(features().astype("float16")).dtype) == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "float16", "float32"])
+def test_a_branch_computes_all_in_the_dtype_that_is_said_of_it(dtype, tmp_path):
+    x, branch = features(), GatedBranch(layers.Dense(2, activation="tanh"), 4, dtype=dtype)
+    model = keras.Sequential([keras.Input((5,)), branch])
+    assert branch.dense.dtype_policy == branch.dtype_policy
+    assert keras.backend.standardize_dtype(branch(x).dtype) == branch.compute_dtype
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize(
