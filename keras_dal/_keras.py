@@ -257,7 +257,8 @@ def remade(layer, exchanged):
         for value in values:
             if not any(value is each for each in tracked):
                 new._tracker.add_to_store(store.removeprefix("_"), value)
-        tracked.sort(key=lambda value: [value is each for each in values].index(True))
+        places = {id(value): place for place, value in enumerate(values)}
+        tracked.sort(key=lambda value: places.get(id(value), len(places)))
     return new
 
 

@@ -109,6 +109,12 @@ def test_a_layer_is_made_anew_from_its_parts_and_its_state_is_tracked(net):
     assert not np.array_equal(net.scale.numpy(), before)  # the same variable
 
 
+def test_layers_that_no_copy_is_known_of_come_last(net):
+    copies = {id(block): type(block).from_config(block.get_config()) for block in net.blocks}
+    new = _keras.remade(net, lambda value: copies.get(id(value), value))  # which leaves lists as they are
+    assert _keras.parts(new) == [*copies.values(), net.heads["a"], *net.blocks]
+
+
 def test_an_optimizer_keeps_averages_and_variables_in_one_order_and_counts_steps():
     first, second = (keras.Variable(np.full(2, value, "float32")) for value in (1.0, 2.0))
     optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.75)

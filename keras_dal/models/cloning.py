@@ -1,6 +1,8 @@
 """A copy of a model in which one layer, wherever it sits, is another one."""
 
+import collections
 import inspect
+import operator
 from typing import Any
 
 import keras
@@ -13,7 +15,7 @@ from keras_dal.features.tracing import inference, recorded, replaced, to_numpy
 from keras_dal.features.variables import assign_all, is_real, restored, values_of
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
-_COLLECTIONS = ("list", "tuple", "dict", "set", "TrackedList", "TrackedDict", "TrackedSet")
+_COLLECTIONS = ("list", "dict", "OrderedDict", "set", "TrackedList", "TrackedDict", "TrackedOrderedDict", "TrackedSet")
 _LOOKUPS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup)
 _RTOL, _ATOL = 1e-4, 1e-5  # of what the head of a copy sees
 
@@ -77,7 +79,9 @@ class _Copier:
         return self.copies[id(value)]
 
     def _made(self, value):
-        if isinstance(value, (list, tuple, dict, set)) and type(value).__name__ in _COLLECTIONS:
+        if isinstance(value, tuple):
+            return _tuple(self.copy, value)
+        if isinstance(value, (list, dict, set)) and type(value).__name__ in _COLLECTIONS:
             return _map(self.copy, value)
         if isinstance(value, keras.layers.Layer):
             return self._layer(value)
@@ -118,9 +122,19 @@ class _Copier:
 def _map(function, values):
     """Return a plain collection of what a function makes of each value."""
     if isinstance(values, dict):
-        return {key: function(value) for key, value in values.items()}
+        kind = collections.OrderedDict if isinstance(values, collections.OrderedDict) else dict
+        return kind((key, function(value)) for key, value in values.items())
     made = [function(value) for value in values]
-    return tuple(made) if isinstance(values, tuple) else set(made) if isinstance(values, set) else made
+    return set(made) if isinstance(values, set) else made
+
+
+def _tuple(function, values):
+    """Return a tuple of the same kind of what a function makes of each value, the same one where that is the same."""
+    made = [function(value) for value in values]
+    if all(map(operator.is_, made, values)):
+        return values
+    kind = values.__class__  # of what TensorFlow may have put a wrapper of another type around
+    return kind(*made) if hasattr(values, "_fields") else kind(made)
 
 
 def _variable(variable):

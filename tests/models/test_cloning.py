@@ -1,7 +1,9 @@
 """Models with state that no configuration carries: a copy with another head computes what they do."""
 
+import collections
 import functools
 import types
+from typing import NamedTuple
 
 import cases
 import keras
@@ -182,7 +184,44 @@ def trained(make):
     return model
 
 
+class Blocks(NamedTuple):
+    first: layers.Layer
+    second: layers.Layer
+
+
+class Holding(keras.Model):
+    """Keeps its layers in a collection of some kind."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held, self.head = held, layers.Dense(3)
+
+    def call(self, x):
+        for layer in self.held.values() if isinstance(self.held, dict) else self.held:
+            x = layer(x)
+        return self.head(x)
+
+
+def blocks():
+    return layers.Dense(6, "relu"), layers.BatchNormalization()
+
+
+def in_an_ordered_dict():
+    return Holding(collections.OrderedDict(zip("ab", blocks(), strict=True)))
+
+
+def in_a_named_tuple():
+    return Holding(Blocks(*blocks()))
+
+
+def in_a_list():
+    return Holding(list(blocks()))
+
+
 COPIED = [
+    in_an_ordered_dict,
+    in_a_named_tuple,
+    in_a_list,
     normalized,
     with_a_closure,
     around_a_backbone,
