@@ -118,12 +118,12 @@ def _copy_with(structure, replacement, inputs):
     """Return a copy of a model with another head, compiled alike."""
     model, head = structure.model, structure.layer
     replacement = _for_positions(head, _input_shape(model, head, inputs), replacement)
-    copy, shares = copy_with_replacement(model, head, replacement, inputs)
+    copy, why = copy_with_replacement(model, head, replacement, inputs)
     compile_alike(model, copy)
-    if shares:
+    if why is not None:
         warn(
             "The copy has the model's own layers before the head, because the state of some cannot be copied: training "
-            f"one trains both. Received: model {model.name!r}"
+            f"one trains both. Received: model {model.name!r}, and {why}"
         )
     return copy
 

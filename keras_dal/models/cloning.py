@@ -21,7 +21,7 @@ _RTOL, _ATOL = 1e-4, 1e-5  # of what the head of a copy sees
 
 
 def copy_with_replacement(model, layer, replacement, inputs):
-    """Return a copy of a model with `replacement` for `layer`, and whether it shares its other layers with the model.
+    """Return a copy of a model with `replacement` for `layer`, and why it shares its other layers, None if it does not.
 
     Whatever holds the layer is made anew from its parts: graphs through `clone_model`, subclassed models and layers as
     another instance with the same attributes. The other layers are made again from their configuration and given the
@@ -39,14 +39,17 @@ def copy_with_replacement(model, layer, replacement, inputs):
     Raises:
         ValueError: the copy computes something else even so.
     """
-    before = _inputs_of(layer, model, inputs)
+    before, why = _inputs_of(layer, model, inputs), None
     try:
         copy = _Copier(layer, replacement, shares=False).copied(model, inputs)
         seen = [_inputs_of(replacement, copy, inputs), _without(model, replacement, copy, inputs)]
-        shares = not all(_is_close(*each) for now in seen for each in zip(before, now, strict=True))
-    except Exception:  # a configuration that a layer does not give or does not take may fail in any way
-        shares = True
-    if shares:
+        if not all(_is_close(*each) for now in seen for each in zip(before, now, strict=True)):
+            why = "a copy of its layers that computes something else"
+    except _NotCopiedError as error:
+        why = str(error)
+    except Exception as error:  # a configuration that a layer does not give or does not take may fail in any way
+        why = described(error)
+    if why is not None:
         copy = _Copier(layer, replacement, shares=True).copied(model, inputs)
         now = _inputs_of(replacement, copy, inputs)  # nothing, where the copy goes on calling the layer itself
         if len(now) != len(before) or not all(map(_is_close, before, now)):
@@ -54,7 +57,14 @@ def copy_with_replacement(model, layer, replacement, inputs):
                 "A copy of the model with another head computes something else before it: do not keep methods of a "
                 f"model, or functions of its layers, as attributes. Received: model {model.name!r}"
             )
-    return copy, shares
+    return copy, why
+
+
+class _NotCopiedError(Exception):
+    """Says which layer cannot be copied, and what its code raised."""
+
+    def __init__(self, layer, error):
+        super().__init__(f"layer {layer.name!r}, {described(error)}")
 
 
 class _Copier:
@@ -67,8 +77,11 @@ class _Copier:
         copy = self.copy(model)
         inference(copy, inputs)
         for old, new in self.made_again:
-            _restore(old, new)
-            assign_variables(old, new)
+            try:
+                _restore(old, new)
+                assign_variables(old, new)
+            except Exception as error:
+                raise _NotCopiedError(old, error) from error
             _freeze_alike(old, new)
         return copy
 
@@ -111,9 +124,9 @@ class _Copier:
     def _again(self, layer):
         try:
             copy = _from_config(layer)
-        except Exception:  # in any way, as above
+        except Exception as error:  # in any way, as above
             if layer.variables or _keras.sublayers(layer):
-                raise
+                raise _NotCopiedError(layer, error) from error
             return layer  # nothing in it trains
         self.made_again.append((layer, copy))
         return copy

@@ -247,14 +247,30 @@ def test_whatever_is_understood_takes_a_gated_head(make, recwarn):
     np.testing.assert_array_equal(model.predict(inputs(), verbose=0), before)
 
 
-SHARED = [with_weights_and_no_configuration, with_tied_weights, by_a_helper, by_a_part_of_a_function, Tying]
+def with_a_state_that_is_not_taken():
+    class Frozen(layers.Dense):
+        def load_own_variables(self, store):
+            raise OSError("no state for me")
+
+    return keras.Sequential([keras.Input((5,)), Frozen(6, name="frozen"), layers.Dense(3)])
 
 
-@pytest.mark.parametrize("make", SHARED)
-def test_layers_that_cannot_be_copied_are_shared_but_for_the_head(make):
+ELSEWHERE = "a copy of its layers that computes something else"
+SHARED = [
+    (with_weights_and_no_configuration, "layer 'applied.*', (TypeError|NotImplementedError): "),
+    (with_a_state_that_is_not_taken, "layer 'frozen', OSError: no state for me"),
+    (with_tied_weights, ELSEWHERE),
+    (by_a_helper, ELSEWHERE),
+    (by_a_part_of_a_function, ELSEWHERE),
+    (Tying, ELSEWHERE),
+]
+
+
+@pytest.mark.parametrize(("make", "why"), SHARED)
+def test_layers_that_cannot_be_copied_are_shared_but_for_the_head(make, why):
     model = trained(make)
     before = model.predict(inputs(), verbose=0)
-    with pytest.warns(UserWarning, match=OWN_LAYERS):
+    with pytest.warns(UserWarning, match=rf"{OWN_LAYERS}.*Received: model '\w+', and {why}"):
         gated = add_gated_head(model, inputs(), seed=0, verbose=False)
     np.testing.assert_allclose(gated.predict(inputs(), verbose=0), before, rtol=1e-5, atol=1e-5)
     own = {id(variable) for variable in model.trainable_variables}
@@ -571,3 +587,23 @@ def test_a_copy_has_the_dtype_policy_of_its_model_and_so_its_loss_scale(function
     copy = add_gated_head(model, inputs(), seed=0, verbose=0)
     assert copy.dtype_policy.name == model.dtype_policy.name == "mixed_float16"
     assert type(copy.optimizer) is type(model.optimizer) is keras.optimizers.LossScaleOptimizer
+
+
+@pytest.mark.parametrize("place", ["beside", "before"])
+def test_invented_inputs_that_are_all_padding_are_no_reason_to_refuse(place):
+    embedded = [layers.Embedding(9, 4, mask_zero=True), layers.GlobalAveragePooling1D()]
+    model = keras.Sequential([keras.Input((2,), dtype="int32"), *embedded, layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    gated = add_gated_head(model, num_samples=20, place=place, loss=loss, verbose=0)
+    assert find_structure(gated).place == place
+    x = np.array([[1, 2], [3, 0]])
+    if place == "beside":
+        np.testing.assert_allclose(gated.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_a_branch_that_is_not_finite_is_not_taken_for_the_head(monkeypatch):
+    monkeypatch.setattr(GatedBranch, "call", lambda self, inputs: self.dense(inputs) + np.nan)
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match="computes something else.*differ by nan"):
+        add_gated_head(model, num_samples=20, loss=loss, verbose=0)
