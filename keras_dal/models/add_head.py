@@ -172,6 +172,7 @@ def _beside(head, width, features, num_gates, options):
     branch = GatedBranch(dense, num_gates, name=head.name, dtype=head.dtype_policy, **options)
     branch.build((None, width))
     assign_variables(dense, branch.dense)
+    branch.trainable = bool(head.trainable_variables)
     if features is not None:
         branch.adapt(features)
     return branch
@@ -182,10 +183,10 @@ def _before(head, width, features, units, options):
     if features is not None and gated.gates == "random":
         gated.adapt(features)
     dense = as_dense(head, width)
-    return keras.Sequential(
-        [keras.Input((width,), dtype=head.compute_dtype), gated, dense.from_config(dense.get_config())],
-        name=f"gated_{head.name}",
-    )
+    inputs = keras.Input((width,), dtype=head.compute_dtype)
+    both = keras.Sequential([inputs, gated, dense.from_config(dense.get_config())], name=f"gated_{head.name}")
+    both.trainable = bool(head.trainable_variables)
+    return both
 
 
 def _input_shape(model, head, inputs):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_dal import add_gated_head, certify, converge
+from keras_dal import add_gated_head, certify, converge, finish
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch
 
@@ -534,6 +534,22 @@ def test_a_copy_of_a_frozen_model_is_frozen_as_it_is(functional):
         assert copy.trainable == model.trainable
         assert not copy.layers[-2].trainable
         assert bool(copy.trainable_variables) == bool(model.trainable_variables) == whole
+
+
+@pytest.mark.parametrize("solve", [converge, finish])
+@pytest.mark.parametrize("place", ["beside", "before"])
+@pytest.mark.parametrize("kind", ["convolution", "dense"])
+def test_gates_of_a_head_that_is_frozen_are_frozen_and_solved_for_as_it_is(kind, place, solve):
+    keras.utils.set_random_seed(0)
+    head = layers.Conv2D(3, 1) if kind == "convolution" else layers.Dense(3)
+    body = layers.Conv2D(4, 3, activation="relu")
+    model = keras.Sequential([keras.Input((6, 6, 2)), body, head, layers.GlobalAveragePooling2D()])
+    head.trainable = False
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = inputs((6, 6, 2))
+    gated = add_gated_head(model, x, place=place, verbose=0)
+    assert len(gated.trainable_variables) == len(model.trainable_variables) == 2
+    assert solve(gated, x, LABELS, verbose=0).accuracy == 1.0
 
 
 @pytest.mark.parametrize("subclassed", [False, True])
