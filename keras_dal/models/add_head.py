@@ -184,7 +184,7 @@ def _before(head, width, features, units, options):
         gated.adapt(features)
     dense = as_dense(head, width)
     inputs = keras.Input((width,), dtype=head.compute_dtype)
-    both = keras.Sequential([inputs, gated, dense.from_config(dense.get_config())], name=f"gated_{head.name}")
+    both = keras.Sequential([inputs, gated, dense.from_config(dense.get_config())], name=head.name)  # of an output
     both.trainable = bool(head.trainable_variables)
     return both
 

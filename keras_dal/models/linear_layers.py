@@ -77,7 +77,7 @@ def named_variables(model, parameters):
         )
     found = {}
     for name in names:
-        alike = [layer for layer in layers if layer is name or layer.name == name]
+        alike = [layer for layer in layers if layer is name or _is_called(layer, name)]
         meant = [layer for layer in alike if not any(layer in _keras.sublayers(other) for other in alike)]
         if len(meant) > 1:
             raise ValueError(
@@ -93,6 +93,12 @@ def named_variables(model, parameters):
             )
         found.update({id(variable): variable for variable in variables})
     return list(found.values())
+
+
+def _is_called(layer, name):
+    """Return whether a layer has a name of its own: a model that stands for its last layer may have that one's."""
+    last = layer.layers[-1:] if isinstance(layer, keras.Sequential) else []
+    return layer.name == name and not any(each.name == name for each in last)
 
 
 def _with_paths(model, expression):

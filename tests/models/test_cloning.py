@@ -552,6 +552,24 @@ def test_gates_of_a_head_that_is_frozen_are_frozen_and_solved_for_as_it_is(kind,
     assert solve(gated, x, LABELS, verbose=0).accuracy == 1.0
 
 
+@pytest.mark.parametrize("place", ["beside", "before"])
+def test_the_output_of_a_copy_has_the_name_that_losses_are_given_by(place, tmp_path):
+    x = keras.Input((5,))
+    model = keras.Model(x, layers.Dense(3, name="out")(layers.Dense(6, "tanh")(x)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", {"out": loss}, metrics={"out": ["accuracy"]})
+    gated = add_gated_head(model, inputs(), place=place, seed=0, verbose=0)
+    gated.fit(inputs(), LABELS, verbose=0)
+    gated.save(tmp_path / "gated.keras")
+    loaded = keras.saving.load_model(tmp_path / "gated.keras")
+    assert loaded.evaluate(inputs(), LABELS, verbose=0) == pytest.approx(gated.evaluate(inputs(), LABELS, verbose=0))
+    loaded.fit(inputs(), LABELS, verbose=0)
+    assert find_structure(loaded).place == place
+    named = find_structure(loaded, parameters="out").linear_parameters
+    inner = [variable for variable in named if len(variable.shape) == 2 and variable.shape[-1] == 3]
+    assert inner[-1].path.endswith("out/kernel")
+
+
 @pytest.mark.parametrize("subclassed", [False, True])
 def test_what_cannot_be_saved_as_a_whole_says_how_to_save_it(subclassed):
     class Own(keras.Model):
