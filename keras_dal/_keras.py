@@ -113,6 +113,11 @@ def is_own(function):
     return getattr(function, "__module__", "").startswith("keras.src.backend.")
 
 
+def has_own_compute_loss(model):
+    """Return whether a model's class overrides what training minimizes."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
 def steps_in_fit(model):
     """Return whether a callback of a model's `fit` trains it, by `train_on_batch` or by a `fit` of its own."""
     frame = sys._getframe()

@@ -296,6 +296,16 @@ def test_the_function_of_a_loss_and_its_options_are_what_it_computes():
     assert options["label_smoothing"] == 0.3
 
 
+def test_a_loss_of_the_users_own_is_known():
+    class Own(keras.Model):
+        def compute_loss(self, *data):
+            return super().compute_loss(*data)
+
+    assert _keras.has_own_compute_loss(Own())
+    assert not _keras.has_own_compute_loss(keras.Model())
+    assert not _keras.has_own_compute_loss(keras.Sequential())
+
+
 def test_a_train_step_of_the_users_own_is_known():
     class Own(keras.Model):
         def train_step(self, *data):

@@ -89,6 +89,12 @@ def of_training(structure, penalty):
     regularized = [layer.name for layer in layers if layer.activity_regularizer is not None]
     if regularized:
         yield f"activity regularizers ({', '.join(regularized)}), which are not part of the objective"
+    if structure.adds_losses:
+        yield f"losses that layers add ({', '.join(structure.adds_losses)}), which are not part of the objective"
+    if _keras.has_own_compute_loss(structure.model):
+        yield "a compute_loss of the model's own: the objective is the compiled loss"
+    if _keras.has_own_train_step(structure.model):
+        yield "a train_step of the model's own, and whatever it adds to the compiled loss or does to its inputs"
     if _keras.loss_weight(structure.model) != 1:
         yield "the compiled loss_weights: loss and rate are those of the loss without them"
     if clips_probabilities(structure):

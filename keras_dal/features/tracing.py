@@ -146,6 +146,29 @@ def recorded(layers, record):
         yield
 
 
+@contextlib.contextmanager
+def losses_added(model):
+    """Collects the layers of a model, itself among them, that add a loss of their own when they are called.
+
+    Yields:
+        A list that grows by the name of each layer at each loss; activity regularizers are attributes, and none.
+    """
+    names = []
+
+    def noting(layer, add_loss):
+        def add(loss):
+            names.append(layer.name)
+            return add_loss(loss)
+
+        return add
+
+    with contextlib.ExitStack() as stack:
+        for layer in (model, *_keras.sublayers(model)):
+            if layer.activity_regularizer is None:
+                stack.enter_context(replaced(layer, "add_loss", noting(layer, layer.add_loss)))
+        yield names
+
+
 def logits(model, layer, x):
     """Return the outputs of a model's last linear layer before its activation, as a tensor, eager or traced."""
     calls = []

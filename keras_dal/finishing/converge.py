@@ -25,7 +25,7 @@ from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit, T
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import num_gated_parameters, num_gates, what_was_added, with_gates_beside
 from keras_dal.models.find_structure import find_structure
-from keras_dal.models.solvable import check_solvable, warn_of_precision
+from keras_dal.models.solvable import check_solvable, warn_of_precision, warn_of_what_is_not_solved
 
 
 def converge(
@@ -112,6 +112,7 @@ def converge(
     check_solvable(structure)
     loss = loss_of(model, structure.activation, loss)
     warn_of_precision(structure)
+    warn_of_what_is_not_solved(structure)
     if inputs is not None:
         warn_of_statistics(model, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}

@@ -111,7 +111,8 @@ def with_gates_beside(structure, count, samples=None, features=None, **options):
     branch = _beside(structure.layer, structure.num_features, features, count, options)
     copy = _copy_with(structure, branch, inputs)
     _check_outputs(structure, copy, branch, inputs)
-    return structure_of(copy, branch, branch, structure.activation, structure.num_features, structure.num_outputs)
+    sizes = structure.num_features, structure.num_outputs
+    return structure_of(copy, branch, branch, structure.activation, *sizes, structure.adds_losses)
 
 
 def _copy_with(structure, replacement, inputs):

@@ -51,7 +51,7 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
         with _taken(x, is_invented=given is None):
             inference(model, x)
     with restored(model.variables):  # seeds of random layers among them
-        with _taken(x, is_invented=given is None):
+        with _taken(x, is_invented=given is None), tracing.losses_added(model) as adding:
             calls, outputs = recorded_calls(model, x)
         forms = _forms(model, calls, outputs)
         named = not (isinstance(parameters, str) and parameters == "head")
@@ -59,7 +59,7 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
         for layer in form.gated_layers:
             layer.freeze_gates()  # as they will be after the switch
         activation = _activation(form, calls, x, can_be_enlarged=given is None)
-    return dataclasses.replace(form, activation=activation)
+    return dataclasses.replace(form, activation=activation, adds_losses=tuple(dict.fromkeys(adding)))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 from keras_dal import _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import HALVES
+from keras_dal.models.regularizers import l2_factors
 
 
 def check_solvable(structure):
@@ -53,3 +54,34 @@ def warn_of_precision(structure):
             "in float64. Give the last layer dtype='float32', as Keras advises for mixed precision. Received: layer "
             f"{structure.output_layer.name!r}"
         )
+
+
+def warn_of_what_is_not_solved(structure):
+    """Warn of what training minimizes and a solver of the last layer does not."""
+    adding = _adding(structure)
+    left_out = {
+        "compute_loss of the model's own": _keras.has_own_compute_loss(structure.model),
+        f"add_loss of {', '.join(adding)}": bool(adding),
+        "activity regularizer of the last layer": structure.output_layer.activity_regularizer is not None,
+        "regularizer of the last layer": _is_left_out(structure),
+    }
+    if any(left_out.values()):
+        what = " and the ".join(what for what, is_there in left_out.items() if is_there)
+        warn(
+            f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
+            f"Wrap(finish='descend') it is trained with all of it. Received: model {structure.model.name!r}"
+        )
+
+
+def _adding(structure):
+    """Return the names of the layers that add losses and hold the last one: what others add does not depend on it."""
+    model, last = structure.model, structure.output_layer
+    around = [each for each in _keras.sublayers(model) if each is last or last in _keras.sublayers(each)]
+    return [layer.name for layer in (model, *around) if layer.name in structure.adds_losses]
+
+
+def _is_left_out(structure):
+    """Return whether a head has a penalty that its solve does not know: beside a loss, only L2 is."""
+    variables = structure.linear_parameters
+    is_l2 = l2_factors(variables) is not None and structure.is_plain
+    return not is_l2 and any(variable.regularizer is not None for variable in variables)

@@ -30,6 +30,7 @@ class Structure:
         num_features: m, the width of the features.
         num_outputs: C, the width of the logits.
         feature_function: the features of one batch of inputs and the outputs, as tensors; compiled at the first call.
+        adds_losses: names of the layers that add a loss to the compiled one when they are called.
     """
 
     model: Any
@@ -41,12 +42,14 @@ class Structure:
     num_features: int
     num_outputs: int
     feature_function: Any
+    adds_losses: tuple[str, ...] = ()
 
     def __reduce__(self):
         """Keep where the layers are in the model, which Keras copies whole; compiled functions are made anew."""
         layers = [id(layer) for layer in _keras.sublayers(self.model)]
         places = [layers.index(id(each)) for each in (self.layer, self.output_layer)]
-        return _of_places, (self.model, *places, self.activation, self.num_features, self.num_outputs)
+        sizes = self.num_features, self.num_outputs
+        return _of_places, (self.model, *places, self.activation, *sizes, self.adds_losses)
 
     def __repr__(self):
         shapes = [tuple(variable.shape) for variable in self.linear_parameters]
@@ -168,7 +171,7 @@ class Structure:
         return head.logits(features, Head.join([to_numpy(v) for v in variables]))
 
 
-def structure_of(model, layer, output_layer, activation, num_features, num_outputs):
+def structure_of(model, layer, output_layer, activation, num_features, num_outputs, adds_losses=()):
     """Return the structure of a model between two of its layers."""
     return Structure(
         model=model,
@@ -180,6 +183,7 @@ def structure_of(model, layer, output_layer, activation, num_features, num_outpu
         num_features=num_features,
         num_outputs=num_outputs,
         feature_function=tracing.feature_function(model, layer),
+        adds_losses=adds_losses,
     )
 
 

@@ -3,10 +3,9 @@
 import keras
 
 from keras_dal import _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.inputs import input_specs
 from keras_dal.models.regularizers import l2_factors
-from keras_dal.models.solvable import check_solvable
+from keras_dal.models.solvable import check_solvable, warn_of_what_is_not_solved
 from keras_dal.training import arguments
 from keras_dal.training.moments import sums_fit
 
@@ -64,28 +63,6 @@ def check_loss_scale(optimizer):
             "Under a float16 policy compile adds a loss scale itself, and Keras heeds the outer of two only: wrap the "
             f"optimizer that is inside the loss scale. Received: {len(scales)} LossScaleOptimizers, one in the other"
         )
-
-
-def warn_of_what_is_not_solved(structure):
-    """Warn of what training minimizes and the convex phase does not."""
-    left_out = {
-        "compute_loss of the model's own": type(structure.model).compute_loss is not keras.Model.compute_loss,
-        "activity regularizer of the last layer": structure.output_layer.activity_regularizer is not None,
-        "regularizer of the last layer": _is_left_out(structure),
-    }
-    if any(left_out.values()):
-        what = " and the ".join(what for what, is_there in left_out.items() if is_there)
-        warn(
-            f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
-            f"Wrap(finish='descend') it is trained with all of it. Received: model {structure.model.name!r}"
-        )
-
-
-def _is_left_out(structure):
-    """Return whether a head has a penalty that its solve does not know: beside a loss, only L2 is."""
-    variables = structure.linear_parameters
-    is_l2 = l2_factors(variables) is not None and structure.is_plain
-    return not is_l2 and any(variable.regularizer is not None for variable in variables)
 
 
 def check_epochs(params):

@@ -13,7 +13,7 @@ from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
-from keras_dal.models.solvable import check_solvable, warn_of_precision
+from keras_dal.models.solvable import check_solvable, warn_of_precision, warn_of_what_is_not_solved
 from keras_dal.training import messages
 from keras_dal.training.checks import check_same_model
 from keras_dal.training.frozen import Snapshot
@@ -82,6 +82,7 @@ def finish(
         if wrap.phase == "exploit":
             wrap.check_is_of(structure)
     warn_of_precision(structure)
+    warn_of_what_is_not_solved(structure)
     averaged = wrap is not None and wrap.has_average
     source, statistics = x if statistics_from is None else statistics_from, BatchStatistics(model)
     renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
