@@ -4,7 +4,7 @@
 
 trains a ResNet-8 for a few epochs as benchmarks/two_lines.py does, the last of which averages, and takes the time of
 what follows, part by part; what the first call of a part takes more than the others is tracing. Writes
-benchmarks/results/switch_price.json.
+benchmarks/results/switch_price.json, and with KERAS_BACKEND=jax or torch a file of that name.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from keras_dal.training.convex_phase import ConvexPhase  # noqa: E402
 from keras_dal.training.gathering import Gathering  # noqa: E402
 from keras_dal.training.statistics import BatchStatistics  # noqa: E402
 
-RESULT = Path(__file__).parent / "results" / "switch_price.json"
+BACKEND = keras.backend.backend()
+RESULT = Path(__file__).parent / "results" / f"switch_price{f'_{BACKEND}' * (BACKEND != 'tensorflow')}.json"
 EXPLORED = 6  # epochs, of which the last averages
 PARTS = {"statistics": (BatchStatistics, "add"), "features": (Gathering, "_keep")}
 ONCE = {"metrics and alignment": (ConvexPhase, "show")}
@@ -102,6 +103,7 @@ def main():
     options = parser.parse_args(namespace=argparse.Namespace(recipe="sgd", augment="model", epochs=60, explore=None))
     seconds = {name: round(value, 3) for name, value in measured(Training(options, 0)).items()}
     command = f"python benchmarks/switch_price.py {options.dataset} --images {options.images} --data-dir DIR"
+    command = f"KERAS_BACKEND={BACKEND} " * (BACKEND != "tensorflow") + command
     RESULT.write_text(
         json.dumps({"command": command, "machine": machine.describe(), "seconds": seconds}, indent=1) + "\n"
     )

@@ -177,6 +177,12 @@ def _read(path):
             return {name: arrays.get(name) for name in ("x", "y", "sample_weight")}
     except (zipfile.BadZipFile, zlib.error) as error:
         raise _altered(path, error) from None
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            f"Arrays of Python objects are not read: save x and y as numbers, y.astype(int) say. Received: {path}"
+        ) from None
 
 
 def _altered(path, error):

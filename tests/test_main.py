@@ -252,6 +252,14 @@ def test_options_of_the_solver_are_passed_on(files, capsys):
     assert "not reached" not in printed
 
 
+def test_labels_that_are_python_objects_are_refused_with_their_file(files, capsys):
+    np.savez(files / "train.npz", x=np.zeros((60, 6), "float32"), y=np.zeros(60, int).astype(object))
+    assert run(files, "alignment") == 2
+    said = capsys.readouterr().err
+    assert "Arrays of Python objects are not read" in said
+    assert "train.npz" in said
+
+
 def test_a_name_of_a_file_that_is_empty_is_none(files):
     assert run(files, "converge", "--output", files / "done.keras", "--validation", "", "--anchors", "") == 0
 

@@ -79,6 +79,11 @@ class FittedHead:
         """Return the mean second derivative of the loss in a logit."""
         return self._mean(self._loss.mean_curvature)
 
+    def mean_slope(self):
+        """Return the mean derivative of the loss in each logit, `(C,)`."""
+        terms = (self._weights[rows] @ self._loss.gradient(block, self._targets[rows]) for rows, block in self._logits)
+        return sum(terms) / len(self._features)
+
     def _mean(self, function):
         """Return the weighted mean of a function of logits and targets."""
         terms = (self._weights[rows] @ function(block, self._targets[rows]) for rows, block in self._logits)

@@ -25,6 +25,7 @@ class HeadData:
         loss: a `losses.Loss`.
         head: the `heads.Head` of the structure, with the gates that go with the features.
         theta: its parameters before any change, `(P,)`.
+        is_centred: whether that is with the bias that leaves the errors of a quadratic loss no mean.
         train: `CachedFeatures` of the samples, all of positive weight.
         targets: of the loss, `(n, C)`, or `LazyTargets`.
         max_bytes: up to which logits are kept, and a certificate is made of features and of logits.
@@ -40,6 +41,7 @@ class HeadData:
     max_bytes: int
     validation: CachedFeatures | None = None
     validation_targets: np.ndarray | None = None
+    is_centred: bool = False
 
     @classmethod
     def of(cls, structure, loss, train, max_bytes, validation=None, lazy=False):
@@ -59,6 +61,18 @@ class HeadData:
         """Return the same for the head of a copy of the model, on the same features."""
         _settle_gates(structure, self.train.features)
         return dataclasses.replace(self, structure=structure, head=structure.head(), theta=structure.theta())
+
+    def centred(self):
+        """Return the same with errors of mean zero, where the loss is quadratic and there is a bias to change.
+
+        Labels far from what the outputs are would otherwise weigh by their square in the change of the head.
+        """
+        if not (self.loss.quadratic and self.head.use_bias):
+            return self
+        theta, outputs = self.theta.copy(), self.head.num_outputs
+        curvature = self.mean_weight * self.loss.curvature(outputs)
+        theta[-outputs:] -= self.fitted(theta).mean_slope() / curvature
+        return dataclasses.replace(self, theta=theta, is_centred=True)
 
     @functools.cached_property
     def factors(self):

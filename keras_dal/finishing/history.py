@@ -19,7 +19,8 @@ class Point:
         loss: mean training loss.
         accuracy: share of the training samples on their right side, None for a loss of numbers.
         margin: smallest margin over the training samples, None for a loss of numbers.
-        moved: root mean square change of an anchor's logits.
+        moved: root mean square change of an anchor's logits; for the squared error, at the end of `fit` and in
+            `finish`, since the mean error was taken out.
         gap: upper bound of how far loss or violation, plus `ridge` times the change, is above its minimum; from a
             gradient in float32, or in float64 where the solve of a plain head ended; infinite where none is known, as
             between rounds of interpolation.

@@ -180,7 +180,8 @@ class Result:
         """
         if self._is_proved:
             penalty = f" + its L2 penalty{self._divisor}" if self.penalized else ""
-            weighted = f"{self.loss_name} + {self.point.ridge:g} x change of the head{penalty}"
+            change = f"change of the head{' without its mean error' * self._data.is_centred}"
+            weighted = f"{self.loss_name} + {self.point.ridge:g} x {change}{penalty}"
             of = "" if self._data.are_exact else f", on features {TO_FLOAT32}"
             of += self._of_logits
             yield f"proved:     at most {at_most(self.point.gap, 2, 'e')} above the minimum of {weighted}{of}"

@@ -31,7 +31,8 @@ def rows_of(result):
             "left wrong" if separated else "wrong",
             f"{left} training samples (Result.left, by their place in what was read)",
         )
-    moved = f"{result.point.moved:.4g}, of {result._run.size:.4g} (root mean square on anchors, on training samples)"
+    moved = f"{result.point.moved:.4g}{' without their mean error' * result._data.is_centred}"
+    moved += f", of {result._run.size:.4g} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved
     if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.TOLERANCE and np.isfinite(result.point.gap):
         yield "gap to the minimum", _gap(result)
@@ -55,7 +56,8 @@ def _gap(result):
     proved = result._is_proved
     size = f"at most {at_most(result.point.gap, 2)}" if proved else f"about {result.point.gap:.2g}"
     penalty = f" plus the L2 penalty{result._divisor}" if result.penalized else ""
-    return f"{size} (of the loss plus {result.point.ridge:g} times the change{penalty})"
+    change = f"the change{' without the mean error' * result._data.is_centred}"
+    return f"{size} (of the loss plus {result.point.ridge:g} times {change}{penalty})"
 
 
 def _validation(result):

@@ -20,7 +20,8 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     A plain head minimizes `loss + weight_of_change(...) * change`, and its L2 penalty if it has one; there is one
     minimum, and how far the head may still be from it is computed in float64. The gap is in the unit of the loss. The
     change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates in which it is
-    about the same and that leave no direction free (see `Whitening`). With gates and hard labels every sample is put
+    about the same and that leave no direction free (see `Whitening`). For the squared error it is measured from the
+    head without its mean error: the offset of the labels is no change. With gates and hard labels every sample is put
     on its right side instead, as in `converge`; where they do not do that, the same sum is minimized, without a proof.
 
     Args:
@@ -37,7 +38,7 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     samples = train.weighted
     path = Path(on_point=path_table.show if verbose else None)
     large = 4 * len(samples) * structure.num_outputs > max_bytes and structure.is_plain
-    data = HeadData.of(structure, loss, samples, max_bytes, lazy=large)
+    data = HeadData.of(structure, loss, samples, max_bytes, lazy=large).centred()
     task = LBFGSTask(data, path) if large else SeparableTask(data, path)
     gap = GAP * loss.unit(data.targets, samples.weights)
     try:

@@ -76,6 +76,9 @@ class Loss(abc.ABC):
         if not all(_is_same(cls, said, name) for name in _OF_TENSORS):
             cls.tensors = False  # what was said of a method need not hold for another one
 
+    def check_outputs(self, num_outputs):
+        """Raise a ValueError where the loss of so many outputs is constant."""
+
     @abc.abstractmethod
     def targets(self, y, num_outputs):
         """Return what the other methods take for labels as Keras takes them, float64 of shape `(n, num_outputs)`.

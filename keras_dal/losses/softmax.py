@@ -24,7 +24,15 @@ class SoftmaxCrossEntropy(CrossEntropy):
     shift_invariant = True
     tensors = True
 
+    def check_outputs(self, num_outputs):
+        if num_outputs < 2:
+            raise ValueError(
+                "Softmax cross-entropy of one output is 0 whatever the model does: use BinaryCrossentropy, or an "
+                f"output for each class. Received: {num_outputs} output"
+            )
+
     def targets(self, y, num_outputs):
+        self.check_outputs(num_outputs)
         y = in_columns(np.asarray(y))
         if y.size and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < num_outputs)):
             classes = checked_classes(y.reshape(-1), num_outputs)

@@ -183,6 +183,8 @@ def _checked_activation(form, calls, evaluated):
         fitting = [name for name in fitting if probe.confirms(name)]
         if not fitting and (quantized := quantized_head(form.model)) is not None:
             raise _refusal(quantized, _NOT_PLAIN)
+        if not fitting and form.num_outputs == 1 and form.output_layer.activation is keras.activations.softmax:
+            raise _refusal(layer, "a softmax of one output is 1 whatever goes in: use a sigmoid, or a unit per class")
         if not fitting:
             later = _describe(_after(calls, position))
             raise _refusal(layer, f"what follows it is more than a softmax or sigmoid: {later}")

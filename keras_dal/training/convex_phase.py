@@ -218,7 +218,7 @@ class ConvexPhase:
             return _backend.in_replica(model.compute_metrics, model, None, *batch)
 
         update = _backend.in_one(compute, model, model.metrics_variables)
-        for rows in arrays.slices(len(train)):
+        for rows in arrays.slices(len(train), self._gathering.batch_size):  # some metrics are means over batches
             logits = self.result.logits(train.features[rows])
             outputs = activation(ops.convert_to_tensor(logits.astype("float32")))
             labels, weights = train.labels[rows], train.weights[rows].astype("float32")

@@ -29,6 +29,7 @@ class Gathering:
     Attributes:
         arrived: batches that nobody has looked at yet.
         batches: how many were read.
+        batch_size: samples in the largest of them.
         steps_of_statistics: how many of them gave batch statistics.
     """
 
@@ -39,7 +40,7 @@ class Gathering:
         self._statistics = statistics if renew and statistics.are_there else None
         self.arrived, self._waiting, self._bytes = [], [], 0
         self._rows = FeatureRows(MAX_BYTES)
-        self.batches = self.steps_of_statistics = 0
+        self.batches = self.steps_of_statistics = self.batch_size = 0
         self._discarded = False
 
     def train_function(self, logs):
@@ -80,6 +81,7 @@ class Gathering:
 
     def _keep(self, batch):
         features, outputs, labels, weights = self._features(batch)
+        self.batch_size = max(self.batch_size, len(features))
         self._rows.add(features, labels, self._check(features, outputs, weights))
 
     def finish(self):

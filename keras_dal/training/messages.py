@@ -193,17 +193,15 @@ def ends(phase, result, epoch, epochs, validates):
         lines.append(f"  rounding:   the model computes its logits in {dtype}: this is of the head in float64")
     if result.penalty and not result.penalized:
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
-    if result.accuracy is not None:
-        read = "what this epoch read" + (" with a weight" if samples < len(phase.train) else "")  # perhaps augmented
-        right = f"{percent(result.accuracy)} of {read} is right"
-        weight = _keras.loss_weight(structure.model)
-        logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
-        lines.append(f"  training:   {right}, loss {result.loss:.4g}{logged}")
-        if result.accuracy < 1 and structure.place is None and not result.floor:  # soft labels have no right sides
-            lines.append(
-                "  more:       keras_dal.converge(model, x, y) looks for a head with all of them right, and adds"
-            )
-            lines.append(f"              gates where there is none; {_wider(phase)}")
+    read = "what this epoch read" + (" with a weight" if samples < len(phase.train) else "")  # perhaps augmented
+    right = "" if result.accuracy is None else f"{percent(result.accuracy)} of {read} is right, "
+    weight = _keras.loss_weight(structure.model)
+    logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
+    lines.append(f"  training:   {right}loss {result.loss:.4g}{logged}")
+    has_sides = result.accuracy is not None and not result.floor  # soft labels have no right ones
+    if has_sides and result.accuracy < 1 and structure.place is None:
+        lines.append("  more:       keras_dal.converge(model, x, y) looks for a head with all of them right, and adds")
+        lines.append(f"              gates where there is none; {_wider(phase)}")
     if not validates:
         lines.append("  validation: none of this model, validation_freq skips its epoch: model.evaluate does it")
     return "\n".join(lines)

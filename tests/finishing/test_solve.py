@@ -89,6 +89,48 @@ def test_a_constant_curvature_gives_the_largest():
     assert solved(1.0, "mse", "linear")[0].path[-1].ridge == 0.01
 
 
+@pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_offset_of_numbers_to_predict_is_an_offset_of_the_bias(max_bytes, gated):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((N, M)).astype("float32")
+    y = x @ generator.standard_normal((M, 2)) + 0.5 * generator.standard_normal((N, 2))
+    weights, found = generator.uniform(0.5, 2.0, N), []
+    for offset in (0.0, 1e3, -1e4):
+        keras.utils.set_random_seed(0)
+        gates = [GatedDense(3, gates="random", seed=0)] if gated else []
+        model = keras.Sequential([keras.Input((M,)), *gates, keras.layers.Dense(2)])
+        model.compile("sgd", "mse")
+        structure = find_structure(model)
+        train = CachedFeatures(x, y + offset, weights, np.arange(N))
+        result = solve_head(structure, loss_of(model, structure.activation), train, max_bytes if not gated else 2**32)
+        *others, bias = model.get_weights()
+        found.append(np.concatenate([each.ravel() for each in (*others, bias - offset)]))
+        assert "without its mean error" in next(result.proof(), "without its mean error")
+        assert "without their mean error" in str(result)
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, atol=5e-3)
+
+
+def test_the_change_of_a_head_for_numbers_is_that_without_its_mean_error():
+    """Against the normal equations in float64, in which the change counts twice: see `solve_head`."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((N, M)).astype("float32")
+    y = x @ generator.standard_normal((M, 1)) + 30.0
+    weights = generator.uniform(0.5, 2.0, N)
+    model = keras.Sequential([keras.Input((M,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    structure = find_structure(model)
+    columns = np.column_stack([x, np.ones(N)]).astype("float64")
+    before = columns @ structure.theta()
+    before += np.average(y[:, 0] - before, weights=weights)
+    result = solve_head(structure, loss_of(model, structure.activation), CachedFeatures(x, y, weights, np.arange(N)))
+    held = 2 * result.point.ridge
+    rows, target = (weights[:, None] + held) * columns, weights * y[:, 0] + held * before
+    expected = np.linalg.solve(columns.T @ rows, columns.T @ target)
+    np.testing.assert_allclose(structure.theta(), expected, atol=2e-3)
+    assert result.point.moved == pytest.approx(np.sqrt(np.mean((columns @ structure.theta() - before) ** 2)), rel=1e-3)
+
+
 def test_gates_that_cannot_separate_leave_the_least_loss():
     """Of labels drawn at random, against SciPy; the change counts about twice what the logits move."""
     generator = np.random.default_rng(0)

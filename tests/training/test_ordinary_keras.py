@@ -232,6 +232,20 @@ def test_a_result_says_when_the_batch_statistics_it_speaks_of_are_gone():
         assert monitor.result is not None
 
 
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
+@pytest.mark.parametrize(
+    ("activation", "said"),
+    [("linear", "Softmax cross-entropy of one output is 0"), ("softmax", "a softmax of one output is 1")],
+)
+def test_one_output_for_several_classes_is_refused_before_training(activation, said):
+    x, y = rows()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=activation == "linear")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(1, activation)])
+    model.compile(keras_dal.Wrap("sgd", explore=1), loss)
+    with pytest.raises(ValueError, match=said):
+        model.fit(x, 0 * y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+
+
 def test_weights_that_a_callback_before_the_monitor_put_back_are_said_when_training_ends():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3))
     with pytest.warns(UserWarning, match="a callback put others back when training ended"):

@@ -375,3 +375,26 @@ def test_sparse_inputs_are_trained_on():
     assert np.isfinite(
         model.fit(data, epochs=2, verbose=0, shuffle=False, callbacks=[monitor]).history["alignment"]
     ).all()
+
+
+class CountsBatches(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flat, self.hidden, self.logits = layers.Flatten(), layers.Dense(6, "relu"), layers.Dense(NUM_CLASSES)
+        self.num_batches = keras.metrics.Sum(name="num_batches")
+
+    def call(self, x):
+        return self.logits(self.hidden(self.flat(x)))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.num_batches.update_state(1.0)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+def test_metrics_of_batches_see_those_of_the_fit_in_the_epoch_that_solves():
+    x, y = images()
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2), CountsBatches())
+    monitor = keras_dal.AlignmentMonitor(verbose=False)
+    history = model.fit(x, y, batch_size=20, epochs=4, verbose=0, callbacks=[monitor]).history
+    assert history["num_batches"] == [-(-len(x) // 20)] * 3
+    assert monitor.result.stopped_by == "the certified gap"
