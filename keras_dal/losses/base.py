@@ -57,6 +57,7 @@ class Loss(abc.ABC):
         tensors: whether `values`, `gradient`, `hessian` and `margins` take tensors of the backend, too: by the
             functions of `_backend.arrays`. Then solvers keep logits on an accelerator, if there is one. A subclass that
             changes one of these says so for itself.
+        least_outputs: with fewer the loss is constant.
     """
 
     name: ClassVar[str]
@@ -69,6 +70,7 @@ class Loss(abc.ABC):
     has_sides: ClassVar[bool] = False
     has_entropy: ClassVar[bool] = False
     tensors: ClassVar[bool] = False
+    least_outputs: ClassVar[int] = 1
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -78,6 +80,11 @@ class Loss(abc.ABC):
 
     def check_outputs(self, num_outputs):
         """Raise a ValueError where the loss of so many outputs is constant."""
+        if num_outputs < self.least_outputs:
+            raise ValueError(
+                "This loss of one output is constant: use BinaryCrossentropy, or an output for each class. Received: "
+                f"{self.name} and a model with {num_outputs} output"
+            )
 
     @abc.abstractmethod
     def targets(self, y, num_outputs):

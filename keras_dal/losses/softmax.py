@@ -23,13 +23,7 @@ class SoftmaxCrossEntropy(CrossEntropy):
     keras_losses = (keras.losses.CategoricalCrossentropy, keras.losses.SparseCategoricalCrossentropy)
     shift_invariant = True
     tensors = True
-
-    def check_outputs(self, num_outputs):
-        if num_outputs < 2:
-            raise ValueError(
-                "Softmax cross-entropy of one output is 0 whatever the model does: use BinaryCrossentropy, or an "
-                f"output for each class. Received: {num_outputs} output"
-            )
+    least_outputs = 2
 
     def targets(self, y, num_outputs):
         self.check_outputs(num_outputs)
