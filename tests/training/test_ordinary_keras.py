@@ -235,7 +235,7 @@ def test_a_result_says_when_the_batch_statistics_it_speaks_of_are_gone():
 @pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
 @pytest.mark.parametrize(
     ("activation", "said"),
-    [("linear", "This loss of one output is constant.*softmax cross-entropy"), ("softmax", "a softmax of one output is 1")],
+    [("linear", "loss of one output is constant.*softmax cross-entropy"), ("softmax", "softmax of one output is 1")],
 )
 def test_one_output_for_several_classes_is_refused_before_training(activation, said):
     x, y = rows()
