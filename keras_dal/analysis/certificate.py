@@ -68,9 +68,9 @@ class Certificate:
     beta: float | None
     comparisons: tuple[tuple[float, float], ...]
     not_covered: tuple[str, ...]
-    floor: float
-    mean_weight: float
-    share_error: float
+    floor: float = 0.0
+    mean_weight: float = 1.0
+    share_error: float = 0.0
 
     @property
     def alignment(self) -> float:

@@ -67,7 +67,7 @@ def check_fits(num_samples, widths, max_bytes):
     if needed > max_bytes:
         raise MemoryError(
             f"Features and logits are needed in memory, several arrays of {needed:,} bytes. Take fewer samples, or "
-            f"raise max_bytes where the function has it. Received: at least {num_samples:,} samples of "
+            f"raise max_bytes= where the function has it. Received: at least {num_samples:,} samples of "
             f"{widths[0]:,} features and {widths[1]:,} outputs, max_bytes={max_bytes:,}"
         )
 

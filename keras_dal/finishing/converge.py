@@ -112,7 +112,7 @@ def converge(
     check_solvable(structure)
     loss = loss_of(model, structure.activation, loss)
     warn_of_precision(structure)
-    warn_of_what_is_not_solved(structure)
+    warn_of_what_is_not_solved(structure, knows_penalties=False)
     if inputs is not None:
         warn_of_statistics(model, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}

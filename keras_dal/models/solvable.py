@@ -56,14 +56,20 @@ def warn_of_precision(structure):
         )
 
 
-def warn_of_what_is_not_solved(structure):
-    """Warn of what training minimizes and a solver of the last layer does not."""
+def warn_of_what_is_not_solved(structure, knows_penalties=True):
+    """Warn of what training minimizes and a solver of the last layer does not.
+
+    Args:
+        structure: the `Structure` of the model.
+        knows_penalties: whether the solver minimizes L2 penalties, so that others are to be told; where it leaves out
+            all of them, its result says so.
+    """
     adding = _adding(structure)
     left_out = {
         "compute_loss of the model's own": _keras.has_own_compute_loss(structure.model),
         f"add_loss of {', '.join(adding)}": bool(adding),
         "activity regularizer of the last layer": structure.output_layer.activity_regularizer is not None,
-        "regularizer of the last layer": _is_left_out(structure),
+        "regularizer of the last layer": knows_penalties and _is_left_out(structure),
     }
     if any(left_out.values()):
         what = " and the ".join(what for what, is_there in left_out.items() if is_there)

@@ -69,7 +69,7 @@ class _Operator(LinearOperator):
         if self.num_bytes > max_bytes:
             raise MemoryError(
                 f"Products with this Jacobian would take about {self.num_bytes:,} bytes (formed, it would take "
-                f"{8 * math.prod(self.shape):,}). Take fewer samples, or raise max_bytes where the function has it. "
+                f"{8 * math.prod(self.shape):,}). Take fewer samples, or raise max_bytes= where the function has it. "
                 f"Received: {num_samples:,} samples, {num_outputs:,} outputs, {num_parameters:,} parameters, "
                 f"max_bytes={max_bytes:,}"
             )

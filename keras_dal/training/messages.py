@@ -151,9 +151,9 @@ def other_weights(model):
     """Return what a warning says where a result is no longer that of the model."""
     return (
         "The model no longer has the weights that were solved, and the monitor's result speaks of those. It was "
-        "trained on, got weights from elsewhere, as from a callback with restore_best_weights, or was solved again. "
-        "keras_dal.finish(model, x, y) solves for the weights there are, and returns their result. Received: model "
-        f"{model.name!r}"
+        "trained on, or got weights from elsewhere, as from a callback with restore_best_weights: "
+        "keras_dal.finish(model, x, y) solves for those there are. Or keras_dal.finish or converge solved it again: "
+        f"take the result that they returned. Received: model {model.name!r}"
     )
 
 
