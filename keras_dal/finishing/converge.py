@@ -111,6 +111,7 @@ def converge(
     structure = find_structure(model, inputs)
     check_solvable(structure)
     loss = loss_of(model, structure.activation, loss)
+    loss.check_outputs(structure.num_outputs)
     warn_of_precision(structure)
     warn_of_what_is_not_solved(structure, knows_penalties=False)
     if inputs is not None:

@@ -26,7 +26,6 @@ class SoftmaxCrossEntropy(CrossEntropy):
     least_outputs = 2
 
     def targets(self, y, num_outputs):
-        self.check_outputs(num_outputs)
         y = in_columns(np.asarray(y))
         if y.size and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1 < num_outputs)):
             classes = checked_classes(y.reshape(-1), num_outputs)

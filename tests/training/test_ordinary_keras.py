@@ -242,8 +242,14 @@ def test_one_output_for_several_classes_is_refused_before_training(activation, s
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=activation == "linear")
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(1, activation)])
     model.compile(keras_dal.Wrap("sgd", explore=1), loss)
-    with pytest.raises(ValueError, match=said):
-        model.fit(x, 0 * y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+    calls = (
+        lambda: model.fit(x, 0 * y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()]),
+        lambda: keras_dal.finish(model, x, 0 * y, verbose=0),
+        lambda: keras_dal.converge(model, x, 0 * y, verbose=0),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=said):
+            call()
 
 
 def test_weights_that_a_callback_before_the_monitor_put_back_are_said_when_training_ends():
