@@ -91,22 +91,26 @@ class StepMoments(keras.metrics.Metric):
                 f"Labels must be one or {self.num_outputs} numbers. Received: labels of shape {tuple(y.shape)}"
             )
         self.was_fed = True
-        features = ops.cast(ops.stop_gradient(features), self.dtype)
+        features = ops.stop_gradient(features)
         targets, known = self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
-        weight = ops.ones_like(features[:, :1])
+        weight = ops.ones_like(features[:, :1], dtype=self.dtype)
         if sample_weight is not None:
             weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
         if self._with_sums:
-            rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
-            rows = ops.cast(rows, self.dtype)  # which Keras joins in float32 on some backends
-            transposed = ops.transpose(rows)
-            _backend.add_where_set(self.measuring, self.sums, lambda: _backend.product(transposed, weight * rows))
+            products = functools.partial(self._products, features, targets, weight)
+            _backend.add_where_set(self.measuring, self.sums, products)
         used = ops.cast(weight > 0, self.dtype)
         self.count.assign_add(ops.sum(used))
         wrong = used * (1 - ops.cast(known, self.dtype)[:, None])
         self.refused.assign_add(ops.sum(ops.where(weight >= 0, wrong, 1.0)))
         if self.probes is not None and (parts := self._like_probes(x)):
             _backend.where_set(1.0 - self.probed, lambda: self._keep_first(parts))
+
+    def _products(self, features, targets, weight):
+        features = ops.cast(features, self.dtype)
+        rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
+        rows = ops.cast(rows, self.dtype)  # which Keras joins in float32 on some backends
+        return _backend.product(ops.transpose(rows), weight * rows)
 
     def _like_probes(self, x):
         """Return the parts of inputs that are as the model declares them, none where it takes others.
