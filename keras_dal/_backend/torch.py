@@ -90,15 +90,18 @@ def check_in_step(failed, message):
 
 def buffers(layers):
     """Return what modules inside layers keep beside parameters, with its name: running statistics, say."""
-    wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
+    wrappers = _wrappers(layers)
     return [(f"{each.name}/{name}", buffer) for each in wrappers for name, buffer in each.module.named_buffers()]
+
+
+def _wrappers(layers):
+    return [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
 
 
 @contextlib.contextmanager
 def buffers_kept(layers):
     """Return a context after which these are what they were before it."""
-    wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
-    modules = [module for wrapper in wrappers for module in wrapper.module.modules()]
+    modules = [module for wrapper in _wrappers(layers) for module in wrapper.module.modules()]
     places = [(module, *each) for module in modules for each in module.named_buffers(recurse=False)]
     before = [(*place, place[-1].clone()) for place in places]
     try:
