@@ -37,9 +37,14 @@ def refuse(error, variables):
 def adding(where_set):
     """Return the `add_where_set` of a backend whose `where_set` can assign."""
 
-    def add_where_set(flag, variable, function):
-        """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
-        where_set(flag, lambda: variable.assign_add(function()))
+    def add_where_set(flag, variables, function):
+        """Add what a function returns to variables, in the steps in which a scalar tensor is not zero."""
+
+        def add():
+            for variable, addend in zip(variables, function(), strict=True):
+                variable.assign_add(addend)
+
+        where_set(flag, add)
 
     return add_where_set
 

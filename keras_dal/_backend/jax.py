@@ -55,13 +55,20 @@ def apply(optimizer, gradients, variables):
         variable.assign(value)
 
 
-def add_where_set(flag, variable, function):
-    """Add what a function returns to a variable, in the steps in which a scalar tensor is not zero."""
-    before, is_set = variable.value, flag.value > 0
-    if has_accelerator() and before.size <= _SELECTED:  # there a branch waits until the host has seen the flag
-        variable.assign(jax.numpy.where(is_set, before + function(), before))
+def add_where_set(flag, variables, function):
+    """Add what a function returns to variables, in the steps in which a scalar tensor is not zero."""
+    before, is_set = [variable.value for variable in variables], flag.value > 0
+
+    def added():
+        return [value + addend for value, addend in zip(before, function(), strict=True)]
+
+    if has_accelerator() and sum(value.size for value in before) <= _SELECTED:
+        # there a branch waits until the host has seen the flag
+        values = [jax.numpy.where(is_set, new, old) for new, old in zip(added(), before, strict=True)]
     else:
-        variable.assign(jax.lax.cond(is_set, lambda: before + function(), lambda: before))
+        values = jax.lax.cond(is_set, added, lambda: before)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def where_set(flag, function):

@@ -12,6 +12,7 @@ from keras import ops, tree
 from keras_dal import _backend, _keras
 
 HALVES = ("float16", "bfloat16")  # dtypes of half precision
+_ABSENT = object()
 
 
 def to_numpy(tensor) -> np.ndarray:
@@ -71,16 +72,58 @@ def replaced(instance, name, value):
     The instance's dictionary is written directly: Keras' and TensorFlow's attribute tracking must not see this.
     """
     attributes = vars(instance)
-    absent = object()
-    before = attributes.get(name, absent)
+    before = attributes.get(name, _ABSENT)
     attributes[name] = value
     try:
         yield
     finally:
-        if before is absent:
+        if before is _ABSENT:
             del attributes[name]
         else:
             attributes[name] = before
+
+
+class Swap:
+    """Several attributes of instances at once, as contexts such as `replaced` put them; found anew only where needed.
+
+    A step of a few milliseconds feels the making of a dozen closures and contexts.
+
+    Args:
+        places: pairs of an instance and the name of an attribute.
+        made: function that returns a context in which they are in place.
+    """
+
+    def __init__(self, places, made):
+        self._places = [(vars(instance), name) for instance, name in places]
+        self._made, self._before, self._values = made, [], []
+
+    def _now(self):
+        return [attributes.get(name, _ABSENT) for attributes, name in self._places]
+
+    def _put(self, values):
+        for (attributes, name), value in zip(self._places, values, strict=True):
+            if value is _ABSENT:
+                attributes.pop(name, None)
+            else:
+                attributes[name] = value
+
+    def forget(self):
+        """Lets them be found anew."""
+        self._before = []
+
+    @contextlib.contextmanager
+    def in_place(self):
+        """Lets the attributes be theirs inside the context."""
+        before = self._now()
+        if before != self._before:
+            with self._made():
+                self._values = self._now()
+            self._before = before
+        try:
+            self._put(self._values)
+            yield
+        finally:
+            self._put(before)
 
 
 @contextlib.contextmanager

@@ -174,7 +174,8 @@ class OnStream(Measurement):
         super().begin(epoch)
         self._now, self._once = now, once
         self._sums_up = (once or self._is_due(epoch, self._count)) and self._tells
-        self.moments.clear(measuring=self._sums_up)
+        self._counts = self._sums_up or self._count is None
+        self.moments.clear(measuring=self._sums_up, counting=self._counts)
 
     def _measured(self, epoch):
         try:
@@ -184,10 +185,11 @@ class OnStream(Measurement):
             return self.unknown()
         if self.moments.has_failed:  # which has been said
             return self._nothing()
-        if count == 0:
+        if self._counts and count == 0:
             self._warn_once(self._why_nothing())
             return self._nothing()
-        self._count = count
+        if self._counts:
+            self._count = count
         if sums is not None and not np.isfinite(sums).all():
             warn(
                 "The alignment is not a number: the features or the labels of this epoch are not finite. Lower the "
@@ -195,11 +197,11 @@ class OnStream(Measurement):
                 f"{self._structure.layer.name!r}"
             )
             return self.unknown()
-        moved = self._seldom_moved(epoch, count)
+        moved = self._seldom_moved(epoch, self._count)
         if not self._tells:
             return moved
-        self.interval = self._budget.alignment(count)
-        if self._is_due(epoch, count) and self._sums_up:
+        self.interval = self._budget.alignment(self._count)
+        if self._sums_up and self._is_due(epoch, self._count):
             with threads_for((self._structure.num_features + 1) ** 3):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
             self._last, self._measured_at = as_alignment(self.report), epoch

@@ -60,15 +60,17 @@ class StepMoments(keras.metrics.Metric):
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
         self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
         self._has_sums, self.has_failed, self.was_fed = True, False, False
-        self.measuring = self.add_variable(
-            (), "ones", dtype="float32", aggregation="only_first_replica", name="measuring"
-        )
+        self.counting, self.measuring = self._add_switch("counting", 1), self._add_switch("measuring", with_sums)
         parts = tree.flatten(input_specs)
         known = input_specs is not None and all(map(_can_be_kept, parts))
         known = known and sum(4 * NUM_PROBES * math.prod(p.shape[1:]) for p in parts) <= _PROBE_BYTES
         self.probes: Any = [self._add_probe(part, number) for number, part in enumerate(parts)] if known else None
         self._as_inputs = functools.partial(tree.pack_sequence_as, input_specs)  # Keras would change a list kept here
-        self.probed = self.add_variable((), "zeros", dtype="float32", aggregation="only_first_replica", name="probed")
+        self.probed = self._add_switch("probed", 0)
+
+    def _add_switch(self, name, value):
+        initializer = "ones" if value else "zeros"
+        return self.add_variable((), initializer, dtype="float32", aggregation="only_first_replica", name=name)
 
     def _add_probe(self, spec, number):
         name, shape = f"probe_{number}", (NUM_PROBES, *spec.shape[1:])
@@ -91,22 +93,33 @@ class StepMoments(keras.metrics.Metric):
                 f"Labels must be one or {self.num_outputs} numbers. Received: labels of shape {tuple(y.shape)}"
             )
         self.was_fed = True
-        features = ops.stop_gradient(features)
-        targets, known = self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
-        weight = ops.ones_like(features[:, :1], dtype=self.dtype)
-        if sample_weight is not None:
-            weight = ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
+        batch = y, ops.stop_gradient(features), sample_weight
+        _backend.where_set(self.counting, lambda: self._add(x, batch))  # one branch in all steps that do not count
+
+    def _add(self, x, batch):
+        _backend.add_where_set(self.counting, [self.count, self.refused], lambda: self._counts(*batch))
         if self._with_sums:
-            products = functools.partial(self._products, features, targets, weight)
-            _backend.add_where_set(self.measuring, self.sums, products)
-        used = ops.cast(weight > 0, self.dtype)
-        self.count.assign_add(ops.sum(used))
-        wrong = used * (1 - ops.cast(known, self.dtype)[:, None])
-        self.refused.assign_add(ops.sum(ops.where(weight >= 0, wrong, 1.0)))
+            _backend.add_where_set(self.measuring, [self.sums], lambda: [self._products(*batch)])
         if self.probes is not None and (parts := self._like_probes(x)):
             _backend.where_set(1.0 - self.probed, lambda: self._keep_first(parts))
 
-    def _products(self, features, targets, weight):
+    def _targets(self, y):
+        return self.loss.step_targets(ops.cast(y, self.dtype), self.num_outputs)
+
+    def _weight(self, features, sample_weight):
+        if sample_weight is None:
+            return ops.ones_like(features[:, :1], dtype=self.dtype)
+        return ops.reshape(ops.cast(sample_weight, self.dtype), (-1, 1))
+
+    def _counts(self, y, features, sample_weight):
+        """Return how many samples of a batch count, and how many of these cannot be taken."""
+        (_, known), weight = self._targets(y), self._weight(features, sample_weight)
+        used = ops.cast(weight > 0, self.dtype)
+        wrong = used * (1 - ops.cast(known, self.dtype)[:, None])
+        return ops.sum(used), ops.sum(ops.where(weight >= 0, wrong, 1.0))
+
+    def _products(self, y, features, sample_weight):
+        (targets, _), weight = self._targets(y), self._weight(features, sample_weight)
         features = ops.cast(features, self.dtype)
         rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
         rows = ops.cast(rows, self.dtype)  # which Keras joins in float32 on some backends
@@ -140,9 +153,15 @@ class StepMoments(keras.metrics.Metric):
     def reset_state(self):
         """Does nothing: Keras resets metrics before it validates, and the epoch is not over then."""
 
-    def clear(self, measuring=True):
-        """Starts an epoch at zero, in which products are summed up or, where not `measuring`, samples only counted."""
+    def clear(self, measuring=True, counting=True):
+        """Starts an epoch at zero.
+
+        Args:
+            measuring: whether products are summed up in it, if it counts.
+            counting: whether it counts at all: whether samples are counted, and their labels checked.
+        """
         self.measuring.assign(float(measuring))
+        self.counting.assign(float(counting))
         if self._has_sums and self._with_sums:  # with thousands of features this takes as long as some steps
             self.sums.assign(ops.zeros(self.sums.shape, dtype=self.dtype))
         self._has_sums = measuring

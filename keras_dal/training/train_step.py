@@ -9,7 +9,7 @@ from keras import ops, tree
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import described, warn
-from keras_dal.features.tracing import pooled, recorded, replaced
+from keras_dal.features.tracing import Swap, pooled, recorded, replaced
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.training.evaluated import loss_arguments
 from keras_dal.training.moments import StepMoments
@@ -41,6 +41,8 @@ class StepHooks:
         self._exploiting = self._skips_mixture = False
         self._armed = self._by_hand = False
         self._made_from: Any = None  # function from a train function of Keras to what stands in for it
+        places = (layer, "call"), (model, "call"), (model, "compute_loss")
+        self._seen, self._swap = _Seen(), Swap(places, self._hooked_model)
 
     def install(self, linear_parameters=None):
         """Makes the train function anew, so that it is traced with the hooks of the phase that begins.
@@ -50,6 +52,7 @@ class StepHooks:
         """
         model = self._model
         self._exploiting = linear_parameters is not None
+        self._swap.forget()
         self._skips_mixture = not self._exploiting and isinstance(self.layer, GatedBranch) and self.layer.is_zero
         if linear_parameters is not None:
             linear = {id(variable) for variable in linear_parameters}
@@ -153,19 +156,32 @@ class StepHooks:
 
     @contextlib.contextmanager
     def _hooks(self):
+        self._seen = _Seen()
         with contextlib.ExitStack() as stack:
             if self._optimizer is not None:
                 stack.enter_context(self._optimizer.driven())
+            stack.enter_context(self._swap.in_place())
+            if self._drops_gradients:
+                stack.enter_context(_backend.without_gradients(self._frozen))
+            yield
+
+    @property
+    def _drops_gradients(self):
+        """Whether gradients of the frozen part are not computed: a step of the user's own may work on each of them."""
+        return self._exploiting and not _keras.has_own_train_step(self._model)
+
+    @contextlib.contextmanager
+    def _hooked_model(self):
+        """Lets the model and its layer be what a step needs; entered once, see `Swap`."""
+        with contextlib.ExitStack() as stack:
             if self._optimizer is not None and self._skips_mixture:
                 stack.enter_context(replaced(self.layer, "call", self.layer.without_mixture))
             if self._moments is not None:
                 stack.enter_context(self._measuring())
             if self._exploiting:
                 stack.enter_context(replaced(self._model, "call", _in_inference_mode(self._model)))
-            if self._exploiting and not _keras.has_own_train_step(self._model):
-                # a step of the user's own may work on each gradient, and must find it
+            if self._drops_gradients:
                 stack.enter_context(replaced(self.layer, "call", _on_constants(self.layer)))
-                stack.enter_context(_backend.without_gradients(self._frozen))
             yield
 
     def _measure(self, *batch):
@@ -184,18 +200,17 @@ class StepHooks:
 
     @contextlib.contextmanager
     def _measuring(self):
-        seen = _Seen()
         compute_loss = self._model.compute_loss
 
         def note(call):
             if call.layer is self.layer:
-                seen.features = pooled(self.layer, call.inputs)
+                self._seen.features = pooled(self.layer, call.inputs)
             else:
-                seen.calls.append((tree.flatten(call.outputs)[0], seen.features))
+                self._seen.calls.append((tree.flatten(call.outputs)[0], self._seen.features))
 
         def measured_loss(*args, **kwargs):
             loss, given = compute_loss(*args, **kwargs), loss_arguments(compute_loss, *args, **kwargs)
-            features = None if given is None else seen.behind(given.y_pred)
+            features = None if given is None else self._seen.behind(given.y_pred)
             if features is not None:
                 weight = None if given.sample_weight is None else tree.flatten(given.sample_weight)[0]
                 self._measure(given.x, tree.flatten(given.y)[0], features, weight)

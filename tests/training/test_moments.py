@@ -119,3 +119,15 @@ def test_the_sums_of_an_epoch_are_not_in_those_of_the_next():
         np.testing.assert_array_equal(sums, found[0][0])
         assert count == N
     assert not found[2][0].any()
+
+
+def test_what_does_not_count_is_neither_counted_nor_checked():
+    moments = StepMoments(Shape(M, C), SoftmaxCrossEntropy())
+    wrong = ops.convert_to_tensor(np.float32([[np.nan, 1.0, 0.0], [-0.5, 1.5, 0.0]]))
+    moments.clear(measuring=False, counting=False)
+    moments.add(None, wrong, ops.ones((2, M)))
+    assert moments.read(with_sums=False) == (None, 0)
+    moments.clear()
+    moments.add(None, wrong, ops.ones((2, M)))
+    with pytest.raises(BadLabels, match="Received: 2 samples"):
+        moments.read()

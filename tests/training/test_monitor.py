@@ -9,6 +9,7 @@ from fits import NUM_CLASSES, Snapshots, compiled, features_of, fit, images, mov
 from keras import layers
 
 import keras_dal
+from keras_dal.training.moments import StepMoments
 
 
 def r_squared(features, y):
@@ -382,6 +383,17 @@ def test_sums_that_would_not_fit_are_not_made(monkeypatch, capsys):
     assert "alignment" not in history
     assert {len(column) for column in history.values()} == {3}
     assert monitor.result is not None
+
+
+def test_samples_are_counted_in_the_first_epoch_and_in_those_that_measure(monkeypatch):
+    monkeypatch.setattr("keras_dal.training.budget.Budget.alignment", lambda self, count=None, first=False: 3)
+    cleared, clear = [], StepMoments.clear
+    monkeypatch.setattr(StepMoments, "clear", lambda self, **which: (cleared.append(which), clear(self, **which)))
+    history = fit(compiled("sgd"), 6)
+    assert [(which["counting"], which["measuring"]) for which in cleared] == [
+        (True, False), (False, False), (True, True), (False, False), (False, False), (True, True),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.isfinite(history["alignment"]), [False, False, True, True, True, True])
 
 
 def test_after_a_fit_the_optimizer_does_not_hold_the_monitor():
