@@ -118,6 +118,19 @@ def has_own_compute_loss(model):
     return type(model).compute_loss is not keras.Model.compute_loss
 
 
+def model_in_step(optimizer):
+    """Return the model whose training step calls an optimizer now, as Keras' own and most others do, or None."""
+    frame = sys._getframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.Model) and any(
+            each is optimizer for each in optimizers(getattr(owner, "optimizer", None))
+        ):
+            return owner
+        frame = frame.f_back
+    return None
+
+
 def steps_in_fit(model):
     """Return whether a callback of a model's `fit` trains it, by `train_on_batch` or by a `fit` of its own."""
     frame = sys._getframe()

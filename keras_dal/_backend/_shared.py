@@ -19,6 +19,11 @@ def build(model, *arguments):
     """Build a model for the inputs that the arguments of a train function will bring; here `fit` has done so."""
 
 
+def make_train_function(model):
+    """Let a model trace its training step anew."""
+    model.make_train_function(force=True)
+
+
 def applies_whole(optimizer):
     """Return whether `apply` hands the optimizer all its variables, whichever are to be changed."""
     return False

@@ -1,6 +1,7 @@
 """JAX."""
 
 import contextlib
+import functools
 import warnings
 from typing import Any
 
@@ -26,6 +27,20 @@ def statistics_dtype():
 def product(left, right):
     """Return the product of two matrices in their own dtype: that of Keras is float32 where they are float64."""
     return jax.numpy.matmul(left, right)
+
+
+def make_train_function(model):
+    """Let a model trace its training step anew, of a function of its own.
+
+    JAX takes a method for the same one that it has traced, for as long as anything holds that.
+    """
+    own, step = vars(model).get("train_step"), model.train_step
+    vars(model)["train_step"] = functools.wraps(step)(lambda *args: step(*args))
+    try:
+        model.make_train_function(force=True)
+    finally:
+        vars(model).pop("train_step")
+        vars(model).update({} if own is None else {"train_step": own})
 
 
 def applies_whole(optimizer):

@@ -48,7 +48,7 @@ def warn_of_statistics(model, inputs, advice):
 def _steps(model):
     """Return the number of steps since statistics began to move, 0 where it is not known or they were renewed."""
     optimizers = list(_keras.optimizers(getattr(model, "optimizer", None)))
-    if not optimizers or any(getattr(each, "has_renewed_statistics", False) for each in optimizers):
+    if not optimizers or any(getattr(each, "_has_renewed_statistics", False) for each in optimizers):
         return 0
     return int(to_numpy(_keras.step_count(optimizers[-1])))  # not `iterations`: those of accumulation move them, too
 

@@ -1,6 +1,6 @@
 """The mean of the weights over the last steps of exploration, kept in an optimizer's variables."""
 
-from typing import Any
+import functools
 
 import keras
 import numpy as np
@@ -91,96 +91,99 @@ def _precise(dtype):
     return "float32" if dtype in HALVES else dtype
 
 
-class Averaging:
-    """What `Wrap` offers of the average of its own, or of those of the inner optimizer where it has `use_ema`."""
+class Averages:
+    """The average of an optimizer's own, or those of the optimizer inside where that has `use_ema`.
 
-    finish: str
-    built: bool
-    averages_itself: Any
-    has_trained: Any
-    inner_optimizer: Any
-    _average: WeightAverage | None
-    _linear_indices: tuple[int, ...] | None
-    is_solved: Any
+    Args:
+        optimizer: the `Wrap`.
+    """
 
-    def begin_average(self) -> None:
-        """Starts to average the weights, from the next step on; without a share to average, it changes nothing.
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self.own: WeightAverage | None = None
 
-        Raises:
-            ValueError: the optimizer has no variables yet.
-        """
-        if not self.built and self.averages_itself:
+    @property
+    def _inner(self):
+        return innermost(self._optimizer.inner_optimizer)
+
+    @property
+    def has_own(self):
+        """Whether there is an average of its own, or will be, for the linear parameters to be solved for."""
+        return self._optimizer.finish == "solve" and self._optimizer.average > 0 and not self._inner.use_ema
+
+    def build(self, variables):
+        if self.has_own:
+            self.own = WeightAverage(functools.partial(_keras.track, self._optimizer), variables)
+
+    def begin(self):
+        """As `Wrap.begin_average`."""
+        if not self._optimizer.built and self.has_own:
             raise ValueError(
                 "There are no weights to average before the first step: call optimizer.build(model."
-                f"trainable_variables) first. Received: an unbuilt optimizer {type(self).__name__!r}"
+                f"trainable_variables) first. Received: an unbuilt optimizer {type(self._optimizer).__name__!r}"
             )
-        if self._average is not None:
-            self._average.begin()
+        if self.own is not None:
+            self.own.begin()
 
-    def drop_average(self) -> None:
-        """Forgets the steps that were averaged, and averages no more."""
-        if self._average is not None:
-            self._average.end()
+    def drop(self):
+        """Forget the steps that were averaged, and average no more."""
+        if self.own is not None:
+            self.own.end()
+
+    def update(self):
+        """Count the weights as they are now, where steps count; part of the training step."""
+        if self.own is not None:
+            self.own.update()
 
     @property
-    def is_averaging(self) -> bool:
-        """Whether the weights of every step count for the average now."""
-        return self._average is not None and self._average.has_begun
+    def are_counting(self):
+        """Whether the weights of every step count now."""
+        return self.own is not None and self.own.has_begun
 
     @property
-    def averaged_steps(self) -> int | None:
-        """Number of steps in the average so far: 0 where none has begun, None where the inner optimizer averages."""
-        if innermost(self.inner_optimizer).use_ema:
+    def steps(self):
+        """Number of steps so far: 0 where no average has begun, None where the inner optimizer averages."""
+        if self._inner.use_ema:
             return None
-        return 0 if self._average is None else self._average.steps
+        return 0 if self.own is None else self.own.steps
 
     @property
-    def lacks_average(self) -> bool:
-        """Whether `begin_average` was called, and no step has counted since."""
-        return self._average is not None and self._average.is_wanted and not self._average.steps
+    def are_lacking(self):
+        """Whether an average was begun, and no step has counted since."""
+        return self.own is not None and self.own.is_wanted and not self.own.steps
 
     @property
-    def has_average(self) -> bool:
-        """Whether there is an average whose batch statistics are still to be found.
+    def are_there(self):
+        """Whether there is an average to solve for: those of the inner optimizer are zero until its first step."""
+        inner = self._inner
+        if inner.use_ema:
+            return self._optimizer.finish == "solve" and inner.built and int(to_numpy(inner.iterations)) > 0
+        return self.steps > 0
 
-        Of averages of the inner optimizer that is known once the linear parameters are solved for.
-        """
-        steps = self.averaged_steps
-        if steps is None:
-            return self.finish == "solve" and self._inner_has_averages and not self.is_solved
-        return steps > 0
-
-    @property
-    def _inner_has_averages(self):
-        """Whether the inner optimizer has taken a step: its averages are zero until then."""
-        inner = innermost(self.inner_optimizer)
-        return inner.use_ema and inner.built and self.has_trained
-
-    def inner_averages(self) -> list[Any]:
+    def of_inner(self):
         """Return the inner optimizer's own averages, of which there may be none."""
-        inner = innermost(self.inner_optimizer)
+        inner = self._inner
         return list(_keras.moving_averages(inner)) if inner.use_ema and inner.built else []
 
-    def adopt_average(self) -> None:
-        """Gives the model the averaged weights, where there are any; batch statistics are then no longer theirs."""
-        if self.finish != "solve":
+    def adopt(self):
+        """Give the model the averaged weights, where there are any; batch statistics are then no longer theirs."""
+        if self._optimizer.finish != "solve" or not self.are_there:
             return
-        variables = _keras.optimized(self)
-        if self._inner_has_averages:
-            assign_all(variables, values_of(self.inner_averages()))
-        elif self.averaged_steps:
-            assign_all(variables, self._average.values())
-        else:
-            return
+        variables = _keras.optimized(self._optimizer)
+        assign_all(variables, values_of(self.of_inner()) if self._inner.use_ema else self.own.values())
         for variable in variables:
             if variable.constraint is not None:  # of unit norms, say, a mean has none
                 variable.assign(variable.constraint(ops.convert_to_tensor(variable)))
 
-    def settle_averages(self, also_linear: bool = True) -> None:
-        """Sets the inner optimizer's averages to the variables, or to the frozen: swapping them changes nothing."""
-        inner = innermost(self.inner_optimizer)
+    def settle(self, but=()):
+        """Set the inner optimizer's averages to the variables: swapping them changes nothing.
+
+        Args:
+            but: indices of the variables whose averages go on.
+        """
+        inner = self._inner
         if inner.use_ema:
-            pairs = zip(_keras.optimized(self), _keras.moving_averages(inner), strict=True)
+            pairs = zip(_keras.optimized(self._optimizer), _keras.moving_averages(inner), strict=True)
             for index, (variable, average) in enumerate(pairs):
-                if also_linear or index not in (self._linear_indices or ()):
+                if index not in but:
                     average.assign(to_numpy(variable).copy())  # JAX would share the buffer

@@ -8,6 +8,7 @@ from keras_dal.models.regularizers import l2_factors
 from keras_dal.models.solvable import check_solvable, warn_of_what_is_not_solved
 from keras_dal.training import arguments
 from keras_dal.training.moments import sums_fit
+from keras_dal.training.state import state_of
 
 
 def check_same_model(wrap, model, needed=None):
@@ -21,8 +22,8 @@ def check_same_model(wrap, model, needed=None):
     if not wrap.built or not model.built:
         return
     trained = model.trainable_variables
-    new = [v.path for v in trained if not wrap.was_built_for(v)]
-    missing = new if needed is None else [v.path for v in needed if v.trainable and not wrap.was_built_for(v)]
+    new = [v.path for v in trained if not state_of(wrap).was_built_for(v)]
+    missing = new if needed is None else [v.path for v in needed if v.trainable and not state_of(wrap).was_built_for(v)]
     if missing and len(new) < len(trained):
         raise ValueError(
             "The optimizer was built before these variables became trainable: compile with a new Wrap of a new "
@@ -76,7 +77,7 @@ def check_epochs(params):
 
 def check_alone(wrap, fit):
     """Raise a ValueError if another monitor of the same fit drives the optimizer."""
-    if wrap.driver is not fit:
+    if state_of(wrap).driver.fit is not fit:
         raise ValueError(
             "Two monitors would both drive the optimizer: leave one AlignmentMonitor in the callbacks. Received: "
             "another one after this"
@@ -103,7 +104,7 @@ def check_second_phase(wrap, structure, loss, data):
     if wrap is not None and wrap.finish == "solve":
         check_solvable(structure)
         warn_of_what_is_not_solved(structure)
-    if wrap is None or not wrap.has_auto_rate:
+    if wrap is None or not state_of(wrap).rates.are_proven:
         return
     if loss.curvature(structure.num_outputs) is None:
         raise ValueError(

@@ -17,6 +17,7 @@ from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering, evaluated_once
 from keras_dal.training.logs import as_alignment, as_phase
+from keras_dal.training.state import state_of
 from keras_dal.training.statistics import BatchStatistics, have_moved
 
 _FAR = 3.0  # of the loss of training plus one, that is nothing like it
@@ -52,7 +53,7 @@ class ConvexPhase:
         Args:
             statistics: as `since` of `have_moved`.
         """
-        renew = self._wrap.has_average and have_moved(self._model, statistics)
+        renew = state_of(self._wrap).has_average and have_moved(self._model, statistics)
         self._wrap.switch(self._model, structure=self.structure)
         self._gathering = Gathering(self.structure, renew)
         self._read_with = Kept((variable.path, variable) for variable in self._model.trainable_variables)
@@ -138,7 +139,7 @@ class ConvexPhase:
             if not np.isfinite(result.loss):
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")
             self.result = result
-            self._wrap.mark_solved(renewed=self.steps_of_statistics > 0)
+            state_of(self._wrap).mark_solved(renewed=self.steps_of_statistics > 0)
 
     def _check_start(self, result):
         """Raise where the loss before the solve is nothing like that of training: other features were read."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from keras_dal._backend.warning import described, warn
 from keras_dal.training.frozen import Snapshot
+from keras_dal.training.state import state_of
 from keras_dal.training.step_size import step_size
 
 
@@ -37,9 +38,9 @@ class Descent:
         """
         self._before = Snapshot(self._structure.model, self._wrap)
         if self._has_data:
-            self._wrap.freeze_gates(self._structure)  # the certificate is of the gates that will be
+            state_of(self._wrap).freeze_gates(self._structure)  # the certificate is of the gates that will be
             self._certificates.renew("switch")
-        rate = self._step_size(report, needed) if self._wrap.has_auto_rate else None
+        rate = self._step_size(report, needed) if state_of(self._wrap).rates.are_proven else None
         self._wrap.switch(self._structure.model, learning_rate=rate, structure=self._structure)
         self._before = None
 
@@ -53,7 +54,7 @@ class Descent:
     def take_exact_step(self, report):
         """Take the step of what was measured last, now of constant features."""
         try:
-            self._wrap.set_exploit_rate(self._step_size(report))
+            state_of(self._wrap).rates.take(self._step_size(report))
         except Exception as error:  # of whatever kind: hours of training are at stake
             warn(f"The proven step stays what it was. Received: {described(error)}", error)
 

@@ -18,6 +18,7 @@ from keras_dal.training import messages
 from keras_dal.training.checks import check_same_model
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.inner import parameters_of
+from keras_dal.training.state import state_of
 from keras_dal.training.statistics import STEPS, BatchStatistics, have_moved
 from keras_dal.training.wrap import find_wrap
 
@@ -81,10 +82,10 @@ def finish(
     if wrap is not None:
         check_same_model(wrap, model, structure.linear_parameters)
         if wrap.phase == "exploit":
-            wrap.check_is_of(structure)
+            state_of(wrap).progress.check_is_of(structure)
     warn_of_precision(structure)
     warn_of_what_is_not_solved(structure)
-    averaged = wrap is not None and wrap.has_average
+    averaged = wrap is not None and state_of(wrap).has_average
     source, statistics = x if statistics_from is None else statistics_from, BatchStatistics(model)
     renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
     _check_readable(x, y, renews and inputs is None and source is x)
@@ -95,7 +96,7 @@ def finish(
     try:
         if wrap is not None:
             if wrap.phase == "explore":
-                wrap.enter_exploit(model, structure)
+                state_of(wrap).switch(model, structure)
             check_solvable(structure)  # again: the average of a training that diverged is not finite
         if verbose and averaged and statistics.are_there and not renews:
             say(messages.keeps_statistics())
@@ -108,7 +109,7 @@ def finish(
         before.restore()
         raise
     if wrap is not None:
-        wrap.mark_solved(renews)
+        state_of(wrap).mark_solved(renews)
     return result
 
 
@@ -124,11 +125,11 @@ def _renew(statistics, source, batch_size):
 def _say_weights(model, wrap, averaged, verbose):
     """Say of which weights the head is about to be solved, and warn where an average was wanted and is not there."""
     explores = wrap is not None and wrap.phase == "explore"
-    if explores and wrap.lacks_average:
+    if explores and state_of(wrap).averages.are_lacking:
         warn(messages.lacks_average())
     elif verbose and averaged:
         say(messages.replaces(model, wrap) if explores else messages.is_averaged())
-    elif verbose and explores and wrap.averages_itself:
+    elif verbose and explores and state_of(wrap).averages.has_own:
         say(messages.averaged_none(model, wrap))
     elif verbose and getattr(model, "optimizer", None) is None:
         say(messages.knows_no_optimizer())

@@ -14,6 +14,7 @@ from keras_dal.training.kernel_change import some_samples
 from keras_dal.training.logs import ALIGNMENT, as_phase
 from keras_dal.training.measurement import measurement_of
 from keras_dal.training.phases import OnePhase, TwoPhases
+from keras_dal.training.state import state_of
 from keras_dal.training.train_step import StepHooks
 
 
@@ -47,7 +48,7 @@ class Fit:
         if wrap is not None:
             checks.check_same_model(wrap, model)
             checks.check_loss_scale(model.optimizer)
-            wrap.driver = self  # the last one that is made
+            state_of(wrap).driver.fit = self  # the last one that is made
         else:
             announcer.say(messages.only_measures)
         if data is None:
@@ -63,8 +64,8 @@ class Fit:
         loss = loss_of(model, structure.activation)
         checks.check_second_phase(wrap, structure, loss, self._data)
         self._measurement = measurement_of(structure, loss, self._data, self.params["epochs"])
-        driven = wrap if wrap is not None and wrap.explore is not None else None
-        self._hooks = StepHooks(model, structure.layer, self._measurement.moments, driven, self._keep)
+        driver = state_of(wrap).driver if wrap is not None and wrap.explore is not None else None
+        self._hooks = StepHooks(model, structure.layer, self._measurement.moments, driver, self._keep)
         if wrap is None:
             self._phases = OnePhase(self._hooks)
             return
@@ -163,8 +164,8 @@ class Fit:
     def end(self):
         """Leave the model and its optimizer as a fit without callbacks does."""
         self._announcer.say_all()
-        if self._wrap is not None and self._wrap.driver is self:
-            self._wrap.driver = None  # or the model would keep the result, and its features
+        if self._wrap is not None and state_of(self._wrap).driver.fit is self:
+            state_of(self._wrap).driver.fit = None
         if self._phases is None:  # there was no step
             self._model.train_function = None
             return

@@ -2,6 +2,7 @@
 
 from keras_dal._backend.warning import warn
 from keras_dal.features.variables import Kept, assign_all, values_of
+from keras_dal.training.state import state_of
 
 
 class FrozenState:
@@ -42,10 +43,10 @@ class Snapshot:
         variables = [*model.trainable_variables, *model.non_trainable_variables]
         self._explores = wrap is not None and wrap.phase == "explore"
         if self._explores:
-            variables += wrap.inner_averages()
+            variables += state_of(wrap).averages.of_inner()
         self._wrap, self._variables, self._values = wrap, variables, values_of(variables)
 
     def restore(self):
         assign_all(self._variables, self._values)
         if self._explores:
-            self._wrap.explore_again()
+            state_of(self._wrap).progress.explore_again()

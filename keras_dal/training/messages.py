@@ -12,6 +12,7 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import num_gated_parameters
 from keras_dal.tables import percent
 from keras_dal.training.inner import path_to
+from keras_dal.training.state import state_of
 from keras_dal.training.statistics import have_moved
 
 _FEW = 5  # samples for each feature, with which a solved head fits what it saw and not much else
@@ -24,7 +25,8 @@ def only_measures():
 
 def begins(model, wrap, schedule, epoch, epochs):
     """Return what a reader must know where a fit begins in the middle of things, or None."""
-    if wrap.solves and wrap.is_solved:
+    solves = state_of(wrap).solves
+    if solves and state_of(wrap).progress.is_solved:
         return (
             "this fit begins in the second phase, as the optimizer has switched: the last layer was solved, "
             "and it ends at once, with the loss and metrics of one batch in its history. "
@@ -35,7 +37,7 @@ def begins(model, wrap, schedule, epoch, epochs):
     if wrap.phase == "exploit":
         return (
             "this fit begins in the second phase, as the optimizer has switched: only the linear parameters "
-            f"will be {'solved' if wrap.solves else 'trained'}. {path_to(wrap, model)}.restart() before fit goes back "
+            f"will be {'solved' if solves else 'trained'}. {path_to(wrap, model)}.restart() before fit goes back "
             "to the first phase"
         )
     if schedule.switch is not None and schedule.switch >= epochs:

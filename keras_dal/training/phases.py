@@ -15,6 +15,7 @@ from keras_dal.training.gathering import evaluated_once
 from keras_dal.training.logs import as_phase
 from keras_dal.training.schedule import SwitchSchedule
 from keras_dal.training.stage import Stage
+from keras_dal.training.state import state_of
 from keras_dal.training.statistics import UnknownStatistics, statistics_of
 
 
@@ -96,6 +97,7 @@ class TwoPhases(OnePhase):
     def __init__(self, wrap, structure, loss, measurement, hooks, descent, outcome, announcer, params):
         super().__init__(hooks)
         self._model, self._wrap, self._structure, self._loss = structure.model, wrap, structure, loss
+        self._state = state_of(wrap)
         self._measurement, self._descent = measurement, descent
         self._outcome, self._announcer, self._params = outcome, announcer, params
         self._stage, self._schedule = Stage.BEGINS, SwitchSchedule.never()
@@ -127,7 +129,7 @@ class TwoPhases(OnePhase):
     @property
     def asks_at_switch(self):
         """Whether the alignment is measured at the switch whatever that costs."""
-        return self._wrap.has_auto_rate and self._schedule.switch is not None
+        return self._state.rates.are_proven and self._schedule.switch is not None
 
     @property
     def _explores(self):
@@ -157,22 +159,22 @@ class TwoPhases(OnePhase):
         """Find out where in the two phases the first epoch of this fit is, now that its optimizer is known."""
         wrap = self._wrap
         self._unknown = UnknownStatistics(self._model)
-        if wrap.solves and wrap.is_solved:  # in an earlier fit, whose result stays
+        if self._state.solves and self._state.progress.is_solved:  # in an earlier fit, whose result stays
             self._stage = Stage.OVER
         else:
             self._outcome.forget()
         if self._explores:  # else there is nothing left to switch
-            average = wrap.average if wrap.solves else 0
-            self._schedule = SwitchSchedule(wrap.explore, average, self._epochs, wrap.began_with(epoch))
-        self._schedule.resume(epoch, wrap.decision)
-        if self._explores and self._schedule.is_due(epoch) and not wrap.has_trained:
+            average = wrap.average if self._state.solves else 0
+            self._schedule = SwitchSchedule(wrap.explore, average, self._epochs, self._state.began_with(epoch))
+        self._schedule.resume(epoch, self._state.auto.value)
+        if self._explores and self._schedule.is_due(epoch) and not self._state.has_trained:
             warn(messages.trains_nothing(wrap, epoch, self._epochs))
         say = self._announcer.insist if self.is_over else self._announcer.say
         say(messages.begins, self._model, wrap, self._schedule, epoch, self._epochs)
         is_to_come = not self.is_over and (self._schedule.switch is not None or not self._explores)
-        if wrap.solves and is_to_come and _keras.has_own_train_step(self._model):
+        if self._state.solves and is_to_come and _keras.has_own_train_step(self._model):
             self._announcer.say(messages.own_train_step)
-        if wrap.solves and self._schedule.switch is not None and not self._structure.nonlinear_parameters:
+        if self._state.solves and self._schedule.switch is not None and not self._structure.nonlinear_parameters:
             self._announcer.say(messages.has_nothing_to_explore)
 
     def _advance(self, epoch):
@@ -182,12 +184,12 @@ class TwoPhases(OnePhase):
         self._was_stopped = False
         if self._explores and self._schedule.average_is_due(epoch) and not self._wrap.is_averaging:
             self._wrap.begin_average()
-        solves = self._wrap.solves
+        solves = self._state.solves
         if self._explores and self._schedule.is_due(epoch):
             self._tried(self._solve_next if solves else self._descend_next, epoch)
         elif not self._explores and solves and not self.is_over:
             self._tried(self._solve_next, epoch)
-        elif not self._explores and self._wrap.has_auto_rate and self._measurement.report is not None:
+        elif not self._explores and self._state.rates.are_proven and self._measurement.report is not None:
             self._descent.take_exact_step(self._measurement.report)
 
     def _tried(self, step, *arguments):
@@ -205,7 +207,7 @@ class TwoPhases(OnePhase):
             self._was_stopped = True
             warn((messages.stops if isinstance(error, Incomplete) else messages.ends_unsolved)(error), error)
             return
-        self._wrap.explore_again()  # where the fit began in the second phase, too
+        self._state.progress.explore_again()  # where the fit began in the second phase, too
         if isinstance(error, Incomplete) and self._schedule.tries_again_after(self._epoch):
             warn(messages.reads_again(error), error)
             return
@@ -216,7 +218,7 @@ class TwoPhases(OnePhase):
 
     def _solve_next(self, epoch):
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
-        if self._wrap.has_average:
+        if self._state.has_average:
             self._unknown.warn()
         elif (few := self._measurement.samples()) is not None:
             with contextlib.suppress(Exception):  # advice alone: the head is solved all the same
@@ -290,13 +292,13 @@ class TwoPhases(OnePhase):
         is_due = self._schedule.is_due
         at_switch = is_due(epoch + 1) and not is_due(epoch - 1)
         after_it = not self._explores and self._measurement.report is None
-        return self._wrap.has_auto_rate and (at_switch or after_it)
+        return self._state.rates.are_proven and (at_switch or after_it)
 
     def take_measured(self, epoch, alignment, steps):
         self._longest = max(self._longest, steps)
         if self.looks_after(epoch):
             switch = self._schedule.switch
-            self._wrap.decision = self._schedule.decide(alignment)
+            self._state.auto.value = self._schedule.decide(alignment)
             if self._schedule.switch != switch:  # too little of the labels lies in the column space by then
                 self._announcer.say_later(messages.explores_on, alignment, epoch, self._schedule)
         if self._frozen is not None:

@@ -1,20 +1,21 @@
-"""How far an optimizer has come: what `Wrap` keeps in its variables, one number for each variable that it trains."""
+"""How far an optimizer has come: one number for each variable that it trains, in a variable of its own."""
 
 import enum
+import weakref
 from typing import Any
 
 import numpy as np
+from keras import ops
 
-from keras_dal import _keras
+from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
-from keras_dal.training.inner import innermost
 from keras_dal.training.schedule import Decision
 from keras_dal.training.train_step import is_hooked
 
 
 class Progress(enum.IntEnum):
-    """Of linear variables: from one to the next by `switch` and `mark_solved`, back by `restart`. Others stay at 0."""
+    """Of linear variables: each leads to the next, and `restart` back to the first. Others stay at 0."""
 
     EXPLORING = 0
     SWITCHED = 1
@@ -22,68 +23,86 @@ class Progress(enum.IntEnum):
     RENEWED = 3  # solved, with batch statistics made anew
 
 
-class Progressing:
-    """What `Wrap` knows of its progress: saved and restored with the optimizer's variables."""
+class PhaseProgress:
+    """The phase of an optimizer: saved and restored with its variables.
 
-    built: bool
-    explore: Any
-    add_variable: Any
-    inner_optimizer: Any
-    settle_averages: Any
-    drop_average: Any
-    _model: Any = None  # a weak reference, once it has been switched
-    _progress_of_variables: Any
-    _decision: Any = None  # of explore="auto"
-    _first_epoch: Any = None  # that this optimizer trained, with explore="auto"
-    _is_at_rest = False  # solved, and no step has been traced since
-    _has_left = False  # where it was solved
-    _linear_indices: tuple[int, ...] | None = None  # where that is not EXPLORING: a traced step cannot read it
+    Args:
+        optimizer: the `Wrap`.
 
-    @property
-    def phase(self) -> str:
-        """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
-        return "explore" if self._linear_indices is None else "exploit"
+    Attributes:
+        linear_indices: of the variables that are trained, None while all are: a traced step cannot read the variable.
+    """
 
-    @property
-    def progress(self) -> Any:
-        """The `Progress`, once `synchronize` has read the optimizer's variables."""
-        exploits = self._linear_indices is not None
-        return Progress(int(np.max(to_numpy(self._progress_of_variables)))) if exploits else Progress.EXPLORING
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self._numbers: Any = None
+        self._model: Any = None  # a weak reference
+        self._is_at_rest = False  # solved, and no step has been traced since
+        self._has_left = False  # where it was solved
+        self.linear_indices: tuple[int, ...] | None = None
+
+    def build(self, count):
+        """Make the variable, for so many that are trained."""
+        options = {"shape": (count,), "dtype": "int32", "aggregation": "only_first_replica"}
+        self._numbers = self._optimizer.add_variable(**options, name="progress_of_variables")
 
     @property
-    def is_solved(self) -> bool:
+    def exploits(self):
+        return self.linear_indices is not None
+
+    @property
+    def is_solved(self):
         """Whether the linear parameters were solved for since the switch."""
-        return self.progress >= Progress.SOLVED
+        return self._reached() >= Progress.SOLVED
 
     @property
-    def has_renewed_statistics(self) -> bool:
+    def has_renewed_statistics(self):
         """Whether the head is solved, for batch statistics that were made anew."""
-        return self.progress == Progress.RENEWED
+        return self._reached() == Progress.RENEWED
 
-    def check_is_of(self, structure: Any) -> None:
+    def _reached(self):
+        return Progress(int(np.max(to_numpy(self._numbers)))) if self.exploits else Progress.EXPLORING
+
+    def in_step(self):
+        """Return a tensor that is 0 while exploring, whenever a step was traced."""
+        return ops.max(self._numbers.value)
+
+    def is_linear(self, variable):
+        """Return whether a variable is one of those that are trained in the second phase."""
+        return _keras.index_of(self._optimizer, variable) in (self.linear_indices or ())
+
+    def check_is_of(self, structure):
         """Raise a ValueError where, in the second phase, the linear parameters are those of another model."""
-        if set(self._linear_indices or ()) != {_keras.index_of(self, v) for v in structure.linear_parameters}:
+        if set(self.linear_indices or ()) != {_keras.index_of(self._optimizer, v) for v in structure.linear_parameters}:
             raise ValueError(
                 "The optimizer was switched for another model, and what it averages are the weights of all that it "
                 "trains: give each model a Wrap of its own. Received: the second phase of other variables than "
                 f"{[variable.path for variable in structure.linear_parameters]}"
             )
 
-    def mark_solved(self, renewed: bool) -> None:
-        """Let the second phase be over with the weights there are, which averages of the inner optimizer become.
+    def switch(self, indices):
+        """Let the second phase begin, of the variables with these indices."""
+        is_linear = np.isin(np.arange(len(_keras.optimized(self._optimizer))), indices)
+        self._assign(np.where(is_linear, Progress.SWITCHED, Progress.EXPLORING))
 
-        Args:
-            renewed: whether batch statistics were made anew; saved with the optimizer's variables, as all of it.
-        """
-        self.settle_averages()
-        self.drop_average()
+    def explore_again(self):
+        """Let the first phase begin again."""
+        if self.exploits:
+            self._assign(np.zeros(self._numbers.shape))
+
+    def _assign(self, numbers):
+        self._numbers.assign(numbers.astype("int32"))
+        self.read()
+
+    def mark_solved(self, renewed):
+        """Let the second phase be over; `renewed` says whether batch statistics were made anew."""
         progress = Progress.RENEWED if renewed else Progress.SOLVED
-        before = to_numpy(self._progress_of_variables)
-        self._progress_of_variables.assign(np.where(before, progress, Progress.EXPLORING).astype("int32"))
+        before = to_numpy(self._numbers)
+        self._numbers.assign(np.where(before, progress, Progress.EXPLORING).astype("int32"))
         self._is_at_rest, self._has_left = True, False
         self._trace_anew()
 
-    def leave_solution(self) -> None:
+    def leave_solution(self):
         """Say, once, that steps move the linear parameters that were solved for."""
         if self._is_at_rest:
             self._is_at_rest, self._has_left = False, True
@@ -93,50 +112,71 @@ class Progressing:
                 "a step in the second phase"
             )
 
-    def synchronize(self) -> None:
-        """Reads the phase from the optimizer's variables, after they were restored from outside."""
-        if self.built:
-            before, linear = self._linear_indices, np.flatnonzero(to_numpy(self._progress_of_variables))
-            self._linear_indices = tuple(linear.tolist()) or None
-            self._is_at_rest = self.is_solved and not self._has_left
-            if self._linear_indices != before:
-                self._trace_anew()
-
-    def _trace_anew(self):
-        """Let the model that was switched make its train function anew: the old one is that of the other phase."""
-        model = self._model and self._model()
-        if model is not None and model.train_function is not None and not is_hooked(model.train_function):
-            model.train_function = None
-
-    def _add_schedule(self):
-        if isinstance(self.explore, str):
-            options = {"shape": (), "dtype": "int32", "aggregation": "only_first_replica"}
-            self._decision = self.add_variable(**options, name="decision")
-            self._first_epoch = self.add_variable(**options, name="first_epoch")
+    def read(self):
+        """Read the phase from the variable, after it was restored from outside."""
+        before, linear = self.linear_indices, np.flatnonzero(to_numpy(self._numbers))
+        self.linear_indices = tuple(linear.tolist()) or None
+        self._is_at_rest = self.is_solved and not self._has_left
+        if self.linear_indices != before:
+            self._trace_anew()
 
     @property
-    def decision(self) -> Decision:
-        """What `explore="auto"` has decided."""
+    def model(self):
+        """The model that is trained, None where that is not known."""
+        return self._model and self._model()
+
+    @model.setter
+    def model(self, model):
+        self._model = weakref.ref(model)
+
+    def note_model(self):
+        """Find the model whose step this is, which the second phase traces anew; part of the training step."""
+        if self.model is None and (model := _keras.model_in_step(self._optimizer)) is not None:
+            self.model = model
+
+    def _trace_anew(self):
+        """Let the model make its train function anew: the old one is that of the other phase."""
+        model = self.model
+        if model is not None and model.train_function is not None and not is_hooked(model.train_function):
+            _backend.make_train_function(model)
+
+
+class AutoDecision:
+    """What `explore="auto"` keeps from one fit to the next, in variables of an optimizer.
+
+    Args:
+        optimizer: the `Wrap`.
+    """
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self._decision: Any = None
+        self._first_epoch: Any = None  # that the optimizer trained
+
+    def build(self):
+        if isinstance(self._optimizer.explore, str):
+            options = {"shape": (), "dtype": "int32", "aggregation": "only_first_replica"}
+            self._decision = self._optimizer.add_variable(**options, name="decision")
+            self._first_epoch = self._optimizer.add_variable(**options, name="first_epoch")
+
+    @property
+    def value(self):
+        """The `Decision`."""
         return Decision.NONE if self._decision is None else Decision(int(to_numpy(self._decision)))
 
-    @decision.setter
-    def decision(self, value: Decision) -> None:
+    @value.setter
+    def value(self, value):
         if self._decision is not None:
             self._decision.assign(value)
 
-    @property
-    def has_trained(self) -> bool:
-        """Whether the inner optimizer has taken a step."""
-        return int(to_numpy(innermost(self.inner_optimizer).iterations)) > 0
-
-    def began_with(self, epoch: int) -> int:
+    def began_with(self, epoch, has_trained):
         """Return the epoch from which shares of the epochs count, for a fit that begins with this one.
 
         With `"auto"` that is the first one that the optimizer trained, and otherwise 0.
         """
         if self._first_epoch is None:
             return 0
-        if not self.has_trained:
+        if not has_trained:
             self._decision.assign(Decision.NONE)
             self._first_epoch.assign(epoch)
         elif int(to_numpy(self._first_epoch)) > epoch:  # of an earlier fit

@@ -27,16 +27,16 @@ class StepHooks:
         model: the model that `fit` trains.
         layer: the layer whose inputs are the features.
         moments: a `StepMoments` that is fed with every batch, or None.
-        optimizer: the `Wrap` whose switch is promised, or None.
+        driver: the `Driver` of the `Wrap` whose switch is promised, or None.
         trained: called after every step that trains, with its logs. In `on_train_batch_end` of the monitor the same
             would make Keras wait for the device after every step.
     """
 
-    def __init__(self, model, layer, moments, optimizer, trained):
+    def __init__(self, model, layer, moments, driver, trained):
         self._model, self._trained = model, trained
         self.layer = layer
         self._moments = moments
-        self._optimizer = optimizer
+        self._driver = driver
         self._frozen = ()
         self._exploiting = self._skips_mixture = False
         self._armed = self._by_hand = False
@@ -64,7 +64,7 @@ class StepHooks:
         if self._moments is not None and self._moments not in metrics:
             metrics.append(self._moments)  # part of the state that JAX carries
             model.test_function = None  # which JAX compiles into this one, too, where a model is distributed
-        model.make_train_function(force=True)
+        _backend.make_train_function(model)
         self._put(self._training)
 
     def _training(self, function):
@@ -122,7 +122,7 @@ class StepHooks:
 
         Where that fit has no driver it ends before its first step: in a step JAX would lose the weights.
         """
-        self._model.train_function = None if self._optimizer is None else _undriven(self._model, self._optimizer)
+        self._model.train_function = None if self._driver is None else _undriven(self._model, self._driver)
         if self._moments in _keras.tracked_metrics(self._model):
             _keras.tracked_metrics(self._model).remove(self._moments)
             self._model.test_function = None
@@ -158,8 +158,8 @@ class StepHooks:
     def _hooks(self):
         self._seen = _Seen()
         with contextlib.ExitStack() as stack:
-            if self._optimizer is not None:
-                stack.enter_context(self._optimizer.driven())
+            if self._driver is not None:
+                stack.enter_context(self._driver.at_work())
             stack.enter_context(self._swap.in_place())
             if self._drops_gradients:
                 stack.enter_context(_backend.without_gradients(self._frozen))
@@ -174,7 +174,7 @@ class StepHooks:
     def _hooked_model(self):
         """Lets the model and its layer be what a step needs; entered once, see `Swap`."""
         with contextlib.ExitStack() as stack:
-            if self._optimizer is not None and self._skips_mixture:
+            if self._driver is not None and self._skips_mixture:
                 stack.enter_context(replaced(self.layer, "call", self.layer.without_mixture))
             if self._moments is not None:
                 stack.enter_context(self._measuring())
@@ -240,17 +240,16 @@ class _Seen(threading.local):
         return own[-1] if own else self.features if len(calls) < 2 else None
 
 
-def _undriven(model, optimizer):
+def _undriven(model, driver):
     """Return a train function that ends a fit whose `Wrap` nobody drives; it holds nothing of the fit before."""
 
     def undriven(*args):
         try:
-            if any(each is optimizer for each in _keras.optimizers(model.optimizer)):
-                optimizer.check_driven()
+            driver.check(model)
         except RuntimeError:
             _backend.reattach(model, *args)
             raise
-        model.make_train_function(force=True)
+        _backend.make_train_function(model)
         return model.train_function(*args)
 
     setattr(undriven, _MARK, True)

@@ -2,12 +2,9 @@
 
 import contextlib
 import functools
-import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import replaced
@@ -15,14 +12,13 @@ from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure
 from keras_dal.training import arguments, checks
-from keras_dal.training.averages import Averaging, WeightAverage
-from keras_dal.training.inner import Delegating, averaging_only, innermost, path_to
-from keras_dal.training.progress import Progress, Progressing
-from keras_dal.training.rates import PhaseRates, unscaled
+from keras_dal.training.inner import Delegating, averaging_only, innermost
+from keras_dal.training.rates import unscaled
+from keras_dal.training.state import State
 
 
 @keras.saving.register_keras_serializable(package="keras_dal")
-class Wrap(Progressing, Averaging, PhaseRates, Delegating):
+class Wrap(Delegating):
     r"""Trains everything with the inner optimizer, then only the parameters in which the output is linear.
 
     While exploring, each step is the inner optimizer's own, and over the last of them the weights are averaged. At the
@@ -98,10 +94,13 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
         self.finish = finish
         self.noise = noise
         self.exploit_learning_rate = exploit_learning_rate
-        self._driven = explore is None
-        self._average: WeightAverage | None = None
-        self.driver: Any = None  # the `Fit` that runs
+        self._state = State(self)
         self.inner_optimizer: Any = inner  # last: what is set from here on may be an attribute of it
+
+    @property
+    def phase(self) -> str:
+        """`"explore"` or `"exploit"`; saved and restored with the optimizer's variables."""
+        return "exploit" if self._state.progress.exploits else "explore"
 
     def switch(
         self, model: Any, x: Any = None, *, structure: Structure | None = None, learning_rate: float | None = None
@@ -128,29 +127,15 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
         if self.phase == "exploit":
             return structure
         checks.check_same_model(self, model, structure.linear_parameters)
-        if self.has_auto_rate != (learning_rate is not None):
+        if self._state.rates.are_proven != (learning_rate is not None):
             raise ValueError(
                 "The step size at the switch goes with exploit_learning_rate='auto', and only with it. Received: "
                 f"exploit_learning_rate={self.exploit_learning_rate!r}, learning_rate={learning_rate}"
             )
-        self.enter_exploit(model, structure)
+        self._state.switch(model, structure)
         if learning_rate is not None:
-            self.set_exploit_rate(learning_rate)
+            self._state.rates.take(learning_rate)
         return structure
-
-    def enter_exploit(self, model: Any, structure: Any) -> None:
-        """Let the average be the weights, and freeze everything but the linear parameters."""
-        if not self.built:
-            self.build(model.trainable_variables)
-        self._model, self._said_rate = weakref.ref(model), False
-        indices = self._indices_of(structure.linear_parameters)
-        self.adopt_average()
-        self.freeze_gates(structure)
-        is_linear = np.isin(np.arange(len(_keras.optimized(self))), indices)
-        progress = np.where(is_linear, Progress.SWITCHED, Progress.EXPLORING)
-        self._progress_of_variables.assign(progress.astype("int32"))
-        self.synchronize()
-        self.settle_averages(also_linear=False)
 
     def restart(self) -> None:
         """Goes back to the first phase: the next steps train everything again, from the weights as they are.
@@ -158,136 +143,110 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
         Step counts and slots of the inner optimizer go on, and learned gates stay where the switch fixed them. Trace a
         `tf.function` of your own anew.
         """
-        self.explore_again()
+        self._state.progress.explore_again()
         self.drop_average()
 
-    def explore_again(self) -> None:
-        """As `restart`, but what was averaged is kept."""
-        if self.phase == "exploit":
-            self._progress_of_variables.assign(np.zeros(self._progress_of_variables.shape, "int32"))
-            self.synchronize()
+    def begin_average(self) -> None:
+        """Starts to average the weights, from the next step on; without a share to average, it changes nothing.
+
+        Raises:
+            ValueError: the optimizer has no variables yet.
+        """
+        self._state.averages.begin()
+
+    def drop_average(self) -> None:
+        """Forgets the steps that were averaged, and averages no more."""
+        self._state.averages.drop()
 
     @property
-    def averages_itself(self) -> bool:
-        """Whether it keeps an average of its own, for the linear parameters to be solved for."""
-        return self.finish == "solve" and self.average > 0 and not innermost(self.inner_optimizer).use_ema
+    def is_averaging(self) -> bool:
+        """Whether the weights of every step count for the average now."""
+        return self._state.averages.are_counting
 
     @property
-    def solves(self) -> bool:
-        """Whether `AlignmentMonitor` solves for the linear parameters, instead of stepping towards them."""
-        return self.finish == "solve" and self.explore is not None
+    def averaged_steps(self) -> int | None:
+        """Number of steps in the average so far: 0 where none has begun, None where the inner optimizer averages."""
+        return self._state.averages.steps
 
-    def was_built_for(self, variable: Any) -> bool:
-        """Whether a variable is one of those that this optimizer trains."""
-        return _keras.index_of(self, variable) is not None
+    def synchronize(self) -> None:
+        """Reads the phase from the optimizer's variables, after they were restored from outside."""
+        if self.built:
+            self._state.progress.read()
 
-    def freeze_gates(self, structure: Any) -> None:
-        """Fixes learned gates where they are, plus noise, which has the same seed on every replica."""
-        for layer in structure.gated_layers:
-            layer.freeze_gates(noise=self.noise, seed=0)
+    @property
+    def learning_rate(self) -> Any:
+        return self._state.rates.get()
 
-    @contextlib.contextmanager
-    def driven(self) -> Iterator[None]:
-        """While this is open, whoever opened it promises to call `switch` in time."""
-        with replaced(self, "_driven", True):
-            yield
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._state.rates.set(value)
 
-    def _indices_of(self, variables):
-        arguments.check_trained([v for v in variables if not self.was_built_for(v)])
-        return [_keras.index_of(self, v) for v in variables]
+    @property
+    def _has_renewed_statistics(self):  # what looks at batch statistics asks any optimizer for it
+        return self._state.progress.has_renewed_statistics
 
     def build(self, var_list: Any) -> None:
         if self.built:
             return
         var_list = list(var_list)
-        self._progress_of_variables = self.add_variable(
-            shape=(len(var_list),), dtype="int32", aggregation="only_first_replica", name="progress_of_variables"
-        )
-        self._add_schedule()
+        self._state.progress.build(len(var_list))
+        self._state.auto.build()
         if not self.inner_optimizer.built:
             self.inner_optimizer.build(var_list)
         with self._by_itself():
             super().build(var_list)
-        if self.averages_itself:
-            self._average = WeightAverage(functools.partial(_keras.track, self), var_list)
-
-    def check_driven(self) -> None:
-        """Raise a RuntimeError where nobody has promised to call `switch`."""
-        if not self._driven:
-            raise RuntimeError(self._undriven())
-
-    def _undriven(self):
-        """Return what is wrong with a step that nobody drives."""
-        if self.phase == "exploit":
-            return (
-                "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
-                f"AlignmentMonitor() to the callbacks of fit, or train everything again: compile the model with a new "
-                f"optimizer, or call {self._how_to_restart()} and keep the monitor. Received: explore={self.explore!r}"
-            )
-        return (
-            "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "
-            "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and end with keras_dal."
-            f"finish. Received: explore={self.explore!r}"
-        )
-
-    def _how_to_restart(self):
-        model = self._model and self._model()  # unknown to an optimizer that was loaded after the switch
-        either = "" if model is not None else " (of the Wrap, which may be inside a loss scale)"
-        return f"{path_to(self, model)}.restart(){either}"
+        self._state.averages.build(var_list)
 
     @property
     def variables(self) -> list[Any]:
         return super().variables + self.inner_optimizer.variables
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        if not self._driven:
-            _backend.refuse(RuntimeError(self._undriven()), _keras.optimized(self))
+        if not self._state.driver.is_there:
+            _backend.refuse(self._state.driver.error(), _keras.optimized(self))
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
             if not self.built:
                 with keras.name_scope(self.name):
                     self.build(trainable_variables)
-        if self._linear_indices is None:
-            self._apply_all(list(grads), trainable_variables or _keras.optimized(self))
-        else:
-            self._apply_linear(list(grads), trainable_variables or _keras.optimized(self))
+        self._state.progress.note_model()
+        apply = self._apply_linear if self._state.progress.exploits else self._apply_all
+        apply(list(grads), trainable_variables or _keras.optimized(self))
 
     def _apply_all(self, grads, variables):
         _backend.check_in_step(
-            keras.ops.max(self._progress_of_variables.value),
+            self._state.progress.in_step(),
             "This step was traced before the switch, and would train everything. Trace it anew after switch(model). "
             "Received: a step of the first phase",
         )
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if not is_held_while_exploring(v)]
         _backend.apply(self.inner_optimizer, [g for g, _ in pairs], [v for _, v in pairs])
-        if self._average is not None:
-            self._average.update()
+        self._state.averages.update()
 
     def _apply_linear(self, grads, variables):
-        self.leave_solution()
+        progress, rates, inner = self._state.progress, self._state.rates, self.inner_optimizer
+        progress.leave_solution()
         _backend.check_in_step(
-            keras.ops.cast(keras.ops.equal(keras.ops.max(self._progress_of_variables.value), 0), "int32"),
+            keras.ops.cast(keras.ops.equal(progress.in_step(), 0), "int32"),
             "This step was traced after the switch, and would train the linear parameters only. Trace it anew after "
             "restart(). Received: a step of the second phase",
         )
-        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if self._is_linear_variable(v)]
+        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if progress.is_linear(v)]
         grads, variables = [g for g, _ in pairs], [v for _, v in pairs]
-        inner = self.inner_optimizer
-        if self.has_auto_rate:
+        if rates.are_proven:
             with self._by_itself():
                 super().apply(unscaled(inner, grads), variables)  # plain gradient descent: see `update_step`
             _keras.count_step(innermost(inner))
             return
         with contextlib.ExitStack() as stack:
             if self.exploit_learning_rate is not None:
-                rate = self._current_exploit_learning_rate()
+                rate = rates.after_switch()
                 stack.enter_context(replaced(innermost(inner), _keras.RATE, lambda: rate))
-            stack.enter_context(averaging_only(innermost(inner), self._linear_indices, _backend.applies_whole(inner)))
+            stack.enter_context(
+                averaging_only(innermost(inner), progress.linear_indices, _backend.applies_whole(inner))
+            )
             _backend.apply(inner, grads, variables)
         _keras.count_step(self)  # the base class' own counter: steps since the switch
-
-    def _is_linear_variable(self, variable):
-        return _keras.index_of(self, variable) in (self._linear_indices or ())
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * gradient)
@@ -296,11 +255,12 @@ class Wrap(Progressing, Averaging, PhaseRates, Delegating):
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        if self._linear_indices is None:
+        progress = self._state.progress
+        if not progress.exploits:
             self.inner_optimizer.finalize_variable_values(var_list)
             return
-        linear = sorted(filter(self._is_linear_variable, var_list), key=functools.partial(_keras.index_of, self))
-        with averaging_only(innermost(self.inner_optimizer), self._linear_indices):
+        linear = sorted(filter(progress.is_linear, var_list), key=functools.partial(_keras.index_of, self))
+        with averaging_only(innermost(self.inner_optimizer), progress.linear_indices):
             self.inner_optimizer.finalize_variable_values(linear)
 
     @property

@@ -11,6 +11,7 @@ from scipy import optimize
 
 import keras_dal
 from keras_dal.finishing.stopping import Ending
+from keras_dal.training.state import state_of
 from keras_dal.training.statistics import BatchStatistics
 
 HEAD = {"logits/kernel", "logits/bias"}
@@ -987,7 +988,7 @@ def test_an_epoch_whose_reading_is_stopped_is_one_of_exploration_and_finish_take
         history = fit(model, SWITCH + 2, [keras_dal.AlignmentMonitor(verbose=0), StopsTheReading()])
     assert history["phase"] == [1] * (SWITCH + 1)
     assert model.optimizer.phase == "explore"
-    expected = model.optimizer._average.values()
+    expected = state_of(model.optimizer).averages.own.values()
     result = keras_dal.finish(model, *images(), verbose=0)
     assert result.stopped_by == Ending.CERTIFIED
     trained = zip(model.trainable_variables, expected, strict=True)
@@ -1017,11 +1018,11 @@ def test_an_average_forgets_what_was_not_finite():
     optimizer.build(model.trainable_variables)
     optimizer.begin_average()
     model.set_weights([np.full_like(weight, np.nan) for weight in good])
-    optimizer._average.update()
+    state_of(optimizer).averages.own.update()
     model.set_weights(good)
     optimizer.begin_average()
-    optimizer._average.update()
-    for mean, variable in zip(optimizer._average.values(), model.trainable_variables, strict=True):
+    state_of(optimizer).averages.own.update()
+    for mean, variable in zip(state_of(optimizer).averages.own.values(), model.trainable_variables, strict=True):
         np.testing.assert_array_equal(mean, keras.ops.convert_to_numpy(variable))
 
 
@@ -1032,8 +1033,8 @@ def test_small_steps_in_half_precision_are_not_lost_from_the_average():
     optimizer.begin_average()
     for value in values:
         model.layers[0].kernel.assign(np.full((2, 1), value))
-        optimizer._average.update()
-    np.testing.assert_allclose(optimizer._average.values()[0], values.mean(), rtol=1e-5)
+        state_of(optimizer).averages.own.update()
+    np.testing.assert_allclose(state_of(optimizer).averages.own.values()[0], values.mean(), rtol=1e-5)
 
 
 def test_what_was_averaged_is_taken_once(capsys):
@@ -1046,7 +1047,7 @@ def test_what_was_averaged_is_taken_once(capsys):
         keras_dal.finish(model, x, y)
         said, statistics = capsys.readouterr().out, snapshot(model)["norm/moving_mean"]
         assert "weights" in said.splitlines()[0]
-        assert not model.optimizer.has_average
+        assert not state_of(model.optimizer).has_average
         keras_dal.finish(model, x[:48], y[:48])
         assert "the weights" not in capsys.readouterr().out
         np.testing.assert_array_equal(snapshot(model)["norm/moving_mean"], statistics)
@@ -1106,10 +1107,10 @@ def test_finish_undoes_what_it_did_to_the_averages_of_the_inner_optimizer():
     compiled(keras_dal.Wrap(keras.optimizers.SGD(3.0, use_ema=True, ema_momentum=0.9), explore=None), model)
     x, _ = images()
     fit(model, 1, [])
-    before = [np.array(keras.ops.convert_to_numpy(each)) for each in model.optimizer.inner_averages()]
+    before = [np.array(keras.ops.convert_to_numpy(each)) for each in state_of(model.optimizer).averages.of_inner()]
     with pytest.raises(ValueError, match="Integer labels must lie in"):
         keras_dal.finish(model, x, np.full(len(x), NUM_CLASSES), verbose=0)
-    for average, value in zip(model.optimizer.inner_averages(), before, strict=True):
+    for average, value in zip(state_of(model.optimizer).averages.of_inner(), before, strict=True):
         np.testing.assert_array_equal(average, value)
 
 

@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_dal
 from keras_dal.training.moments import StepMoments
+from keras_dal.training.state import state_of
 
 
 def r_squared(features, y):
@@ -399,7 +400,7 @@ def test_samples_are_counted_in_the_first_epoch_and_in_those_that_measure(monkey
 def test_after_a_fit_the_optimizer_does_not_hold_the_monitor():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1))
     fit(model, 3)
-    assert model.optimizer.driver is None
+    assert state_of(model.optimizer).driver.fit is None
 
 
 def test_evaluate_takes_a_monitor_that_has_not_trained():

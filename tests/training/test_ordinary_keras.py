@@ -14,6 +14,7 @@ from keras import layers
 
 import keras_dal
 from keras_dal.training.budget import Budget
+from keras_dal.training.state import state_of
 from keras_dal.training.statistics import BatchStatistics
 
 
@@ -514,7 +515,7 @@ def test_a_fit_without_a_step_leaves_nothing_behind():
     with contextlib.suppress(Exception):  # of Keras, which finds no logs
         model.fit(data.filter(lambda *_: False), epochs=1, verbose=0, callbacks=[monitor])
     assert model.train_function is None
-    assert model.optimizer.driver is None
+    assert state_of(model.optimizer).driver.fit is None
 
 
 def test_a_fit_of_one_epoch_may_begin_in_the_second_phase():

@@ -12,6 +12,7 @@ from fits import NUM_CLASSES, compiled, fit, images, moved, small_model, snapsho
 from keras import layers, ops
 
 import keras_dal
+from keras_dal.training.state import state_of
 
 SOLVED_BEFORE = pytest.mark.filterwarnings("ignore:this fit begins in the second phase")
 ON_JAX, ON_TORCH = (keras.backend.backend() == each for each in ("jax", "torch"))
@@ -94,7 +95,7 @@ def test_a_first_fit_that_forgets_the_monitor_says_so_and_leaves_the_model_its_w
             model.fit(*images(), verbose=0)
         assert moved(before, snapshot(model)) <= {"norm/moving_mean", "norm/moving_variance"}  # of a forward pass
     fit(model, 5)
-    assert model.optimizer.is_solved
+    assert state_of(model.optimizer).progress.is_solved
 
 
 @pytest.mark.parametrize("explore", [1, 5])

@@ -7,6 +7,7 @@ from fits import Snapshots, compiled, fit, images, moved, small_model, snapshot
 from keras.optimizers import schedules
 
 import keras_dal
+from keras_dal.training.state import state_of
 
 HEAD = {"logits/kernel", "logits/bias"}
 OPTIMIZERS = {
@@ -279,14 +280,91 @@ def test_averages_behind_a_loss_scale_stay_those_of_what_is_frozen():
     assert moved(snapshots.taken[1], snapshots.taken[3]) == {"logits/kernel", "logits/bias"}
 
 
+HEAD = {"logits/kernel", "logits/bias"}
+
+
+def trained_by(model, before, after):
+    """Return the paths of the trainable variables that changed."""
+    return moved(before, after) & {variable.path for variable in model.trainable_variables}
+
+
+def trained_by_a_fit(model):
+    """Return the same of an epoch without the monitor."""
+    before = snapshot(model)
+    fit(model, 1, callbacks=[])
+    return trained_by(model, before, snapshot(model))
+
+
+def test_a_model_that_was_loaded_in_the_second_phase_goes_back_to_the_first(tmp_path):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None))
+    model.optimizer.switch(model)
+    model.save(tmp_path / "switched.keras")
+    again = keras.saving.load_model(tmp_path / "switched.keras")
+    assert trained_by_a_fit(again) == HEAD
+    again.optimizer.restart()
+    assert trained_by_a_fit(again) > HEAD
+
+
+def test_weights_that_bring_the_second_phase_freeze_a_model_that_has_trained(tmp_path):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None))
+    model.optimizer.switch(model)
+    model.save_weights(tmp_path / "switched.weights.h5")
+    other = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None))
+    assert trained_by_a_fit(other) > HEAD
+    other.load_weights(tmp_path / "switched.weights.h5")
+    assert trained_by_a_fit(other) == HEAD
+
+
+@pytest.mark.parametrize("explore", [None, 1])
+def test_a_step_that_is_kept_is_not_taken_for_that_of_the_other_phase(explore):
+    kept = []
+    keeping = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda *_, **__: kept.append(model.train_function))
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=explore, finish="descend"))
+    monitor = [] if explore is None else [keras_dal.AlignmentMonitor(verbose=False)]
+    snapshots = Snapshots()
+    fit(model, 1 if explore is None else 3, [keeping, *monitor, snapshots])
+    if explore is None:
+        model.optimizer.switch(model)
+        fit(model, 1, [keeping, snapshots])
+    assert trained_by(model, *snapshots.taken[-2:]) == HEAD
+
+
+def rates_of_steps(wrap, model):
+    """Yield how far each step moves the head's bias for gradients of one, once the second phase has begun."""
+    wrap.switch(model)
+    before = keras.ops.convert_to_numpy(model.get_layer("logits").bias)
+    for _ in range(4):
+        wrap.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
+        yield float((before - (before := keras.ops.convert_to_numpy(model.get_layer("logits").bias)))[0])
+
+
+def test_a_schedule_counts_from_every_switch():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.5, 0.25])
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, exploit_learning_rate=schedule)
+    model = compiled(wrap)
+    first = list(rates_of_steps(wrap, model))
+    wrap.restart()
+    assert first == pytest.approx([0.5, 0.5, 0.25, 0.25], rel=1e-5)
+    assert list(rates_of_steps(wrap, model)) == pytest.approx(first, rel=1e-5)
+
+
+def test_a_rate_that_was_set_in_one_second_phase_is_not_that_of_the_next():
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, exploit_learning_rate=0.5)
+    model = compiled(wrap)
+    wrap.switch(model)
+    wrap.learning_rate = 0.01
+    wrap.restart()
+    assert list(rates_of_steps(wrap, model)) == pytest.approx(4 * [0.5], rel=1e-5)
+
+
 def test_averages_of_the_head_go_on_over_the_switch():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1, use_ema=True), explore=None, finish="descend"))
     model.optimizer.build(model.trainable_variables)
     for _ in range(2):
         model.optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
-    before = [np.array(keras.ops.convert_to_numpy(each)) for each in model.optimizer.inner_averages()]
+    before = [np.array(keras.ops.convert_to_numpy(each)) for each in state_of(model.optimizer).averages.of_inner()]
     model.optimizer.switch(model)
-    averages = zip(model.trainable_variables, model.optimizer.inner_averages(), before, strict=True)
+    averages = zip(model.trainable_variables, state_of(model.optimizer).averages.of_inner(), before, strict=True)
     for variable, average, value in averages:
         expected = value if variable.path.startswith("logits") else variable
         np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (average, expected)))
