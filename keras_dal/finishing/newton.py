@@ -209,14 +209,16 @@ class NewtonTask(Task):
 
     def _walk(self, problem, phi):
         """Yield each step of a problem with its point on the path, without end."""
+        before = phi
         for count, step in enumerate(problem.steps(phi)):
-            self.num_steps += count > 0
+            self.num_steps += count > 0 and step.phi is not before
             change = self._change(problem, step.phi)
             theta = self.data.theta + np.pad(change, (len(self.data.theta) - len(change), 0))  # the last part's, or all
             gap = self.data.gap_above_floor(step.gap, step.objective) if problem.ridge else step.gap
             point = self._point(theta, step.logits, problem.ridge, gap)
-            if phi is None or step.phi is not phi:
+            if step.phi is not before:  # a step that is not taken is no point
                 self.path.add(point)
+            before = step.phi
             yield step, point
 
     def _change(self, problem, phi):

@@ -9,6 +9,7 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.solvers.gap import Bound, ProximalLoss
 
 _GAIN = 0.5  # a step that leaves more of the gap than this is the last one: what is left is rounding
+_ROUNDING = 1e-12  # of a decrease in float64
 
 
 class Proof(NamedTuple):
@@ -78,8 +79,16 @@ def refinements(bounded, theta, gap, step_at, rounded):
     yield bound, theta
     while gains and gap < bound.gap < np.inf:
         further = rounded(theta + step_at(theta, bound.gradient))
+        if not np.isfinite(further).all():
+            break
         closer = bounded(further)
-        gains = closer.gap < _GAIN * bound.gap
-        if closer.gap < bound.gap:
+        gains = closer.gap < _GAIN * bound.gap and not _rises(bound, closer, gap)
+        if closer.gap < bound.gap and not _rises(bound, closer, gap):
             theta, bound = further, closer
             yield bound, theta
+
+
+def _rises(bound, closer, gap):
+    """Return whether a step raises what is minimized: far from the minimum its gradient may be smaller all the same."""
+    rise = bound.decrease - closer.decrease
+    return closer.gap > gap and rise > _ROUNDING * abs(bound.decrease)

@@ -18,7 +18,8 @@ def conjugate_gradients(product, right, rtol, maxiter, precondition=None):
     """
     if arrays.of(right) is arrays.NUMPY:
         operators = [each and _operator(each, right) for each in (product, precondition)]
-        return cg(operators[0], right, rtol=rtol, maxiter=maxiter, M=operators[1])[0]
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # where A is zero, as far as numbers tell
+            return cg(operators[0], right, rtol=rtol, maxiter=maxiter, M=operators[1])[0]
     return _of_tensors(product, right, rtol, maxiter, arrays.of(right).dot, precondition)
 
 

@@ -4,18 +4,18 @@ Where the objective's start is a tensor everything stays on its device, but for 
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 from keras_dal._backend import arrays
 from keras_dal.solvers.conjugate_gradients import conjugate_gradients
+from keras_dal.solvers.line_search import minimizing_length
 from keras_dal.solvers.objectives import ALL
 
 INEXACT = 0.2  # residual of a Newton system, relative to the gradient
-_LENGTH = 1e-2  # relative precision of a step's length
+_ROUNDING = 1e-6  # of the objective in float32: a step that seems to raise it by less may still lower it
+_FARTHEST = 1e20  # a change of the logits that float32 still has room for
 _CONJUGATE_GRADIENTS = 100  # at most, for one Newton step, at that residual; more at a smaller one
 
 
@@ -70,21 +70,27 @@ class NewtonCG:
     def steps(self, phi=None):
         """Yield a `Step` for the start, then one after each Newton step, without end.
 
+        A step that raises the objective is not taken: phi is the same object then.
+
         Args:
             phi: where to start, zero by default.
         """
         logits = self.start if phi is None else self.start + self.jacobian.logits(self.whitening.theta(phi))
         phi = self._xp.zeros(self.jacobian.num_parameters) if phi is None else phi
+        value = self.value(phi, logits)
         while True:
             active = self._active(logits)
             restricted = self.jacobian if active is ALL else self.jacobian.restricted(active)
             slopes = self.objective.gradient(logits)[active]
             gradient = self._pulled_back(restricted, slopes) + self.penalty.gradient(phi)
-            yield Step(phi, logits, self.value(phi, logits), gap_of(gradient, self.ridge))
-            direction = self._newton_direction(restricted, self.objective.hessian(logits, active), gradient)
+            yield Step(phi, logits, value, gap_of(gradient, self.ridge))
+            direction, slope = self._descent(restricted, self.objective.hessian(logits, active), gradient)
             change = self.jacobian.logits(self.whitening.theta(direction))
-            length = self._line_search(phi, direction, logits, change, self._xp.dot(gradient, direction))
-            phi, logits = phi + length * direction, logits + change * length
+            length = self._line_search(phi, direction, logits, change, slope)
+            further = phi + length * direction, logits + change * length
+            reached = self.value(*further)
+            if not reached > value + _ROUNDING * abs(value):  # a number that is none goes on, for the caller to see
+                (phi, logits), value = further, reached
 
     def step_at(self, logits, gradient):
         """Return the Newton step at some logits for a gradient that is known better than float32 knows it.
@@ -111,6 +117,17 @@ class NewtonCG:
     def _pulled_back(self, jacobian, cotangent):
         return self.whitening.transposed(jacobian.adjoint(cotangent))
 
+    def _descent(self, restricted, curve, gradient):
+        """Return a direction and the slope along it: Newton's, or the steepest where curvature is lost in rounding."""
+        dot = self._xp.dot
+        direction = self._newton_direction(restricted, curve, gradient)
+        with np.errstate(over="ignore", invalid="ignore"):
+            slope, square = dot(gradient, direction), dot(direction, direction)
+        if slope < 0 and square < _FARTHEST**2:
+            return direction, slope
+        size = dot(gradient, gradient) ** 0.5 or 1.0
+        return gradient / -size, -size
+
     def _newton_direction(self, restricted, curve, gradient):
         def product(direction):
             self.watch()
@@ -121,23 +138,12 @@ class NewtonCG:
         return conjugate_gradients(product, -gradient, self.inexact, limit, self.penalty.preconditioner)
 
     def _line_search(self, phi, direction, logits, change, start):
-        """Return the minimizing step length: logits are linear in it, so no product with J is needed."""
+        """Return the length of the step: logits are linear in it, so no product with J is needed."""
         slope_there = self._xp.dot(self.penalty.gradient(phi), direction)
         bend = self._xp.dot(self.penalty.product(direction), direction)
 
-        @functools.cache
         def slope(length):
-            length = float(length)
-            if not length:
-                return start
             of_logits = self._xp.dot(self.objective.gradient(logits + change * length), change)
             return of_logits + slope_there + length * bend
 
-        if not start < 0:
-            return 0.0
-        start, far = float(start), 1.0
-        if abs(slope(far)) <= INEXACT * -start:
-            return far
-        while slope(far) < 0 and far < 1e6:
-            far *= 2
-        return float(optimize.root_scalar(slope, bracket=(0.0, far), rtol=_LENGTH).root) if far < 1e6 else far
+        return minimizing_length(slope, float(start))

@@ -27,6 +27,21 @@ def test_steps_end_at_the_wanted_gap_or_where_one_gains_little_and_the_best_is_k
     assert bound.gap == pytest.approx(gaps[kept], nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("decreases", "kept"), [([1.0, 2.0], 1), ([1.0, 1.0 - 1e-14], 1), ([1.0, 0.5], 0), ([0, -60], 0)]
+)
+def test_a_step_with_a_smaller_gradient_is_not_taken_where_it_raises_the_objective(decreases, kept):
+    *_, (_, theta) = refinements(
+        lambda theta: Bound(9.0 - theta, decreases[theta], np.zeros(1)), 0, 1.0, lambda *_: 1, lambda theta: theta
+    )
+    assert theta == kept
+
+
+def test_a_step_that_is_not_finite_is_not_taken():
+    steps = refinements(lambda _: Bound(9.0, 0.0, np.zeros(1)), 0.0, 1.0, lambda *_: np.nan, lambda theta: theta)
+    assert [theta for _, theta in steps] == [0.0]
+
+
 @pytest.fixture
 def data():
     generator = np.random.default_rng(0)
