@@ -20,7 +20,7 @@ from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.result_rows import WIDTH, rows_of
 from keras_dal.finishing.stopping import Ending
-from keras_dal.finishing.wrong_sides import warn_of_wrong
+from keras_dal.finishing.wrong_sides import contradicted, warn_of_wrong
 from keras_dal.models.regularizers import penalty_at
 from keras_dal.tables import NOT_PLAIN, as_html, as_text, at_least, at_most
 
@@ -276,7 +276,8 @@ def finished(task, tol, scaled_to):
     )
     data.structure.assign(result._theta)  # when all else is done
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
-        warn_of_wrong(result.left, data.train.rows[task.left], len(data.train), result.accuracy)
+        equal = data.train.rows[contradicted(data.train.features, data.targets)]
+        warn_of_wrong(result.left, data.train.rows[task.left], len(data.train), result.accuracy, equal)
     return result
 
 

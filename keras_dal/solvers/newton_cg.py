@@ -123,10 +123,10 @@ class NewtonCG:
         direction = self._newton_direction(restricted, curve, gradient)
         with np.errstate(over="ignore", invalid="ignore"):
             slope, square = dot(gradient, direction), dot(direction, direction)
-        if slope < 0 and square < _FARTHEST**2:
-            return direction, slope
-        size = dot(gradient, gradient) ** 0.5 or 1.0
-        return gradient / -size, -size
+            if slope < 0 and square < _FARTHEST**2:
+                return direction, slope
+            size = dot(gradient, gradient) ** 0.5 or 1.0
+            return gradient / -size, -size
 
     def _newton_direction(self, restricted, curve, gradient):
         def product(direction):

@@ -62,3 +62,14 @@ def test_finish_does_not_make_it_worse(classes):
     before = loss_of(model, x, y)
     finish(model, x, y, verbose=0)
     assert loss_of(model, x, y) < before
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30, 1e36])
+def test_weights_whose_products_float32_does_not_hold_are_solved_for(unit):
+    losses = []
+    for weight in (1.0, unit):
+        model, x, y = far_off(0, 3, scale=1.0)
+        result = finish(model, x, y, np.full(len(y), weight), verbose=0)
+        losses.append(loss_of(model, x, y))
+        assert result.loss == pytest.approx(weight * losses[-1], rel=1e-6)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)

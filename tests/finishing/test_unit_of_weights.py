@@ -30,7 +30,7 @@ def problem(name):
 
 @pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])
 @pytest.mark.parametrize("name", ["softmax", "squared error"])
-@pytest.mark.parametrize("unit", [2.0**-10, 2.0**20])
+@pytest.mark.parametrize("unit", [2.0**-10, 2.0**20, 2.0**100])
 def test_the_unit_of_sample_weights_changes_no_solved_head(name, unit, max_bytes):
     def solved(unit):
         model, x, y, weights = problem(name)
