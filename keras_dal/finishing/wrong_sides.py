@@ -30,9 +30,9 @@ def warn_of_wrong(left, meant, num_samples, accuracy, equal=()):
     if inseparable := int(np.sum(is_equal)):
         warn(
             f"{inseparable} of {num_samples} samples stay on their wrong side, because samples with equal features "
-            "have other labels, which no head tells apart. Look at them (Result.left): correct wrong labels, or give these "
-            "samples weight 0; where inputs differ, the network makes them equal: train it further. Received: training "
-            f"accuracy {percent(accuracy)}"
+            "have other labels, which no head tells apart. Look at them (Result.left): correct wrong labels, or give "
+            "these samples weight 0; where inputs differ, the network makes them equal: train it further. Received: "
+            f"training accuracy {percent(accuracy)}"
         )
     if costly:
         warn(
