@@ -140,6 +140,16 @@ def steps_in_fit(model):
     return frame is not None
 
 
+def running(model):
+    """Return which call of a model's `fit` or `train_on_batch` runs, None where none does; quick, as it is near."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in ("fit", "train_on_batch") and frame.f_locals.get("self") is model:
+            return id(frame)
+        frame = frame.f_back
+    return None
+
+
 def _is_of(frame, names, owner):
     """Return whether a frame is of a method of an object by one of the names, or of any method of a class."""
     its = frame.f_locals.get("self")

@@ -40,6 +40,7 @@ class StepHooks:
         self._frozen = ()
         self._exploiting = self._skips_mixture = False
         self._armed = self._by_hand = False
+        self._armed_in: int | None = None  # call of `fit`
         self._made_from: Any = None  # function from a train function of Keras to what stands in for it
         places = (layer, "call"), (model, "call"), (model, "compute_loss")
         self._seen, self._swap = _Seen(), Swap(places, self._hooked_model)
@@ -129,7 +130,7 @@ class StepHooks:
 
     def arm(self):
         """Says that the next step belongs to the `fit` these hooks were installed in."""
-        self._armed = True
+        self._armed, self._armed_in = True, _keras.running(self._model)
         if _keras.is_own(self._model.train_function):  # made anew by another callback, which unfroze layers, say
             self._put(self._made_from)
 
@@ -137,12 +138,13 @@ class StepHooks:
         """Return a train function that works in the fit which these hooks were installed in, and in no other."""
 
         def hooked(*args):
-            self._by_hand = not self._armed and _keras.steps_in_fit(self._model)  # of another callback
+            is_near = self._armed_in == _keras.running(self._model)  # else there are many frames to look at
+            self._by_hand = not is_near and _keras.steps_in_fit(self._model)  # of another callback
             if not self._armed and not self._by_hand:  # of an interrupted fit, and found by one without this callback
                 self.remove()
                 self._model.make_train_function()
                 return self._model.train_function(*args)
-            self._armed = False
+            self._armed = self._armed and self._by_hand
             try:
                 return function(*args)
             except _backend.END_OF_DATA:

@@ -13,7 +13,7 @@ COLUMNS = ("loss", "alignment", "alignment_rank", "kernel_change", "phase")
 
 
 class StepsByHand(keras.callbacks.Callback):
-    """Trains on the same few images after each batch or after each epoch, by a step or by a fit of their own."""
+    """Trains on the same few images before an epoch's first batch, after each batch or epoch, by steps or a fit."""
 
     def __init__(self, after):
         super().__init__()
@@ -25,6 +25,12 @@ class StepsByHand(keras.callbacks.Callback):
         if self.after == "fit":
             self.model.fit(*images(8, seed=5), verbose=0)
 
+    def on_train_batch_begin(self, batch, logs=None):  # the monitor, which comes first, waits for a step by now
+        if self.after == "beginning" and batch == 0:
+            self.model.train_on_batch(*images(8, seed=5))
+        if self.after == "fit at the beginning" and batch == 0:
+            self.model.fit(*images(8, seed=5), verbose=0)
+
     def on_train_batch_end(self, batch, logs=None):
         if self.after == "batch":
             self.model.train_on_batch(*images(8, seed=5))
@@ -33,7 +39,10 @@ class StepsByHand(keras.callbacks.Callback):
 WITH_WEIGHTS = pytest.mark.skipif(cases.BACKEND == "jax", reason="Keras has no weights there meanwhile")
 
 
-@pytest.mark.parametrize("after", ["epoch", "fit", pytest.param("batch", marks=WITH_WEIGHTS)])
+AFTER = ["epoch", "fit", "beginning", "fit at the beginning", pytest.param("batch", marks=WITH_WEIGHTS)]
+
+
+@pytest.mark.parametrize("after", AFTER)
 def test_steps_that_a_callback_takes_train_the_model_and_the_head_is_solved_on_the_stream_alone(after):
     alone = compiled(keras.optimizers.SGD(0.1, momentum=0.9))
     expected = fit(alone, 2, [StepsByHand(after)])["loss"]
@@ -47,8 +56,9 @@ def test_steps_that_a_callback_takes_train_the_model_and_the_head_is_solved_on_t
     assert np.isfinite(np.concatenate([value.ravel() for value in snapshot(model).values()])).all()
 
 
-def test_what_is_measured_goes_on_after_steps_of_a_callback():
-    history = fit(compiled("sgd"), 3, [keras_dal.AlignmentMonitor(verbose=False), StepsByHand("epoch")])
+@pytest.mark.parametrize("after", ["epoch", "beginning"])
+def test_what_is_measured_goes_on_after_steps_of_a_callback(after):
+    history = fit(compiled("sgd"), 3, [keras_dal.AlignmentMonitor(verbose=False), StepsByHand(after)])
     assert {len(history[name]) for name in COLUMNS} == {3}
     assert np.isfinite(history["alignment"]).all()
 
