@@ -102,10 +102,17 @@ def _names_in_graphs(description):
     """Yield the names of layers and operations in the graphs of a configuration, in their order."""
     children = description.values() if isinstance(description, dict) else description
     if isinstance(description, dict) and isinstance(layers := description.get("layers"), list):
-        yield from (layer["config"]["name"] for layer in layers if "name" in layer.get("config", {}))
+        yield from filter(None, map(_name_of_layer, layers))
     for child in children:
         if isinstance(child, (dict, list)):
             yield from _names_in_graphs(child)
+
+
+def _name_of_layer(part):
+    """Return the name in the configuration of a layer, None for a number, say, in a list that is called the same."""
+    config = part.get("config") if isinstance(part, dict) else None
+    name = config.get("name") if isinstance(config, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _renamed(part, names, refers=False):

@@ -76,6 +76,8 @@ class Fit:
     def begin_epoch(self, epoch):
         """Prepare the steps of an epoch."""
         self._announcer.say_all()
+        if self._wrap is not None and self._epoch is None:
+            checks.check_alone(self._wrap, self)
         if self._phases is None:
             self._model.train_function = self._looking_first(epoch)
         elif self._wrap is not None and innermost(self._wrap.inner_optimizer).use_ema:
@@ -106,8 +108,6 @@ class Fit:
     def _begin(self, epoch):
         phases, is_first = self._phases, self._epoch is None
         self._epoch, self._steps = epoch, 0
-        if self._wrap is not None and is_first:
-            checks.check_alone(self._wrap, self)
         phases.begin(epoch)
         if phases.is_over and is_first:  # since an earlier fit
             self._measured = tuple(self._measurement.unknown())

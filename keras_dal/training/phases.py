@@ -163,9 +163,11 @@ class TwoPhases(OnePhase):
             self._stage = Stage.OVER
         else:
             self._outcome.forget()
-        if self._explores:  # else there is nothing left to switch
+        if self._explores:
             average = wrap.average if self._state.solves else 0
             self._schedule = SwitchSchedule(wrap.explore, average, self._epochs, self._state.began_with(epoch))
+        elif self._state.solves and not self.is_over:  # which may fail, and need another average
+            self._schedule = SwitchSchedule.begun(wrap.average, self._epochs, self._state.began_with(epoch), epoch)
         self._schedule.resume(epoch, self._state.auto.value)
         if self._explores and self._schedule.is_due(epoch) and not self._state.has_trained:
             warn(messages.trains_nothing(wrap, epoch, self._epochs))
@@ -174,7 +176,7 @@ class TwoPhases(OnePhase):
         is_to_come = not self.is_over and (self._schedule.switch is not None or not self._explores)
         if self._state.solves and is_to_come and _keras.has_own_train_step(self._model):
             self._announcer.say(messages.own_train_step)
-        if self._state.solves and self._schedule.switch is not None and not self._structure.nonlinear_parameters:
+        if self._state.solves and is_to_come and self._explores and not self._structure.nonlinear_parameters:
             self._announcer.say(messages.has_nothing_to_explore)
 
     def _advance(self, epoch):

@@ -61,6 +61,18 @@ class SwitchSchedule:
         """Return the schedule of a fit that does not switch."""
         return cls(None, 0, 1)
 
+    @classmethod
+    def begun(cls, average, epochs, first, epoch):
+        """Return the schedule of a fit whose optimizer had switched before this epoch, with which it begins.
+
+        Args:
+            average, epochs, first: as for the class, for the exploration where the second phase fails.
+            epoch: its number.
+        """
+        schedule = cls(None, average, epochs, first)
+        schedule.switch = epoch
+        return schedule
+
     def resume(self, epoch, decision):
         """Take over what an earlier fit has decided, where this one begins after that."""
         if self._look is not None and epoch >= self._look and decision:

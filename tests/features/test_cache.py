@@ -164,6 +164,28 @@ class Scales(keras.layers.Layer):
 """
 
 
+@keras.saving.register_keras_serializable("tests")
+class Sized(keras.layers.Layer):
+    """Its configuration calls numbers layers, and knows nothing of something."""
+
+    def __init__(self, layers, **options):
+        super().__init__(**options)
+        self.sizes = layers
+
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        return {**super().get_config(), "layers": list(self.sizes)}
+
+
+@pytest.mark.parametrize("sizes", [[64, 32], [{"config": None}], [{"config": {"name": 3}}], ["x"]])
+def test_what_a_configuration_calls_layers_need_be_none(sizes, x):
+    parts = [keras.Input((6,)), Sized(sizes), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+    names = [fingerprint(find_structure(keras.Sequential(made)), x) for made in (parts, parts, [parts[0], *parts[2:]])]
+    assert names[0] == names[1] != names[2]
+
+
 @pytest.fixture
 def with_own_layer(tmp_path, monkeypatch):
     """A function that makes a model with a layer of the user's own, as a file with some changes defines it."""

@@ -6,6 +6,7 @@ import pytest
 from fits import NUM_CLASSES, compiled, images, small_model
 
 import keras_dal
+from keras_dal.training import convex_phase
 from keras_dal.training.schedule import ENOUGH, Decision, SwitchSchedule
 from keras_dal.training.state import state_of
 
@@ -139,3 +140,59 @@ def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():
 def test_shares_of_few_epochs_leave_one_to_each_phase():
     history = wrapped().fit(*RANDOM, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
     assert history["phase"] == [1, 2]
+
+
+class Counts(keras.callbacks.Callback):
+    """Notes how many steps are averaged after each epoch, and interrupts an epoch that reads the data."""
+
+    def __init__(self, interrupts=None):
+        super().__init__()
+        self.interrupts, self.averaged = interrupts, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1 and (logs or {}).get("phase") == 2 and self.interrupts:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.averaged.append(self.model.optimizer.averaged_steps)
+
+
+def fails(*_):
+    raise MemoryError("there is no room")
+
+
+def averaged_where_solving_fails(monkeypatch, interrupts):
+    """Return the steps averaged after each epoch of a fit that cannot solve; perhaps one interrupted, and resumed."""
+    monkeypatch.setattr(convex_phase, "solve_head", fails)
+    model, counts = wrapped(explore=2, average=0.5), Counts(interrupts)
+    if interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            trained(model, CLEAR, callbacks=[counts])
+        assert model.optimizer.phase == "exploit"
+        counts.interrupts = None
+    with pytest.warns(UserWarning, match="second phase could not begin"):
+        trained(model, CLEAR, len(counts.averaged), [counts])
+    return counts.averaged
+
+
+def test_a_solve_that_fails_in_a_fit_that_was_resumed_averages_the_last_epochs_as_in_one_that_was_not(monkeypatch):
+    expected = averaged_where_solving_fails(monkeypatch, interrupts=False)
+    assert expected[-1] == 3 * EPOCHS // 2
+    assert averaged_where_solving_fails(monkeypatch, interrupts=True) == expected
+
+
+def test_a_fit_that_begins_in_the_second_phase_reads_again_once_after_an_incomplete_epoch(monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        trained(model := wrapped(explore=2), CLEAR, callbacks=[Counts(interrupts=True)])
+    monitor, end, tried = keras_dal.AlignmentMonitor(verbose=0), convex_phase.ConvexPhase.end, []
+
+    def at_second(phase, expected):
+        tried.append(phase.averaged_steps)
+        end(phase, expected if len(tried) > 1 else np.inf)
+
+    monkeypatch.setattr(convex_phase.ConvexPhase, "end", at_second)
+    with pytest.warns(UserWarning, match="next one reads them again"):
+        history = model.fit(*CLEAR, epochs=EPOCHS, initial_epoch=2, verbose=0, callbacks=[monitor])
+    assert tried == [3, 3]  # what was averaged before the interrupt
+    assert history.epoch == [2, 3]
+    assert monitor.result.reached

@@ -629,3 +629,13 @@ def test_labels_that_keras_stretches_to_all_outputs_are_not_measured_and_trainin
         history = model.fit(x, x[:, :1], epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=0)])
     assert len(history.epoch) == 4
     assert model.optimizer.phase == "explore"
+
+
+def test_two_monitors_are_refused_before_the_first_step_of_a_model_that_fit_builds():
+    """As it does on TensorFlow at the first step, and elsewhere before callbacks hear of it."""
+    model, begun = keras.Sequential([layers.Flatten(), layers.Dense(NUM_CLASSES)]), []
+    counts = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: begun.append(batch))
+    monitors = [keras_dal.AlignmentMonitor(verbose=0) for _ in range(2)]
+    with pytest.raises(ValueError, match="leave one AlignmentMonitor"):
+        fit(compiled(keras_dal.Wrap("sgd", explore=2), model), 4, [*monitors, counts])
+    assert not begun
