@@ -182,10 +182,14 @@ class ConvexPhase:
         train = self.train.weighted
         return as_alignment(alignment_of_cached(self.structure, self.loss, train, self.targets(train)))
 
-    def undo(self):
-        """Put back the weights and the phase from before; what was averaged is kept."""
+    def drop(self):
+        """Let go of what was read, and of what is still to come."""
         if self._gathering is not None:
             self._gathering.discard()
+
+    def undo(self):
+        """Put back the weights and the phase from before; what was averaged is kept."""
+        self.drop()
         self._before.restore()
 
     def _solved_logs(self, with_alignment):

@@ -161,6 +161,11 @@ class Fit:
         known = {*self._logs, *self._measured}
         return {name: value for name, value in found.items() if not known or name in known}
 
+    def drop(self):
+        """Let go of what was read, where there will be no end."""
+        if self._phases is not None:
+            self._phases.drop()
+
     def end(self):
         """Leave the model and its optimizer as a fit without callbacks does."""
         self._announcer.say_all()

@@ -1,9 +1,11 @@
 """AlignmentMonitor: measures the alignment condition in `fit`, and drives the two phases of `Wrap`."""
 
+import weakref
 from typing import Any
 
 import keras
 
+from keras_dal import _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.batches import as_arguments
 from keras_dal.finishing.result import Result
@@ -78,6 +80,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self.certificates = Certificates(model, rows, parameters_of(self._wrap))
         kept = self._outcome, self.certificates
         self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(model, self.verbose))
+        if (callbacks := _keras.calling_list()) is not None:
+            weakref.finalize(callbacks, _let_go, weakref.ref(self._fit)).atexit = False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._fit.begin_epoch(epoch)
@@ -106,3 +110,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def __setstate__(self, state):
         vars(self).update(state)
         self._wrap = find_wrap(getattr(self.model, "optimizer", None))  # that of the model, which was copied with it
+
+
+def _let_go(fit):
+    """Let a fit that an exception ended drop what it has read: nothing else tells callbacks that it is over."""
+    if (left := fit()) is not None:
+        left.drop()

@@ -72,6 +72,9 @@ class OnePhase:
             validates: whether its model was validated, or no model of this fit is.
         """
 
+    def drop(self):
+        """Let go of what was read, as after an exception; what was averaged is the optimizer's."""
+
     def end(self):
         """Say what a fit that is over has not come to."""
 
@@ -241,10 +244,10 @@ class TwoPhases(OnePhase):
             self._model.stop_training = True
             self._last = logs | self._last | as_phase(explores=False)
             reading = _backend.reading(self._model, self._spared.append, self._last)
-            self._hooks.read_only(reading, self._look_at_last, self._spared.clear)
+            self._hooks.read_only(reading, self._look_at_last, *2 * (self._spared.clear,))
         elif self._stage is Stage.READS:
             reading = self._convex_phase.train_function(logs)
-            self._hooks.read_only(reading, self._take, self._convex_phase.forget, self.end_reading)
+            self._hooks.read_only(reading, self._take, self._convex_phase.forget, self.drop, self.end_reading)
         else:
             self._train()
 
@@ -270,6 +273,11 @@ class TwoPhases(OnePhase):
             self._tried(self._convex_phase.take)
         if self._stage is Stage.READS and self._convex_phase.batches >= (self._expected or math.inf):
             self.end_reading()
+
+    def drop(self):
+        if self._stage is Stage.READS:
+            self._convex_phase.drop()
+            self._convex_phase, self._stage = None, Stage.WAITS
 
     def end_reading(self):
         if self._stage is Stage.READS:

@@ -20,8 +20,10 @@ _MARK = "_keras_dal_hooked"  # of the train functions made here
 class StepHooks:
     """Lets a callback see features in the training step, and make the frozen part constant after the switch.
 
-    The model itself is changed only while its train function runs, so nothing is left behind whenever training ends,
-    by an exception or a key press too.
+    What the model computes is changed only while its train function runs, so its weights and calls are its own whenever
+    training ends. Where a step raises, or is interrupted, nothing else is left behind either; after an exception of
+    another callback, of which nobody tells, the model keeps this train function and the metric of the moments until it
+    is trained again.
 
     Args:
         model: the model that `fit` trains.
@@ -41,6 +43,7 @@ class StepHooks:
         self._exploiting = self._skips_mixture = False
         self._armed = self._by_hand = False
         self._armed_in: int | None = None  # call of `fit`
+        self._dropped: Any = None  # called where no step will be made any more
         self._made_from: Any = None  # function from a train function of Keras to what stands in for it
         places = (layer, "call"), (model, "call"), (model, "compute_loss")
         self._seen, self._swap = _Seen(), Swap(places, self._hooked_model)
@@ -52,7 +55,7 @@ class StepHooks:
             linear_parameters: the variables that are trained from now on, or None while all are.
         """
         model = self._model
-        self._exploiting = linear_parameters is not None
+        self._exploiting, self._dropped = linear_parameters is not None, None
         self._swap.forget()
         self._skips_mixture = not self._exploiting and isinstance(self.layer, GatedBranch) and self.layer.is_zero
         if linear_parameters is not None:
@@ -90,13 +93,14 @@ class StepHooks:
         self._made_from = made_from
         self._model.train_function = self._hooked(made_from(self._model.train_function))
 
-    def read_only(self, function, read, forget, ended=lambda: None):
+    def read_only(self, function, read, forget, dropped, ended=lambda: None):
         """Lets a function that only reads the data stand in for the train function.
 
         Args:
             function: of the arguments of a train function.
             read: is called after every step, when the model has its variables.
             forget: is called instead after a step that is none of `fit`.
+            dropped: is called when these hooks are removed, after an exception too.
             ended: is called where it finds that the data are used up, before other callbacks know.
         """
 
@@ -116,6 +120,7 @@ class StepHooks:
                 read()
             return returned
 
+        self._dropped = dropped
         self._put(lambda _: reading)
 
     def remove(self):
@@ -123,6 +128,8 @@ class StepHooks:
 
         Where that fit has no driver it ends before its first step: in a step JAX would lose the weights.
         """
+        if self._dropped is not None:
+            self._dropped()
         self._model.train_function = None if self._driver is None else _undriven(self._model, self._driver)
         if self._moments in _keras.tracked_metrics(self._model):
             _keras.tracked_metrics(self._model).remove(self._moments)
@@ -150,7 +157,8 @@ class StepHooks:
             except _backend.END_OF_DATA:
                 raise
             except BaseException:
-                self.remove()
+                if not self._by_hand:  # whoever took that step may go on without it
+                    self.remove()
                 raise
 
         setattr(hooked, _MARK, True)

@@ -1,5 +1,7 @@
 """What else stands around the two lines in a fit, and what may happen in the epoch that reads the data."""
 
+import contextlib
+import gc
 import warnings
 
 import cases
@@ -110,6 +112,28 @@ def test_what_arrives_after_a_reading_that_failed_is_not_kept(monkeypatch):
         model.fit(Stream(weight=-1.0), epochs=2, verbose=0, shuffle=False, callbacks=[keras_dal.AlignmentMonitor()])
     assert made[0].batches == 6
     assert not made[0].arrived
+
+
+@pytest.mark.parametrize("average", [0, 0.5])
+@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # no average renews them
+def test_what_was_read_is_let_go_of_where_the_data_fail_and_the_average_is_kept(monkeypatch, average):
+    """It may be gigabytes, and nobody tells the monitor that the fit is over."""
+    made, gathering = [], convex_phase.Gathering
+
+    def kept(*arguments):
+        made.append(gathering(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(convex_phase, "Gathering", kept)
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2, average=average))
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    with contextlib.suppress(Exception):  # whose traceback would keep the fit
+        model.fit(Stream(fails_at=2 * 6 + 4), epochs=4, verbose=0, shuffle=False, callbacks=[monitor])
+    gc.collect()
+    assert 0 < made[0].batches < 6
+    assert not made[0]._waiting
+    assert not made[0]._rows._writer._blocks
+    assert model.optimizer.averaged_steps == 6 * (average > 0)
 
 
 class PreparesInTraining(keras.Model):
