@@ -8,6 +8,7 @@ from keras_dal._backend import arrays
 from keras_dal.features.samples import check_count, check_labels, checked_weight
 from keras_dal.features.tracing import as_numpy, feature_array, to_numpy
 
+_SHOWN = 8  # shapes in an error
 BATCH_SIZE = 256  # samples in one evaluation of arrays, by default
 
 
@@ -107,7 +108,7 @@ def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
             "Inputs, labels and weights must have the same number of samples. Received: shapes "
-            f"{[np.shape(array) for array in tree.flatten(parts)]}"
+            f"{[np.shape(array) for array in tree.flatten(parts)][:_SHOWN]}"
         )
     check_count("batch_size", batch_size)
     y, sample_weight = (None if part is None else as_numpy(part) for part in (y, sample_weight))
@@ -167,10 +168,11 @@ def _is_list_of_batches(x):
 
 
 def are_arrays(x):
-    """Return whether these are inputs, not a dataset of them, which may be a list of `(x, y)`."""
+    """Return whether these are inputs, not a dataset of them, which may be a list of `(x, y)`; some may be None."""
     if _is_list_of_batches(x):
         return False
-    return all(hasattr(part, "shape") for part in tree.flatten(x))
+    parts = [part for part in tree.flatten(x) if part is not None] if isinstance(x, dict) else tree.flatten(x)
+    return all(hasattr(part, "shape") for part in parts)
 
 
 def _iterate(x):

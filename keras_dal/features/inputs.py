@@ -7,6 +7,7 @@ from keras import tree
 from keras_dal import _keras
 
 _SAMPLES = 16  # rows a check looks at: more would only repeat what random parameters already show
+_SPARSE = "SparseTensor", "IndexedSlices", "BCOO"  # classes of tensors
 _OPEN = 64  # size of a dimension that a model leaves open
 
 
@@ -25,6 +26,7 @@ def sample_inputs(model, x):
     """Return a few inputs: some of the user's, from the first to the last, or random ones of the declared shape."""
     if x is not None:
         parts = tree.flatten(x)
+        _check_dense(parts)
         if not all(np.shape(part)[:1] and np.shape(part)[0] for part in parts):
             raise ValueError(f"Pass at least one sample input. Received: x of shape {tree.map_structure(np.shape, x)}")
         _check_declared(model, x)
@@ -51,6 +53,26 @@ def sample_inputs(model, x):
 def enlarged(x):
     """Return inputs of the size of raw pixel values, from random ones of size one; integers stay as they are."""
     return tree.map_structure(lambda part: 100 * part if part.dtype == np.float32 else part, x)
+
+
+def is_dense(part):
+    """Return whether a part of inputs is there, and not as a sparse matrix."""
+    return part is not None and not hasattr(part, "tocsr") and type(part).__name__ not in _SPARSE
+
+
+def _check_dense(parts):
+    """Raise a ValueError for inputs of a kind that is not read in rows."""
+    if all(map(is_dense, parts)):
+        return
+    if any(part is None for part in parts):
+        raise ValueError(
+            "All inputs must be arrays, and one that is optional is not left out: pass what it stands for, or a model "
+            f"without it. Received: x with {sum(part is None for part in parts)} of {len(parts)} inputs None"
+        )
+    raise ValueError(
+        "Inputs must be dense, and a sparse matrix is not read: pass x.toarray(), or a dataset of dense batches. "
+        f"Received: x of type {', '.join(sorted({type(p).__name__ for p in parts if not is_dense(p)}))}"
+    )
 
 
 def _check_declared(model, x):

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import tree
+from keras.layers import RNN
 
 from keras_dal import _backend, _keras
 from keras_dal.features import tracing
@@ -19,6 +20,7 @@ from keras_dal.models.activations import ACTIVATIONS
 from keras_dal.models.linear_layers import is_gated, is_head, named_variables, quantized_head
 from keras_dal.models.structure import Structure, structure_of
 
+_SHOWN = 8  # shapes in an error
 _NOT_PLAIN = "its kernel is not a plain variable of the model (LoRA or quantization)"
 
 
@@ -46,6 +48,7 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
             "The model must be a Keras model; keras.saving.load_model(path) makes one of a file. "
             f"Received: model={model!r}"
         )
+    _check_stateless(model)
     given, x = x, sample_inputs(model, x)
     if not all(layer.built for layer in (model, *_keras.sublayers(model))):
         with _taken(x, is_invented=given is None):
@@ -62,19 +65,33 @@ def find_structure(model: Any, x: Any = None, parameters: Any = "head") -> Struc
     return dataclasses.replace(form, activation=activation, adds_losses=tuple(dict.fromkeys(adding)))
 
 
+def _check_stateless(model):
+    """Raise a ValueError where features depend on the batches before."""
+    stateful = [layer.name for layer in _keras.sublayers(model) if isinstance(layer, RNN) and layer.stateful]
+    if stateful:
+        raise ValueError(
+            "The features of a sample must not depend on the batches before: make the model anew with stateful=False, "
+            f"and give it the weights. Received: stateful layers {stateful}"
+        )
+
+
 @contextlib.contextmanager
 def _taken(x, is_invented):
-    """Says what to do where a model does not take inputs that nobody gave."""
+    """Says what to do where a model does not take its inputs."""
     try:
         yield
     except Exception as error:
+        shapes = [np.shape(part) for part in tree.flatten(x)][:_SHOWN]
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if not is_invented:
-            raise
-        shapes = [np.shape(part) for part in tree.flatten(x)]
+            raise ValueError(
+                "The model does not take the inputs it was given: pass x as fit takes it, an array, or a list or dict "
+                f"of one array for each input. Received: {type(x).__name__} of shapes {shapes}, {what}"
+            ) from error
         raise ValueError(
             f"The model does not take the random inputs that it was tried on, of shapes {shapes}. Let the batch size "
             "be open, and pass a few samples of your own: find_structure(model, x), or AlignmentMonitor(data=(x, y)) "
-            f"in fit. Received: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"in fit. Received: {what}"
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""What the monitor refuses, all of it before or at the first step."""
+"""What the monitor refuses: as training begins, or where `fit` builds the model at its first step."""
 
 import keras
 
 from keras_dal import _keras
+from keras_dal.features.batches import are_arrays, batches
 from keras_dal.features.inputs import input_specs
 from keras_dal.models.regularizers import l2_factors
 from keras_dal.models.solvable import check_solvable, warn_of_what_is_not_solved
@@ -45,6 +46,16 @@ def check_data(data):
             "The data of the monitor are read after every epoch, and an iterator can be read once: pass arrays (x, y) "
             f"or a dataset. Received: data of type {type(data).__name__}"
         )
+
+
+def check_rows(rows):
+    """Raise a ValueError for arrays that are not as many samples with labels.
+
+    Args:
+        rows: the data as arguments, or None; of a dataset only its batches tell.
+    """
+    if rows is not None and (len(rows) > 1 or are_arrays(rows[0])):
+        next(batches(*rows, labelled=True), None)
 
 
 def check_inputs(model):

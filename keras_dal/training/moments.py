@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_dal import _backend
+from keras_dal.features.inputs import is_dense
 from keras_dal.features.tracing import to_numpy
 from keras_dal.training.kernel_change import NUM_PROBES
 
@@ -128,10 +129,12 @@ class StepMoments(keras.metrics.Metric):
     def _like_probes(self, x):
         """Return the parts of inputs that are as the model declares them, none where it takes others.
 
-        It may take one that is in a dict, several in another order, or one without channels; a train_step of the user's
-        own need not tell any.
+        It may take one that is in a dict, several in another order, one without channels, a sparse one, or None for an
+        optional one; a train_step of the user's own need not tell any.
         """
         parts = [] if x is None else tree.flatten(x)
+        if not all(map(is_dense, parts)):
+            return []
         try:
             if len(self.probes) > 1:
                 tree.assert_same_structure(self._as_inputs(self.probes), x)

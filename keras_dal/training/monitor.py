@@ -74,6 +74,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         checks.check_data(self.data)
         checks.check_epochs(self.params)
         model, rows, self._fit = self.model, as_arguments(self.data), None
+        checks.check_rows(rows)
         self._wrap = find_wrap(model.optimizer)
         if self._wrap is None or getattr(self._outcome.result, "model", None) is not model:
             self._outcome.forget()

@@ -203,9 +203,10 @@ class StepHooks:
         except Exception as error:  # labels of another form, or variables that a step on JAX keeps for itself
             self._moments.has_failed = True
             warn(
-                "The alignment cannot be measured in this training step, and training goes on: labels have another "
-                "form than the loss takes, or on JAX a train_step calls compute_loss outside of a stateless scope. "
-                f"With AlignmentMonitor(data=(x, y)) it is measured on these. Received: {described(error)}"
+                "The alignment cannot be measured in this training step, and training goes on: perhaps labels have "
+                "another form than the loss takes, or on JAX a train_step calls compute_loss outside of a stateless "
+                "scope. With AlignmentMonitor(data=(x, y)) it is measured on these. Received: "
+                f"{described(error)}"
             )
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ import cases
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 from fits import NUM_CLASSES, StopsReading, compiled, fit, images, moved, small_model, snapshot
 from keras import layers
 
@@ -662,4 +663,88 @@ def test_two_monitors_are_refused_before_the_first_step_of_a_model_that_fit_buil
     monitors = [keras_dal.AlignmentMonitor(verbose=0) for _ in range(2)]
     with pytest.raises(ValueError, match="leave one AlignmentMonitor"):
         fit(compiled(keras_dal.Wrap("sgd", explore=2), model), 4, [*monitors, counts])
+    assert not begun
+
+
+FUNCTIONS = keras_dal.alignment, keras_dal.certify, keras_dal.converge, keras_dal.finish
+ROWS = np.random.default_rng(0).normal(size=(96, 6)).astype("float32")
+
+
+def of_rows(optimizer="sgd"):
+    keras.utils.set_random_seed(0)
+    hidden = layers.Dense(8, activation="relu")
+    return compiled(optimizer, keras.Sequential([keras.Input((6,)), hidden, layers.Dense(NUM_CLASSES)]))
+
+
+class AddsIfThere(layers.Layer):
+    def call(self, first, second):
+        return first if second is None else first + second
+
+    def compute_output_shape(self, first_shape, second_shape):
+        return first_shape
+
+
+def of_two(optimizer="sgd"):
+    """Return a model whose second input is optional."""
+    keras.utils.set_random_seed(0)
+    first, second = keras.Input((6,), name="first"), keras.Input((6,), name="second", optional=True)
+    hidden = layers.Dense(8, activation="relu")(AddsIfThere()(first, second))
+    return compiled(optimizer, keras.Model({"first": first, "second": second}, layers.Dense(NUM_CLASSES)(hidden)))
+
+
+UNREAD = [
+    (of_rows, scipy.sparse.csr_matrix(ROWS), "Inputs must be dense.*Received: x of type csr_matrix"),
+    (of_rows, scipy.sparse.coo_matrix(ROWS), "Inputs must be dense.*Received: x of type coo_matrix"),
+    (of_two, {"first": ROWS, "second": None}, "one that is optional is not left out.*Received: x with 1 of 2 inputs"),
+]
+KINDS = ["csr", "coo", "optional"]
+
+
+@pytest.mark.parametrize(("made", "x", "told"), UNREAD, ids=KINDS)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_inputs_of_a_kind_that_is_not_read_are_refused_by_name(function, made, x, told):
+    with pytest.raises(ValueError, match=told):
+        function(made(), x, images()[1], verbose=0)
+
+
+@pytest.mark.parametrize(("made", "x", "_"), UNREAD[::2], ids=KINDS[::2])
+def test_fit_measures_and_solves_whatever_the_inputs_are(made, x, _):
+    if cases.BACKEND == "jax" and made is of_two:
+        pytest.skip("Keras does not take None there")
+    model, monitor = made(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=2)), keras_dal.AlignmentMonitor(verbose=0)
+    history = model.fit(x, images()[1], epochs=4, verbose=0, callbacks=[monitor]).history
+    assert np.isfinite(history["alignment"]).all()
+    assert monitor.result.reached
+
+
+def test_layers_that_carry_a_state_from_batch_to_batch_are_refused():
+    inputs = keras.Input(batch_shape=(16, 5, 4))
+    plain = keras.Model(inputs, layers.Dense(NUM_CLASSES)(layers.LSTM(8, stateful=True, name="memory")(inputs)))
+    x, y = np.zeros((96, 5, 4), "float32"), images()[1]
+    told = r"must not depend on the batches before.*stateful=False.*Received: stateful layers \['memory'\]"
+    for function in FUNCTIONS:
+        with pytest.raises(ValueError, match=told):
+            function(compiled("sgd", plain), x, y, verbose=0)
+    with pytest.raises(ValueError, match=told):
+        compiled(keras_dal.Wrap("sgd"), plain).fit(x, y, 16, 4, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+
+
+LABELS = images()[1]
+BAD_DATA = [
+    ((list(ROWS), LABELS), "must have the same number of samples"),
+    ((ROWS.tolist(), LABELS), "Received: x of type list"),
+    ((ROWS, LABELS[:4]), "must have the same number of samples"),
+    ((ROWS, LABELS.tolist()), "labels must be an array"),
+    ((ROWS,), "Labels are needed"),
+    (({"x": ROWS}, LABELS), "does not take the inputs it was given.*Received: dict of shapes"),
+]
+
+
+@pytest.mark.parametrize(("data", "told"), BAD_DATA)
+def test_data_that_the_monitor_cannot_read_are_refused_before_the_first_step(data, told):
+    begun = []
+    counts = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: begun.append(batch))
+    monitor = keras_dal.AlignmentMonitor(data=data, verbose=0)
+    with pytest.raises(ValueError, match=f"(?s){told}"):
+        of_rows(keras_dal.Wrap("sgd")).fit(ROWS, LABELS, epochs=4, verbose=0, callbacks=[monitor, counts])
     assert not begun
