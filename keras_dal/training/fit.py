@@ -132,9 +132,9 @@ class Fit:
     def end_epoch(self, epoch):
         """Return what is logged of an epoch, by name."""
         self._begin_waiting()  # of an epoch without steps
-        found = {} if self._phases is None else self._found(epoch)
-        explores = self._wrap is None or self._wrap.phase == "explore"  # now: a solve that fails explores again
-        return found | as_phase(explores)
+        if self._phases is None:
+            return as_phase(self._wrap is None or self._wrap.phase == "explore")
+        return self._found(epoch) | as_phase(self._phases.explored)
 
     def _found(self, epoch):
         phases = self._phases

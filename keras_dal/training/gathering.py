@@ -20,7 +20,8 @@ class Gathering:
     """Features, labels and weights of what flows through `fit`, with the batch statistics of the weights as they are.
 
     The statistics come from the first steps, whose inputs are kept until then; the features of all are those of
-    inference mode. Nothing else of the model changes.
+    inference mode. Of the rest of the model only metrics may move, which are reset, where no step has shown them their
+    shapes, and what a `test_step` of the user's own keeps: it says what the batches are.
 
     Args:
         structure: the `Structure` of the model that `fit` trains.

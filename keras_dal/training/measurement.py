@@ -69,7 +69,7 @@ class Measurement:
     def moved(self):
         """Return the kernel change now, by its name."""
         try:
-            return self._moved_now()
+            return self._change_of(self.samples())
         except Exception as error:  # as in `measure`
             self._failed(error)
             return as_change()
@@ -89,11 +89,11 @@ class Measurement:
     def _measured(self, epoch):
         raise NotImplementedError
 
-    def _moved_now(self):
-        raise NotImplementedError
-
-    def _moved(self, samples):
-        return {} if samples is None else as_change(self._kernel_change.measure(samples))
+    def _change_of(self, samples):
+        """Return the kernel change of some samples, by its name; nan where there are none yet."""
+        if samples is None:
+            return as_change() if self.has_samples else {}
+        return as_change(self._kernel_change.measure(samples))
 
     def _failed(self, error):
         self._warn_once(
@@ -124,10 +124,7 @@ class OnData(Measurement):
     def _measured(self, epoch):
         options = {"decide_separability": False, "max_bytes": np.inf}
         self.report = alignment_of(self._structure, self._loss, *self._data, **options)
-        return as_alignment(self.report) | self._moved_now()
-
-    def _moved_now(self):
-        return self._moved(self._samples)
+        return as_alignment(self.report) | self._change_of(self._samples)
 
     def samples(self):
         return self._samples
@@ -148,9 +145,7 @@ class OnStream(Measurement):
 
     def __init__(self, structure, loss, epochs):
         super().__init__(structure, loss)
-        self._last, self._last_change = as_alignment(), {}
-        self._measured_at: int | None = None
-        self._changed_at: int | None = None
+        self._alignment, self._change = _Last(as_alignment()), _Last({})
         self._count: int | None = None
         self._is_small = sums_fit(structure)
         self.interval = 1 if self._is_small else epochs + 1
@@ -197,19 +192,19 @@ class OnStream(Measurement):
                 f"{self._structure.layer.name!r}"
             )
             return self.unknown()
-        moved = self._seldom_moved(epoch, self._count)
+        change = self._latest_change(epoch)
         if not self._tells:
-            return moved
+            return change
         self.interval = self._budget.alignment(self._count)
         if self._sums_up and self._is_due(epoch, self._count):
             with threads_for((self._structure.num_features + 1) ** 3):
                 self.report = alignment_from_moments(sums, count, self._structure, self._loss)
-            self._last, self._measured_at = as_alignment(self.report), epoch
-        return self._last | moved
+            self._alignment.set(as_alignment(self.report), epoch)
+        return self._alignment.value | change
 
     def _nothing(self):
         """Return what there is to say after an epoch without samples: columns that there are stay whole."""
-        ever = self.moments.was_fed or self._measured_at is not None or self._changed_at is not None
+        ever = self.moments.was_fed or self._alignment.is_known or self._change.is_known
         return self.unknown() if ever else {}
 
     def _why_nothing(self):
@@ -236,29 +231,40 @@ class OnStream(Measurement):
 
     def _is_due(self, epoch, count):
         """Return whether to measure at the end of an epoch of so many samples, None where that is not known yet."""
-        waited = epoch + 1 if self._once else _since(self._measured_at, epoch)
-        return self._now or waited >= self._budget.alignment(count, first=self._measured_at is None)
+        waited = epoch + 1 if self._once else self._alignment.age(epoch)
+        return self._now or waited >= self._budget.alignment(count, first=not self._alignment.is_known)
 
-    def _moved_now(self):
-        samples = self.samples()
-        if samples is None and self.has_samples:
-            return as_change()  # a fit that was resumed at its last pass has not seen any
-        return self._moved(samples)
-
-    def _seldom_moved(self, epoch, count):
-        """Return the kernel change where it is due after an epoch, else the last one."""
-        samples = self.samples()
-        if samples is not None and self._is_changed_due(epoch, count):
-            self._last_change, self._changed_at = self._moved(samples), epoch
-        elif samples is not None and not self._last_change:
-            return as_change()
-        return self._last_change
-
-    def _is_changed_due(self, epoch, count):
-        first = self._changed_at is None
-        return _since(self._changed_at, epoch) >= self._budget.kernel_change(count, first)
+    def _latest_change(self, epoch):
+        """Return the kernel change, measured anew where that is due after an epoch."""
+        samples, last = self.samples(), self._change
+        if samples is not None:
+            if last.age(epoch) >= self._budget.kernel_change(self._count, not last.is_known):
+                last.set(self._change_of(samples), epoch)
+            elif not last.is_known:
+                return as_change()
+        return last.value
 
 
-def _since(last, epoch):
-    """Return how many epochs ago something was done, counted from before the first where it never was."""
-    return epoch + 1 if last is None else epoch - last
+class _Last:
+    """What was measured last.
+
+    Args:
+        value: what stands for it before.
+    """
+
+    def __init__(self, value):
+        self.value = value
+        self._epoch: int | None = None
+
+    @property
+    def is_known(self):
+        """Whether it was measured."""
+        return self._epoch is not None
+
+    def set(self, value, epoch):
+        """Take what was measured after an epoch."""
+        self.value, self._epoch = value, epoch
+
+    def age(self, epoch):
+        """Return how many epochs ago it was measured, counted from before the first where it never was."""
+        return epoch + 1 if self._epoch is None else epoch - self._epoch

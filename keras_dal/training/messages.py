@@ -243,6 +243,15 @@ def ended_early(model, schedule, wrap):
     )
 
 
+def solves_nothing(structure):
+    """Return that a fit which somebody else switched ends with a trained last layer."""
+    trained = ", ".join(variable.path for variable in structure.linear_parameters)
+    return (
+        f"after switch() gradient steps trained {trained}, "
+        "and nothing was solved, as with explore=None fit never does: keras_dal.finish(model, x, y) solves for the last layer"
+    )
+
+
 def replaces(model, wrap):
     """Return which weights `finish` puts in the place of those of the model."""
     if wrap.averaged_steps is None:

@@ -35,7 +35,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
     Without data it measures what flows through `fit`, with no second pass. That is an estimate: the features are those
     of the training step, of a model that still changes while they are summed up. With data it measures exactly, in
     inference mode, but for the epoch that solves, which measures what it reads; with `finish="descend"` it also
-    certifies what is proved at the switch: see `certificates`. With a plain optimizer it only measures.
+    certifies what is proved at the switch: see `certificates`. With a plain optimizer it only measures, and with
+    `Wrap(explore=None)` it solves nothing: `switch` in a callback leaves the last layer to gradient steps.
 
     Args:
         data: `(x, y)` or `(x, y, sample_weight)`, also as a list, or a dataset of such batches, measured at the end of
@@ -45,7 +46,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
     Attributes:
         result: the `Result` of the solved head, None before; with a warning where the model has other weights by now.
         certificates: with data, the `Certificate` at `"switch"` (where the second phase descends) and at `"end"`, made
-            when it is first asked for, of the weights the model has then.
+            when it is first asked for, of the weights the model has then. A fit that begins in the second phase has
+            none at the switch, or with `exploit_learning_rate="auto"` one of the weights that it begins with.
 
     Raises:
         ValueError: when training begins, for a model without a linear head or a loss outside the theory.

@@ -26,7 +26,7 @@ class OnePhase:
         hooks: the `StepHooks` of the fit.
     """
 
-    trains, solved, is_over, asks_at_switch = True, None, False, False
+    trains, solved, is_over, asks_at_switch, explored = True, None, False, False, True
 
     def __init__(self, hooks):
         self._hooks: Any = hooks
@@ -124,6 +124,11 @@ class TwoPhases(OnePhase):
     def is_over(self):
         """Whether nothing is left to do."""
         return self._stage is Stage.OVER
+
+    @property
+    def explored(self):
+        """Whether the steps of this epoch explored; its end may find another phase, of a callback that switches."""
+        return self._stage is Stage.EXPLORES if self.trains else self._explores
 
     @property
     def solved(self):
@@ -326,5 +331,7 @@ class TwoPhases(OnePhase):
     def end(self):
         if self._explores and self._schedule.switch is not None:
             self._announcer.say(messages.ended_early, self._model, self._schedule, self._wrap)
+        if self._wrap.explore is None and self._wrap.finish == "solve" and not (self._explores or self._wrap.is_solved):
+            self._announcer.say(messages.solves_nothing, self._structure)
         if self.is_over and self._outcome.was_replaced:
             warn(messages.put_back(self._model))

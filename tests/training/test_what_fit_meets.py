@@ -748,3 +748,27 @@ def test_data_that_the_monitor_cannot_read_are_refused_before_the_first_step(dat
     with pytest.raises(ValueError, match=f"(?s){told}"):
         of_rows(keras_dal.Wrap("sgd")).fit(ROWS, LABELS, epochs=4, verbose=0, callbacks=[monitor, counts])
     assert not begun
+
+
+class Switches(keras.callbacks.Callback):
+    """Calls `switch` at the end of the second epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.optimizer.switch(self.model)
+
+
+@pytest.mark.parametrize("monitor_first", [True, False])
+@pytest.mark.parametrize("finish", [None, "descend"])
+def test_a_fit_that_a_callback_switches_logs_what_its_steps_did_and_says_that_nothing_was_solved(
+    capsys, monitor_first, finish
+):
+    model = of_rows(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=None, finish=finish))
+    monitor = keras_dal.AlignmentMonitor()
+    callbacks = [monitor, Switches()] if monitor_first else [Switches(), monitor]
+    history = model.fit(ROWS, LABELS, epochs=4, verbose=0, callbacks=callbacks).history
+    assert history["phase"] == [1, 1, 2, 2]
+    assert monitor.result is None
+    said = capsys.readouterr().out
+    assert said.count("nothing was solved, as with explore=None") == (finish is None)
+    assert finish or keras_dal.finish(model, ROWS, LABELS, verbose=0).reached
