@@ -248,7 +248,7 @@ def solves_nothing(structure):
     trained = ", ".join(variable.path for variable in structure.linear_parameters)
     return (
         f"after switch() gradient steps trained {trained}, "
-        "and nothing was solved, as with explore=None fit never does: keras_dal.finish(model, x, y) solves for the last layer"
+        "and nothing was solved, as with explore=None fit never does: keras_dal.finish(model, x, y) solves for it"
     )
 
 
