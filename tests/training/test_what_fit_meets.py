@@ -599,7 +599,8 @@ def test_a_fit_that_begins_with_a_short_reading_says_what_to_do():
     fit(model, 1)
     model.optimizer.switch(model)
     monitor = keras_dal.AlignmentMonitor(verbose=0)
-    with pytest.warns(UserWarning, match="exploration goes on.*2 of 4 batches"):
+    stops = "exploration goes on.*2 of 4 batches"
+    with pytest.warns(UserWarning, match="reads them again.*2 of 4 batches"), pytest.warns(UserWarning, match=stops):
         model.fit(x[:32], y[:32], batch_size=16, steps_per_epoch=4, epochs=3, verbose=0, callbacks=[monitor])
     assert monitor.result is None
 
