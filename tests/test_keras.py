@@ -290,6 +290,22 @@ def test_a_train_function_of_keras_is_known_from_one_of_somebody_else(net):
     assert not _keras.is_own(lambda *arguments: net.train_function(*arguments))
 
 
+def test_the_model_whose_step_it_is_is_known_to_its_optimizer():
+    found = []
+
+    class Asking(keras.optimizers.SGD):
+        def apply(self, *args, **kwargs):
+            found.append(_keras.model_in_step(self))
+            return super().apply(*args, **kwargs)
+
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile(Asking(0.1), "mse")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+    model.optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    assert found[0] is model
+    assert found[-1] is None
+
+
 def test_the_function_of_a_loss_and_its_options_are_what_it_computes():
     function, options = _keras.loss_function(keras.losses.CategoricalCrossentropy(label_smoothing=0.3))
     assert function is keras.losses.categorical_crossentropy

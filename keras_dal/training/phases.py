@@ -331,11 +331,7 @@ class TwoPhases(OnePhase):
     def end(self):
         if self._explores and self._schedule.switch is not None:
             self._announcer.say(messages.ended_early, self._model, self._schedule, self._wrap)
-        if (
-            self._wrap.explore is None
-            and self._wrap.finish == "solve"
-            and not (self._explores or self._state.progress.is_solved)
-        ):
+        if self._state.was_switched_alone:
             self._announcer.say(messages.solves_nothing, self._structure)
         if self.is_over and self._outcome.was_replaced:
             warn(messages.put_back(self._model))

@@ -38,6 +38,12 @@ class State:
         return self._optimizer.finish == "solve" and self._optimizer.explore is not None
 
     @property
+    def was_switched_alone(self):
+        """Whether somebody called `switch`, and nobody has solved since what would be solved in a loop of one's own."""
+        waits = self._optimizer.explore is None and self._optimizer.finish == "solve"
+        return waits and self.progress.exploits and not self.progress.is_solved
+
+    @property
     def has_trained(self):
         """Whether the inner optimizer has taken a step."""
         return int(to_numpy(innermost(self._optimizer.inner_optimizer).iterations)) > 0
