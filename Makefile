@@ -16,6 +16,8 @@ OTHER_BACKENDS := tests/test_keras.py tests/training/test_two_lines.py tests/tra
 	tests/training/test_ordinary_keras.py tests/training/test_what_fit_meets.py tests/training/test_delegation.py tests/training/test_moments.py \
 	tests/training/test_trainings_around.py tests/training/test_statistics.py tests/training/test_interrupts.py \
 	tests/training/test_wrap.py::test_stateless_apply \
+	tests/training/test_wrap.py::test_a_step_that_is_kept_is_not_taken_for_that_of_the_other_phase \
+	tests/training/test_wrap.py::test_a_model_that_was_loaded_in_the_second_phase_goes_back_to_the_first \
 	tests/training/test_wrap.py::test_steps_follow_an_optimizer_that_is_put_back_to_the_other_phase \
 	tests/models/test_structure.py::test_a_float64_model_is_understood_whatever_it_is_computed_in \
 	tests/models/test_tangent.py::test_products_are_finite_differences_on_every_backend \

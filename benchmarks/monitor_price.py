@@ -5,8 +5,8 @@
 A network whose last hidden layer is wide, on 32 x 32 images, in which the features are nearly all there is to train, so
 that this is the most that the monitor can cost; and a ResNet-8. Processor time is compared, which others change
 little. Measuring is priced inside one fit: the median epoch that ended in a measurement, against the median of those
-that did not. These are compared with epochs of fits without the monitor, one before and one after: what they take more
-is a row of its own, and not in the share of the fit, as a drift of the machine may be in it.
+that did not. What these take more than epochs without a monitor is a row of its own, from short fits with and without
+one by turns, so that a drift of the machine is in both; these measure as rarely as whole ones, and stop early.
 """
 
 import functools
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from models import resnet  # noqa: E402
 
 EPOCHS = {64: 60, 256: 60, 1024: 60, 2048: 12, 4096: 12}  # by features; those of the last two take seconds
-SAMPLES, ALONE = 2048, 10
+SAMPLES, SHORT, TURNS = 2048, 5, 4
 MEASURED = ("alignment", "kernel_change")
 
 
@@ -58,7 +58,15 @@ def compiled(model):
 
 
 class Clocks(keras.callbacks.Callback):
-    """Notes the processor time of each epoch, and whether something was measured at its end; listed last."""
+    """Notes the processor time of each epoch, and whether something was measured at its end; listed last.
+
+    Args:
+        last: the number of epochs after which training stops, whatever number `fit` was told.
+    """
+
+    def __init__(self, last=None):
+        super().__init__()
+        self._last = last
 
     def on_train_begin(self, logs=None):
         self.seconds, self.measured, self._values, self._since = [], [], [], time.process_time()
@@ -68,32 +76,44 @@ class Clocks(keras.callbacks.Callback):
         self.seconds.append(now - self._since)
         self.measured.append(values != self._values)
         self._values, self._since = values, now
+        self.model.stop_training = epoch + 1 == self._last
 
 
-def clocked(make, x, y, epochs, callbacks=()):
-    model, clocks = make(), Clocks()  # a new one: each traces its step
+def clocked(make, x, y, epochs, callbacks=(), last=None):
+    model, clocks = make(), Clocks(last)  # a new one: each traces its step
     model.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[*callbacks, clocks])
     return np.array(clocks.seconds), np.array(clocks.measured)
 
 
+def monitor():
+    return [keras_dal.AlignmentMonitor(verbose=False)]
+
+
 def priced(make, epochs, x, y):
     """Return what the monitor adds to a fit of a model, of so many epochs."""
-    before, _ = clocked(make, x, y, ALONE)
-    seconds, measured = clocked(make, x, y, epochs, [keras_dal.AlignmentMonitor(verbose=False)])
-    after, _ = clocked(make, x, y, ALONE)
+    seconds, measured = clocked(make, x, y, epochs, monitor())
     measured[0] = False  # told apart
-    alone, others = np.median([*before[1:], *after[1:]]), np.median(seconds[1:][~measured[1:]])
-    measuring = float(np.median(seconds[measured]) - others) if measured.any() else 0.0
-    first = float(seconds[0] - np.median([before[0], after[0]]))
+    measuring = float(np.median(seconds[measured]) - np.median(seconds[1:][~measured[1:]])) if measured.any() else 0.0
+    alone, ratios, first = [], [], []
+    for turn in range(TURNS):
+        fits = {}
+        for with_monitor in (False, True) if turn % 2 else (True, False):
+            fits[with_monitor] = clocked(make, x, y, epochs, monitor() if with_monitor else (), last=SHORT)
+        (plain, _), (watched, seen) = fits[False], fits[True]
+        first.append(watched[0] - plain[0])
+        alone.append(np.median(plain[1:]))
+        ratios.append(np.median(watched[1:][~seen[1:]]) / alone[-1])
+    epoch, more = float(np.median(alone)), float(np.median(first))
     return {
         "epochs": epochs,
-        "an epoch alone, seconds": float(alone),
-        "the first epoch takes more by, seconds": first,
+        "an epoch alone, seconds": epoch,
+        "the first epoch takes more by, seconds": more,
         "measurements after it": int(measured.sum()),
         "each takes, seconds": measuring,
-        "of the fit, share": float((first + measured.sum() * measuring) / (epochs * alone)),
-        "another epoch takes more by, share": float(others / alone - 1),
-        "epochs alone, seconds": [np.round(each, 4).tolist() for each in (before, after)],
+        "of the fit, share": (more + int(measured.sum()) * measuring) / (epochs * epoch),
+        "another epoch takes more by, share": float(np.mean(ratios) - 1),
+        "standard error of that": float(np.std(ratios, ddof=1) / TURNS**0.5),
+        "another epoch over one alone, by turns": np.round(ratios, 4).tolist(),
         "epochs, seconds": np.round(seconds, 4).tolist(),
         "measured after": np.flatnonzero(measured).tolist(),
     }
