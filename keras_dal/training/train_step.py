@@ -137,7 +137,7 @@ class StepHooks:
 
     def arm(self):
         """Says that the next step belongs to the `fit` these hooks were installed in."""
-        self._armed, self._armed_in = True, _keras.running(self._model)
+        self._armed, self._armed_in = True, _keras.running()
         if _keras.is_own(self._model.train_function):  # made anew by another callback, which unfroze layers, say
             self._put(self._made_from)
 
@@ -145,7 +145,7 @@ class StepHooks:
         """Return a train function that works in the fit which these hooks were installed in, and in no other."""
 
         def hooked(*args):
-            is_near = self._armed_in == _keras.running(self._model)  # else there are many frames to look at
+            is_near = self._armed_in == _keras.running()  # else there are many frames to look at
             self._by_hand = not is_near and _keras.steps_in_fit(self._model)  # of another callback
             if not self._armed and not self._by_hand:  # of an interrupted fit, and found by one without this callback
                 self.remove()
