@@ -453,3 +453,10 @@ def test_steps_follow_an_optimizer_that_is_put_back_to_the_other_phase():
             variable.assign(value)
         wrap.synchronize()
         assert moves() == expected
+
+
+def test_what_a_wrap_shows_beside_an_optimizer_is_documented():
+    shown = {name for name in dir(keras_dal.Wrap("sgd")) if not name.startswith("_")} - set(dir(keras.optimizers.SGD()))
+    options = {"explore", "exploit", "average", "finish", "noise", "exploit_learning_rate", "inner_optimizer"}
+    phases = {"phase", "switch", "restart", "begin_average", "drop_average", "is_averaging", "averaged_steps"}
+    assert shown == options | phases | {"synchronize"}
