@@ -5,8 +5,8 @@
 A network whose last hidden layer is wide, on 32 x 32 images, in which the features are nearly all there is to train, so
 that this is the most that the monitor can cost; and a ResNet-8. Processor time is compared, which others change
 little. Measuring is priced inside one fit: the median epoch that ended in a measurement, against the median of those
-that did not. What these take more than epochs without a monitor is a row of its own, from short fits with and without
-one by turns, so that a drift of the machine is in both; these measure as rarely as whole ones, and stop early.
+that did not. What a step takes more in an epoch without measurements, the second one, is a row of its own: steps of two
+models by turns, one of which is watched, so that a drift of the machine is in both.
 """
 
 import functools
@@ -18,6 +18,7 @@ from pathlib import Path
 import keras
 import machine
 import numpy as np
+import tensorflow as tf
 
 import keras_dal
 
@@ -28,7 +29,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 from models import resnet  # noqa: E402
 
 EPOCHS = {64: 60, 256: 60, 1024: 60, 2048: 12, 4096: 12}  # by features; those of the last two take seconds
-SAMPLES, SHORT, TURNS = 2048, 5, 4
+SAMPLES, BATCH, ALONE = 2048, 128, 6
+TURNS, SECONDS = 60, 0.15  # of steps, and how long each takes about
 MEASURED = ("alignment", "kernel_change")
 
 
@@ -58,15 +60,7 @@ def compiled(model):
 
 
 class Clocks(keras.callbacks.Callback):
-    """Notes the processor time of each epoch, and whether something was measured at its end; listed last.
-
-    Args:
-        last: the number of epochs after which training stops, whatever number `fit` was told.
-    """
-
-    def __init__(self, last=None):
-        super().__init__()
-        self._last = last
+    """Notes the processor time of each epoch, and whether something was measured at its end; listed last."""
 
     def on_train_begin(self, logs=None):
         self.seconds, self.measured, self._values, self._since = [], [], [], time.process_time()
@@ -76,44 +70,86 @@ class Clocks(keras.callbacks.Callback):
         self.seconds.append(now - self._since)
         self.measured.append(values != self._values)
         self._values, self._since = values, now
-        self.model.stop_training = epoch + 1 == self._last
 
 
-def clocked(make, x, y, epochs, callbacks=(), last=None):
-    model, clocks = make(), Clocks(last)  # a new one: each traces its step
-    model.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[*callbacks, clocks])
+def clocked(make, x, y, epochs, callbacks=()):
+    model, clocks = make(), Clocks()  # a new one: each traces its step
+    model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[*callbacks, clocks])
     return np.array(clocks.seconds), np.array(clocks.measured)
 
 
-def monitor():
-    return [keras_dal.AlignmentMonitor(verbose=False)]
+class Turns(keras.callbacks.Callback):
+    """Times steps of the model that is trained and of a plain one, by turns, in the second epoch; then training ends.
+
+    Args:
+        monitor: the monitor of the fit, which stands before it in the list.
+        plain: a model that has been trained.
+        batch: `(x, y)`.
+    """
+
+    def __init__(self, monitor, plain, batch):
+        super().__init__()
+        self._monitor, self._plain = monitor, plain
+        self._batches = iter(tf.data.Dataset.from_tensors(batch).repeat())
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self._plain.make_train_function()
+            ways = self._step_alone, self._step
+            step, _ = (timed(way, 4) for way in ways)
+            count = max(1, round(SECONDS / step))
+            pairs = [[timed(way, count) for way in ways[:: (-1) ** turn]][:: (-1) ** turn] for turn in range(TURNS)]
+            self.alone, self.watched = np.transpose(pairs)
+            self.model.stop_training = True
+
+    def _step_alone(self):
+        self._plain.train_function(self._batches)
+
+    def _step(self):
+        self._monitor.on_train_batch_begin(0)
+        self.model.train_function(self._batches)
+
+
+def timed(function, count):
+    """Return the processor time of one call, in seconds."""
+    since = time.process_time()
+    for _ in range(count):
+        function()
+    return (time.process_time() - since) / count
+
+
+def by_turns(make, epochs, x, y):
+    """Return the seconds of steps alone and of watched ones."""
+    plain, model, monitor = make(), make(), keras_dal.AlignmentMonitor(verbose=False)
+    plain.fit(x[:BATCH], y[:BATCH], batch_size=BATCH, verbose=0)
+    turns = Turns(monitor, plain, (tf.constant(x[:BATCH]), tf.constant(y[:BATCH])))
+    model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[monitor, turns])
+    return turns.alone, turns.watched
 
 
 def priced(make, epochs, x, y):
     """Return what the monitor adds to a fit of a model, of so many epochs."""
-    seconds, measured = clocked(make, x, y, epochs, monitor())
+    steps, watched = by_turns(make, epochs, x, y)
+    more = np.median(watched - steps)
+    before, _ = clocked(make, x, y, ALONE)
+    seconds, measured = clocked(make, x, y, epochs, [keras_dal.AlignmentMonitor(verbose=False)])
+    after, _ = clocked(make, x, y, ALONE)
     measured[0] = False  # told apart
-    measuring = float(np.median(seconds[measured]) - np.median(seconds[1:][~measured[1:]])) if measured.any() else 0.0
-    alone, ratios, first = [], [], []
-    for turn in range(TURNS):
-        fits = {}
-        for with_monitor in (False, True) if turn % 2 else (True, False):
-            fits[with_monitor] = clocked(make, x, y, epochs, monitor() if with_monitor else (), last=SHORT)
-        (plain, _), (watched, seen) = fits[False], fits[True]
-        first.append(watched[0] - plain[0])
-        alone.append(np.median(plain[1:]))
-        ratios.append(np.median(watched[1:][~seen[1:]]) / alone[-1])
-    epoch, more = float(np.median(alone)), float(np.median(first))
+    alone, others = np.median([*before[1:], *after[1:]]), np.median(seconds[1:][~measured[1:]])
+    measuring = float(np.median(seconds[measured]) - others) if measured.any() else 0.0
+    first = float(seconds[0] - np.median([before[0], after[0]]))
     return {
         "epochs": epochs,
-        "an epoch alone, seconds": epoch,
-        "the first epoch takes more by, seconds": more,
+        "an epoch alone, seconds": float(alone),
+        "the first epoch takes more by, seconds": first,
         "measurements after it": int(measured.sum()),
         "each takes, seconds": measuring,
-        "of the fit, share": (more + int(measured.sum()) * measuring) / (epochs * epoch),
-        "another epoch takes more by, share": float(np.mean(ratios) - 1),
-        "standard error of that": float(np.std(ratios, ddof=1) / TURNS**0.5),
-        "another epoch over one alone, by turns": np.round(ratios, 4).tolist(),
+        "of the fit, share": float((first + measured.sum() * measuring) / (epochs * alone)),
+        "a step alone, seconds": float(np.median(steps)),
+        "one that measures nothing takes more by, seconds": float(more),
+        "which is a share of": float(more / np.median(steps)),
+        "standard error of that": float(np.std((watched - steps) / steps, ddof=1) / TURNS**0.5),
+        "epochs alone, seconds": [np.round(each, 4).tolist() for each in (before, after)],
         "epochs, seconds": np.round(seconds, 4).tolist(),
         "measured after": np.flatnonzero(measured).tolist(),
     }
