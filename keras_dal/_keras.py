@@ -118,26 +118,26 @@ def has_own_compute_loss(model):
     return type(model).compute_loss is not keras.Model.compute_loss
 
 
+def _callers():
+    """Yield the frames that are at work, from the innermost on."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 def model_in_step(optimizer):
     """Return the model whose training step calls an optimizer now, as Keras' own and most others do, or None."""
-    frame = sys._getframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.Model) and any(
-            each is optimizer for each in optimizers(getattr(owner, "optimizer", None))
-        ):
-            return owner
-        frame = frame.f_back
-    return None
+    owners = (frame.f_locals.get("self") for frame in _callers())
+    models = (owner for owner in owners if isinstance(owner, keras.Model))
+    return next((m for m in models if any(o is optimizer for o in optimizers(getattr(m, "optimizer", None)))), None)
 
 
 def steps_in_fit(model):
     """Return whether a callback of a model's `fit` trains it, by `train_on_batch` or by a `fit` of its own."""
-    frame = sys._getframe()
-    for names, owner in ((("train_on_batch", "fit"), model), (None, keras.callbacks.CallbackList), (("fit",), model)):
-        while frame is not None and not _is_of(frame, names, owner):
-            frame = frame.f_back
-    return frame is not None
+    callers = _callers()
+    nested = (("train_on_batch", "fit"), model), (None, keras.callbacks.CallbackList), (("fit",), model)
+    return all(any(_is_of(frame, names, owner) for frame in callers) for names, owner in nested)
 
 
 def running():
@@ -145,18 +145,13 @@ def running():
 
     By name alone, as each step asks: to look at what it is of would copy all that `fit` holds.
     """
-    frame = sys._getframe()
-    while frame is not None and frame.f_code.co_name not in ("fit", "train_on_batch"):
-        frame = frame.f_back
-    return frame and id(frame)
+    return next((id(frame) for frame in _callers() if frame.f_code.co_name in ("fit", "train_on_batch")), None)
 
 
 def calling_list():
     """Return the list of callbacks that calls, which lives as long as the call of `fit` that made it, or None."""
-    frame = sys._getframe()
-    while frame is not None and not _is_of(frame, None, keras.callbacks.CallbackList):
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]
+    lists = (frame for frame in _callers() if _is_of(frame, None, keras.callbacks.CallbackList))
+    return next((frame.f_locals["self"] for frame in lists), None)
 
 
 def _is_of(frame, names, owner):

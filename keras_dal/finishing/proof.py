@@ -82,8 +82,9 @@ def refinements(bounded, theta, gap, step_at, rounded):
         if not np.isfinite(further).all():
             break
         closer = bounded(further)
-        gains = closer.gap < _GAIN * bound.gap and not _rises(bound, closer, gap)
-        if closer.gap < bound.gap and not _rises(bound, closer, gap):
+        is_taken = closer.gap < bound.gap and not _rises(bound, closer, gap)
+        gains = is_taken and closer.gap < _GAIN * bound.gap
+        if is_taken:
             theta, bound = further, closer
             yield bound, theta
 

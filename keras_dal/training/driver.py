@@ -1,11 +1,10 @@
 """Who has promised to switch an optimizer in time."""
 
-import contextlib
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 from keras_dal import _keras
+from keras_dal.features.tracing import replaced
 from keras_dal.training.inner import path_to
 
 
@@ -31,14 +30,9 @@ class Driver:
     def fit(self, fit):
         self._fit = None if fit is None else weakref.ref(fit)
 
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """While this is open, whoever opened it promises to switch in time."""
-        before, self.is_there = self.is_there, True
-        try:
-            yield
-        finally:
-            self.is_there = before
+    def at_work(self):
+        """Return a context: while it is open, whoever opened it promises to switch in time."""
+        return replaced(self, "is_there", True)
 
     def check(self, model):
         """Raise a RuntimeError where a model is trained with the optimizer, and nobody has promised."""
