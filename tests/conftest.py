@@ -14,7 +14,7 @@ gc.disable()  # a heap of traced functions is large, and looking through it take
 
 
 def pytest_runtest_logfinish():
-    """Free what a test made, of which iterators may wait for as long as they lived; what is left is not searched."""
+    """Free what a test made; what is left is not searched."""
     gc.collect()
     gc.freeze()
 
@@ -22,6 +22,21 @@ def pytest_runtest_logfinish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     keras.utils.set_random_seed(0)  # before fixtures of any scope: no test hangs on those that a process ran before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _iterators_end_at_once():
+    """Tune no iterator of tf.data: one that is let go of may wait for its tuner as long again as it lived."""
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    iterate, options = tf.data.Dataset.__iter__, tf.data.Options()
+    options.autotune.enabled = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.data.Dataset, "__iter__", lambda dataset: iterate(dataset.with_options(options)))
+        yield
 
 
 @pytest.fixture(autouse=True)
