@@ -11,7 +11,7 @@ from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residua
 from keras_dal.features.batches import in_one_array
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import common_scale
-from keras_dal.models.tangent import tangent_operator
+from keras_dal.models.tangent import operator_of_all
 from keras_dal.solvers.jacobian_base import Products
 from keras_dal.solvers.label_squares import centred_total, safe_mean
 
@@ -30,7 +30,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_
         loss: a `losses.Loss`.
         x, y, sample_weight, max_bytes, batch_size: as for `alignment`.
     """
-    operator = tangent_operator(structure.model, x, "all", max_bytes=max_bytes, batch_size=batch_size)
+    operator = operator_of_all(structure, x, batch_size, max_bytes)
     y, sample_weight = in_one_array("labels", y), in_one_array("sample weights", sample_weight)
     check_labels(y, x)
     targets = loss.targets(y, structure.num_outputs)

@@ -222,21 +222,7 @@ def logits(model, layer, x):
 
 def evaluate(model, layer, x):
     """Return the features that `layer` sees and the outputs of `model` in inference mode, as NumPy arrays."""
-    return _as_arrays(features_and_outputs(model, layer, x))
-
-
-def evaluation(model, layer, function):
-    """Return `evaluate` as a function of a batch, for many batches of one shape.
-
-    Args:
-        model: a model.
-        layer: as in `evaluate`.
-        function: the `feature_function` of both, which does where it lets random layers draw anew.
-    """
-    run = function
-    if not _backend.COMPILED_MAY_ASSIGN:
-        run = _backend.in_one(lambda x: features_and_outputs(model, layer, x), model)
-    return lambda x: _as_arrays(run(x))
+    return as_arrays(features_and_outputs(model, layer, x))
 
 
 def features_and_outputs(model, layer, x):
@@ -261,16 +247,10 @@ def _of_one_value(call):
     return of_one_value
 
 
-def _as_arrays(evaluated):
+def as_arrays(evaluated):
+    """Return features and outputs as NumPy arrays."""
     features, outputs = evaluated
     return feature_array(features), to_numpy(outputs)
-
-
-def feature_function(model, layer):
-    """Return `features_and_outputs` as a function of a batch of inputs, compiled at the first call as the model is."""
-    function = functools.partial(features_and_outputs, model, layer)
-    compiled = functools.cache(lambda run_eagerly: _backend.compiled(function, model))
-    return lambda x: compiled(model.run_eagerly)(x)
 
 
 def recorded_calls(model, x):

@@ -13,7 +13,7 @@ from keras.layers import RNN
 from keras_dal import _backend, _keras
 from keras_dal.features import tracing
 from keras_dal.features.inputs import enlarged, sample_inputs
-from keras_dal.features.tracing import evaluate, evaluation, inference, recorded_calls
+from keras_dal.features.tracing import evaluate, inference, recorded_calls
 from keras_dal.features.variables import restored
 from keras_dal.models import linearity
 from keras_dal.models.activations import ACTIVATIONS
@@ -100,10 +100,9 @@ def _activation(form, calls, x, can_be_enlarged):
 
     They may round differently: a refusal has to be of both.
     """
-    by_one_program = evaluation(form.model, form.layer, form.feature_function)
     with _backend.full_precision():
         with contextlib.suppress(Exception), restored(form.model.variables):
-            return _checked(form, calls, x, can_be_enlarged, by_one_program)
+            return _checked(form, calls, x, can_be_enlarged, form.feature_function.evaluate)
         return _checked(form, calls, x, can_be_enlarged, functools.partial(evaluate, form.model, form.layer))
 
 

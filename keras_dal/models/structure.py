@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_dal import _backend, _keras
 from keras_dal.features import tracing
+from keras_dal.features.programs import feature_function
 from keras_dal.features.tracing import evaluate, to_numpy
 from keras_dal.features.variables import assign_all, checksum
 from keras_dal.heads import Head
@@ -29,7 +30,8 @@ class Structure:
         gated_layers: the layers whose gates freeze at the switch; empty for a plain head.
         num_features: m, the width of the features.
         num_outputs: C, the width of the logits.
-        feature_function: the features of one batch of inputs and the outputs, as tensors; compiled at the first call.
+        feature_function: the features of one batch of inputs and the outputs, as tensors; compiled at the first call,
+            and kept with a model of Keras' own layers as long as these compute the same.
         adds_losses: names of the layers that add a loss to the compiled one when they are called.
     """
 
@@ -182,7 +184,7 @@ def structure_of(model, layer, output_layer, activation, num_features, num_outpu
         gated_layers=tuple(gate for gate in (layer, *_keras.sublayers(layer)) if isinstance(gate, Gated)),
         num_features=num_features,
         num_outputs=num_outputs,
-        feature_function=tracing.feature_function(model, layer),
+        feature_function=feature_function(model, layer),
         adds_losses=adds_losses,
     )
 

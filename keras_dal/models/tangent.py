@@ -56,9 +56,14 @@ def tangent_operator(
     structure = find_structure(model, x)
     if linear:
         return HeadOperator(structure, x, batch_size, max_bytes)
-    everything = isinstance(parameters, str) and parameters == "all"
-    chosen = model.variables if everything else named_variables(model, parameters)
-    return AutodiffOperator(structure, x, [v for v in chosen if v.trainable], batch_size, max_bytes)
+    if isinstance(parameters, str) and parameters == "all":
+        return operator_of_all(structure, x, batch_size, max_bytes)
+    return AutodiffOperator(structure, x, named_variables(model, parameters), batch_size, max_bytes)
+
+
+def operator_of_all(structure, x, batch_size, max_bytes):
+    """Return the `tangent_operator` of all trainable parameters of a model whose `Structure` is at hand."""
+    return AutodiffOperator(structure, x, structure.model.variables, batch_size, max_bytes)
 
 
 class _Operator(LinearOperator):
@@ -113,15 +118,15 @@ class AutodiffOperator(_Operator):
     """J in any variables of the model, in inference mode, by automatic differentiation one batch after another."""
 
     def __init__(self, structure, x, variables, batch_size, max_bytes):
-        if not variables:
+        self.variables = tuple(variable for variable in variables if variable.trainable)
+        if not self.variables:
             raise ValueError(
                 "At least one of the chosen parameters must be trainable. "
                 f"Received: model {structure.model.name!r} with trainable={structure.model.trainable}"
             )
-        self.variables = tuple(variables)
         sample = sample_inputs(structure.model, x)
         values = batch_size * _bytes_per_sample(structure.model, sample)
-        size = num_entries(variables)
+        size = num_entries(self.variables)
         super().__init__(num_samples(x), structure.num_outputs, size, 3 * values, max_bytes)  # tangents, gradients too
         self._x, self._batch_size = x, batch_size
 

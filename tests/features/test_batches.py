@@ -151,10 +151,10 @@ def test_precision(dtype, bits):
     assert eps_of(np.dtype(getattr(precision_module.ml_dtypes, dtype, dtype))) == 2.0**-bits
 
 
-def test_the_features_of_a_structure_are_compiled_once(structure, monkeypatch):
+def test_the_features_of_a_structure_are_compiled_once(monkeypatch):
     compiled, original = [], tracing._backend.compiled
     monkeypatch.setattr(tracing._backend, "compiled", lambda *args: compiled.append(args) or original(*args))
-    fresh = find_structure(structure.model)
+    fresh = find_structure(CASE.build())
     for _ in range(3):
         list(feature_batches(fresh, CASE.inputs(4)))
     assert len(compiled) == 1

@@ -10,8 +10,8 @@ from keras import layers
 from scipy import special
 
 from keras_dal.features import tracing
+from keras_dal.features.programs import FeatureFunction
 from keras_dal.features.tracing import tap, to_numpy
-from keras_dal.models import find_structure as finding
 from keras_dal.models.activations import are_made
 from keras_dal.models.add_head import add_gated_head
 from keras_dal.models.find_structure import find_structure
@@ -494,10 +494,8 @@ def test_a_layer_that_no_program_can_have_is_run_operation_by_operation():
 
 
 def test_a_program_that_rounds_otherwise_refuses_no_model(monkeypatch):
-    def disturbed(model, layer, function):
-        return lambda x: [part + 0.1 for part in tracing.evaluate(model, layer, x)]
-
-    monkeypatch.setattr(finding, "evaluation", disturbed)
+    evaluate = FeatureFunction.evaluate
+    monkeypatch.setattr(FeatureFunction, "evaluate", lambda *args: [part + 0.1 for part in evaluate(*args)])
     model = cases.CASES[0].build()
     before = snapshot(model)
     assert find_structure(model).num_features == cases.NUM_FEATURES
