@@ -23,15 +23,24 @@ def eps_of_features(structure, batches):
         structure: a `Structure`.
         batches: an iterable of features `(k, m)`, at least one.
     """
-    used = {layer.compute_dtype for layer in _keras.sublayers(structure.model)}
-    halves = [dtype for dtype in HALVES if dtype in used]
-    eps = eps_of(computed_dtype(structure.layer.compute_dtype))
+    halves, coarsest = halves_in(structure.model), []
     for features in batches:
-        eps = max(eps, eps_of(features.dtype))
+        coarsest.append(features.dtype)
         halves = [dtype for dtype in halves if _are_of(features, dtype)]
         if not halves:
-            return eps
-    return max([eps, *map(eps_of, halves)])
+            break
+    return coarsest_eps(structure, [*coarsest, *halves])
+
+
+def halves_in(model):
+    """Return in which dtypes of half precision layers of a model compute."""
+    used = {layer.compute_dtype for layer in _keras.sublayers(model)}
+    return [dtype for dtype in HALVES if dtype in used]
+
+
+def coarsest_eps(structure, dtypes):
+    """Return the spacing at one of the coarsest of dtypes that features are numbers of, and of what the head takes."""
+    return max(map(eps_of, [computed_dtype(structure.layer.compute_dtype), *dtypes]))
 
 
 def blocks_of(features):

@@ -190,10 +190,11 @@ def share_error(share, values, rank):
     return float(turned * (2 * np.sqrt(share) + turned))
 
 
-def project_moments(moments, num_outputs, use_bias, eps, num_samples):
+def project_moments(moments, num_outputs, use_bias, eps, num_samples, eps_of_features=0.0):
     """Return the `Projection` of the labels from sums alone.
 
-    A Gram matrix squares the condition number: only singular values above the square root of the rounding count.
+    A Gram matrix squares the condition number: only singular values above the square root of the rounding count, and
+    above what the rounding of the features themselves may be.
 
     Args:
         moments: `[Z, 1, Y]' W [Z, 1, Y]`, float64 of shape `(m + 1 + C, m + 1 + C)`.
@@ -201,6 +202,7 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
         use_bias: whether the column of ones belongs to the head.
         eps: spacing at one of the numbers that were summed up.
         num_samples: number of samples in the sums, however much they weigh.
+        eps_of_features: spacing at one of the numbers that the features were computed in.
     """
     moments = np.asarray(moments, np.float64)
     y = slice(len(moments) - num_outputs, None)
@@ -218,10 +220,11 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples):
     scale = np.sqrt(np.where(varies, size, np.inf))
     squares, vectors = linalg.eigh(gram / np.outer(scale, scale))
     values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
-    tolerance = float(np.sqrt(_GRAM_SAFETY * k * rounding))
+    of_sums = float(np.sqrt(_GRAM_SAFETY * k * rounding))
+    tolerance = max(of_sums, float(rank_tolerance(num_samples, k, eps_of_features)))
     rank = int(np.sum(values > tolerance * values[0]))
     projected = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]
-    sure = 1.0 - _LESS * (tolerance / values[:rank, None]) ** 2
+    sure = 1.0 - _LESS * (of_sums / values[:rank, None]) ** 2
     coefficients = vectors[:, :rank] @ (projected / values[:rank, None]) / scale[:, None]
     if use_bias:
         coefficients[-1] += means[y] - means[:one] @ coefficients[:-1]

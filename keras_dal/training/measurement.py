@@ -9,6 +9,7 @@ from keras_dal._backend.threads import threads_for
 from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.inputs import input_specs
+from keras_dal.features.precision import coarsest_eps, halves_in
 from keras_dal.training.budget import SHARE, Budget
 from keras_dal.training.kernel_change import KernelChange, some_samples
 from keras_dal.training.logs import as_alignment, as_change
@@ -153,7 +154,8 @@ class OnStream(Measurement):
         self.reason = f"it would take {share if self._is_small else f'sums of more than {SUMS_BYTES / 2**30:.3g} GiB'}"
         self._budget = Budget(structure.model, structure.num_features, structure.num_outputs, epochs)
         with _backend.training_scope(structure.model):
-            self.moments = StepMoments(structure, loss, input_specs(structure.model), with_sums=self._is_small)
+            specs, halves = input_specs(structure.model), halves_in(structure.model)
+            self.moments = StepMoments(structure, loss, specs, with_sums=self._is_small, halves=halves)
 
     @property
     def _tells(self):
@@ -198,7 +200,8 @@ class OnStream(Measurement):
         self.interval = self._budget.alignment(self._count)
         if self._sums_up and self._is_due(epoch, self._count):
             with threads_for((self._structure.num_features + 1) ** 3):
-                self.report = alignment_from_moments(sums, count, self._structure, self._loss)
+                eps = coarsest_eps(self._structure, self.moments.dtypes())
+                self.report = alignment_from_moments(sums, count, self._structure, self._loss, eps_of_rows=eps)
             self._alignment.set(as_alignment(self.report), epoch)
         return self._alignment.value | change
 

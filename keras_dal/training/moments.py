@@ -51,15 +51,18 @@ class StepMoments(keras.metrics.Metric):
         input_specs: what the model's inputs look like, a structure of KerasTensors, or None; where that is not known,
             or they are large, no inputs are kept.
         with_sums: whether there are sums; samples are counted in any case.
+        halves: dtypes of half precision in which features may have been computed.
     """
 
-    def __init__(self, structure, loss, input_specs=None, with_sums=True):
+    def __init__(self, structure, loss, input_specs=None, with_sums=True, halves=()):
         super().__init__(name="keras_dal_moments", dtype=_backend.statistics_dtype())
         self.num_outputs, self.loss, self._with_sums = structure.num_outputs, loss, with_sums
         size = structure.num_features + 1 + structure.num_outputs if with_sums else 0
         self.sums = self.add_variable((size, size), "zeros", dtype=self.dtype, name="sums")
         self.count = self.add_variable((), "zeros", dtype=self.dtype, name="count")
         self.refused = self.add_variable((), "zeros", dtype=self.dtype, name="refused")
+        self._halves = halves
+        self.finer = self.add_variable((len(halves),), "zeros", dtype=self.dtype, name="finer")
         self._has_sums, self.has_failed, self.was_fed = True, False, False
         self.counting, self.measuring = self._add_switch("counting", 1), self._add_switch("measuring", with_sums)
         parts = tree.flatten(input_specs)
@@ -100,7 +103,7 @@ class StepMoments(keras.metrics.Metric):
     def _add(self, x, batch):
         _backend.add_where_set(self.counting, [self.count, self.refused], lambda: self._counts(*batch))
         if self._with_sums:
-            _backend.add_where_set(self.measuring, [self.sums], lambda: [self._products(*batch)])
+            _backend.add_where_set(self.measuring, [self.sums, self.finer], lambda: self._products(*batch))
         if self.probes is not None and (parts := self._like_probes(x)):
             _backend.where_set(1.0 - self.probed, lambda: self._keep_first(parts))
 
@@ -120,11 +123,20 @@ class StepMoments(keras.metrics.Metric):
         return ops.sum(used), ops.sum(ops.where(weight >= 0, wrong, 1.0))
 
     def _products(self, y, features, sample_weight):
+        """Return the sums of a batch, and how many of its features are no numbers of each half precision in use."""
         (targets, _), weight = self._targets(y), self._weight(features, sample_weight)
+        halves = [ops.cast(ops.cast(features, half), features.dtype) for half in self._halves]
+        finer = [ops.sum(ops.cast(half != features, self.dtype)) for half in halves]
         features = ops.cast(features, self.dtype)
         rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
         rows = ops.cast(rows, self.dtype)  # which Keras joins in float32 on some backends
-        return _backend.product(ops.transpose(rows), weight * rows)
+        return _backend.product(ops.transpose(rows), weight * rows), ops.stack(finer) if finer else ops.zeros(
+            (0,), self.dtype
+        )
+
+    def dtypes(self):
+        """Return the dtypes of half precision that all features in the sums are numbers of."""
+        return [half for half, count in zip(self._halves, to_numpy(self.finer), strict=True) if not count]
 
     def _like_probes(self, x):
         """Return the parts of inputs that are as the model declares them, none where it takes others.
@@ -170,6 +182,7 @@ class StepMoments(keras.metrics.Metric):
         self._has_sums = measuring
         self.count.assign(ops.zeros((), dtype=self.dtype))
         self.refused.assign(ops.zeros((), dtype=self.dtype))
+        self.finer.assign(ops.zeros(self.finer.shape, dtype=self.dtype))
 
     def result(self):
         return {}

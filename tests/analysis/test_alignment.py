@@ -4,6 +4,7 @@ import contextlib
 
 import cases
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from exact_head import fractions, left_of
@@ -391,6 +392,18 @@ def test_moments_in_float32_do_not_invent_directions(offset):
     rows = np.column_stack([z, np.ones(500), generator.standard_normal((500, 2))]).astype("float32")
     projection = project_moments((rows.T @ rows).astype(np.float64), 2, True, np.finfo(np.float32).eps, 500)
     assert projection.rank == 4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_find_no_directions_in_the_rounding_of_features(dtype):
+    generator, coarse = np.random.default_rng(0), np.dtype(getattr(ml_dtypes, dtype, dtype))
+    z = generator.standard_normal((2000, 10)) @ generator.standard_normal((10, 40))
+    rows = np.column_stack([z.astype(coarse).astype(np.float64), np.ones(2000), generator.standard_normal((2000, 2))])
+    eps, streamed = float(ml_dtypes.finfo(coarse).eps), StreamedQR(40, 2, True)
+    streamed.update(rows[:, :40], rows[:, -2:])
+    projection = project_moments(rows.T @ rows, 2, True, np.finfo(np.float32).eps, 2000, eps)
+    assert projection.rank == streamed.project(eps).rank == 11
+    assert projection.residual_share == pytest.approx(streamed.project(eps).residual_share, rel=1e-3)
 
 
 def test_an_offset_of_one_feature_hides_no_others_in_moments_of_float32():

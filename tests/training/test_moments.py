@@ -131,3 +131,17 @@ def test_what_does_not_count_is_neither_counted_nor_checked():
     moments.add(None, wrong, ops.ones((2, M)))
     with pytest.raises(BadLabels, match="Received: 2 samples"):
         moments.read()
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
+def test_the_rounding_of_half_precision_is_no_direction_while_training_either(policy):
+    generator, one_run = np.random.default_rng(0), keras_dal.AlignmentMonitor()
+    x = generator.standard_normal((600, 8)).astype("float32")
+    y = generator.standard_normal((600, 2)).astype("float32")
+    spread = keras.layers.Dense(30, use_bias=False, dtype=policy)  # 30 features in 8 directions
+    model = keras.Sequential([keras.Input((8,)), spread, keras.layers.Dense(2, dtype="float32")])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    logs = model.fit(x, y, batch_size=200, verbose=0, callbacks=[one_run]).history
+    report = keras_dal.alignment(model, x, y, verbose=0)
+    assert logs["alignment_rank"] == [report.rank] == [2 * 9]
+    assert logs["alignment"][0] == pytest.approx(report.alignment, rel=1e-3)
