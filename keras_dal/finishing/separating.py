@@ -93,10 +93,7 @@ class SeparableTask(NewtonTask):
         if np.min(self._margins(self._where.numpy(self.start))) > 0:
             self.path.add(self.unchanged())
             return True
-        finished = self._problem(self._whole_loss(), _GENTLE, part=1)
-        enough = Tolerance(_NEARLY * self.data.mean_weight, self.data.floor)
-        step, point, _ = self._minimize(finished, 1e-2 * _NEARLY, [enough])
-        logits = self._where.numpy(step.logits)
+        point, logits = self._head_finished()
         solver = Interpolation(self.samples.part(0), self._still.part(0), self.data.max_bytes)
         reason = f"{_ROUNDS} rounds left some"
         try:
@@ -116,6 +113,26 @@ class SeparableTask(NewtonTask):
             )
             return False
         return True
+
+    def _head_finished(self):
+        """Finish the head beside the mixture, with a small change, unless more is wrong then than without a head.
+
+        Returns:
+            Its point and the logits of all rows.
+        """
+        enough = Tolerance(_NEARLY * self.data.mean_weight, self.data.floor)
+        nothing, step, point = self._loss_of_nothing(), None, None
+        for ridge in [ridge for ridge in RIDGES if ridge <= _GENTLE]:
+            finished = self._problem(self._whole_loss(), ridge, part=1)
+            step, point, _ = self._minimize(finished, 1e-2 * _NEARLY, [enough], step and step.phi)
+            if point.loss <= nothing:
+                break
+        return point, self._where.numpy(step.logits)
+
+    def _loss_of_nothing(self):
+        """Return the loss where all logits are zero."""
+        logits = np.zeros((len(self.data.train), self.data.structure.num_outputs), np.float32)
+        return float(np.mean(self.data.train.weights * self.data.loss.values(logits, self.data.targets)))
 
     def _rounds(self, solver, theta, logits):
         """Yield the point after each round of interpolation, and the logits of all rows there.

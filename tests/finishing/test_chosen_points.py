@@ -215,3 +215,20 @@ def test_an_interrupt_while_a_point_is_looked_at_leaves_the_model_as_it_was(monk
         result.choose(0)
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples stay on their wrong side")
+def test_a_head_that_is_wrong_by_much_costs_no_samples():
+    """The same labels on the same features, of which a head of large logits knows as much as one of small ones."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(256, 8))
+    y = (np.tanh(x @ generator.normal(size=(8, 3))) + 0.3 * generator.normal(size=(256, 3))).argmax(1)
+    x, left = (10 * x).astype("uint8").astype("float32") / 100, []
+    for scale in (1.0, 100.0):
+        model = keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu"), layers.Dense(3)])
+        model.compile("sgd", CLASSES)
+        weights = np.random.default_rng(1)
+        first, last = weights.uniform(-0.5, 0.5, (8, 16)), weights.uniform(-0.5, 0.5, (16, 3))
+        model.set_weights([first, np.zeros(16), scale * last, np.zeros(3)])
+        left.append(len(keras_dal.converge(model, x, y, verbose=0).left))
+    assert left[1] <= left[0] + 3
