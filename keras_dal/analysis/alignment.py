@@ -23,7 +23,7 @@ from keras_dal.analysis.separability import (
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import blocks_of, coarsest_eps, eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_bytes, check_fits, positive
+from keras_dal.features.samples import check_bytes, check_fits, kept_bytes, positive
 from keras_dal.features.store import SpooledRows
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
@@ -225,7 +225,7 @@ def _measure_gated(structure, loss, rows, used, alike, decide_separability, max_
     check_fits(int(used.sum()), (structure.num_features, structure.num_outputs), max_bytes)
     features, targets, weights = joined_rows(rows)
     eps = _eps(structure, rows)
-    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps, max_bytes=max_bytes)
+    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps, max_bytes=kept_bytes(max_bytes))
     matrix = loss.label_matrix(targets)
     theta = columns.refined(matrix)
     squares = centred_total(loss.seen(matrix), weights, structure.use_bias)

@@ -15,7 +15,15 @@ from keras_dal.analysis.separability import announced, decisive_share, finding_o
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_bytes, check_fits, check_positive, checked_weight, joined, positive
+from keras_dal.features.samples import (
+    check_bytes,
+    check_fits,
+    check_positive,
+    checked_weight,
+    joined,
+    kept_bytes,
+    positive,
+)
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.regularizers import l2_factors, penalty_at
@@ -53,7 +61,8 @@ def certify(
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
         max_bytes: of features, and of logits, in float64, of each of which several arrays are needed; more are refused
-            as soon as they are seen. Of the gates and the factor of a head with gates, too.
+            as soon as they are seen. Of the gates and the factor of a head with gates, too, which are done without
+            beyond it; infinity refuses nothing, and is the default for these.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
@@ -143,7 +152,7 @@ def certify_head(
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`, none by default.
         max_jacobian_bytes: largest Jacobian whose singular values are computed.
-        max_bytes: memory for gates and for a factor, each, of a larger one.
+        max_bytes: memory for gates and for a factor, each, of a larger one; infinity is the default.
         eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
         seconds: as `time_limit` in `certify`.
 
@@ -153,7 +162,7 @@ def certify_head(
     kept, weights = positive(checked_weight(weights, len(features)))
     eps = eps_of(features.dtype) if eps is None else eps
     features, targets = features[kept].astype(np.float64), targets[kept]
-    jac = jacobian(head, features, weights, loss.shift_invariant, max_jacobian_bytes, eps, max_bytes)
+    jac = jacobian(head, features, weights, loss.shift_invariant, max_jacobian_bytes, eps, kept_bytes(max_bytes))
     objective = Objective(jac, loss, targets, weights, 0.0 if penalty is None else penalty)
     matrix = loss.label_matrix(targets)
     scale, v = common_scale(loss.scales(targets)), jac.refined(matrix)

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal._backend.arrays import MAX_BYTES
+
 
 def checked_weight(weight, size):
     """Return weights as float64 `(size,)`, ones for None; raises a ValueError where they cannot be weights."""
@@ -70,6 +72,11 @@ def check_fits(num_samples, widths, max_bytes):
             f"raise max_bytes= where the function has it. Received: at least {num_samples:,} samples of "
             f"{widths[0]:,} features and {widths[1]:,} outputs, max_bytes={max_bytes:,}"
         )
+
+
+def kept_bytes(max_bytes):
+    """Return the limit of what is done without beyond it: infinity says only that nothing is to be refused."""
+    return MAX_BYTES if np.isinf(max_bytes) else max_bytes
 
 
 def check_seed(seed):

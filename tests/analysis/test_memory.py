@@ -1,5 +1,6 @@
 """What is larger than `max_bytes` is not begun."""
 
+import sys
 import tracemalloc
 from unittest import mock
 
@@ -13,6 +14,7 @@ from keras_dal.analysis import separability, width
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SoftmaxCrossEntropy, SquaredError
+from keras_dal.solvers.jacobian import jacobian
 
 N = 40
 PLAIN, GATED = cases.CASES[0], next(case for case in cases.CASES if case.gated)
@@ -81,6 +83,36 @@ def test_a_factor_beyond_the_limit_is_not_made():
     methods = [certify(large, x, PLAIN.labels(N), max_bytes=size, **options).method for size in (2**30, 4 * N * N - 1)]
     assert "Cholesky" in methods[0]
     assert methods[1].startswith("LSQR")
+
+
+def large_head():
+    """Return a model whose gates interpolate N samples, by a factor where one is made."""
+    model = keras_dal.add_gated_head(PLAIN.build(), PLAIN.inputs(N), num_samples=4 * N, loss=PLAIN.loss, verbose=0)
+    model.compile("sgd", PLAIN.loss)
+    return model
+
+
+@pytest.mark.parametrize(("limit", "method"), [(2**30, "Cholesky"), (4 * N * N - 1, "LSQR")])
+def test_a_monitor_refuses_nothing_and_makes_no_factor_beyond_the_default(monkeypatch, limit, method):
+    monkeypatch.setattr("keras_dal.features.samples.MAX_BYTES", limit)
+    made, module = [], sys.modules["keras_dal.analysis.alignment"]
+
+    def kept(*arguments, **options):
+        made.append(jacobian(*arguments, **options | {"max_jacobian_bytes": 1}))
+        return made[-1]
+
+    monkeypatch.setattr(module, "jacobian", kept)
+    model, data = large_head(), (PLAIN.inputs(N), PLAIN.labels(N))
+    logs = model.fit(*data, callbacks=[keras_dal.AlignmentMonitor(data=data)], epochs=1, verbose=0).history
+    assert method in made[0].method
+    assert 0.99 < logs["alignment"][0] <= 1
+
+
+@pytest.mark.parametrize(("limit", "method"), [(2**30, "Cholesky"), (4 * N * N - 1, "LSQR")])
+def test_a_certificate_without_a_limit_makes_no_factor_beyond_the_default(monkeypatch, limit, method):
+    monkeypatch.setattr("keras_dal.features.samples.MAX_BYTES", limit)
+    options = {"max_bytes": np.inf, "verbose": 0, "max_jacobian_bytes": 1, "time_limit": 1.0}
+    assert method in certify(large_head(), PLAIN.inputs(N), PLAIN.labels(N), **options).method
 
 
 def test_a_result_makes_no_certificate_beyond_the_limit_it_was_found_with():
