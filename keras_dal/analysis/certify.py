@@ -62,7 +62,8 @@ def certify(
         parameters: as in `find_structure`.
         max_bytes: of features, and of logits, in float64, of each of which several arrays are needed; more are refused
             as soon as they are seen. Of the gates and the factor of a head with gates, too, which are done without
-            beyond it; infinity refuses nothing, and is the default for these.
+            beyond it; infinity refuses nothing, and is the default for these. Labels are copied for as many outputs at
+            a time as it has room for.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 
@@ -170,7 +171,7 @@ def certify_head(
     v = scale * v if scale is not None and np.isfinite(scale) else v
     found = objective.infimum((theta, v), seconds)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
-    finding = finding_of(found, share, witnessed, objective, scale, v)
+    finding = finding_of(found, share, witnessed, objective, scale, v, max_bytes)
     residual_share = min(1.0, float(squares.share(left[0].sum())))
     beta = objective.smoothness() if np.isfinite(theta).all() else None  # from there no step leads anywhere
     of_labels = assumptions.of_labels(loss, targets, scale, found.lower > objective.floor)

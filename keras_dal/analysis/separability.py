@@ -278,7 +278,7 @@ def _found_neither(enclosure):
     return found if enclosure.out_of_time is None else f"{found} within {enclosure.out_of_time:g} seconds"
 
 
-def finding_of(found, share, witnessed, objective, scale, v):
+def finding_of(found, share, witnessed, objective, scale, v, max_bytes=MAX_BYTES):
     """Return the `Finding` of a certificate.
 
     Args:
@@ -288,12 +288,13 @@ def finding_of(found, share, witnessed, objective, scale, v):
         objective: the `Objective`.
         scale: the factor of Y_l that is optimal, infinite if labels are hard, None if there is none.
         v: the witness of least squares, times the scale where that is finite.
+        max_bytes: memory for labels, of some outputs at a time.
     """
     floor = objective.floor
     if scale is None:
         return _of_mixed(found.lower, floor, np.mean(objective.weights))
     left = max(share, witnessed)  # beside an offset a witness may differ by less than it can show
-    if left <= ALIGNED and _is_proved(found, objective, scale, v):
+    if left <= ALIGNED and _is_proved(found, objective, scale, v, max_bytes):
         at = f", and the loss is least at {scale:.3g} v" if scale not in (1.0, np.inf) else ""
         return Finding(
             Verdict.ALIGNED, f"J v = Y_l up to a residual share of {witnessed:.1e}, v evaluated in float64{at}"
@@ -303,13 +304,13 @@ def finding_of(found, share, witnessed, objective, scale, v):
     return _of_hard(found, objective.jacobian, floor=floor)
 
 
-def _is_proved(found, objective, scale, v):
+def _is_proved(found, objective, scale, v, max_bytes):
     """Return whether no label is missed that others outweigh: of hard ones margins tell."""
     if np.isinf(scale):
         return found.margin is None or found.margin > 0
     jac = objective.jacobian
     rows = [(jac.features, objective.targets, objective.weights)]
-    missed = any_missed(jac.head, objective.loss, rows, v / scale, jac.eps)
+    missed = any_missed(jac.head, objective.loss, rows, v / scale, jac.eps, max_bytes)
     return not missed and not _is_above_rounding(found.lower, objective, v)
 
 

@@ -4,7 +4,6 @@ The column space only grows with the width, and training stops gaining once the 
 Deng, 2022). Gates beside the head are random and features stay as they are, so that both are known beforehand.
 """
 
-import itertools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import WidthCurve
 from keras_dal.analysis.samples_fitted import samples_fitted
 from keras_dal.analysis.separability import ALIGNED, decisive_share
+from keras_dal.analysis.widths import affordable, check_widths, num_columns
 from keras_dal.features.batches import BATCH_SIZE, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.precision import blocks_of, eps_of_features
@@ -37,9 +37,6 @@ from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.nested_columns import CHUNK, NestedColumns
 from keras_dal.solvers.rounded import largest_loss, smallest_margin
 
-_SMALL = 1_000  # samples up to which the default widths go on until there are as many columns
-_SHARE = 8  # of the samples, as columns, where the default widths end otherwise
-_COLUMNS = 4_096  # the same, whatever the number of samples: n p^2 products are made
 _ENCLOSED = 2**26  # samples times squared columns up to which a solver encloses the infimum from both sides
 _LARGEST_SCALE = 1e3  # of the least-squares logits, relative to their root mean square, that is tried
 
@@ -62,11 +59,11 @@ def width_curve(
     """Predict, from one pass over the data and no training, what more gates beside the head would gain.
 
     For each draw of the gates there is one set of columns: a wider head has those of the narrower ones and more. With
-    p columns a draw takes `n p^2` products in float64 and `8 p (n + 3 p)` bytes, and up to 1,280 columns more while
-    these are made. Ranks follow the rule of `alignment`, for features in float32. Shares are what evaluated
-    coefficients leave, exact to about 1e-9 where no direction lies near the tolerance; those that do are left out
-    column by column, each with about an nth part of the labels. Constraints on the parameters, and which of them are
-    trainable, count for nothing here.
+    p columns a draw takes `n p^2` products in float64 and `8 p (n + 3 p) + 128 C (n + 2 p)` bytes, and up to 1,280
+    columns more while these are made. Ranks follow the rule of `alignment`, for features in float32. Shares are what
+    evaluated coefficients leave, exact to about 1e-9 where no direction lies near the tolerance; those that do are left
+    out column by column, each with about an nth part of the labels. Constraints on the parameters, and which of them
+    are trainable, count for nothing here.
 
     Args:
         model: a Keras model that `find_structure` understands; of a `GatedBranch`, the head beside it is width 0.
@@ -78,7 +75,8 @@ def width_curve(
         draws: how often the gates are drawn.
         loss: as for `model.compile`; the compiled one by default.
         cache: directory in which features of arrays are kept and found again.
-        max_bytes: memory for features, and for columns with their Gram matrix and its factors.
+        max_bytes: memory for features, and for columns with their Gram matrix, its factors, and labels; more columns
+            are refused.
         batch_size: samples in one evaluation of arrays.
         seed: integer for the gates and for the order of the samples.
         verbose: 0 for silence; else a line for each width of each draw.
@@ -87,10 +85,12 @@ def width_curve(
         A `WidthCurve`.
 
     Raises:
+        MemoryError: the columns of the widths need more than `max_bytes`.
         ValueError: no linear head, or one after gated units; an unsupported loss, bad data or bad arguments.
     """
     widths = None if widths is None else tuple(widths)
-    _check(widths, draws)
+    check_widths(widths)
+    check_count("draws", draws)
     check_seed(seed)
     check_bytes("max_bytes", max_bytes)
     structure = find_structure(model, first_inputs(x))
@@ -101,7 +101,7 @@ def width_curve(
         )
     loss = loss_of(model, structure.activation, loss)
     data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes, labelled=True).weighted
-    widths = _affordable(widths, len(data), structure.num_features, max_bytes)
+    widths = affordable(widths, len(data), structure.num_features, structure.num_outputs, max_bytes)
     problem = _problem(structure, loss, data)
     with threads_for(Host.block * (2 * structure.num_features + 2) ** 2):
         found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
@@ -169,7 +169,7 @@ class _WidthData:
         self.floor = loss.floor(targets, weights)
 
     def num_columns(self, width):
-        return _num_columns(width, self.features.shape[1])
+        return num_columns(width, self.features.shape[1])
 
     def num_variables(self, width):
         m, outputs = self.features.shape[1], self.targets.shape[1]
@@ -232,49 +232,6 @@ def _problem(structure, loss, data):
     targets = loss.targets(data.labels, structure.num_outputs)
     eps = eps_of_features(structure, blocks_of(data.features))
     return _WidthData(data.features, targets, data.weights, loss, structure.use_bias, eps)
-
-
-def _check(widths, draws):
-    check_count("draws", draws)
-    given = (0,) if widths is None else widths
-    whole = all(isinstance(width, (int, np.integer)) and width >= 0 for width in given)
-    if not given or not whole or any(after <= before for before, after in itertools.pairwise(given)):
-        raise ValueError(f"widths must be ascending integers, not negative. Received: widths={widths!r}")
-
-
-def _num_columns(width, num_features):
-    return (width + 1) * (num_features + 1)
-
-
-def _num_bytes(width, num_samples, num_features):
-    """Return the memory of columns, their Gram matrix and its two factors, and of what the columns are made of."""
-    columns = _num_columns(width, num_features)
-    made_of = width + 4 * (num_features + 1) + 5 * min(CHUNK, columns)
-    return 8 * (columns * (num_samples + 3 * columns) + num_samples * made_of)
-
-
-def _affordable(widths, num_samples, num_features, max_bytes):
-    """Return the widths as a tuple; raises a ValueError for columns that are too many."""
-    given = tuple(int(width) for width in widths or _default_widths(num_samples, num_features, max_bytes))
-    needed = _num_bytes(given[-1], num_samples, num_features)
-    if needed > max_bytes:
-        raise ValueError(
-            f"The columns of {given[-1]:,} gates need {needed:,} bytes. Raise max_bytes, or pass "
-            f"fewer gates or samples. Received: max_bytes={max_bytes:,}"
-        )
-    return given
-
-
-def _default_widths(n, num_features, max_bytes):
-    most = min(n if n <= _SMALL else n / _SHARE, _COLUMNS)
-    widths = [0]
-    while _num_columns(widths[-1], num_features) < most:
-        wider = max(1, 2 * widths[-1])
-        too_many = n > _SMALL and _num_columns(wider, num_features) > most
-        if too_many or _num_bytes(wider, n, num_features) > max_bytes:
-            break
-        widths.append(wider)
-    return tuple(widths)
 
 
 def _one_draw(problem, widths, seed, draw, verbose):

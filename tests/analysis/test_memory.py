@@ -11,9 +11,12 @@ import pytest
 import keras_dal
 from keras_dal import alignment, certify
 from keras_dal.analysis import separability, width
+from keras_dal.analysis.certify import certify_head
+from keras_dal.analysis.misses import middles
+from keras_dal.analysis.widths import num_bytes
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.heads import DenseHead
-from keras_dal.losses import SoftmaxCrossEntropy, SquaredError
+from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from keras_dal.solvers.jacobian import jacobian
 
 N = 40
@@ -136,7 +139,7 @@ def peak_of(function, *arguments):
     tracemalloc.start()
     try:
         function(*arguments)
-    except ValueError as error:
+    except MemoryError as error:
         raised = error
     finally:
         peak = tracemalloc.get_traced_memory()[1]
@@ -144,13 +147,29 @@ def peak_of(function, *arguments):
     return peak, raised
 
 
-@pytest.mark.parametrize(("features", "gates"), [(20, 20), (400, 2)])
-def test_columns_of_gates_take_what_is_counted_before_they_are_made(features, gates):
-    n, loss, generator = 4_000, SoftmaxCrossEntropy(), np.random.default_rng(0)
-    z, targets = generator.standard_normal((n, features)), loss.targets(generator.integers(0, 3, n), 3)
-    problem = width._WidthData(z, targets, np.ones(n), loss, True, np.finfo(np.float32).eps)
-    peak, _ = peak_of(width._one_draw, problem, (0, gates), 0, 1, 0)
-    assert peak <= 1.05 * width._num_bytes(gates, n, features)
+SIZES = [(4_000, 20, 20, 3), (4_000, 400, 2, 3), (2_000, 10, 2, 400), (1_000, 20, 40, 400)]
+MANY_OUTPUTS = {
+    "softmax": (SoftmaxCrossEntropy(), lambda generator, n, c: generator.integers(0, c, n)),
+    "sigmoid": (SigmoidCrossEntropy(), lambda generator, n, c: generator.integers(0, 2, (n, c)).astype(float)),
+    "squared error": (SquaredError(), lambda generator, n, c: generator.standard_normal((n, c))),
+}
+
+
+@pytest.mark.parametrize("name", MANY_OUTPUTS)
+@pytest.mark.parametrize(("n", "features", "gates", "outputs"), SIZES)
+def test_columns_of_gates_take_what_is_counted_before_they_are_made(n, features, gates, outputs, name):
+    """With the labels, of which there may be many columns, too."""
+    (loss, labels), generator = MANY_OUTPUTS[name], np.random.default_rng(0)
+    z, y = generator.standard_normal((n, features)), labels(generator, n, outputs)
+
+    def one_draw():
+        targets = loss.targets(y, outputs)
+        problem = width._WidthData(z, targets, np.ones(n), loss, True, np.finfo(np.float32).eps)
+        width._one_draw(problem, (0, gates), 0, 0, 0)
+
+    peak, counted = peak_of(one_draw)[0], num_bytes(gates, n, features, outputs)
+    assert peak <= 1.05 * counted
+    assert peak >= counted / 3  # a descent that separates the samples at once keeps no steps
 
 
 def test_columns_of_gates_are_refused_before_features_are_widened():
@@ -174,3 +193,18 @@ def test_labels_are_looked_at_some_outputs_at_a_time_with_the_same_answer(missed
     rows = [(features[some], labels[some], np.ones(len(features[some]))) for some in (slice(0, 20), slice(20, 30))]
     for max_bytes in (1, 2 * 32 * 30, 2**20):
         assert separability.any_missed(head, loss, rows, theta, 1e-7, max_bytes) == missed
+
+
+def test_a_certificate_looks_at_labels_within_its_own_limit():
+    """Whether any are missed, for which quantiles copy the labels of some outputs."""
+    n, outputs, loss, generator = 400, 300, SquaredError(), np.random.default_rng(0)
+    head = DenseHead(3, outputs)
+    features, theta = generator.standard_normal((n, 3)), generator.standard_normal(head.num_parameters)
+    labels = head.logits(features, theta)
+    for max_bytes in (2**20, 2**30):
+        with mock.patch.object(separability, "middles", wraps=middles):
+            found = certify_head(head, features, labels, loss, theta, max_bytes=max_bytes)
+            columns = [call.args[0].shape[1] for call in separability.middles.call_args_list]
+        assert found.verdict == "aligned"
+        assert sum(columns) == outputs
+        assert max(columns) == min(outputs, max_bytes // (32 * n))

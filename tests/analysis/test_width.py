@@ -359,13 +359,25 @@ def test_a_residual_that_was_not_refined_bounds_the_least_one_all_the_same(monke
         ({"widths": []}, "widths"),
         ({"widths": [0.5]}, "integers"),
         ({"draws": 0}, "draws must be a positive integer. Received: draws=0"),
-        ({"widths": [0, 500], "max_bytes": 10_000}, "500 gates need .* bytes. Raise max_bytes.*Received"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     model, x, y = problem("softmax")
     with pytest.raises(ValueError, match=message):
         width_curve(model, x, y, **options)
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ([0, 500], "The columns of 500 gates need .* bytes.*Raise max_bytes, or pass fewer gates or samples.*Received"),
+        (None, "The features need .* bytes.*Raise max_bytes, or pass fewer samples.*Received: max_bytes=10,000"),
+    ],
+)
+def test_columns_that_are_too_large_are_refused_as_features_are_elsewhere(widths, message):
+    model, x, y = problem("softmax")
+    with pytest.raises(MemoryError, match=message):
+        width_curve(model, x, y, widths=widths, max_bytes=10_000)
 
 
 def test_heads_after_gated_units_and_missing_labels_are_refused():
