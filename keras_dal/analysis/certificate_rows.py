@@ -1,6 +1,6 @@
 """How a `Certificate` reads, row by row."""
 
-from keras_dal.analysis.separability import ALIGNED
+from keras_dal.analysis.separability import ALIGNED, Verdict, below_one
 from keras_dal.tables import at_least, at_most, known_decimals, one_number
 
 _STEPS = (100, 10_000, 1_000_000)  # of gradient descent, after which a bound is printed if it says anything
@@ -9,13 +9,14 @@ _STEPS = (100, 10_000, 1_000_000)  # of gradient descent, after which a bound is
 def rows_of(certificate):
     """Yield what a `Certificate` says, a name and a text for each row."""
     error, left = certificate.share_error, f"{certificate.residual_share:.2e}"
-    share = at_least(certificate.alignment, known_decimals(error, 8), "f")
-    if certificate.residual_share <= ALIGNED:  # one is printed for what is aligned alone
+    shown = below_one(certificate.alignment, certificate.verdict)
+    share = at_least(shown, known_decimals(error, 8), "f")
+    if certificate.verdict == Verdict.ALIGNED:
         share = f"{certificate.alignment:.8g}"
     if error > max(ALIGNED, 0.005 * certificate.residual_share):
         left += f" +- {error:.0e} by rounding"
     if not certificate.exact:
-        share = f"at least {at_least(certificate.alignment, 8)}"
+        share = f"at least {at_least(shown, 8)}"
         left = f"at most {at_most(certificate.residual_share, 3, 'e')}"
     aligned = f"{certificate.full_rank:,} with which any labels are aligned"
     rank = "not decided" if certificate.rank is None else f"{certificate.rank:,} of {aligned}"

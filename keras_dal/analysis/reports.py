@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_dal.analysis.separability import ALIGNED, Verdict
+from keras_dal.analysis.separability import ALIGNED, Verdict, below_one
 from keras_dal.tables import as_html, as_text, at_least, at_most, counted, known_decimals, one_number
 
 _NEXT: dict[str, str] = {  # for whoever has the report of a head
@@ -80,8 +80,9 @@ class AlignmentReport:
         return f"{self.rank:,} of {self.full_rank:,} with which any labels are aligned"
 
     def _shown(self):
-        if self.lower_bound or self.residual_share > ALIGNED:  # one is printed for what is aligned alone
-            return "at least " * self.lower_bound + at_least(self.alignment, known_decimals(self.share_error, 6), "f")
+        if self.lower_bound or self.verdict != Verdict.ALIGNED:
+            shown = below_one(self.alignment, self.verdict)
+            return "at least " * self.lower_bound + at_least(shown, known_decimals(self.share_error, 6), "f")
         return f"{self.alignment:.6f}"
 
     def __str__(self):

@@ -50,6 +50,11 @@ class Finding:
     decided_by: str
 
 
+def below_one(alignment, verdict):
+    """Return an alignment as it is to be printed, by a lower bound: it is one only where labels are aligned."""
+    return alignment if verdict == Verdict.ALIGNED else min(alignment, np.nextafter(1.0, 0.0))
+
+
 OF_MIXED_LABELS = Finding(Verdict.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
 
 

@@ -171,6 +171,34 @@ def test_a_bound_of_an_alignment_below_one_is_not_printed_as_one():
     assert (at_least(0.99, 6, "f"), at_most(0.1234561, 6, "f")) == ("0.990000", "0.123457")
 
 
+@pytest.mark.parametrize("share", [1e-8, 1e-12, 1e-17, 0.0])
+@pytest.mark.parametrize("lower_bound", [False, True])
+def test_an_alignment_is_printed_as_one_only_where_labels_are_aligned(share, lower_bound):
+    """Of all labels together next to nothing may be left where some are missed."""
+    sizes = {"num_samples": 4, "num_features": 2, "num_outputs": 1, "num_parameters": 3, "full_rank": 4}
+    sure = keras_dal.certify(head(1, 1, "mse"), np.array([[-1.0], [1.0]]), np.array([[0.0], [2.0]]), verbose=0)
+    assert sure.verdict == "aligned"
+    for verdict in ("aligned", "undecided", "not aligned", "separable"):
+        fields = {"verdict": verdict, "decided_by": "", "lower_bound": lower_bound, **sizes}
+        report = AlignmentReport(share, np.array([share]), **fields)
+        certificate = dataclasses.replace(sure, residual_share=share, verdict=verdict, exact=not lower_bound)
+        printed = report.summary().split()[1 + 2 * lower_bound].strip(",")
+        row = re.search(r"\nalignment +(?:at least )?(\S+) ", str(certificate))[1]
+        for number in (printed, row):
+            assert 0.99999 <= float(number) <= (1 if verdict == "aligned" else 0.99999999)
+            if verdict == "aligned" and share <= (0 if lower_bound else 1e-12):
+                assert float(number) == 1
+
+
+def test_labels_that_may_be_missed_beside_others_do_not_read_as_aligned():
+    x, y = np.zeros((1000, 1), "float32"), np.random.default_rng(0).standard_normal((1000, 1))
+    x[0], y[0] = 1.0, 1e9
+    report = keras_dal.alignment(head(1, 1, "mse"), x, y, verbose=0)
+    assert report.verdict == "undecided"
+    assert report.residual_share < 1e-14
+    assert report.summary().startswith("alignment 0.999999, rank")
+
+
 def test_bounds_of_the_curvature_and_the_step_are_bounds_as_printed():
     generator = np.random.default_rng(0)
     for seed in range(5):
