@@ -24,6 +24,7 @@ from keras_dal.analysis.certify import certify
 from keras_dal.features.samples import check_positive
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.result_rows import WIDTH
+from keras_dal.solvers.duality import SECONDS
 from keras_dal.tables import as_text, plain
 from keras_dal.training.finish import finish
 
@@ -86,7 +87,8 @@ def _parser():
     _add_converge(commands)
     _add_finish(commands)
     certified = _add_command(commands, certify, "print what is proved about training the head")
-    certified.add_argument("--time-limit", type=float, help="seconds for each solver, 5 by default")
+    most = "seconds for each solver, inf for no limit (default %(default)s)"
+    certified.add_argument("--time-limit", type=float, default=SECONDS, help=most)
     _add_command(commands, alignment, "print how much of the labels the head can reach")
     return parser
 

@@ -1,6 +1,8 @@
 """The same argument has the same name, place and default in every public function."""
 
 import inspect
+import itertools
+from unittest import mock
 
 import keras
 import numpy as np
@@ -9,10 +11,21 @@ import pytest
 import keras_dal
 
 DATA = ["model", "x", "y", "sample_weight"]
-SHARED = ["loss", "parameters", "cache", "max_bytes", "batch_size", "seed", "verbose"]  # in this order, at the end
+SHARED = [
+    "time_limit",
+    "loss",
+    "parameters",
+    "cache",
+    "max_bytes",
+    "batch_size",
+    "seed",
+    "verbose",
+]  # in this order, at the end
 FUNCTIONS = [function for name in keras_dal.__all__ if inspect.isfunction(function := getattr(keras_dal, name))]
 # the parameters of a tangent operator are its subject, and a structure is what has them
 EXCEPT = {("tangent_operator", "parameters"), ("find_structure", "parameters")}
+# a path of `converge` ends by itself, a search for a proof of what cannot be proved does not
+DEFAULTS_OF_THEIR_OWN = {("converge", "time_limit")}
 KINDS = [keras_dal.Wrap, keras_dal.AlignmentMonitor]
 each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 
@@ -46,7 +59,8 @@ def test_objects_take_their_subject_by_place_and_all_else_by_name(kind):
 
 @pytest.mark.parametrize("name", SHARED)
 def test_a_shared_argument_has_one_default(name):
-    takers = [function for function in FUNCTIONS + KINDS if (function.__name__, name) not in EXCEPT]
+    others = EXCEPT | DEFAULTS_OF_THEIR_OWN
+    takers = [function for function in FUNCTIONS + KINDS if (function.__name__, name) not in others]
     assert len({arguments(function)[name].default for function in takers if name in arguments(function)}) == 1
 
 
@@ -59,3 +73,34 @@ def test_limits_of_memory_are_numbers(function, limit):
         data = [np.ones((4, 2))] * (1 + ("y" in arguments(function)))
         with pytest.raises(ValueError, match=f"{name} must be a number of bytes.*Received"):
             function(model, *data, **{name: limit})
+
+
+@pytest.mark.parametrize("function", [each for each in FUNCTIONS if "time_limit" in arguments(each)])
+@pytest.mark.parametrize("limit", [0, -1.0, "5", float("nan")])
+def test_limits_of_time_are_positive_seconds(function, limit):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.compile(loss="mse")
+    with pytest.raises(ValueError, match=r"time_limit must be a positive number.*Received: time_limit="):
+        function(model, np.ones((4, 2)), np.ones((4, 2)), time_limit=limit)
+
+
+@pytest.mark.parametrize("function", [each for each in FUNCTIONS if "time_limit" in arguments(each)])
+def test_none_is_no_limit_of_time(function):
+    """The clock of a solver leaps by a year whenever it is looked at."""
+    x = np.random.default_rng(0).standard_normal((40, 2)).astype("float32")
+    y = (x @ [1.0, 2.0] > 0).astype(int)
+    y[:2] = 1 - y[:2]
+    options = {"converge": {"gated": False}, "width_curve": {"widths": [0], "draws": 1}}.get(function.__name__, {})
+
+    def is_found(limit):
+        model, years = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), itertools.count(0.0, 3.2e7)
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        with mock.patch("time.monotonic", side_effect=years), mock.patch("time.perf_counter", side_effect=years):
+            found = function(model, x, y, time_limit=limit, verbose=0, **options)
+        if function is keras_dal.converge:
+            return found.stopped_by != "the time limit"
+        low, high = np.ravel(found.infimum)
+        return high - low < 1e-6
+
+    assert is_found(None)
+    assert not is_found(1.0)

@@ -18,15 +18,16 @@ from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import (
     check_bytes,
     check_fits,
-    check_positive,
     checked_weight,
     joined,
     kept_bytes,
     positive,
+    seconds_of,
 )
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.regularizers import l2_factors, penalty_at
+from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import MAX_JACOBIAN_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
 
@@ -38,7 +39,7 @@ def certify(
     sample_weight: Any = None,
     *,
     max_jacobian_bytes: int = MAX_JACOBIAN_BYTES,
-    time_limit: float | None = None,
+    time_limit: float | None = SECONDS,
     loss: Any = None,
     parameters: Any = "head",
     max_bytes: int = MAX_BYTES,
@@ -55,8 +56,8 @@ def certify(
         max_jacobian_bytes: of a head with gates, the largest Jacobian whose singular values are computed; beyond it no
             rank is decided, and the witness comes from a Cholesky factor (for a mixture, where `max_bytes` has room for
             it) or from LSQR, which can take long. A plain head is always factorized.
-        time_limit: seconds after which a solver ends with what it knows by then, 5 by default; its last tries for a
-            proof may take twice as long again, and where directions count as rounding there are two solvers.
+        time_limit: seconds after which a solver ends with what it knows by then, None for no limit; its last tries for
+            a proof may take twice as long again, and where directions count as rounding there are two solvers.
             Factorizations are not interrupted.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`.
@@ -76,8 +77,7 @@ def certify(
     """
     check_bytes("max_bytes", max_bytes)
     check_bytes("max_jacobian_bytes", max_jacobian_bytes)
-    if time_limit is not None:
-        check_positive("time_limit", time_limit)
+    seconds = seconds_of(time_limit)
     structure = find_structure(model, first_inputs(x), parameters)
     resolved = loss_of(model, structure.activation, loss)
     bar = progress_bar("samples", x) if verbose else None
@@ -92,7 +92,7 @@ def certify(
     targets = resolved.targets(labels, structure.num_outputs)
     head = structure.head()
     if verbose:
-        say(announced(len(features), head.num_parameters, time_limit))
+        say(announced(len(features), head.num_parameters, seconds))
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
     found = certify_head(
         head,
@@ -105,7 +105,7 @@ def certify(
         max_jacobian_bytes=max_jacobian_bytes,
         max_bytes=max_bytes,
         eps=eps_of_features(structure, [features]),
-        seconds=time_limit,
+        seconds=seconds,
     )
     return of_model(found, structure, factors, theta)
 
@@ -155,7 +155,7 @@ def certify_head(
         max_jacobian_bytes: largest Jacobian whose singular values are computed.
         max_bytes: memory for gates and for a factor, each, of a larger one; infinity is the default.
         eps: spacing of floating-point numbers at one where the features were computed; by default that of their dtype.
-        seconds: as `time_limit` in `certify`.
+        seconds: after which a solver ends with what it knows by then; `SECONDS` by default.
 
     Raises:
         ValueError: sample weights that are negative or all zero.

@@ -124,12 +124,10 @@ def decisive_share(loss, residual, squares):
     return float(squares.share_per_class(residual).max() if loss.quadratic else squares.share(residual.sum()))
 
 
-def announced(num_samples, num_parameters, seconds=None):
+def announced(num_samples, num_parameters, seconds=duality.SECONDS):
     """Return in a line what is about to be decided, and how long a solver may take."""
-    return (
-        f"deciding what {num_parameters:,} parameters can do for {num_samples:,} samples; each solver has "
-        f"{duality.SECONDS if seconds is None else seconds:g} seconds"
-    )
+    limit = f"each solver has {seconds:g} seconds" if np.isfinite(seconds) else "solvers have no time limit"
+    return f"deciding what {num_parameters:,} parameters can do for {num_samples:,} samples; {limit}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,13 +25,13 @@ from keras_dal.analysis.widths import affordable, check_widths, num_columns
 from keras_dal.features.batches import BATCH_SIZE, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.precision import blocks_of, eps_of_features
-from keras_dal.features.samples import check_bytes, check_count, check_seed
+from keras_dal.features.samples import check_bytes, check_count, check_seed, seconds_of
 from keras_dal.heads import DenseHead, SumHead
 from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch
-from keras_dal.solvers.duality import enclose_infimum
+from keras_dal.solvers.duality import SECONDS, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.nested_columns import CHUNK, NestedColumns
@@ -49,6 +49,7 @@ def width_curve(
     *,
     widths: Sequence[int] | None = None,
     draws: int = 3,
+    time_limit: float | None = SECONDS,
     loss: Any = None,
     cache: str | os.PathLike[str] | None = None,
     max_bytes: int = MAX_BYTES,
@@ -73,6 +74,7 @@ def width_curve(
         widths: ascending numbers of gates. By default 0, 1, 2, 4, ... up to an eighth of the samples as columns, and
             4,096 at most; with 1,000 samples or fewer, up to as many columns as samples.
         draws: how often the gates are drawn.
+        time_limit: seconds for each solver, as in `certify`: one for each width with few columns.
         loss: as for `model.compile`; the compiled one by default.
         cache: directory in which features of arrays are kept and found again.
         max_bytes: memory for features, and for columns with their Gram matrix, its factors, and labels; more columns
@@ -91,6 +93,7 @@ def width_curve(
     widths = None if widths is None else tuple(widths)
     check_widths(widths)
     check_count("draws", draws)
+    seconds = seconds_of(time_limit)
     check_seed(seed)
     check_bytes("max_bytes", max_bytes)
     structure = find_structure(model, first_inputs(x))
@@ -105,7 +108,7 @@ def width_curve(
     problem = _problem(structure, loss, data)
     with threads_for(Host.block * (2 * structure.num_features + 2) ** 2):
         found = [_one_draw(problem, widths, seed + draw, draw, verbose) for draw in range(draws)]
-        infimum = _infimum(problem, widths, found[0], seed)
+        infimum = _infimum(problem, widths, found[0], seed, seconds)
     shares = np.array([[point.share for point in points] for points in found])
     return WidthCurve(
         widths=widths,
@@ -274,7 +277,7 @@ def _products(gates, inputs):
         yield (gates[:, some, None] * inputs[:, None, :]).reshape(len(gates), -1)
 
 
-def _infimum(problem, widths, points, seed):
+def _infimum(problem, widths, points, seed, seconds):
     """Return the bounds for each width, by the fits, and by a solver where the columns are few.
 
     A wider head can do what a narrower one does: an upper bound holds for all wider, a lower one for all narrower.
@@ -284,17 +287,17 @@ def _infimum(problem, widths, points, seed):
     for index, width in enumerate(widths):
         few = len(problem.targets) * problem.num_columns(width) ** 2 <= _ENCLOSED
         if few and min(upper[: index + 1]) > problem.floor:
-            found = _enclosed(problem, mixture, width)
+            found = _enclosed(problem, mixture, width, seconds)
             lower[index], upper[index] = max(lower[index], found.lower), min(upper[index], found.upper)
     upper = np.minimum.accumulate(upper)
     lower = np.minimum(np.maximum.accumulate(lower[::-1])[::-1], upper)
     return tuple(zip(lower.tolist(), upper.tolist(), strict=True))
 
 
-def _enclosed(problem, mixture, width):
+def _enclosed(problem, mixture, width, seconds):
     m, outputs = problem.features.shape[1], problem.targets.shape[1]
     head = DenseHead(m, outputs, problem.use_bias)
     if width:
         head = SumHead([mixture.first(width), head])
     columns = jacobian(head, problem.features, problem.weights, problem.loss.shift_invariant, eps=problem.eps)
-    return enclose_infimum(columns, problem.loss, problem.targets, problem.weights)
+    return enclose_infimum(columns, problem.loss, problem.targets, problem.weights, seconds)

@@ -1,5 +1,6 @@
 """Labels, weights and numbers of samples, checked."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,14 @@ def check_seed(seed):
     """Raise a ValueError unless generators of NumPy take this as their seed."""
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed must be an integer that is not negative. Received: {seed=}")
+
+
+def seconds_of(time_limit):
+    """Return a time limit in seconds, infinity for None; raises a ValueError unless it is positive."""
+    if time_limit is None:
+        return math.inf
+    check_positive("time_limit", time_limit)
+    return time_limit
 
 
 def check_positive(name, value):
