@@ -91,10 +91,17 @@ class Measurement:
         raise NotImplementedError
 
     def _change_of(self, samples):
-        """Return the kernel change of some samples, by its name; nan where there are none yet."""
+        """Return the kernel change of some samples, by its name; nan where there are none yet, or it fails.
+
+        The alignment of that epoch, which decides when to switch, is known still.
+        """
         if samples is None:
             return as_change() if self.has_samples else {}
-        return as_change(self._kernel_change.measure(samples))
+        try:
+            return as_change(self._kernel_change.measure(samples))
+        except Exception as error:  # as in `measure`
+            self._failed(error)
+            return as_change()
 
     def _failed(self, error):
         self._warn_once(

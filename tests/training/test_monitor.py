@@ -363,6 +363,29 @@ def test_what_cannot_be_measured_does_not_end_a_training(monkeypatch, error):
     assert history["phase"][-1] == 2
 
 
+@pytest.mark.parametrize("own_data", [False, True])
+def test_an_alignment_is_known_where_the_kernel_change_is_not(monkeypatch, own_data):
+    """It decides when to switch: after 8 of 10 epochs where there is too little of it, after 7 where it is unknown."""
+
+    def failing(*arguments):
+        raise MemoryError("of features")
+
+    def history():
+        monitor = keras_dal.AlignmentMonitor(images() if own_data else None, verbose=0)
+        return fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.01))), 10, [monitor])
+
+    monkeypatch.setattr("keras_dal.training.schedule.ENOUGH", 2.0)
+    before = history()
+    monkeypatch.setattr("keras_dal.training.measurement.KernelChange.measure", failing)
+    with pytest.warns(UserWarning, match="could not be measured, and training goes on.*of features") as said:
+        now = history()
+    assert sum("could not be measured" in str(warning.message) for warning in said) == 1
+    np.testing.assert_allclose(now["alignment"], before["alignment"], rtol=1e-5)
+    assert np.isfinite(before["kernel_change"]).all()
+    assert np.isnan(now["kernel_change"]).all()
+    assert now["phase"] == before["phase"] == [1.0] * 8 + [2.0]
+
+
 def test_a_message_that_cannot_be_made_does_not_end_a_training(monkeypatch, capsys):
     def failing(*arguments):
         raise MemoryError("of conflicts")
