@@ -21,7 +21,7 @@ from keras_dal._backend.warning import described, say
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
-from keras_dal.features.samples import check_positive
+from keras_dal.features.samples import check_bytes, check_positive
 from keras_dal.finishing.converge import converge
 from keras_dal.finishing.result_rows import WIDTH
 from keras_dal.solvers.duality import SECONDS
@@ -210,7 +210,8 @@ _NAMES = {"validation_data": _validation, "anchors": _inputs, "statistics_from":
 
 def _check_options(options):
     """Raise before anything is read for bad numbers, or where the model could not be saved."""
-    for name in ("tol", "patience", "time_limit", "max_bytes"):
+    check_bytes("max_bytes", options.max_bytes)
+    for name in ("tol", "patience", "time_limit"):
         if getattr(options, name, None) is not None:
             check_positive(name, getattr(options, name))
     if "output" not in options:

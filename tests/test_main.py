@@ -53,7 +53,14 @@ def test_weights_of_validation_data_and_a_limit_below_zero_are_refused(files, ca
     assert run(files, "converge", *arguments, "--validation", files / "weighted.npz") == 2
     assert "Validation data have no weights" in capsys.readouterr().err
     assert run(files, "converge", *arguments, "--max-bytes", -5) == 2
-    assert "max_bytes must be a positive number" in capsys.readouterr().err
+    assert "max_bytes must be a number of bytes, not negative" in capsys.readouterr().err
+
+
+def test_a_limit_of_no_bytes_is_one_as_in_the_functions(files, capsys):
+    model, data = keras.saving.load_model(files / "model.keras"), np.load(files / "train.npz")
+    expected = keras_dal.alignment(model, data["x"], data["y"], max_bytes=0, verbose=0)
+    assert run(files, "alignment", "--max-bytes", 0, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["decided_by"] == expected.decided_by
 
 
 def test_a_file_of_data_that_was_altered_is_one_sentence(files, capsys):

@@ -5,6 +5,7 @@ import numpy as np
 from keras import tree
 
 from keras_dal._backend import arrays
+from keras_dal.features.inputs import are_arrays, is_list_of_batches
 from keras_dal.features.samples import check_count, check_labels, checked_weight
 from keras_dal.features.tracing import as_numpy, feature_array, to_numpy
 
@@ -12,7 +13,7 @@ _SHOWN = 8  # shapes in an error
 BATCH_SIZE = 256  # samples in one evaluation of arrays, by default
 
 
-def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False):
+def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False, name="x"):
     """Yield the features of data, one batch at a time, in the order of the data.
 
     Args:
@@ -23,6 +24,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
         sample_weight: weights of shape `(n,)`, not negative; ones by default, and for batches that bring none.
         batch_size: number of samples to evaluate at once, where x are arrays.
         labelled: whether there must be labels.
+        name: what the data are, for messages.
 
     Yields:
         Tuples of features `(k, m)`, labels or None, and float64 weights `(k,)`, as NumPy arrays.
@@ -32,7 +34,7 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
             model's outputs do not follow, or weights that are negative.
     """
     check, empty = BatchCheck(structure), True
-    for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size, labelled):
+    for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size, labelled, name):
         features, outputs = structure.feature_function(x_batch)
         features = feature_array(features)
         if not len(features):
@@ -83,10 +85,11 @@ class BatchCheck:
         return weight
 
 
-def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False):
+def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False, name="x"):
     """Yield `(x, y, sample_weight)` for each batch of arrays or of an iterable, None for what is missing.
 
-    With `labelled`, labels must not be missing, and a ValueError says so before any batch is evaluated.
+    With `labelled`, labels must not be missing, and a ValueError says so before any batch is evaluated. `name` is what
+    the data are, for messages.
     """
     if not are_arrays(x):
         if y is not None or sample_weight is not None:
@@ -94,7 +97,7 @@ def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False
                 "A dataset brings its own labels and weights: leave y and sample_weight out. "
                 f"Received: x of type {type(x).__name__} together with y or sample_weight"
             )
-        for batch in _iterate(x):
+        for batch in _iterate(x, name):
             inputs, labels, weight = keras.utils.unpack_x_y_sample_weight(batch)
             if labelled:
                 check_labels(labels, x)
@@ -159,23 +162,11 @@ def as_arguments(data):
     """
     if data is None or isinstance(data, tuple):
         return data
-    in_a_list = isinstance(data, list) and len(data) in (2, 3) and not _is_list_of_batches(data)
+    in_a_list = isinstance(data, list) and len(data) in (2, 3) and not is_list_of_batches(data)
     return tuple(data) if in_a_list else (data,)
 
 
-def _is_list_of_batches(x):
-    return isinstance(x, list) and bool(x) and all(isinstance(part, tuple) for part in x)
-
-
-def are_arrays(x):
-    """Return whether these are inputs, not a dataset of them, which may be a list of `(x, y)`; some may be None."""
-    if _is_list_of_batches(x):
-        return False
-    parts = [part for part in tree.flatten(x) if part is not None] if isinstance(x, dict) else tree.flatten(x)
-    return all(hasattr(part, "shape") for part in parts)
-
-
-def _iterate(x):
+def _iterate(x, name="x"):
     if isinstance(x, keras.utils.PyDataset):
         if x.num_batches is None:
             raise ValueError(f"The dataset must be finite. Received: {type(x).__name__} with num_batches=None")
@@ -184,7 +175,8 @@ def _iterate(x):
         raise ValueError("The dataset must be finite: leave out repeat() or add take(). Received: an infinite dataset")
     if not hasattr(x, "__iter__"):
         raise ValueError(
-            f"x must be arrays, a tf.data.Dataset, a PyDataset or another iterable of batches. Received: x={x!r}"
+            f"{name} must be arrays, a tf.data.Dataset, a PyDataset or another iterable of batches. "
+            f"Received: {name}={x!r}"
         )
     return iter(x)
 
@@ -193,8 +185,8 @@ def _description(x):
     return f"shapes {[np.shape(part) for part in tree.flatten(x)]}" if are_arrays(x) else repr(type(x).__name__)
 
 
-def first_inputs(x):
-    """Return inputs that a look at the data does not use up, or None."""
+def first_inputs(x, name="x"):
+    """Return inputs that a look at the data does not use up, or None; `name` is what the data are, for messages."""
     if are_arrays(x):
         return x
-    return None if iter(_iterate(x)) is x else next(batches(x), (None,))[0]
+    return None if iter(_iterate(x, name)) is x else next(batches(x), (None,))[0]

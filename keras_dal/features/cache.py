@@ -10,9 +10,10 @@ from keras import tree
 
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import warn
-from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, feature_batches, in_one_array
+from keras_dal.features.batches import BATCH_SIZE, batches, feature_batches, in_one_array
 from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint, name_of
+from keras_dal.features.inputs import are_arrays
 from keras_dal.features.precision import eps_of
 from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, rows_of_file, rows_where
@@ -155,7 +156,7 @@ def cached_features(
             return CachedFeatures(features, labels, checked_weight(weights, len(features)), np.arange(len(features)))
     rows = FeatureRows(max_bytes, directory, keep=path is not None)
     try:
-        for batch in feature_batches(structure, x, y, sample_weight, batch_size, labelled):
+        for batch in feature_batches(structure, x, y, sample_weight, batch_size, labelled, name):
             rows.add(*batch)
             if on_batch:
                 on_batch(len(rows))

@@ -11,6 +11,18 @@ _SPARSE = "SparseTensor", "IndexedSlices", "BCOO"  # classes of tensors
 _OPEN = 64  # size of a dimension that a model leaves open
 
 
+def is_list_of_batches(x):
+    """Return whether this is a dataset that is a list of `(x, y)`."""
+    return isinstance(x, list) and bool(x) and all(isinstance(part, tuple) for part in x)
+
+
+def are_arrays(x):
+    """Return whether these are inputs, not a dataset of them; of several some may be None."""
+    if x is None or is_list_of_batches(x):
+        return False
+    return all(hasattr(part, "shape") for part in tree.flatten(x) if part is not None)
+
+
 def num_samples(x):
     """Return how many samples there are in inputs, an array or a structure of arrays."""
     return np.shape(tree.flatten(x)[0])[0]
@@ -26,6 +38,11 @@ def sample_inputs(model, x):
     """Return a few inputs: some of the user's, from the first to the last, or random ones of the declared shape."""
     if x is not None:
         parts = tree.flatten(x)
+        if not are_arrays(x):
+            raise ValueError(
+                "x must be arrays, and a dataset is not read here: pass the inputs of some of its batches. "
+                f"Received: x of type {type(x).__name__}"
+            )
         _check_dense(parts)
         if not all(np.shape(part)[:1] and np.shape(part)[0] for part in parts):
             raise ValueError(f"Pass at least one sample input. Received: x of shape {tree.map_structure(np.shape, x)}")

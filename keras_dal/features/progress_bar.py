@@ -5,8 +5,7 @@ import sys
 import keras
 
 from keras_dal._backend.warning import say
-from keras_dal.features.batches import are_arrays
-from keras_dal.features.inputs import num_samples
+from keras_dal.features.inputs import are_arrays, num_samples
 
 
 def progress_bar(of, x):

@@ -3,8 +3,8 @@
 import keras
 
 from keras_dal import _keras
-from keras_dal.features.batches import are_arrays, batches
-from keras_dal.features.inputs import input_specs
+from keras_dal.features.batches import batches
+from keras_dal.features.inputs import are_arrays, input_specs
 from keras_dal.models.regularizers import l2_factors
 from keras_dal.models.solvable import check_solvable, warn_of_what_is_not_solved
 from keras_dal.training import arguments

@@ -5,8 +5,9 @@ from typing import Any
 
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
-from keras_dal.features.batches import BATCH_SIZE, are_arrays, batches, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, batches, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.inputs import are_arrays
 from keras_dal.features.samples import check_bytes, check_labels
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.result import Result
@@ -101,7 +102,7 @@ def finish(
         if verbose and averaged and statistics.are_there and not renews:
             say(messages.keeps_statistics())
         if renews:
-            _renew(statistics, source, batch_size)
+            _renew(statistics, source, batch_size, "x" if statistics_from is None else "statistics_from")
         options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True}
         train = cached_features(structure, x, y, sample_weight, **options)
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
@@ -113,9 +114,9 @@ def finish(
     return result
 
 
-def _renew(statistics, source, batch_size):
+def _renew(statistics, source, batch_size, name):
     """Set `BatchStatistics` to the means over the first batches of some inputs."""
-    for batch in itertools.islice(batches(source, None, None, batch_size), STEPS):
+    for batch in itertools.islice(batches(source, batch_size=batch_size, name=name), STEPS):
         statistics.add((batch[0],))
     if not statistics.count:
         raise ValueError(f"There are no samples to renew batch statistics on. Received: {type(source).__name__}")

@@ -76,11 +76,11 @@ def kernel_change(features_now, features_start):
 
 
 def some_samples(x):
-    """Return a few inputs, which a look at the data does not use up.
+    """Return a few inputs of the data of the monitor, which a look at them does not use up.
 
     Of arrays they are spread over all rows, which may be sorted; of a dataset they are the first.
     """
-    inputs = first_inputs(x)
+    inputs = first_inputs(x, "data")
     if inputs is None:
         raise ValueError(f"There are no samples. Pass at least one. Received: an empty {type(x).__name__}")
     return spread(inputs, NUM_PROBES)

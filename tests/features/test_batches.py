@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_dal
 from keras_dal.features import precision as precision_module
 from keras_dal.features import tracing
 from keras_dal.features.batches import as_arguments, batches, feature_batches, first_inputs
@@ -121,6 +122,36 @@ def test_two_or_three_arrays_in_a_list_are_what_they_are_in_a_tuple():
         assert [id(part) for part in as_arguments(list(data))] == [id(part) for part in data]
     for dataset in ([(x, y), (x, y)], [(x, y)], DATA["tf.data"](x, y)[0], Batches(x, y)):
         assert as_arguments(dataset) == (dataset,)
+
+
+def arguments_that_are_no_data():
+    """Return calls with a number where data should be, by what that is called in the message."""
+    x, y = CASE.inputs(N), CASE.labels(N)
+    noisy = keras.Sequential([keras.Input((5,)), keras.layers.BatchNormalization(), keras.layers.Dense(3)])
+    noisy.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return {
+        "x": lambda: keras_dal.certify(CASE.build(), 7, loss=CASE.loss),
+        "anchors": lambda: keras_dal.converge(CASE.build(), x, y, anchors=7, loss=CASE.loss, verbose=0),
+        "validation data": lambda: keras_dal.converge(CASE.build(), x, y, validation_data=7, loss=CASE.loss, verbose=0),
+        "statistics_from": lambda: keras_dal.finish(noisy, x, y, statistics_from=7, verbose=0),
+        "data": lambda: noisy.fit(x, y, callbacks=[keras_dal.AlignmentMonitor(data=7, verbose=0)], verbose=0),
+    }
+
+
+@pytest.mark.parametrize("name", arguments_that_are_no_data())
+def test_what_is_no_data_is_called_by_its_own_name(name):
+    with pytest.raises(ValueError, match=f"^{name} must be arrays, a tf.data.Dataset.*Received: {name}=7$"):
+        arguments_that_are_no_data()[name]()
+
+
+@pytest.mark.parametrize("kind", ["tf.data", "PyDataset", "list of batches", "generator"])
+def test_a_dataset_is_refused_by_what_it_is_where_arrays_are_wanted(kind):
+    told = "x must be arrays, and a dataset is not read here.*Received: x of type"
+    options = {"parameters": "all", "loss": CASE.loss, "verbose": 0}
+    for function, given in ((keras_dal.alignment, options), (keras_dal.tangent_operator, {})):
+        data = DATA[kind](CASE.inputs(N), CASE.labels(N))
+        with pytest.raises(ValueError, match=told):
+            function(CASE.build(), data[0] if isinstance(data, tuple) else data, **given)
 
 
 def test_first_inputs_uses_nothing_up():
