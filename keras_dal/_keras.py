@@ -1,5 +1,6 @@
 """The private names of Keras that are needed, each with a test that pins what it does."""
 
+import collections
 import contextlib
 import copy
 import functools
@@ -10,6 +11,7 @@ import keras
 from keras.src.backend import compute_output_spec
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.losses.loss import unscale_loss_for_distribution
+from keras.src.utils import tracking
 from keras.src.utils.python_utils import pythonify_logs
 
 _STORES = ("_trainable_variables", "_non_trainable_variables", "_seed_generators", "_layers")
@@ -43,6 +45,8 @@ _COMPILED = (  # what `compile` and `fit` add
     "stop_training",
 )
 _OF_GRAPHS = ("_nodes", "output_names")  # addresses, and names of layers, automatic ones too
+_COLLECTIONS = (list, dict, collections.OrderedDict, set)  # and what Keras makes of them where they are attributes
+_TRACKED = (tracking.TrackedList, tracking.TrackedDict, tracking.TrackedOrderedDict, tracking.TrackedSet)
 AVERAGES, OPTIMIZED, RATE = "_model_variables_moving_average", "_trainable_variables", "_learning_rate"  # of optimizers
 
 
@@ -54,6 +58,16 @@ def moving_averages(optimizer):
 def optimized(optimizer):
     """Return the variables that an optimizer was built with, in their order."""
     return getattr(optimizer, OPTIMIZED)
+
+
+def lend_averages(kind, keeper):
+    """Let optimizers of a class tell the averages that another one keeps, for `SwapEMAWeights` asks the outer one.
+
+    Args:
+        kind: the class.
+        keeper: a function from such an optimizer to the one that keeps them.
+    """
+    setattr(kind, AVERAGES, property(lambda self: moving_averages(keeper(self))))
 
 
 def index_of(optimizer, variable):
@@ -86,6 +100,16 @@ def optimizers(outer):
     while outer is not None:
         yield outer
         outer = vars(outer).get("inner_optimizer")
+
+
+def is_seed(variable):
+    """Return whether a variable is what a random layer draws from, which is another one in every process."""
+    return variable.path.endswith("seed_generator_state")
+
+
+def is_collection(value):
+    """Return whether a value is one of Python's collections that can be changed, and of no class that extends them."""
+    return type(value) in (*_COLLECTIONS, *_TRACKED)
 
 
 def layout_of(variable):

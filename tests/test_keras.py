@@ -1,8 +1,10 @@
 """What the private names of Keras do that the package relies on, with the installed Keras."""
 
 import ast
+import collections
 import inspect
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -127,6 +129,48 @@ def test_an_optimizer_keeps_averages_and_variables_in_one_order_and_counts_steps
     assert int(optimizer.iterations) == 2
     setattr(optimizer, _keras.RATE, lambda: 0.25)
     assert optimizer.learning_rate == 0.25
+
+
+def test_averages_that_another_optimizer_keeps_are_what_swapping_weights_reads():
+    class Outer(keras.optimizers.SGD):
+        pass
+
+    _keras.lend_averages(Outer, lambda outer: outer.keeps)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    inner = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+    inner.build(model.trainable_variables)
+    for average in _keras.moving_averages(inner):
+        average.assign(7.0 * keras.ops.ones(average.shape))
+    model.compile(Outer(0.1), "mse")
+    model.optimizer.keeps = inner
+    model.optimizer.build(model.trainable_variables)
+    swap = keras.callbacks.SwapEMAWeights()
+    swap.set_model(model)
+    swap.on_test_begin()
+    assert all((keras.ops.convert_to_numpy(v) == 7).all() for v in model.trainable_variables)
+
+
+def test_what_a_random_layer_draws_from_is_known_by_the_path_of_its_variable():
+    model = keras.Sequential([keras.Input((3,)), layers.Dropout(0.5), layers.BatchNormalization(), layers.Dense(2)])
+    seeds = [v for v in model.variables if _keras.is_seed(v)]
+    assert [id(v) for v in seeds] == [id(model.layers[0].seed_generator.state)]
+
+
+def test_collections_of_a_layer_are_known_as_what_keras_makes_of_them():
+    class Own(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.list, self.dict, self.set = [1], {"a": 1}, {1}
+            self.ordered, self.tuple = collections.OrderedDict(a=1), (1,)
+
+    class Mine(list):
+        pass
+
+    layer = Own()
+    for value in ([1], {"a": 1}, {1}, layer.list, layer.dict, layer.set, layer.ordered, collections.OrderedDict()):
+        assert _keras.is_collection(value), type(value)
+    for value in (layer.tuple, Mine(), "a", np.ones(2), collections.Counter()):
+        assert not _keras.is_collection(value), type(value)
 
 
 def test_what_an_optimizer_has_of_its_own_is_found_whatever_its_properties_say():
@@ -282,6 +326,24 @@ def test_private_names_of_other_packages_are_in_one_file():
         if node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own | {"_asdict"}
     }
     assert private == set()
+
+
+def test_private_names_of_keras_are_no_texts_or_functions_of_other_files():
+    """As for `getattr`, or to stand in for what Keras looks up."""
+    folder = pathlib.Path(_keras.__file__).parent
+
+    files = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.py")}
+    trees = {name: list(ast.walk(ast.parse(text))) for name, text in files.items()}
+
+    def texts(name):
+        return {n.value for n in trees[name] if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+    known = {text for text in texts("_keras.py") if re.fullmatch(r"_[a-z]\w+", text)}
+    known |= {"seed_generator_state", "TrackedList", "TrackedDict", "TrackedSet", "TrackedOrderedDict"}
+    assert _keras.AVERAGES in known
+    for name in trees.keys() - {"_keras.py"}:
+        functions = {n.name for n in trees[name] if isinstance(n, ast.FunctionDef)}
+        assert not known & (texts(name) | functions), name
 
 
 def test_a_train_function_of_keras_is_known_from_one_of_somebody_else(net):

@@ -29,8 +29,7 @@ def fingerprint(structure, x):
         digest.update(part)
     layers = (structure.layer, structure.output_layer)
     others = {id(variable) for layer in layers for variable in layer.variables}
-    # what random layers draw from is new in every process, and says nothing about inference
-    others |= {id(v) for v in structure.model.variables if v.path.endswith("seed_generator_state")}
+    others |= {id(v) for v in structure.model.variables if _keras.is_seed(v)}  # which say nothing about inference
     weights = [keras.ops.convert_to_numpy(v) for v in structure.model.variables if id(v) not in others]
     words = [layer.get_vocabulary() for layer in _keras.sublayers(structure.model) if hasattr(layer, "get_vocabulary")]
     for array in (*weights, *(np.array(list(map(str, each))) for each in words), *tree.flatten(x)):

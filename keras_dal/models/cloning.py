@@ -15,7 +15,6 @@ from keras_dal.features.tracing import inference, recorded, replaced, to_numpy
 from keras_dal.features.variables import assign_all, is_real, restored, values_of
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
-_COLLECTIONS = ("list", "dict", "OrderedDict", "set", "TrackedList", "TrackedDict", "TrackedOrderedDict", "TrackedSet")
 _LOOKUPS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup)
 _RTOL, _ATOL = 1e-4, 1e-5  # of what the head of a copy sees
 
@@ -94,7 +93,7 @@ class _Copier:
     def _made(self, value):
         if isinstance(value, tuple):
             return _tuple(self.copy, value)
-        if isinstance(value, (list, dict, set)) and type(value).__name__ in _COLLECTIONS:
+        if _keras.is_collection(value):
             return _map(self.copy, value)
         if isinstance(value, keras.layers.Layer):
             return self._layer(value)

@@ -263,10 +263,6 @@ class Wrap(Delegating):
         with averaging_only(innermost(self.inner_optimizer), progress.linear_indices):
             self.inner_optimizer.finalize_variable_values(linear)
 
-    @property
-    def _model_variables_moving_average(self):  # SwapEMAWeights asks for it where a loss scale stands in between
-        return _keras.moving_averages(innermost(self.inner_optimizer))
-
     def set_weights(self, weights: Any) -> None:
         for variable, value in zip(self.variables, weights, strict=True):
             variable.assign(value)
@@ -295,6 +291,9 @@ class Wrap(Delegating):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
         return cls(**config)
+
+
+_keras.lend_averages(Wrap, lambda wrap: innermost(wrap.inner_optimizer))  # a loss scale may stand in between
 
 
 def find_wrap(optimizer):
