@@ -17,9 +17,11 @@ class Part:
 
     Attributes:
         width: numbers that are computed once for a sample, of inputs and gates.
+        copies: outputs for which the factor of the gates in a row of the Jacobian is the same; 0 without gates.
     """
 
     width: int
+    copies = 0
 
     def __init__(self, on, shape, num_outputs):
         self.on, self.shape, self.working, self.num_outputs = on, shape, shape, num_outputs
@@ -44,6 +46,10 @@ class Part:
         """Return the transpose of `apply`, as a function of the weight."""
         raise NotImplementedError
 
+    def gate_squares(self, gates) -> Any:
+        """Return the sum of the squares of the factor of the gates over the samples, 0 without gates."""
+        return 0.0
+
     def factor(self, weight):
         """Return the matrix of parameters as `apply` takes it."""
         return self.on.array(weight)
@@ -58,8 +64,6 @@ class WithGates(Part):
 
     A row of its Jacobian is the product of inputs and of a factor of the gates, which is the same for `copies` outputs.
     """
-
-    copies: int
 
     def __init__(self, head, on, outputs):
         features, gates = head.gate_kernel.shape
@@ -80,7 +84,6 @@ class WithGates(Part):
         raise NotImplementedError
 
     def gate_squares(self, gates) -> Any:
-        """Return the diagonal of that."""
         raise NotImplementedError
 
     def gate_rows(self, gates, signs) -> Any:

@@ -7,7 +7,6 @@ from scipy import linalg
 
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
-from keras_dal.heads.part import WithGates
 
 _RIDGE = 1e-2  # relative: directions the anchors hardly see are not free
 _FULL = 4096  # gates or units up to which their moments are factorized whole, which takes the cube of their number
@@ -107,20 +106,18 @@ def _moments(inputs, on):
 
 
 def _scales(jacobian):
-    """Return the mean square of every input and of every gate, in lists by part; None for parts without gates."""
+    """Return the mean square of every input and of every gate, in lists by part, whose gates may be none."""
     inputs, gates = [0.0] * len(jacobian.parts), [0.0] * len(jacobian.parts)
     for _, block in jacobian.blocks():
         for index, (part, (part_inputs, part_gates)) in enumerate(zip(jacobian.parts, block, strict=True)):
             inputs[index] = inputs[index] + jacobian.on.squares(part_inputs) / len(jacobian)
-            if isinstance(part, WithGates):
-                gates[index] = gates[index] + part.gate_squares(part_gates) / len(jacobian)
-    gated = [isinstance(part, WithGates) for part in jacobian.parts]
-    return inputs, [scale if has_gates else None for has_gates, scale in zip(gated, gates, strict=True)]
+            gates[index] = gates[index] + part.gate_squares(part_gates) / len(jacobian)
+    return inputs, gates
 
 
 def _collector(part, jacobian):
     """Return what makes the second factor of a part from its gates, block by block."""
-    if not isinstance(part, WithGates):
+    if not part.copies:
         return _Identity()
     collector = (_Moments if part.shape[1] // part.copies <= _FULL else _Rows)(part, jacobian)
     return collector if part.copies == 1 else _Shared(collector, part.copies, jacobian.on)

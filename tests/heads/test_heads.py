@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from keras_dal.features.tracing import to_numpy
 from keras_dal.heads import DenseHead, GatedHead, MixtureHead, SumHead
 from keras_dal.heads.base import split
+from keras_dal.heads.cached_jacobian import CachedJacobian
 
 M, C, H = 4, 3, 5
 
@@ -119,3 +120,20 @@ def test_dense_head_is_the_keras_layer(use_bias):
     np.testing.assert_allclose(
         head.logits(z, theta), to_numpy(layer(z)), rtol=cases.within(1e-12), atol=cases.within(0.0, 4)
     )
+
+
+@pytest.mark.parametrize("kind", cases.HEADS)
+def test_squares_of_inputs_and_gates_are_those_of_the_rows_of_the_dense_jacobian(kind):
+    generator = np.random.default_rng(0)
+    head, features = make(kind, generator), generator.standard_normal((1, M)).astype("float32")
+    squares = np.sum(cases.head_jacobian(head, features).reshape(C, -1) ** 2, axis=0)
+    jacobian = CachedJacobian.of_head(head, features)
+    for part, (inputs, gates) in zip(jacobian.parts, next(iter(jacobian.blocks()))[1], strict=True):
+        own, squares = squares[: part.num_parameters].reshape(part.shape), squares[part.num_parameters :]
+        of_gates = part.gate_squares(gates)
+        assert (gates is None) == (part.copies == 0)
+        factor = 1.0 if gates is None else np.repeat(of_gates, part.copies)
+        np.testing.assert_allclose(own, np.asarray(inputs)[0][:, None] ** 2 * factor * np.ones(own.shape), rtol=1e-4)
+        if gates is None:
+            assert of_gates == 0
+    assert squares.size == 0
