@@ -83,7 +83,7 @@ def alignment(
     check_bytes("max_bytes", max_bytes)
     whole = isinstance(parameters, str) and parameters == "all"
     structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
-    loss = loss_of(model, structure.activation, loss)
+    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
     if whole:
         if verbose:
             say(f"at most {PRODUCTS} products with the Jacobian of the whole network")

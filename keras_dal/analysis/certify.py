@@ -79,7 +79,7 @@ def certify(
     check_bytes("max_jacobian_bytes", max_jacobian_bytes)
     seconds = seconds_of(time_limit)
     structure = find_structure(model, first_inputs(x), parameters)
-    resolved = loss_of(model, structure.activation, loss)
+    resolved = loss_of(model, structure.activation, loss, structure.num_outputs)
     bar = progress_bar("samples", x) if verbose else None
     batches, count = [], 0
     for batch in watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar):

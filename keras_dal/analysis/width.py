@@ -102,7 +102,7 @@ def width_curve(
             "The gates counted here stand beside the head, and this head comes after gated units. Pass the model that "
             f"it was made from. Received: layer {structure.layer.name!r} ({type(structure.layer).__name__})"
         )
-    loss = loss_of(model, structure.activation, loss)
+    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
     data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes, labelled=True).weighted
     widths = affordable(widths, len(data), structure.num_features, structure.num_outputs, max_bytes)
     problem = _problem(structure, loss, data)

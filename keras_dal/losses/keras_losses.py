@@ -43,11 +43,17 @@ def resolve_loss(loss, activation=None):
     return resolved
 
 
-def loss_of(model, activation, given=None):
+def loss_of(model, activation, given=None, num_outputs=None):
     """Return the `Loss` that was given, or else the one the model was compiled with.
 
+    Args:
+        model: a Keras model.
+        activation: of its last layer.
+        given: a loss as for `model.compile`, or None.
+        num_outputs: of the model, checked where it is given.
+
     Raises:
-        ValueError: neither is there, or as in `resolve_loss`.
+        ValueError: neither is there, or as in `resolve_loss`, or the loss needs more outputs.
     """
     loss = getattr(model, "loss", None) if given is None else given
     if loss is None:
@@ -55,7 +61,10 @@ def loss_of(model, activation, given=None):
             "Compile the model with a loss; functions that take loss= can be given one instead. Received: model "
             f"{model.name!r} without a loss"
         )
-    return resolve_loss(loss, activation)
+    resolved = resolve_loss(loss, activation)
+    if num_outputs is not None:
+        resolved.check_outputs(num_outputs)
+    return resolved
 
 
 def _kinds():

@@ -107,7 +107,6 @@ def check_traced_anew(wrap, model):
 
 def check_second_phase(wrap, structure, loss, data):
     """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
-    loss.check_outputs(structure.num_outputs)
     if wrap is not None and wrap.explore is not None and wrap.phase == "explore":
         trained = {id(variable) for variable in structure.model.trainable_variables}
         arguments.check_trained([v for v in structure.linear_parameters if id(v) not in trained])

@@ -77,8 +77,7 @@ def finish(
     check_bytes("max_bytes", max_bytes)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
     structure = find_structure(model, inputs, parameters_of(wrap))
-    loss = loss_of(model, structure.activation, loss)
-    loss.check_outputs(structure.num_outputs)
+    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
     check_solvable(structure)
     if wrap is not None:
         check_same_model(wrap, model, structure.linear_parameters)

@@ -238,7 +238,7 @@ def test_a_result_says_when_the_batch_statistics_it_speaks_of_are_gone():
     ("activation", "said"),
     [("linear", "loss of one output is constant.*softmax cross-entropy"), ("softmax", "softmax of one output is 1")],
 )
-def test_one_output_for_several_classes_is_refused_before_training(activation, said):
+def test_one_output_for_several_classes_is_refused_by_every_function_before_it_begins(activation, said):
     x, y = rows()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=activation == "linear")
     model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(1, activation)])
@@ -247,6 +247,9 @@ def test_one_output_for_several_classes_is_refused_before_training(activation, s
         lambda: model.fit(x, 0 * y, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor()]),
         lambda: keras_dal.finish(model, x, 0 * y, verbose=0),
         lambda: keras_dal.converge(model, x, 0 * y, verbose=0),
+        lambda: keras_dal.certify(model, x, 0 * y, verbose=0),
+        lambda: keras_dal.alignment(model, x, 0 * y, verbose=0),
+        lambda: keras_dal.width_curve(model, x, 0 * y, verbose=0),
     )
     for call in calls:
         with pytest.raises(ValueError, match=said):
