@@ -6,11 +6,13 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
-from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, first_inputs
+from keras_dal.features.cache import cached_features
 from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
-from keras_dal.features.samples import check_count, check_seed
+from keras_dal.features.samples import check_bytes, check_count, check_seed
 from keras_dal.features.tracing import evaluate, recorded_calls
 from keras_dal.features.variables import num_entries
 from keras_dal.losses import REGISTERED, resolve_loss
@@ -34,6 +36,7 @@ def add_gated_head(
     sharpness: float = 10.0,
     oversample: float = _OVERSAMPLE,
     loss: Any = None,
+    max_bytes: int = MAX_BYTES,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     verbose: int = 1,
@@ -59,6 +62,7 @@ def add_gated_head(
         sharpness: as in `GatedDense`.
         oversample: parameters over labels, at least 1; with more, `converge` disturbs test images less.
         loss: as for `model.compile`; the compiled one by default. Softmax needs one output less before the last layer.
+        max_bytes: memory for features, which are memory-mapped beyond it.
         batch_size: samples in one evaluation of arrays.
         seed: integer for the random numbers.
         verbose: 0 for silence; else a line on what was added.
@@ -68,10 +72,12 @@ def add_gated_head(
         one is rebuilt with a plain head by `load_model`, so save its weights instead.
 
     Raises:
-        ValueError: a model without a linear head, or with a gated one, or bad arguments.
+        ValueError: a model without a linear head, or with a gated one, features that float32 does not hold, or bad
+            arguments.
     """
     _check(x, num_samples, place, gates, oversample)
     check_sharpness(sharpness)
+    check_bytes("max_bytes", max_bytes)
     check_seed(seed)
     samples = None if x is None else first_inputs(x)
     structure = find_structure(model, samples)
@@ -80,7 +86,7 @@ def add_gated_head(
         raise ValueError(f"The model has a gated head already. Received: layer {head.name!r} ({type(head).__name__})")
     features = None
     if x is not None:
-        features = np.concatenate([batch[0] for batch in feature_batches(structure, x, batch_size=batch_size)])
+        features = cached_features(structure, x, batch_size=batch_size, max_bytes=max_bytes).features
     n = len(features) if num_samples is None and features is not None else num_samples or 0
     directions = structure.num_features if features is None else num_independent(features)
     options = {"sharpness": sharpness, "seed": seed}

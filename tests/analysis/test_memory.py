@@ -1,10 +1,12 @@
 """What is larger than `max_bytes` is not begun."""
 
+import gc
 import sys
 import tracemalloc
 from unittest import mock
 
 import cases
+import keras
 import numpy as np
 import pytest
 
@@ -182,6 +184,30 @@ def test_columns_of_gates_are_refused_before_features_are_widened():
         )
     assert "Raise max_bytes" in str(raised)
     assert peak < data.features.nbytes / 2
+
+
+@pytest.mark.parametrize("place", ["beside", "before"])
+def test_features_to_which_gates_are_adapted_are_mapped_beyond_the_limit(place):
+    generator, n, m = np.random.default_rng(0), 100_000, 60
+    x = generator.standard_normal((n, m)).astype("float32")
+    model = keras.Sequential([keras.Input((m,)), keras.layers.Dense(3)])
+    options = {"place": place, "loss": PLAIN.loss, "batch_size": 1000, "oversample": 1.0, "verbose": 0}
+    copies = []
+
+    def gated(max_bytes):
+        keras.utils.set_random_seed(0)  # of units before the head, and of the last layer
+        copies.append(keras_dal.add_gated_head(model, x, max_bytes=max_bytes, **options))
+
+    gated(2**32)  # once before, for what a first call compiles
+    gc.enable()  # batches are part of cycles on some backends
+    try:
+        whole, mapped = (peak_of(gated, size)[0] for size in (2**32, x.nbytes // 10))
+    finally:
+        gc.disable()
+    assert whole >= 2 * x.nbytes
+    assert mapped <= 0.75 * x.nbytes
+    for one, other in zip(copies[1].get_weights(), copies[2].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("missed", [False, True])
