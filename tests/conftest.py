@@ -9,6 +9,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import keras
 import pytest
 
+import keras_dal
+
 keras.utils.set_random_seed(0)  # what modules draw as they are collected
 gc.disable()  # a heap of traced functions is large, and looking through it takes a fifth of the time
 
@@ -42,3 +44,5 @@ def _iterators_end_at_once():
 @pytest.fixture(autouse=True)
 def _no_verdict_depends_on_the_clock(monkeypatch):
     monkeypatch.setattr("keras_dal.solvers.duality.SECONDS", 120.0)
+    for function in (keras_dal.certify, keras_dal.width_curve):
+        monkeypatch.setitem(function.__kwdefaults__, "time_limit", 120.0)
