@@ -10,7 +10,7 @@ from keras import ops, tree
 
 from keras_dal import _backend
 from keras_dal.features.inputs import is_dense
-from keras_dal.features.tracing import to_numpy
+from keras_dal.features.tracing import held_dtype, to_numpy
 from keras_dal.training.kernel_change import NUM_PROBES
 
 _PROBE_BYTES = 2**28  # of the inputs that are kept, at most
@@ -19,6 +19,13 @@ SUMS_BYTES = 2**30  # of the sums, at most
 
 def _can_be_kept(spec):
     return None not in spec.shape[1:] and spec.dtype != "string" and not getattr(spec, "sparse", False)
+
+
+def _kept_dtype(spec):
+    """Return a dtype that holds what a model takes: float32 does not hold all integers."""
+    if spec.dtype not in ("int32", "uint32", "int64", "uint64"):
+        return "float32"
+    return held_dtype("float64").replace("float", "int")  # JAX has neither in 64 bits unless it is set to
 
 
 def _numbers(labels):
@@ -78,7 +85,7 @@ class StepMoments(keras.metrics.Metric):
 
     def _add_probe(self, spec, number):
         name, shape = f"probe_{number}", (NUM_PROBES, *spec.shape[1:])
-        return self.add_variable(shape, "zeros", dtype="float32", aggregation="only_first_replica", name=name)
+        return self.add_variable(shape, "zeros", dtype=_kept_dtype(spec), aggregation="only_first_replica", name=name)
 
     def update_state(self, *args, **kwargs):
         """Does nothing: a train_step of the user's own may update all metrics of the model with labels and outputs."""

@@ -5,10 +5,12 @@ import csv
 import keras
 import numpy as np
 import pytest
+from cases import BACKEND
 from fits import NUM_CLASSES, Snapshots, compiled, features_of, fit, images, moved, small_model, snapshot
 from keras import layers
 
 import keras_dal
+from keras_dal.training.kernel_change import NUM_PROBES
 from keras_dal.training.moments import StepMoments
 from keras_dal.training.state import state_of
 
@@ -139,6 +141,34 @@ def test_kernel_change_against_the_kernels_themselves():
     before = features_of(model, x[::2])
     history = fit(model, 1, [keras_dal.AlignmentMonitor(data=(x, y))])
     after = features_of(model, x[::2])
+    expected = np.linalg.norm(after @ after.T - before @ before.T) / np.linalg.norm(before @ before.T)
+    assert history["kernel_change"][-1] == pytest.approx(expected, rel=1e-4)
+
+
+class Remainders(layers.Layer):
+    """Which of four remainders a whole number leaves, as ids that are hashed do."""
+
+    def call(self, ids):
+        return keras.ops.one_hot(keras.ops.cast(ids[:, 0] % 4, "int32"), 4, dtype="float32")
+
+    def compute_output_spec(self, ids):
+        return keras.KerasTensor((ids.shape[0], 4), "float32")
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32"] if BACKEND == "jax" else ["int32", "int64", "uint32"])
+def test_kernel_change_of_large_ids_is_that_of_these_and_not_of_their_neighbours(dtype):
+    """Of numbers above 2^24 float32 holds every second one at most."""
+    keras.utils.set_random_seed(0)
+    ids = (2**25 + np.random.default_rng(0).integers(0, 1000, (NUM_PROBES, 1))).astype(dtype)
+    inputs = keras.Input((1,), dtype=dtype)
+    hidden = layers.Dense(6, "tanh", name="hidden")(Remainders()(inputs))
+    model = keras.Model(inputs, layers.Dense(NUM_CLASSES, name="logits")(hidden))
+    compiled(keras.optimizers.SGD(0.5), model)
+    before = features_of(model, ids)
+    options = {"epochs": 2, "batch_size": NUM_PROBES, "shuffle": False, "verbose": 0}
+    monitor = keras_dal.AlignmentMonitor(verbose=0)
+    history = model.fit(ids, ids[:, 0] % NUM_CLASSES, callbacks=[monitor], **options).history
+    after = features_of(model, ids)
     expected = np.linalg.norm(after @ after.T - before @ before.T) / np.linalg.norm(before @ before.T)
     assert history["kernel_change"][-1] == pytest.approx(expected, rel=1e-4)
 
