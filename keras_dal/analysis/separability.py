@@ -336,9 +336,9 @@ def _too_large(columns):
 
 
 def _is_above_rounding(lower, objective, v):
-    """Whether a squared error is above what features and labels that were rounded may leave of aligned ones."""
+    """Whether a quadratic loss is above what features and labels that were rounded may leave of aligned ones."""
     jac, targets = objective.jacobian, objective.targets
-    if not objective.loss.quadratic or lower == 0:
+    if not objective.loss.quadratic or lower <= objective.floor:
         return False
     size = jac.head.magnitudes(jac.features, np.abs(v)) + np.abs(targets)
     return lower > objective.loss_of(targets + jac.eps * size)

@@ -200,7 +200,7 @@ class _WidthData:
             return 0.0, 0.0
         scale = 1.0 if self.loss.quadratic else self._best_scale(fit.logits)
         upper = largest_loss(self.loss, scale * fit.logits, scale * fit.errors, *values)
-        return fit.least / self.targets.size if self.loss.quadratic else self.floor, upper
+        return self.loss.of_squares(fit.least, *values) if self.loss.quadratic else self.floor, upper
 
     def misses_some(self, fit):
         """Return whether labels are missed that others hide: of hard ones margins tell."""

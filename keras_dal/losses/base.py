@@ -49,7 +49,8 @@ class Loss(abc.ABC):
         keras_losses: the Keras classes it stands for, to be made without arguments too.
         options: arguments of these that `__init__` takes; others must have their default.
         shift_invariant: whether constants per sample, added to all its logits, change nothing.
-        quadratic: whether least squares on the targets minimize it.
+        quadratic: whether it is its infimum plus half its `curvature` times the squared distance of the logits from the
+            targets, so that least squares minimize it.
         is_likelihood: whether its values are negative log-likelihoods, per output, of the labels as they are.
         has_sides: whether samples with hard labels have right sides, see `sides`.
         has_entropy: whether for these minus the conjugate is an entropy, `sides(targets).entropy`, as of the cross-
@@ -145,6 +146,10 @@ class Loss(abc.ABC):
     def floor(self, targets, weights):
         """Return the mean of the samples' own infima: the least loss of any model."""
         return float(np.mean(weights * self.infimum(targets)))
+
+    def of_squares(self, squares, targets, weights):
+        """Return the mean of a `quadratic` loss whose squared distances, times the weights, add up to `squares`."""
+        return self.floor(targets, weights) + self.curvature(targets.shape[1]) / 2 * squares / len(targets)
 
     def unit(self, targets, weights):
         """Return the unit in which differences of mean losses are small or large: the mean sample weight.

@@ -124,16 +124,15 @@ def _best_share(value):
 
 
 def _least_squares(jacobian, loss, targets, weights):
-    """Return the enclosure of the squared error.
+    """Return the enclosure of a quadratic loss.
 
-    The lower bound is 0 where a direction that float64 cannot tell from rounding might explain the rest.
+    The lower bound is its floor where a direction that float64 cannot tell from rounding might explain the rest.
     """
     theta = jacobian.refined(targets)
     logits, errors = jacobian.logits(theta), jacobian.head.rounding(jacobian.features, theta)
     upper = largest_loss(loss, logits, errors, targets, weights)
-    lower = 0.0
-    if jacobian.is_complete():
-        lower = float(jacobian.least_left(targets).sum()) / targets.size
+    left = float(jacobian.least_left(targets).sum()) if jacobian.is_complete() else 0.0
+    lower = loss.of_squares(left, targets, weights)
     return Enclosure(min(lower, upper), upper, theta, None)
 
 
