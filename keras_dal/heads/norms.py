@@ -13,7 +13,7 @@ def sigma_max_bound(matrix, num_rows=None):
     largest = nonzero(np.max(np.abs(matrix), initial=0.0))
     scaled = matrix / largest
     gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
-    return float(largest * sigma_max_bound_of_gram(gram, num_rows or len(matrix)))
+    return float(largest * sigma_max_bound_of_gram(gram, max(num_rows or 0, *matrix.shape)))
 
 
 def sigma_max_bound_of_gram(gram, num_terms=1, eps=EPS):

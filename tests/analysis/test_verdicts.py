@@ -19,7 +19,7 @@ from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certify import certify, certify_head
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.width import width_curve
-from keras_dal.heads.norms import sigma_max_bound
+from keras_dal.heads.norms import SAFETY, sigma_max_bound
 from keras_dal.solvers import duality, exact_dual
 from keras_dal.solvers.exact_dual import rank_modulo, residues_modulo
 from keras_dal.solvers.factorized_jacobian import FactorizedJacobian
@@ -391,6 +391,13 @@ def test_means_of_constants_are_exact_and_norms_bound_from_above():
     for scale in (1e-200, 1.0, 1e200):
         sigma = np.linalg.norm(matrix, 2) * scale
         assert sigma <= sigma_max_bound(matrix * scale) <= sigma * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("shape", [(2**18, 1), (1, 2**18)], ids=["tall", "wide"])
+def test_a_bound_of_a_norm_has_room_for_the_rounding_of_every_product_that_is_summed(shape):
+    """Of ones, whose norm is exact: a sum of n products may lose n units of rounding (Higham, 2002, section 3.1)."""
+    lost = shape[0] * shape[1] * 2.0**-53
+    assert sigma_max_bound(np.ones(shape)) / SAFETY >= 2.0**9 * (1 + lost / 2)
 
 
 def test_one_number_is_printed_where_both_bounds_read_the_same():
