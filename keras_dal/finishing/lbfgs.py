@@ -1,7 +1,5 @@
 """The convex problem of a plain head whose logits do not fit into memory: one block of samples at a time has some."""
 
-import functools
-
 import numpy as np
 from scipy import optimize
 
@@ -52,13 +50,12 @@ class LBFGSTask(Task):
     def minimize_to(self, ridge, gap):
         self.penalty = penalty_in_solve(self.data.structure)
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
-        rules = Gap(gap, functools.partial(self._prove, ridge, gap)), MaxSteps(_STEPS)
-        self.path.end(self._minimize(penalty, rules))
+        self.path.end(self._minimize(penalty, gap))
 
-    def _minimize(self, penalty, rules):
+    def _minimize(self, penalty, gap):
         """Return what ended the steps, the last of which is on the path."""
-        last = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty)
-        ending = self._ending_at(last, rules)
+        last, rules = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty), [MaxSteps(_STEPS)]
+        ending = self._ending_at(last, rules, gap)
         if ending is not None:
             return ending
 
@@ -72,7 +69,7 @@ class LBFGSTask(Task):
             self.num_steps += 1
             step = last if np.array_equal(last.phi, intermediate_result.x) else None
             step = step or _Evaluation(self, intermediate_result.x, penalty)
-            ending = self._ending_at(step, rules)
+            ending = self._ending_at(step, rules, gap)
             if ending is not None:
                 raise StopIteration
 
@@ -80,14 +77,14 @@ class LBFGSTask(Task):
         optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
         return ending or Ending.STALLED  # SciPy ends it where no step along its direction gains anything
 
-    def _ending_at(self, step, rules):
-        """Put a step on the path and return what ends there, if anything."""
+    def _ending_at(self, step, rules, gap):
+        """Put a step on the path, as it is proved to be where the gap seems reached; return what ends there, if any."""
         self.path.add(step.point)
-        return ending_by(rules, Progress(step.point.loss, step.value, step.point.gap))
-
-    def _prove(self, ridge, gap):
-        self.proof = prove(self, ridge, self._whitening, gap)
-        return self.proof
+        seen = Progress(step.point.loss, step.value, step.point.gap)
+        ending = ending_by(rules, seen)
+        if Gap(gap).ending(seen):
+            self.proof = prove(self, step.point.ridge, self._whitening, gap)
+        return self.proof.ending if self.proof else ending
 
     def _logits(self, theta):
         """Yield slices of the samples and their logits, float32."""

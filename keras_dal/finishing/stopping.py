@@ -1,8 +1,8 @@
 """How a path ends, and the rules that end a minimization, or a path before its end.
 
 A rule has one method, `ending`, which returns an `Ending` or None for what it sees: the `Path`, if it is a rule of one,
-or the `Progress` of a minimization, at the start and after every step. A path also asks between the products of one
-step: a rule must count points, and not how often it was asked.
+or the `Progress` of a minimization, at the start and after every step. It changes nothing of what it sees. A path also
+asks between the products of one step: a rule must count points, and not how often it was asked.
 """
 
 import enum
@@ -133,21 +133,14 @@ class Gap:
     """Ends a minimization where what is minimized is as near its minimum as wanted.
 
     Args:
-        gap: the wanted one.
-        prove: function that returns the `Proof` of the last point, without which the minimization goes on, or None;
-            by default the solver's own gap is enough.
+        gap: the wanted one, as the solver sees it.
     """
 
-    def __init__(self, gap, prove=None):
-        self._gap, self._prove = gap, prove
+    def __init__(self, gap):
+        self._gap = gap
 
     def ending(self, at):
-        if not at.gap <= self._gap:  # nor where it is not a number
-            return None
-        if self._prove is None:
-            return Ending.GAP
-        proof = self._prove()
-        return None if proof is None else proof.ending
+        return Ending.GAP if at.gap <= self._gap else None  # nor where it is not a number
 
 
 class Stall:

@@ -11,6 +11,7 @@ from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.lbfgs import LBFGSTask, _Evaluation
+from keras_dal.finishing.proof import Proof
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import SquaredError, loss_of
@@ -92,6 +93,27 @@ def test_its_gradient_is_that_of_finite_differences():
 
 def evaluation(task, phi):
     return _Evaluation(task, phi, Quadratic(task._whitening, 0.01, task.penalty, task.data.theta))
+
+
+@pytest.mark.parametrize(
+    ("proof", "endings"),
+    [
+        (Proof(1e-4, True, 3, 1), [Ending.CERTIFIED]),
+        (Proof(1e-4, False, None, 1), [Ending.GAP]),
+        (None, [Ending.MAX_STEPS, Ending.STALLED]),
+    ],
+)
+def test_a_gap_that_is_to_be_proved_ends_nothing_without_a_proof(proof, endings, monkeypatch):
+    asked = []
+    monkeypatch.setattr("keras_dal.finishing.lbfgs.prove", lambda task, *_: asked.append(task.path.points[-1]) or proof)
+    monkeypatch.setattr("keras_dal.finishing.lbfgs._STEPS", 60)
+    task = task_of(head(12, 4, KERAS_LOSSES["softmax"]), samples("softmax", n=300))
+    task.minimize_to(0.01, 1e-4)
+    assert task.path.stopped_by in endings
+    assert task.proof is proof
+    within = [point.gap <= 1e-4 for point in task.path.points]
+    assert [point is each for point in asked for each in task.path.points].count(True) == sum(within) == len(asked)
+    assert (len(asked) > 1) == (proof is None)
 
 
 def test_memory_does_not_grow_with_samples_times_outputs():

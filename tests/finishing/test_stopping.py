@@ -40,28 +40,6 @@ def test_a_gap_is_reached_at_the_wanted_one(gap, ends):
 
 
 @pytest.mark.parametrize(
-    ("proof", "ending"),
-    [
-        (Proof(0.25, True, 3, 1), Ending.CERTIFIED),
-        (Proof(0.25, False, None, 1), Ending.GAP),
-        (None, None),
-    ],
-)
-def test_a_gap_that_is_to_be_proved_ends_nothing_without_a_proof(proof, ending):
-    asked = []
-
-    def prove():
-        asked.append(proof)
-        return proof
-
-    rule = Gap(0.25, prove)
-    assert rule.ending(at(gap=0.5)) is None
-    assert not asked
-    assert rule.ending(at(gap=0.25)) == ending
-    assert len(asked) == 1
-
-
-@pytest.mark.parametrize(
     ("objectives", "endings"),
     [
         ((9.0, 8.0, 7.5), (None, None, Ending.STALLED)),
