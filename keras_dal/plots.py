@@ -155,9 +155,8 @@ def solution(result: Result, path: Any = None, *, ax: Any = None, title: str = "
     names["moved"] = f"{'logits' if classifies else 'outputs'} moved (RMS over anchors)"
     headings = ("right samples", "the worst sample", "change elsewhere") if classifies else ("loss", "change elsewhere")
     kept = next(step for step, point in zip(steps, points, strict=True) if point is result.point)
-    gates = next(
-        (step for step, point in zip(steps, points, strict=True) if len(point.theta) > len(points[0].theta)), 0
-    )
+    sizes = [0 if point.theta is None else len(point.theta) for point in points]  # none is let go of beside gates
+    gates = next((step for step in steps if sizes[step] > sizes[0]), 0)
     figure, axes = _axes(ax, title, 4.4 * len(names), 3.8, columns=len(names))
     for axis, heading, (name, label) in zip(axes, headings, names.items(), strict=True):
         axis.plot(steps, [getattr(point, name) for point in points], "o-", color=_BLUE, markersize=4, label="training")

@@ -25,7 +25,8 @@ class Point:
             gradient in float32, or in float64 where the solve of a plain head ended; infinite where none is known, as
             between rounds of interpolation.
         validation: accuracy on the validation data (loss, for the squared error), None without them.
-        theta: theta_S, float64 `(P,)`; of the head alone, where a branch beside it was added later.
+        theta: theta_S, float64 `(P,)`; of the head alone, where a branch beside it was added later. None where it was
+            let go of: L-BFGS keeps that of the first, the last and the best point.
         violation: weighted mean of what margins fall short of the wanted one, squared and summed over the gaps, after a
             round of interpolation; None elsewhere.
     """
@@ -38,7 +39,7 @@ class Point:
     moved: float
     gap: float
     validation: float | None
-    theta: np.ndarray = dataclasses.field(repr=False, metadata=NOT_PLAIN)
+    theta: np.ndarray | None = dataclasses.field(repr=False, metadata=NOT_PLAIN)
     violation: float | None = None
 
     @property
@@ -126,13 +127,23 @@ class Path:
         if shown:
             self._show()
 
+    def thin_out(self):
+        """Let go of theta of all points but the first, the last and what may be the `best`, which does not change."""
+        having = [point for point in self._points if point.theta is not None]
+        kept = [having[0], having[-1], max(having, key=lambda point: point.fit)]
+        if having[0].validation is not None:
+            kept.append(having[int(np.argmax(_validation_of(having)))])
+        for index, point in enumerate(self._points):
+            if point.theta is not None and not any(point is each for each in kept):
+                self._points[index] = dataclasses.replace(point, theta=None)
+
     def _show(self):
         if self._on_point is not None:
             self._on_point(len(self._points) - 1, self._points[-1])
 
     def validation_of_stage(self):
         """Return the validation values of this stage, the better the larger; none where patience does not count."""
-        return self._validation(self._first) if self._patient else []
+        return _validation_of(self._points[self._first :]) if self._patient else []
 
     def best(self):
         """Return the last point if it is what the path was to reach, or else the best one.
@@ -144,9 +155,10 @@ class Path:
         if self._arrived:
             return self._points[-1]
         if self._cut_short and self._points[0].validation is not None:
-            return self._points[int(np.argmax(self._validation(0)))]
+            return self._points[int(np.argmax(_validation_of(self._points)))]
         return self._points[-1] if self._points[-1].separated else max(self._points, key=lambda point: point.fit)
 
-    def _validation(self, first):
-        points = self._points[first:]
-        return [-point.validation if point.accuracy is None else point.validation for point in points]
+
+def _validation_of(points):
+    """Return the validation values of points, the better the larger."""
+    return [-point.validation if point.accuracy is None else point.validation for point in points]

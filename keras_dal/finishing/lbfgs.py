@@ -23,7 +23,7 @@ class LBFGSTask(Task):
     """A `Task` of a plain head, in memory of the order of its parameters and its anchors' logits.
 
     Minimizes by L-BFGS (Liu and Nocedal, 1989) in the coordinates of the `Whitening`: a step takes one pass over the
-    samples where one of Newton's takes many.
+    samples where one of Newton's takes many. There are many steps: only a few points of the path keep their parameters.
 
     Args:
         data: the `HeadData`, with lazy targets.
@@ -80,6 +80,7 @@ class LBFGSTask(Task):
     def _ending_at(self, step, rules, gap):
         """Put a step on the path, as it is proved to be where the gap seems reached; return what ends there, if any."""
         self.path.add(step.point)
+        self.path.thin_out()
         seen = Progress(step.point.loss, step.value, step.point.gap)
         ending = ending_by(rules, seen)
         if Gap(gap).ending(seen):

@@ -116,19 +116,27 @@ class Result:
         """Write the weights of a point into the model, at the scale they have there, and return its `Result`.
 
         Args:
-            point: one of `path`, or its index.
+            point: one of `path`, or its index; of a path of L-BFGS the first, the last or the best on training or
+                validation data.
 
         Raises:
-            ValueError: another point, or a model that has changed before its head since.
+            ValueError: another point, one without parameters, or a model that has changed before its head since.
         """
         self._check_features()
         if isinstance(point, (int, np.integer)) and -len(self.path) <= point < len(self.path):
             point = self.path[point]
-        if not any(point is each for each in self.path):
+        found = next((each for each in self.path if each is point), None)
+        if found is None:
             raise ValueError(
                 f"The point must be one of the path or an index below {len(self.path)}. Received: point={point!r}"
             )
-        chosen = dataclasses.replace(self, **_of_point(self._data, self._run, point))
+        if found.theta is None:
+            kept = [index for index, each in enumerate(self.path) if each.theta is not None]
+            raise ValueError(
+                f"{self._run.method} takes many steps, and the parameters of few are kept: choose one of {kept}. "
+                f"Received: point={point!r}"
+            )
+        chosen = dataclasses.replace(self, **_of_point(self._data, self._run, found))
         self.structure.assign(chosen._theta)
         return chosen
 

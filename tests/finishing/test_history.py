@@ -28,3 +28,25 @@ def test_a_regression_ends_at_its_least_validation_loss_where_it_was_cut_short_a
         path.add(Point(0.0, 1.0, loss, None, None, 0.0, np.inf, validation, np.zeros(1)))
     (path.cut_short if ending == Ending.TIME else path.end)(ending)
     assert path.best() is path.points[1 if ending == Ending.TIME else 2]
+
+
+@pytest.mark.parametrize("ending", [Ending.STALLED, Ending.EXHAUSTED, Ending.TIME])
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_path_without_the_parameters_of_most_points_has_the_same_best_one(ending, validated):
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        whole, thin = Path(), Path()
+        for step in range(50):
+            loss, accuracy, validation = generator.uniform(size=3).round(1)  # so that some are alike
+            each = Point(
+                step, 1.0, loss, accuracy, -1.0, 0.0, np.inf, validation if validated else None, np.full(3, step)
+            )
+            for path in (whole, thin):
+                path.add(each)
+            thin.thin_out()
+            assert sum(point.theta is not None for point in thin.points) <= 4
+        for path in (whole, thin):
+            (path.cut_short if ending == Ending.TIME else path.end)(ending)
+        np.testing.assert_array_equal(thin.best().theta, whole.best().theta)
+        assert thin.points[0].theta is not None
+        assert [point.loss for point in thin.points] == [point.loss for point in whole.points]

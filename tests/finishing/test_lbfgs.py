@@ -12,6 +12,7 @@ from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.lbfgs import LBFGSTask, _Evaluation
 from keras_dal.finishing.proof import Proof
+from keras_dal.finishing.result import finished
 from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import SquaredError, loss_of
@@ -111,8 +112,7 @@ def test_a_gap_that_is_to_be_proved_ends_nothing_without_a_proof(proof, endings,
     task.minimize_to(0.01, 1e-4)
     assert task.path.stopped_by in endings
     assert task.proof is proof
-    within = [point.gap <= 1e-4 for point in task.path.points]
-    assert [point is each for point in asked for each in task.path.points].count(True) == sum(within) == len(asked)
+    assert [point.gap for point in asked] == [point.gap for point in task.path.points if point.gap <= 1e-4]
     assert (len(asked) > 1) == (proof is None)
 
 
@@ -128,6 +128,30 @@ def test_memory_does_not_grow_with_samples_times_outputs():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * n * classes  # of one matrix of logits in float32; the anchors take a quarter of it
+
+
+def test_parameters_that_are_kept_do_not_grow_with_the_steps_and_others_are_not_chosen():
+    train, found = samples("softmax"), []
+    for gap in (1e-2, 1e-7):
+        model = head(12, 4, KERAS_LOSSES["softmax"])
+        structure = find_structure(model)
+        task = task_of(model, train)
+        task.minimize_to(0.01, gap)
+        result = finished(task, None, gap)
+        found.append((len(result.path), sum(point.theta is not None for point in result.path)))
+    (few, _), (many, kept) = found
+    assert kept <= 3 < few < many
+    columns = np.column_stack([train.features, np.ones(len(train))]).astype(np.float64)
+    for index in (0, -1):
+        chosen = result.choose(index)
+        logits = columns @ structure.theta().reshape(-1, 4)
+        losses = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(len(train)), train.labels]
+        assert chosen.loss == pytest.approx(np.mean(train.weights * losses), rel=1e-6)
+        assert chosen.point.loss == pytest.approx(chosen.loss, rel=1e-3)
+    before = structure.theta()
+    with pytest.raises(ValueError, match=r"L-BFGS takes many steps.*choose one of \[0, .*Received: point=Point"):
+        result.choose(few // 2)
+    np.testing.assert_array_equal(structure.theta(), before)
 
 
 def test_the_squared_error_has_no_accuracy():
