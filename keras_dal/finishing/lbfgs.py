@@ -1,5 +1,7 @@
 """The convex problem of a plain head whose logits do not fit into memory: one block of samples at a time has some."""
 
+import dataclasses
+
 import numpy as np
 from scipy import optimize
 
@@ -46,6 +48,12 @@ class LBFGSTask(Task):
     def unchanged(self):
         distance = Quadratic(self._whitening, 1.0)
         return _Evaluation(self, np.zeros(self.data.head.num_parameters), distance).point
+
+    def at(self, theta, ridge, gap):
+        seen = _Pass(self, theta)
+        for _ in seen.cotangents(check=lambda: None):  # what is proved of a point is not lost to a rule
+            pass
+        return seen.point(self._still.logits(theta - self.data.theta), ridge, gap)
 
     def minimize_to(self, ridge, gap):
         self.penalty = penalty_in_solve(self.data.structure)
@@ -97,37 +105,55 @@ class _Evaluation:
     """Value and gradient of the objective at some phi, and its `Point`, from one pass over samples."""
 
     def __init__(self, task, phi, penalty):
-        self.phi, ridge, size = phi.copy(), penalty.ridge, len(task.data.train)
+        self.phi, ridge = phi.copy(), penalty.ridge
         change = task._whitening.theta(phi)
-        theta, moved = task.data.theta + change, task._still.logits(change)
-        moved_square = float(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))
-        self._loss, self._right, self._margin = 0.0, 0, np.inf
-        slope = task._samples.pulled_back(self._cotangents(task, theta))
+        seen, moved = _Pass(task, task.data.theta + change), task._still.logits(change)
+        slope = task._samples.pulled_back(seen.cotangents(task.path.check))
         slope += task._still.adjoint(np.float32(2 * ridge / len(moved)) * moved)
-        loss = float(self._loss / size)
-        self.value = float(loss + ridge * moved_square + penalty.value(phi))
+        point = seen.point(moved, ridge, np.inf)
+        self.value = float(point.loss + ridge * point.moved**2 + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
-        has_sides = task.data.loss.has_sides
-        self.point = Point(
-            seconds=task.path.elapsed(),
-            ridge=ridge,
-            loss=loss,
-            accuracy=self._right / size if has_sides else None,
-            margin=float(self._margin) if has_sides else None,
-            moved=float(np.sqrt(moved_square)),
-            gap=task.data.gap_above_floor(gap_of(self.gradient, ridge), self.value),
-            validation=None,
-            theta=theta,
-        )
+        gap = task.data.gap_above_floor(gap_of(self.gradient, ridge), self.value)
+        self.point = dataclasses.replace(point, gap=gap)
 
-    def _cotangents(self, task, theta):
+
+class _Pass:
+    """What a pass over the samples finds out about some parameters."""
+
+    def __init__(self, task, theta):
+        self._task, self._theta = task, theta
+        self._loss, self._right, self._margin = 0.0, 0, np.inf
+
+    def cotangents(self, check):
+        """Yield slopes of the mean loss in the logits of a block of samples, and its block; `check` may end it."""
+        task, loss = self._task, self._task.data.loss
         for rows, block in task._samples.blocks():
-            task.path.check()
-            logits, targets = task._samples.of_block(block, theta), task.data.targets[rows]
+            check()
+            logits, targets = task._samples.of_block(block, self._theta), task.data.targets[rows]
             weights = task.data.train.weights[rows]
-            self._loss += weights @ task.data.loss.values(logits, targets)
-            if task.data.loss.has_sides:
-                margins = task.data.loss.margins(logits, targets)
+            self._loss += weights @ loss.values(logits, targets)
+            if loss.has_sides:
+                margins = loss.margins(logits, targets)
                 self._right, self._margin = self._right + np.sum(margins > 0), min(self._margin, np.min(margins))
             shares = (weights / len(task.data.train))[:, None]
-            yield np.asarray(shares * task.data.loss.gradient(logits, targets), np.float32), block
+            yield np.asarray(shares * loss.gradient(logits, targets), np.float32), block
+
+    def point(self, moved, ridge, gap):
+        """Return the `Point`, once all of `cotangents` were taken.
+
+        Args:
+            moved: change of the logits of the anchors, `(a, C)`.
+            ridge, gap: as of the `Point`.
+        """
+        size, has_sides = len(self._task.data.train), self._task.data.loss.has_sides
+        return Point(
+            seconds=self._task.path.elapsed(),
+            ridge=ridge,
+            loss=float(self._loss / size),
+            accuracy=self._right / size if has_sides else None,
+            margin=float(self._margin) if has_sides else None,
+            moved=float(np.sqrt(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))),
+            gap=gap,
+            validation=None,
+            theta=self._theta,
+        )

@@ -63,10 +63,10 @@ def prove(task, ridge, whitening, gap, step_at=None):
             for better in refinements(objective.bound, theta, gap, step_at, data.structure.rounded):
                 bound, refined = better
     finally:
-        if refined is theta:
-            task.path.replace_last(dataclasses.replace(point, theta=theta, ridge=ridge, gap=bound.gap), shown=False)
+        if np.array_equal(refined, point.theta):
+            task.path.replace_last(dataclasses.replace(point, ridge=ridge, gap=bound.gap), shown=False)
         else:
-            task.path.replace_last(task.at(refined, ridge, bound.gap))
+            task.path.replace_last(task.at(refined, ridge, bound.gap), shown=refined is not theta)
     if not bound.gap <= gap:  # nor where it is not a number
         return None
     steps = objective and objective.gradient_steps(bound.decrease + bound.gap, gap)

@@ -5,10 +5,15 @@ import keras
 import numpy as np
 import pytest
 
+from keras_dal.features.cache import CachedFeatures
 from keras_dal.finishing.converge import converge
+from keras_dal.finishing.history import Path
 from keras_dal.finishing.newton import NewtonTask
 from keras_dal.finishing.proof import refinements
+from keras_dal.finishing.solve import solve_head
 from keras_dal.finishing.stopping import Ending, Stopped
+from keras_dal.losses import SoftmaxCrossEntropy
+from keras_dal.models.find_structure import find_structure
 from keras_dal.solvers.gap import Bound
 
 RIDGE, TOL = 1e-3, 1e-14  # a gradient in float32 is wrong by about 1e-8, which is a gap of 1e-16 / (4 RIDGE)
@@ -99,3 +104,35 @@ def test_what_is_stopped_while_it_is_refined_keeps_the_minimum_that_was_found(da
         assert not list(result.proof())
         gaps.append(result.point.gap)
     assert 1e-2 * TOL < gaps[1] < 0.1 * gaps[0] < 1e-7
+
+
+@pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])
+def test_a_proved_point_says_what_its_parameters_do_once_they_are_those_of_the_model(data, max_bytes, monkeypatch):
+    """Against float64, by hand; before they were rounded to the model's float16 they had another loss."""
+    added, add = [], Path.add
+
+    def noted(path, point):
+        added.append(point)
+        add(path, point)
+
+    monkeypatch.setattr(Path, "add", noted)
+    keras.utils.set_random_seed(0)
+    x, y = data
+    x = (x + 30.0).astype("float16").astype("float32")
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, dtype="float16")])
+    train = CachedFeatures(x, y, np.ones(len(y)), np.arange(len(y)))
+    structure = find_structure(model)
+    first = np.column_stack([x, np.ones(len(x))]).astype("float64") @ structure.theta().reshape(9, 3)
+    result = solve_head(structure, SoftmaxCrossEntropy(), train, max_bytes)
+    kernel, bias = (keras.ops.convert_to_numpy(each).astype("float64") for each in model.weights)
+    logits = x.astype("float64") @ kernel + bias
+    values = np.log(np.sum(np.exp(logits), axis=1)) - logits[np.arange(len(y)), y]
+    margins = logits[np.arange(len(y)), y] - np.max(np.where(np.eye(3)[y], -np.inf, logits), axis=1)
+    moved = np.sqrt(np.mean(np.sum((logits - first) ** 2, axis=1)))
+    last, point = added[-1], result.path[-1]
+    assert abs(last.loss - np.mean(values)) > 1e-5 * last.loss
+    np.testing.assert_allclose(point.theta, np.concatenate([kernel.ravel(), bias]))
+    assert point.loss == pytest.approx(np.mean(values), rel=1e-6)
+    assert point.margin == pytest.approx(np.min(margins), rel=1e-4)
+    assert point.moved == pytest.approx(moved, rel=1e-4)
+    assert point.accuracy == np.mean(margins > 0)
