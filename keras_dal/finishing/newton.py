@@ -26,6 +26,11 @@ _COPIES = 10  # of the logits, that a solver has at a time: targets, slopes, pro
 ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
+def has_room(num_rows, num_outputs, max_bytes):
+    """Return whether all that a `NewtonTask` has of the size of its logits fits into so many bytes."""
+    return _COPIES * 4 * num_rows * num_outputs <= max_bytes
+
+
 def with_few_threads(method):
     """Let a method of a `NewtonTask` have as many threads of BLAS as its products gain from."""
 
@@ -72,7 +77,7 @@ class NewtonTask(Task):
     @functools.cached_property
     def _where(self):
         """The arrays of the solver: tensors where an accelerator computes, has room, and the loss can follow."""
-        fits = _COPIES * 4 * self._num_rows * self.data.structure.num_outputs <= self.data.max_bytes
+        fits = has_room(self._num_rows, self.data.structure.num_outputs, self.data.max_bytes)
         follows = fits and self.data.loss.tensors
         return self.samples.on.xp if follows else arrays.NUMPY
 

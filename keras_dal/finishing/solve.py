@@ -5,6 +5,7 @@ from keras_dal.finishing import path_table
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.lbfgs import LBFGSTask
+from keras_dal.finishing.newton import has_room
 from keras_dal.finishing.result import finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.stopping import Stopped
@@ -28,8 +29,8 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
         structure: the `Structure` of the model.
         loss: a `losses.Loss`.
         train: `CachedFeatures` of the samples.
-        max_bytes: as in `converge`; where the logits of a plain head are larger, they exist for a block of samples at a
-            time.
+        max_bytes: as in `converge`; where ten copies of the logits of a plain head are larger, which Newton's method
+            has, L-BFGS has logits for a block of samples at a time.
         verbose: whether to print the path.
 
     Returns:
@@ -37,7 +38,7 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     """
     samples = train.weighted
     path = Path(on_point=path_table.show if verbose else None)
-    large = 4 * len(samples) * structure.num_outputs > max_bytes and structure.is_plain
+    large = structure.is_plain and not has_room(len(samples), structure.num_outputs, max_bytes)
     data = HeadData.of(structure, loss, samples, max_bytes, lazy=large).centred()
     task = LBFGSTask(data, path) if large else SeparableTask(data, path)
     gap = GAP * loss.unit(data.targets, samples.weights)

@@ -62,8 +62,8 @@ def finish(
             of the model, give the augmented batches: statistics of other images than those that were trained on cost
             accuracy.
         loss: as for `model.compile`; the compiled one by default.
-        max_bytes: memory for features, for what is computed from them once, and for the logits of a plain head, each.
-            Larger features are memory-mapped, and more logits exist for a block of samples at a time.
+        max_bytes: memory for features, for what is computed from them once, and for ten copies of the logits of a plain
+            head, each. Larger features are memory-mapped, and more logits exist for a block of samples at a time.
         batch_size: samples in one evaluation of arrays.
         verbose: whether to print which weights it takes, and a line for each step of the solver.
 

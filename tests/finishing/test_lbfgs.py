@@ -130,6 +130,25 @@ def test_memory_does_not_grow_with_samples_times_outputs():
     assert peak < 4 * n * classes  # of one matrix of logits in float32; the anchors take a quarter of it
 
 
+def test_newton_is_left_where_its_copies_of_the_logits_do_not_fit_and_memory_stays_below_the_limit():
+    n, classes, steps, peaks = 100_000, 40, [], []
+    generator = np.random.default_rng(0)
+    train = CachedFeatures(
+        generator.standard_normal((n, 4)).astype("float32"), generator.integers(0, classes, n), np.ones(n), np.arange(n)
+    )
+    for bytes_per_logit in (7, 39, 40):
+        model = head(4, classes, KERAS_LOSSES["softmax"])
+        structure, loss = find_structure(model), loss_of(model, "linear")
+        tracemalloc.start()
+        result = solve_head(structure, loss, train, bytes_per_logit * n * classes)
+        peaks.append(tracemalloc.get_traced_memory()[1] / n / classes)
+        tracemalloc.stop()
+        steps.append(list(result.proof())[1].split("; ")[1])
+    assert [each.split(" took ")[0] for each in steps] == ["L-BFGS", "L-BFGS", "Newton's method"]
+    assert peaks[0] < 7
+    assert peaks[2] > 36  # or else the limit would be too low
+
+
 def test_parameters_that_are_kept_do_not_grow_with_the_steps_and_others_are_not_chosen():
     train, found = samples("softmax"), []
     for gap in (1e-2, 1e-7):
