@@ -64,12 +64,20 @@ def check_bytes(name, value):
         raise ValueError(f"{name} must be a number of bytes, not negative. Received: {name}={value!r}")
 
 
-def check_fits(num_samples, widths, max_bytes):
-    """Raise a MemoryError where a float64 array with so many rows of one of these widths is larger than the limit."""
-    needed = 8 * num_samples * max(widths)
+def check_fits(num_samples, widths, max_bytes, instead=None):
+    """Raise a MemoryError where a float64 array with so many rows of one of these widths is larger than the limit.
+
+    Args:
+        num_samples: how many rows.
+        widths: numbers of features and of outputs.
+        max_bytes: the limit.
+        instead: what would do without logits in memory, where these alone count; None where features count, too.
+    """
+    needed = 8 * num_samples * (widths[1] if instead else max(widths))
     if needed > max_bytes:
+        what = "Logits are needed in memory," if instead else "Features and logits are needed in memory,"
         raise MemoryError(
-            f"Features and logits are needed in memory, several arrays of {needed:,} bytes. Take fewer samples, or "
+            f"{what} several arrays of {needed:,} bytes. Take fewer samples,{f' {instead},' if instead else ''} or "
             f"raise max_bytes= where the function has it. Received: at least {num_samples:,} samples of "
             f"{widths[0]:,} features and {widths[1]:,} outputs, max_bytes={max_bytes:,}"
         )

@@ -12,12 +12,13 @@ from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import BATCH_SIZE, are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.progress_bar import complete, progress_bar
-from keras_dal.features.samples import check_bytes, check_positive, check_seed
+from keras_dal.features.samples import check_bytes, check_fits, check_positive, check_seed
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing import path_table
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
-from keras_dal.finishing.newton import FEW_RIDGES, RIDGES
+from keras_dal.finishing.lbfgs import LBFGSTask
+from keras_dal.finishing.newton import FEW_RIDGES, RIDGES, has_room
 from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.solve import GAP
@@ -89,9 +90,11 @@ def converge(
         cache: directory in which features of arrays are kept and found again.
         max_bytes: memory for features, for gates, for the parameters of a gated head, and for the factor of an
             interpolation, each. Larger features are memory-mapped, more gates are computed again in every product, a
-            larger head is not added, and instead of a larger factor there is Newton's method. About ten copies of the
-            logits `(n, C)` in float32 are in memory in any case, and the parameters at each point of the path in
-            float64; `finish` does without the logits for a plain head.
+            larger head is not added, and instead of a larger factor there is Newton's method. Beside these, about ten
+            copies of the logits `(n, C)` in float32 are in memory, and the parameters at each point of the path in
+            float64. Where ten copies are larger than this a plain head whose loss is minimized, by a `ridge` without
+            gates or because labels are not hard, has logits for a block of samples at a time, as in `finish`; all else
+            is refused where one copy in float64 is larger.
         batch_size: samples in one evaluation of arrays.
         seed: integer for the gates that are added.
         verbose: 0 for silence; else a bar for each pass over data, and a line for each point of the path.
@@ -102,6 +105,7 @@ def converge(
     Raises:
         ValueError: no linear head, one that is not finite, frozen in part or has constraints or a spectral norm, an
             unsupported loss, bad data or bad arguments.
+        MemoryError: logits that are needed at once are larger than `max_bytes`.
     """
     validation_data = as_arguments(validation_data)
     check_bytes("max_bytes", max_bytes)
@@ -122,7 +126,8 @@ def converge(
     rules = [TimeLimit(time_limit)] if time_limit is not None else []
     rules += [Patience(patience)] if patience is not None else []
     path = Path(rules, path_table.show if verbose else None)
-    task = SeparableTask(HeadData.of(structure, loss, train, max_bytes, validation), path, still)
+    samples = structure, loss, train, max_bytes, validation
+    task = _task(samples, path, still, minimizes=ridge is not None, adds_gates=gated is True)
     tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
     if gated is True and structure.place is None and not _fits(task):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
@@ -133,6 +138,31 @@ def converge(
         return finished(task, **goal)
     except KeyboardInterrupt:  # the path has ended, whatever came after it
         return finished(task, **goal)  # so that a first interrupt loses nothing; a second one is obeyed
+
+
+def _task(samples, path, still, minimizes, adds_gates):
+    """Return the task of the own head; one block of samples at a time has logits where all would be too many.
+
+    Args:
+        samples: what `HeadData.of` takes.
+        path: the `Path`.
+        still: features of anchors, or None.
+        minimizes: whether a minimum is asked for, which can be found so, whatever the labels are.
+        adds_gates: whether gates are to be added, beside which it cannot.
+
+    Raises:
+        MemoryError: all logits are needed, and are larger than `max_bytes`.
+    """
+    structure, _, train, max_bytes, validation = samples
+    num_anchors, outputs = 0 if still is None else len(still), structure.num_outputs
+    num_rows = max(len(train) + num_anchors, 0 if validation is None else len(validation))
+    if not has_room(num_rows, outputs, max_bytes):
+        if structure.is_plain and not adds_gates and has_room(num_anchors, outputs, max_bytes):
+            data = HeadData.of(*samples, lazy=True)
+            if minimizes or not data.has_hard_labels:
+                return LBFGSTask(data, path, still)
+        check_fits(num_rows, (structure.num_features, outputs), max_bytes, "or a ridge= without gates")
+    return SeparableTask(HeadData.of(*samples), path, still)
 
 
 def _walked(own, gated, ridge, tol, add_gates):

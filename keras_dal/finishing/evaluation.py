@@ -119,15 +119,19 @@ def logits_of(head, features, theta):
     return np.concatenate([block for _, block in Logits(head, features, theta, max_bytes=0)])
 
 
-def quality(logits, targets, loss):
-    """Return the `Quality` of logits `(n, C)`."""
-    value, margins = float(np.mean(loss.values(logits, targets))), loss.margins(logits, targets)
-    if margins is None:
-        return Quality(value, None, None)
-    known = loss.confidence(logits, targets)
-    if known is None:
-        return Quality(value, float(np.mean(margins > 0)), None)
-    confidence, right = known
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    ece = np.sum(np.abs(np.bincount(bins, right - confidence, _BINS))) / len(confidence)
-    return Quality(value, float(np.mean(margins > 0)), float(ece))
+def quality(logits, targets, loss, scale=1.0):
+    """Return the `Quality` of the head whose `Logits` these are, times a factor."""
+    total, right, off, count, size = 0.0, 0, np.zeros(_BINS), 0, 0
+    for rows, block in logits:
+        block, some = scale * block, targets[rows]
+        size, total = size + len(block), total + np.sum(loss.values(block, some))
+        if not loss.has_sides:
+            continue
+        right += np.sum(loss.margins(block, some) > 0)
+        known = loss.confidence(block, some)
+        if known is not None:
+            confidence, is_right = known
+            bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+            off, count = off + np.bincount(bins, is_right - confidence, _BINS), count + len(confidence)
+    accuracy = float(right / size) if loss.has_sides else None
+    return Quality(float(total / size), accuracy, float(np.sum(np.abs(off)) / count) if count else None)

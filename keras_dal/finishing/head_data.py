@@ -11,7 +11,7 @@ from keras_dal.analysis.certify import certify_head, of_model
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.features.samples import check_fits
-from keras_dal.finishing.evaluation import FittedHead, logits_of, quality
+from keras_dal.finishing.evaluation import FittedHead, Logits, quality
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.models.regularizers import l2_factors
 
@@ -29,7 +29,7 @@ class HeadData:
         train: `CachedFeatures` of the samples, all of positive weight.
         targets: of the loss, `(n, C)`, or `LazyTargets`.
         max_bytes: up to which logits are kept, and a certificate is made of features and of logits.
-        validation, validation_targets: `CachedFeatures` and the targets of the loss, or None.
+        validation, validation_targets: `CachedFeatures` and the targets of the loss, of the same kind, or None.
     """
 
     structure: Any
@@ -40,7 +40,7 @@ class HeadData:
     targets: Any
     max_bytes: int
     validation: CachedFeatures | None = None
-    validation_targets: np.ndarray | None = None
+    validation_targets: Any = None
     is_centred: bool = False
 
     @classmethod
@@ -52,10 +52,16 @@ class HeadData:
             lazy: whether the targets are made anew for each block of samples.
         """
         num_outputs = structure.num_outputs
-        targets = LazyTargets(loss, train.labels, num_outputs) if lazy else loss.targets(train.labels, num_outputs)
-        held_out = () if validation is None else (validation, loss.targets(validation.labels, num_outputs))
+
+        def targets_of(labels):
+            return LazyTargets(loss, labels, num_outputs) if lazy else loss.targets(labels, num_outputs)
+
+        targets = targets_of(train.labels)
+        held_out = None if validation is None else targets_of(validation.labels)
         _settle_gates(structure, train.features)  # when labels are known to be some
-        return cls(structure, loss, structure.head(), structure.theta(), train, targets, max_bytes, *held_out)
+        return cls(
+            structure, loss, structure.head(), structure.theta(), train, targets, max_bytes, validation, held_out
+        )
 
     def of_other_head(self, structure):
         """Return the same for the head of a copy of the model, on the same features."""
@@ -122,8 +128,10 @@ class HeadData:
         """Return the `Quality` on the validation data before, with these parameters and with them times a factor."""
         if self.validation is None:
             return None, None, None
-        before, after = (logits_of(self.head, self.validation.features, each) for each in (self.theta, theta))
-        return tuple(quality(each, self.validation_targets, self.loss) for each in (before, after, scale * after))
+        samples = self.head, self.validation.features
+        before, after = (Logits(*samples, each, self.max_bytes) for each in (self.theta, theta))
+        factors = (before, 1.0), (after, 1.0), (after, scale)
+        return tuple(quality(logits, self.validation_targets, self.loss, factor) for logits, factor in factors)
 
     def certificate(self, theta):
         """Return the `Certificate` of the head with these parameters.

@@ -1,13 +1,14 @@
 """The convex problem of a plain head whose logits do not fit into memory: one block of samples at a time has some."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
 
 from keras_dal.features.samples import some_rows
 from keras_dal.finishing.history import Point
-from keras_dal.finishing.newton import ANCHORS
+from keras_dal.finishing.newton import ANCHORS, RIDGES
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending, Gap, MaxSteps, Progress, ending_by
 from keras_dal.finishing.task import Task
@@ -30,42 +31,70 @@ class LBFGSTask(Task):
     Args:
         data: the `HeadData`, with lazy targets.
         path: the `Path` that sees every step.
+        anchors: features of samples to be left alone, `(a, m)`, or None for training samples in their place.
     """
 
     method = "L-BFGS"
 
-    def __init__(self, data, path):
+    def __init__(self, data, path, anchors=None):
         super().__init__(data, path)
-        entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
-        # no bytes, because it would copy the features
-        self._samples = CachedJacobian.of_head(data.head, data.train.features, max_bytes=0, entries=entries)
-        self.anchors = some_rows(len(data.train), ANCHORS)
-        self._still = self._samples.restricted(self.anchors)
+        self._samples = self._jacobian(data.train.features)
+        if anchors is None:
+            self.anchors = some_rows(len(data.train), ANCHORS)
+            self._still = self._samples.restricted(self.anchors)
+        else:
+            self.anchors = len(data.train) + np.arange(len(anchors))
+            self._still = self._jacobian(anchors)
+        self._are_samples = anchors is None
+        self._of_validation = None if data.validation is None else self._jacobian(data.validation.features)
         self._whitening = Whitening(self._still, self._samples)
         squares = sum(np.sum(np.square(logits, dtype=np.float64)) for _, logits in self._logits(data.theta))
         self.size = float(np.sqrt(squares / len(data.train)))
 
+    def _jacobian(self, features):
+        entries = Host.entries  # NumPy has as many of the logits, however much an accelerator could hold
+        # no bytes, because it would copy the features
+        return CachedJacobian.of_head(self.data.head, features, max_bytes=0, entries=entries)
+
     def unchanged(self):
-        distance = Quadratic(self._whitening, 1.0)
-        return _Evaluation(self, np.zeros(self.data.head.num_parameters), distance).point
+        return self.at(self.data.theta, RIDGES[0], np.inf)
 
     def at(self, theta, ridge, gap):
         seen = _Pass(self, theta)
         for _ in seen.cotangents(check=lambda: None):  # what is proved of a point is not lost to a rule
             pass
-        return seen.point(self._still.logits(theta - self.data.theta), ridge, gap)
+        point = seen.point(self._still.logits(theta - self.data.theta), ridge, gap)
+        return dataclasses.replace(point, validation=self._validated(theta))
+
+    def minimize(self, ridges, tol, enough=()):
+        phi, ending = None, None
+        for ridge in ridges:
+            is_proved = ridge == ridges[-1] and ridge > 0 and self._are_samples
+            goal = _Goal(1e-2 * tol, is_proved, (*enough, MaxSteps(_STEPS)))
+            phi, ending = self._minimize(Quadratic(self._whitening, ridge), goal, phi)
+            if ending.is_enough:
+                break
+        self.path.end(ending)
 
     def minimize_to(self, ridge, gap):
         self.penalty = penalty_in_solve(self.data.structure)
         penalty = Quadratic(self._whitening, ridge, self.penalty, self.data.theta)
-        self.path.end(self._minimize(penalty, gap))
+        self.path.end(self._minimize(penalty, _Goal(gap, True, (MaxSteps(_STEPS),)))[1])
 
-    def _minimize(self, penalty, gap):
-        """Return what ended the steps, the last of which is on the path."""
-        last, rules = _Evaluation(self, np.zeros(self.data.head.num_parameters), penalty), [MaxSteps(_STEPS)]
-        ending = self._ending_at(last, rules, gap)
+    def _minimize(self, penalty, goal, phi=None):
+        """Return phi of the last step, which is on the path, and what ended there.
+
+        Args:
+            penalty: a `Quadratic`.
+            goal: a `_Goal`.
+            phi: where to start, which is on the path already; None for no change.
+        """
+        step = last = _Evaluation(self, np.zeros(self.data.head.num_parameters) if phi is None else phi, penalty)
+        if phi is None:
+            self._add(step)
+        ending = self._ending_at(step, goal)
         if ending is not None:
-            return ending
+            return step.phi, ending
 
         def evaluated(phi):
             nonlocal last
@@ -73,32 +102,57 @@ class LBFGSTask(Task):
             return last.value, last.gradient
 
         def stepped(intermediate_result):
-            nonlocal ending
+            nonlocal ending, step
             self.num_steps += 1
-            step = last if np.array_equal(last.phi, intermediate_result.x) else None
-            step = step or _Evaluation(self, intermediate_result.x, penalty)
-            ending = self._ending_at(step, rules, gap)
+            phi = intermediate_result.x
+            step = last if np.array_equal(last.phi, phi) else _Evaluation(self, phi, penalty)
+            self._add(step)
+            ending = self._ending_at(step, goal)
             if ending is not None:
                 raise StopIteration
 
         options = {"maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
         optimize.minimize(evaluated, last.phi, jac=True, method="L-BFGS-B", callback=stepped, options=options)
-        return ending or Ending.STALLED  # SciPy ends it where no step along its direction gains anything
+        return step.phi, ending or Ending.STALLED  # SciPy ends it where no step along its direction gains anything
 
-    def _ending_at(self, step, rules, gap):
-        """Put a step on the path, as it is proved to be where the gap seems reached; return what ends there, if any."""
-        self.path.add(step.point)
+    def _add(self, step):
+        self.path.add(dataclasses.replace(step.point, validation=self._validated(step.point.theta)))
         self.path.thin_out()
+
+    def _ending_at(self, step, goal):
+        """Return what ends at the last step, if anything; where the gap seems reached its point is as it is proved."""
         seen = Progress(step.point.loss, step.value, step.point.gap)
-        ending = ending_by(rules, seen)
-        if Gap(gap).ending(seen):
-            self.proof = prove(self, step.point.ridge, self._whitening, gap)
+        ending, reached = ending_by(goal.rules, seen), Gap(goal.gap).ending(seen)
+        if ending is not None and ending.is_enough:
+            return ending
+        if reached is None or not goal.is_proved:
+            return reached or ending
+        self.proof = prove(self, step.point.ridge, self._whitening, goal.gap)
         return self.proof.ending if self.proof else ending
+
+    def _validated(self, theta):
+        """Return the value on the validation data, None without them."""
+        if self._of_validation is None:
+            return None
+        total, loss = 0.0, self.data.loss
+        for rows, block in self._of_validation.blocks():
+            logits, targets = self._of_validation.of_block(block, theta), self.data.validation_targets[rows]
+            margins = loss.margins(logits, targets)
+            total += np.sum(loss.values(logits, targets) if margins is None else margins > 0)
+        return float(total / len(self._of_validation))
 
     def _logits(self, theta):
         """Yield slices of the samples and their logits, float32."""
         for rows, block in self._samples.blocks():
             yield rows, self._samples.of_block(block, theta)
+
+
+class _Goal(NamedTuple):
+    """Where a minimization ends: at a gap, which is to be proved or not, or by rules, if these are earlier."""
+
+    gap: float
+    is_proved: bool
+    rules: tuple[Any, ...]
 
 
 class _Evaluation:
@@ -113,7 +167,7 @@ class _Evaluation:
         point = seen.point(moved, ridge, np.inf)
         self.value = float(point.loss + ridge * point.moved**2 + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
-        gap = task.data.gap_above_floor(gap_of(self.gradient, ridge), self.value)
+        gap = task.data.gap_above_floor(gap_of(self.gradient, ridge), self.value) if ridge else np.inf
         self.point = dataclasses.replace(point, gap=gap)
 
 

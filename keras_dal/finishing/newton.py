@@ -119,13 +119,6 @@ class NewtonTask(Task):
 
     @with_few_threads
     def minimize(self, ridges, tol, enough=()):
-        """Minimize the loss itself, for falling weights of the change, until little is left.
-
-        Args:
-            ridges: the weights, in the unit of the loss.
-            tol: a hundred times the gap at which a minimum counts as reached.
-            enough: rules of `stopping` that end it for all weights, as `Tolerance` does.
-        """
         self.num_steps, phi, problem, ending = 0, None, None, None
         for ridge in ridges:
             problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
@@ -199,15 +192,6 @@ class NewtonTask(Task):
             whitening = Whitening(self._still.part(part), self.samples.part(part))
         penalty = Quadratic(whitening, ridge, self.penalty, self.data.theta)
         return NewtonCG(jacobian, whitening, anchored, penalty, inexact, self.path.check)
-
-    def is_done(self, enough):
-        """Return whether the loss is enough, as for `minimize`, before any change; then the path is this point."""
-        point = self.unchanged()
-        ending = ending_by(enough, Progress(point.loss, point.loss, point.gap))
-        if ending is not None:
-            self.path.add(point)
-            self.path.end(ending)
-        return ending is not None
 
     def unchanged(self):
         return self._point(self.data.theta, self.start, RIDGES[0], np.inf)

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal.finishing.stopping import Progress, ending_by
+
 
 class Task:
     """A head, the samples it is to fit, and the path that its parameters take.
@@ -38,12 +40,31 @@ class Task:
         """Return the point at which every path begins."""
         raise NotImplementedError
 
+    def is_done(self, enough):
+        """Return whether the loss is enough, as for `minimize`, before any change; then the path is this point."""
+        point = self.unchanged()
+        ending = ending_by(enough, Progress(point.loss, point.loss, point.gap))
+        if ending is not None:
+            self.path.add(point)
+            self.path.end(ending)
+        return ending is not None
+
     def separate(self):
         """Walk to the first point where every sample that is not left is right; return whether there is one."""
         raise NotImplementedError
 
     def at(self, theta, ridge, gap):
         """Return the point at parameters that no step of the solver came to."""
+        raise NotImplementedError
+
+    def minimize(self, ridges, tol, enough=()):
+        """Minimize the loss itself, for falling weights of the change, until little is left.
+
+        Args:
+            ridges: the weights, in the unit of the loss.
+            tol: a hundred times the gap at which a minimum counts as reached.
+            enough: rules of `stopping` that end it for all weights, as `Tolerance` does.
+        """
         raise NotImplementedError
 
     def minimize_to(self, ridge, gap):

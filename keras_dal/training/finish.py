@@ -8,7 +8,7 @@ from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, batches, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.inputs import are_arrays
-from keras_dal.features.samples import check_bytes, check_labels
+from keras_dal.features.samples import check_bytes, check_fits, check_labels
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
@@ -63,7 +63,8 @@ def finish(
             accuracy.
         loss: as for `model.compile`; the compiled one by default.
         max_bytes: memory for features, for what is computed from them once, and for ten copies of the logits of a plain
-            head, each. Larger features are memory-mapped, and more logits exist for a block of samples at a time.
+            head, each. Larger features are memory-mapped, and more logits exist for a block of samples at a time. A
+            head with gates is refused where one copy of the logits in float64 is larger.
         batch_size: samples in one evaluation of arrays.
         verbose: whether to print which weights it takes, and a line for each step of the solver.
 
@@ -73,6 +74,7 @@ def finish(
     Raises:
         ValueError: no linear head, one that is not finite, frozen in part, has constraints or a spectral norm that
             training keeps, an unsupported loss, or bad data; an optimizer that was switched for another model.
+        MemoryError: logits of a head with gates that are larger than `max_bytes`.
     """
     check_bytes("max_bytes", max_bytes)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
@@ -104,6 +106,9 @@ def finish(
             _renew(statistics, source, batch_size, "x" if statistics_from is None else "statistics_from")
         options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True}
         train = cached_features(structure, x, y, sample_weight, **options)
+        if not structure.is_plain:
+            widths = structure.num_features, structure.num_outputs
+            check_fits(len(train.weighted), widths, max_bytes, "or a plain head")
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     except BaseException:
         before.restore()
