@@ -92,18 +92,58 @@ def _check_dense(parts):
     )
 
 
-def _check_declared(model, x):
-    """Raise a ValueError for inputs that do not fit what a model declares; one built from inputs declares nothing."""
+def check_alike(name, model, x, other):
+    """Raise a ValueError for inputs that cannot be beside others, both arrays or structures of them.
+
+    They need as many parts and axes, and the same sizes but for those that the model leaves open.
+
+    Args:
+        name: what the inputs are called.
+        model: the Keras model.
+        x: the others, which it takes, `(n, ...)`.
+        other: the inputs, `(k, ...)`.
+    """
+    parts, given = tree.flatten(x), [np.shape(part)[1:] for part in tree.flatten(other)]
+    specs = _declared(model, x) or [None] * len(parts)
+    expected = [_sizes(part, spec) for part, spec in zip(parts, specs, strict=True)]
+    if len(expected) != len(given) or not all(map(_are_alike, expected, given)):
+        raise ValueError(
+            f"The {name} must have shapes (n, ...) with {expected}, as x has, and None for any size. Received: {given}"
+        )
+
+
+def _sizes(part, spec):
+    """Return the sizes of a sample's part of inputs, None for those that the model leaves open."""
+    sizes = np.shape(part)[1:]
+    if spec is None:
+        return (None,) * len(sizes)
+    fixed = spec.shape[1:]
+    return tuple(None if fixed[axis : axis + 1] == (None,) else size for axis, size in enumerate(sizes))
+
+
+def _are_alike(expected, given):
+    if len(expected) != len(given):
+        return False
+    return all(size in (None, found) for size, found in zip(expected, given, strict=True))
+
+
+def _declared(model, x):
+    """Return what a model declares for the parts of inputs, nothing for one that was built from inputs."""
     if not getattr(model, "inputs", None):
-        return
+        return []
     specs = input_specs(model)
     if any(spec.shape[0] is not None for spec in tree.flatten(specs)):
-        return  # a Sequential that has the shape of its first inputs, and takes others
+        return []  # a Sequential that has the shape of its first inputs, and takes others
     try:
         tree.assert_same_structure(specs, x)
     except ValueError:
-        return  # a dictionary for a list, say: Keras knows which part goes where, or says what is wrong
-    for spec, part in zip(tree.flatten(specs), tree.flatten(x), strict=True):
+        return []  # a dictionary for a list, say: Keras knows which part goes where, or says what is wrong
+    return tree.flatten(specs)
+
+
+def _check_declared(model, x):
+    """Raise a ValueError for inputs that do not fit what a model declares."""
+    for spec, part in zip(_declared(model, x), tree.flatten(x), strict=False):
         if not _fits(tuple(spec.shape), tuple(part.shape)):
             raise ValueError(
                 f"The model takes inputs of shape {spec.shape}, with None for any size. Received: x of shape "

@@ -11,6 +11,7 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import BATCH_SIZE, are_arrays, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
+from keras_dal.features.inputs import check_alike
 from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_bytes, check_fits, check_positive, check_seed
 from keras_dal.features.settled import warn_of_statistics
@@ -236,7 +237,8 @@ def _data(gather, training, anchors, validation_data):
 
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
     """Return the `CachedFeatures` of some data, with a progress bar."""
-    _check_shapes(name, training_x, x)
+    if are_arrays(training_x) and are_arrays(x):
+        check_alike(name, structure.model, training_x, x)
     bar = progress_bar(name, x) if verbose else None
     options = options | {"on_batch": bar and bar.update, "labelled": labelled, "name": name}
     found = cached_features(structure, x, y, sample_weight, **options)
@@ -294,11 +296,3 @@ def _check_validation(data):
             "validation_data must have no sample weights: its accuracy and calibration are those of all samples. "
             f"Received: weights from {data.weights.min()} to {data.weights.max()}"
         )
-
-
-def _check_shapes(name, training_x, x):
-    if not (are_arrays(training_x) and are_arrays(x)):
-        return
-    expected, given = ([np.shape(part)[1:] for part in tree.flatten(each)] for each in (training_x, x))
-    if expected != given:
-        raise ValueError(f"The {name} must have shapes (n, ...) with {expected}, as x has. Received: {given}")

@@ -856,3 +856,23 @@ def test_progress_in_a_log_is_a_line_without_escape_codes(model, digits, capsys)
     assert "\x1b" not in printed
     assert "\b" not in printed
     assert f"{len(x)}/{len(x)} - " in printed
+
+
+def test_inputs_of_other_sizes_are_taken_where_the_model_leaves_these_open():
+    """Images that are pooled, of two sizes, and the loss before as `evaluate` has it."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 2))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(6, 3, activation="relu")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(pooled))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 6, 6, 2)).astype("float32"), generator.integers(0, 3, 40)
+    larger, of_larger = generator.standard_normal((20, 9, 7, 2)).astype("float32"), generator.integers(0, 3, 20)
+    expected = model.evaluate(larger, of_larger, verbose=0)
+    options = {"ridge": 0.1, "anchors": larger, "verbose": 0}
+    result = converge(model, x, y, validation_data=(larger, of_larger), **options)
+    assert result.before.loss == pytest.approx(expected, rel=1e-4)
+    assert result.after.loss == pytest.approx(model.evaluate(larger, of_larger, verbose=0), rel=1e-4)
+    for wrong in (larger[..., :1], larger[:, 0]):
+        with pytest.raises(ValueError, match=r"validation data must have shapes.*\(None, None, 2\).*Received: "):
+            converge(model, x, y, validation_data=(wrong, of_larger), verbose=0)
