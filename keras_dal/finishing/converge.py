@@ -77,8 +77,9 @@ def converge(
             is there already stays as it is, where no positive `ridge` is given.
         validation_data: `(x, y)`, or a list of these, or a dataset of such batches; accuracy and calibration on it are
             reported.
-        anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say;
-            the training inputs by default. All of them measure the change; an interpolation holds 2,000 of them.
+        anchors: inputs whose predictions should stay, augmented copies of the training inputs or unlabelled ones, say,
+            all of which measure the change; by default the training inputs, 10,000 random ones if there are more. An
+            interpolation holds 2,000 of them at most.
         gated: `"auto"` adds a gated head where the own head of a classifier with hard labels is not found to separate
             the samples, True adds it wherever there is anything to do, False never.
         ridge: minimize `loss + ridge ||change||^2` instead, for this one weight, not negative, whatever the loss is

@@ -20,10 +20,11 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
 
     A plain head minimizes `loss + weight_of_change(...) * change`, and its L2 penalty if it has one; there is one
     minimum, and how far the head may still be from it is computed in float64. The gap is in the unit of the loss. The
-    change is the mean squared change of the logits plus `||phi||^2`, the squared distance in coordinates in which it is
-    about the same and that leave no direction free (see `Whitening`). For the squared error it is measured from the
-    head without its mean error: the offset of the labels is no change. With gates and hard labels every sample is put
-    on its right side instead, as in `converge`; where they do not do that, the same sum is minimized, without a proof.
+    change is the mean squared change of the logits, of 10,000 random samples if there are more, plus `||phi||^2`, the
+    squared distance in coordinates in which it is about the same and that leave no direction free (see `Whitening`).
+    For the squared error it is measured from the head without its mean error: the offset of the labels is no change.
+    With gates and hard labels every sample is put on its right side instead, as in `converge`; where they do not do
+    that, the same sum is minimized, without a proof.
 
     Args:
         structure: the `Structure` of the model.

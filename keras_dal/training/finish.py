@@ -43,11 +43,11 @@ def finish(
     `loss + weight * change`, and its L2 penalty if it has one, to within 1e-4 of the minimum, proved in float64. The
     weight is a third of the mean second derivative of the loss in a logit, from 0.003 to 0.01. Weight and gap are
     multiplied by the mean sample weight, the gap for squared errors by the variance of the labels too. The change is
-    the mean squared change of the logits plus `||phi||^2`, about the same again, which holds directions that no sample
-    sees. A head with gates puts every sample on its right side, if all labels are hard, but for those whose move would
-    change the others most (`Result.left`); where they do not do that, it minimizes the same, without a proof. This is
-    what `AlignmentMonitor` does at the end of `fit`, with the data that flow through it (the framework of Kawaguchi,
-    Zhang and Deng, 2022).
+    the mean squared change of the logits, on 10,000 random samples if there are more, plus `||phi||^2`, about the same
+    again, which holds directions that no sample sees. A head with gates puts every sample on its right side, if all
+    labels are hard, but for those whose move would change the others most (`Result.left`); where they do not do that,
+    it minimizes the same, without a proof. This is what `AlignmentMonitor` does at the end of `fit`, with the data that
+    flow through it (the framework of Kawaguchi, Zhang and Deng, 2022).
 
     Args:
         model: a trained Keras model that `find_structure` understands.

@@ -876,3 +876,19 @@ def test_inputs_of_other_sizes_are_taken_where_the_model_leaves_these_open():
     for wrong in (larger[..., :1], larger[:, 0]):
         with pytest.raises(ValueError, match=r"validation data must have shapes.*\(None, None, 2\).*Received: "):
             converge(model, x, y, validation_data=(wrong, of_larger), verbose=0)
+
+
+@pytest.mark.parametrize("anchored", [False, True], ids=["of the samples", "given"])
+def test_the_change_is_that_of_all_anchors_or_of_ten_thousand_samples(anchored):
+    """As the docstring of `converge` says; with an output of each sample's own to tell which were looked at."""
+    n = 10_400
+    x = np.random.default_rng(0).standard_normal((n, 2)).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    before = model.predict(x, verbose=0)
+    result = converge(model, x, x[:, 0] ** 3, anchors=x if anchored else None, ridge=0.1, verbose=0)
+    squares = np.sum((model.predict(x, verbose=0) - before).astype(float) ** 2, axis=1)
+    rows = np.arange(n) if anchored else np.sort(np.random.default_rng(0).permutation(n)[:10_000])
+    assert result.point.moved == pytest.approx(np.sqrt(np.mean(squares[rows])), rel=1e-5)
+    assert abs(result.point.moved - np.sqrt(np.mean(squares))) > 1e-4 * result.point.moved or anchored
