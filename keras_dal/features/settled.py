@@ -8,6 +8,7 @@ from keras import ops
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.inputs import num_samples, spread
+from keras_dal.features.moving_statistics import at_first, moving_of, with_statistics
 from keras_dal.features.tracing import inference, recorded, takes_training, to_numpy
 from keras_dal.features.variables import are_equal
 
@@ -27,7 +28,7 @@ def warn_of_statistics(model, inputs, advice):
         advice: what to do, for the message.
     """
     steps = _steps(model)
-    known = [layer for layer in _keras.sublayers(model) if _is_normalization(layer)]
+    known = [layer for layer, _ in with_statistics(model) if _is_normalization(layer)]
     moved = known if takes_training(model) else [layer for layer in known if _has_moved(layer)]
     young = [layer for layer in moved if layer.momentum**steps > _START]
     if not steps or not young:
@@ -54,17 +55,13 @@ def _steps(model):
 
 
 def _is_normalization(layer):
-    names = ("momentum", "axis", "epsilon", "moving_mean", "moving_variance")
+    """Return whether it is known of which moments of its inputs a layer keeps statistics, as training moves them."""
+    names = ("axis", "epsilon", "moving_mean", "moving_variance")
     return layer.built and layer.trainable and all(hasattr(layer, name) for name in names)
 
 
-def at_first(variable):
-    """Return the values that a moving statistic begins with."""
-    return np.full(variable.shape, float("variance" in variable.name), variable.dtype)
-
-
 def _has_moved(layer):
-    statistics = layer.moving_mean, layer.moving_variance
+    statistics = moving_of(layer)
     return not are_equal(map(to_numpy, statistics), map(at_first, statistics))
 
 

@@ -1,4 +1,4 @@
-"""Which heads are refused before they are solved for, and which are warned of."""
+"""Which heads are refused before they are trained or solved for, and which are warned of."""
 
 import keras
 import numpy as np
@@ -7,6 +7,16 @@ from keras_dal import _keras
 from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import HALVES
 from keras_dal.models.regularizers import l2_factors
+
+
+def check_trained(untrained):
+    """Raise a ValueError where some of the linear parameters are not trained."""
+    if untrained:
+        raise ValueError(
+            "The linear parameters must be trainable when training begins. Set trainable=True on their layer, and on "
+            "the model, before the first step. Received: untrained linear parameters "
+            f"{[variable.path for variable in untrained]}"
+        )
 
 
 def check_solvable(structure):

@@ -19,16 +19,6 @@ def check_explore(explore):
         )
 
 
-def check_trained(untrained):
-    """Raise a ValueError where some of the linear parameters are not trained."""
-    if untrained:
-        raise ValueError(
-            "The linear parameters must be trainable when training begins. Set trainable=True on their layer, and on "
-            "the model, before the first step. Received: untrained linear parameters "
-            f"{[variable.path for variable in untrained]}"
-        )
-
-
 def check_exploit(exploit):
     """Raise a ValueError unless this can name linear parameters."""
     names = [exploit] if isinstance(exploit, str) else exploit

@@ -6,8 +6,7 @@ from keras_dal import _keras
 from keras_dal.features.batches import batches
 from keras_dal.features.inputs import are_arrays, input_specs
 from keras_dal.models.regularizers import l2_factors
-from keras_dal.models.solvable import check_solvable, warn_of_what_is_not_solved
-from keras_dal.training import arguments
+from keras_dal.models.solvable import check_solvable, check_trained, warn_of_what_is_not_solved
 from keras_dal.training.moments import sums_fit
 from keras_dal.training.state import state_of
 
@@ -109,7 +108,7 @@ def check_second_phase(wrap, structure, loss, data):
     """Raise a ValueError for a head or a loss whose second phase would not do what is promised."""
     if wrap is not None and wrap.explore is not None and wrap.phase == "explore":
         trained = {id(variable) for variable in structure.model.trainable_variables}
-        arguments.check_trained([v for v in structure.linear_parameters if id(v) not in trained])
+        check_trained([v for v in structure.linear_parameters if id(v) not in trained])
         check_traced_anew(wrap, structure.model)
     if wrap is not None and wrap.finish == "solve":
         check_solvable(structure)

@@ -2,7 +2,7 @@
 
 from keras_dal import _keras
 from keras_dal.features.tracing import to_numpy
-from keras_dal.training import arguments
+from keras_dal.models.solvable import check_trained
 from keras_dal.training.averages import Averages
 from keras_dal.training.driver import Driver
 from keras_dal.training.inner import innermost
@@ -66,7 +66,7 @@ class State:
         if not self._optimizer.built:
             self._optimizer.build(model.trainable_variables)
         self.progress.model = model
-        arguments.check_trained([v for v in structure.linear_parameters if not self.was_built_for(v)])
+        check_trained([v for v in structure.linear_parameters if not self.was_built_for(v)])
         self.averages.adopt()
         self.freeze_gates(structure)
         self.rates.begin()

@@ -9,7 +9,7 @@ from keras import tree
 
 from keras_dal import _backend, _keras
 from keras_dal._backend.warning import warn
-from keras_dal.features.settled import at_first
+from keras_dal.features.moving_statistics import at_first, moving_of, statistics_of, with_statistics
 from keras_dal.features.tracing import recorded, replaced, takes_training
 from keras_dal.features.variables import Kept, are_equal, assign_all, values_of
 
@@ -61,7 +61,7 @@ class BatchStatistics:
 
     def _note(self, call):
         """Keep the moving variables of a layer that was called: the next call of it assigns to them."""
-        self._seen.of_layers[id(call.layer)].append([variable.value + 0.0 for variable in _moving(call.layer)])
+        self._seen.of_layers[id(call.layer)].append([variable.value + 0.0 for variable in moving_of(call.layer)])
 
     @property
     def are_there(self):
@@ -149,20 +149,5 @@ class UnknownStatistics:
 def _mean(layer, values):
     """Return the mean over calls of each moving variable; as it is where the layer was not called."""
     if not values:
-        return [v.value for v in _moving(layer)]
+        return [v.value for v in moving_of(layer)]
     return [sum(call) / len(values) for call in zip(*values, strict=True)]
-
-
-def with_statistics(model):
-    """Return the layers of a model that keep moving statistics, each with the variables of these."""
-    pairs = [(layer, _moving(layer)) for layer in _keras.sublayers(model) if hasattr(layer, "momentum")]
-    return [(layer, variables) for layer, variables in pairs if variables]
-
-
-def statistics_of(model):
-    """Return the variables of all moving statistics of a model."""
-    return [variable for _, variables in with_statistics(model) for variable in variables]
-
-
-def _moving(layer):
-    return [variable for variable in layer.non_trainable_variables if variable.name.startswith("moving_")]

@@ -13,7 +13,7 @@ from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure
 from keras_dal.training import arguments, checks
 from keras_dal.training.inner import Delegating, averaging_only, innermost
-from keras_dal.training.rates import unscaled
+from keras_dal.training.loss_scale import unscaled
 from keras_dal.training.state import State
 
 
