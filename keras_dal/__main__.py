@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import glob
 import inspect
 import json
 import os
@@ -9,6 +10,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 
@@ -63,6 +65,7 @@ def main(arguments=None):
         return 130
 
 
+_ABANDONED = 3600  # seconds without a write after which nobody saves a model any more
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which Keras puts into messages
 _EXAMPLES = """examples:
   keras-dal converge model.keras --data train.npz --output done.keras
@@ -272,9 +275,21 @@ def _save(result, options):
 def _replace(model, path):
     """Save under another name first: what was at this path is lost only when the new file is whole."""
     path = pathlib.Path(path)
+    _remove_abandoned(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}-", suffix=".partial") as folder:
         model.save(whole := pathlib.Path(folder) / path.name)
         os.replace(whole, path)
+
+
+def _remove_abandoned(path):
+    """Remove what a process that was killed while it saved a model of this name has left: nothing else is in there."""
+    for folder in path.parent.glob(f"{glob.escape(path.stem)}-????????.partial"):
+        with contextlib.suppress(OSError):  # no folder, or another process was faster
+            parts = list(folder.iterdir())
+            written = max(part.stat().st_mtime for part in (folder, *parts))
+            if time.time() - written > _ABANDONED and all(part.name == path.name for part in parts):
+                (folder / path.name).unlink(missing_ok=True)
+                folder.rmdir()
 
 
 if __name__ == "__main__":

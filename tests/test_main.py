@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -129,6 +130,38 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_file(files, capsys, monkeyp
     assert "training accuracy" in printed.out
     assert (files / "model.keras").read_bytes() == before
     assert not list(files.glob("*.partial*"))
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import keras
+from keras_dal.__main__ import main
+
+def killed(self, path, *_, **__):
+    pathlib.Path(path).write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+keras.Model.save = killed
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_what_a_run_that_was_killed_has_left_is_removed_by_one_that_writes_there_later(files, capsys):
+    arguments = ["finish", files / "model.keras", "--data", files / "train.npz", "--output", files / "done.keras"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = files.glob("done-*.partial")
+    mine = files / "done-mine1234.partial"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    assert run(files, "finish", "--output", files / "done.keras", "--quiet") == 0
+    assert left.exists()  # as long as another process may be saving there
+    for path in (left, left / "done.keras", mine, mine / "notes.txt"):
+        os.utime(path, (0, 0))
+    assert run(files, "finish", "--output", files / "done.keras", "--quiet") == 0
+    assert not left.exists()
+    assert (mine / "notes.txt").read_text() == "mine"
 
 
 def test_finish_saves_the_minimum_and_is_silent_where_that_is_asked_for(files, capsys):
