@@ -144,8 +144,13 @@ def _add_finish(commands):
     command.add_argument("--statistics-from", help=".npz file with x: inputs on which batch statistics are renewed")
 
 
+_ARRAYS = ("x", "y", "sample_weight")  # of a file of data
+
+
 def _load(path):
     """Return the model of a file; a ValueError says what to do where Keras does not know one of its classes."""
+    if os.path.isdir(path) or (path.endswith(".keras") and os.path.exists(path) and not zipfile.is_zipfile(path)):
+        raise ValueError(f"The file is not a whole .keras file. Received: {path}")
     try:
         return keras.saving.load_model(path)
     except zipfile.BadZipFile as error:
@@ -179,7 +184,9 @@ def _read(path):
         with np.load(path) as arrays:
             if "x" not in arrays:
                 raise ValueError(f"The file must hold an array named x. Received: {path} with {sorted(arrays)}")
-            return {name: arrays.get(name) for name in ("x", "y", "sample_weight")}
+            if others := sorted(set(arrays) - set(_ARRAYS)):
+                say(f"of {path} only {', '.join(_ARRAYS)} are read, not {', '.join(others)}", sys.stderr)
+            return {name: arrays.get(name) for name in _ARRAYS}
     except (zipfile.BadZipFile, zlib.error) as error:
         raise _altered(path, error) from None
     except ValueError as error:

@@ -42,8 +42,13 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "",
         The path where one is given, else the axes.
 
     Raises:
-        ValueError: axes that are not three.
+        ValueError: axes that are not three, or several runs without names.
     """
+    if not (hasattr(histories, "history") or isinstance(histories, dict)):
+        raise ValueError(
+            "Several runs are given by their names, as {'alone': first, 'two lines': second}. Received: histories of "
+            f"type {type(histories).__name__}"
+        )
     if hasattr(histories, "history") or "loss" in histories:
         histories = {"run": histories}
     runs = {name: _Run.of(history, validation_freq) for name, history in histories.items()}

@@ -370,6 +370,16 @@ def test_bad_files_get_one_sentence(files, capsys):
     (files / "train.npz").write_bytes(b"garbage")
     assert run(files, "certify") == 2
     assert "is not a whole .npz file. Received:" in capsys.readouterr().err
+    (files / "model.keras").write_bytes(b"garbage")
+    assert run(files, "certify") == 2
+    assert "is not a whole .keras file. Received:" in capsys.readouterr().err
+
+
+def test_arrays_of_other_names_are_said_not_to_be_read(files, capsys):
+    with np.load(files / "train.npz") as arrays:
+        np.savez(files / "train.npz", **arrays, sample_weights=np.ones(3))
+    assert run(files, "alignment") == 0
+    assert "only x, y, sample_weight are read, not sample_weights" in capsys.readouterr().err
 
 
 def test_help_has_examples_that_it_understands(capsys):

@@ -292,3 +292,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'keras_dal\[plots\]'"):
         _ = keras_dal.plots
+
+
+def test_several_runs_want_names():
+    with pytest.raises(ValueError, match="given by their names.*Received: histories of type list"):
+        plots.curves([{"loss": [1.0]}, {"loss": [2.0]}])

@@ -9,7 +9,7 @@ from keras import tree
 
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, say, warn
-from keras_dal.features.batches import BATCH_SIZE, are_arrays, as_arguments, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, as_arguments, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.inputs import check_alike
 from keras_dal.features.progress_bar import complete, progress_bar
@@ -238,8 +238,10 @@ def _data(gather, training, anchors, validation_data):
 
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
     """Return the `CachedFeatures` of some data, with a progress bar."""
-    if are_arrays(training_x) and are_arrays(x):
-        check_alike(name, structure.model, training_x, x)
+    if x is not training_x:
+        known, other = first_inputs(training_x), first_inputs(x)
+        if known is not None and other is not None:  # of iterators that a look would use up
+            check_alike(name, structure.model, known, other)
     bar = progress_bar(name, x) if verbose else None
     options = options | {"on_batch": bar and bar.update, "labelled": labelled, "name": name}
     found = cached_features(structure, x, y, sample_weight, **options)

@@ -223,7 +223,8 @@ class OnStream(Measurement):
         if not any(metric is self.moments for metric in model.metrics):
             cause, advice = "the model's metrics leave out those of super().metrics", _OWN_DATA
         elif self.moments.was_fed:
-            cause, advice = "no sample weight is positive", "Leave the weights out, or let some be"
+            cause = "the epoch had no samples, or none of a positive weight"
+            advice = "Look whether the data ran out, and leave weights out or let some be positive"
         else:
             cause = "the model's train_step does not call compute_loss, or not with the outputs of a call of the model"
             advice = _OWN_DATA

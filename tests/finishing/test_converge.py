@@ -487,6 +487,13 @@ def test_a_gated_head_that_does_not_fit_is_not_made(model, digits):
     assert result.loss < result.path[0].loss
 
 
+def test_single_samples_of_a_dataset_that_was_not_batched_are_refused_by_their_shape(model, digits):
+    x, y = digits[0]
+    alone = list(zip(x[:5], y[:5], strict=True))
+    with pytest.raises(ValueError, match=r"The validation data must have shapes \(n, ...\).*Received: \[\(\)\]"):
+        converge(model, x, y, validation_data=alone, verbose=0)
+
+
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3])
 def test_labels_that_contradict_those_of_nearly_equal_samples_are_left(model, digits, distance):
     (x, y), validation, _, _ = digits

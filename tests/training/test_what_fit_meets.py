@@ -325,7 +325,9 @@ def test_a_step_that_is_never_measured_does_not_begin_a_phase_in_which_nothing_m
 
 def test_weights_that_are_all_0_are_the_reason_why_nothing_is_measured():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=5))
-    with pytest.warns(UserWarning, match="Nothing was measured: no sample weight is positive") as said:
+    with pytest.warns(
+        UserWarning, match="Nothing was measured: the epoch had no samples, or none of a positive weight"
+    ) as said:
         fit(model, 3, sample_weight=np.zeros(len(images()[0])))
     assert sum("Nothing was measured" in str(each.message) for each in said) == 1
 
