@@ -5,11 +5,10 @@ import numpy as np
 from keras import tree
 
 from keras_dal._backend import arrays
-from keras_dal.features.inputs import are_arrays, is_list_of_batches
+from keras_dal.features.inputs import SHOWN, are_arrays, is_list_of_batches
 from keras_dal.features.samples import check_count, check_labels, checked_weight
 from keras_dal.features.tracing import as_numpy, feature_array, to_numpy
 
-_SHOWN = 8  # shapes in an error
 BATCH_SIZE = 256  # samples in one evaluation of arrays, by default
 
 
@@ -111,7 +110,7 @@ def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
             "Inputs, labels and weights must have the same number of samples. Received: shapes "
-            f"{[np.shape(array) for array in tree.flatten(parts)][:_SHOWN]}"
+            f"{[np.shape(array) for array in tree.flatten(parts)][:SHOWN]}"
         )
     check_count("batch_size", batch_size)
     y, sample_weight = (None if part is None else as_numpy(part) for part in (y, sample_weight))

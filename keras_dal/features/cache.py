@@ -14,7 +14,7 @@ from keras_dal.features.batches import BATCH_SIZE, batches, feature_batches, in_
 from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint, name_of
 from keras_dal.features.inputs import are_arrays
-from keras_dal.features.precision import eps_of
+from keras_dal.features.precision import blocks_of, eps_of, eps_of_features
 from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, rows_of_file, rows_where
 from keras_dal.features.tracing import as_numpy, computed_dtype, feature_array
@@ -41,10 +41,9 @@ class CachedFeatures:
     def __len__(self):
         return len(self.features)
 
-    @functools.cached_property
-    def num_independent(self):
-        """How many of the m columns are independent."""
-        return num_independent(self.features)
+    def num_independent(self, structure):
+        """Return how many of the m columns are independent, for the `Structure` that they come from."""
+        return num_independent(self.features, eps_of_features(structure, blocks_of(self.features)))
 
     @property
     def weighted(self):

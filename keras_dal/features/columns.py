@@ -1,4 +1,9 @@
-"""How many columns of features are independent: constant, dead and repeated ones add nothing to the others."""
+"""How many columns are independent: the rule for ranks, and how many columns of features have a direction of their own.
+
+Columns are centred where there is a bias and divided by `sizes_of_columns`, neither of which changes their span, and a
+singular value counts above `rank_tolerance` times the largest. So a rank does not depend on units, and on offsets only
+by the digits that they cost.
+"""
 
 import numpy as np
 from scipy import linalg
@@ -7,19 +12,53 @@ from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
 from keras_dal.features.samples import some_rows
 
+_GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
 _ROWS = 4  # samples that are looked at, for each column
 _BLOCK = 1024  # of them at a time
 _WIDEST = 2048  # columns up to which eigenvalues are computed, in seconds
-_COARSE = 1e-3  # rounding of a column beside an offset, above which it is a constant
-_SAFETY = 8  # rounding moves what it moves by a few of its units
-_SINGLE = float(np.finfo(np.float32).eps)  # in which features are kept, whatever they were computed in
 
 
-def num_independent(features):
-    """Return the rank of features about their means, from some of the samples, in the scale of each column.
+def sizes_of_columns(before, norms, eps):
+    """Return by what columns are divided before their rank is decided, so that rounding is alike in all of them.
+
+    What was computed in a coarser precision than float64 carries its rounding in the scale that it had before it was
+    centred. Features in float64 are taken as they are.
+
+    Args:
+        before: norms of the columns before they were centred, `(k,)`.
+        norms: those of the centred ones, `(k,)`.
+        eps: spacing at one of the numbers that they were computed in.
+    """
+    return np.maximum(norms, before) if eps > EPS else norms
+
+
+def rank_tolerance(num_rows, num_columns, eps, lost=1.0):
+    """Return the size, relative to the largest, up to which a singular value may be rounding.
+
+    Rounding the entries of a matrix with columns of norm one moves its singular values by at most
+    `eps / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds: `lost`
+    times as much where columns were so much longer before they were centred.
+    """
+    shorter, longer = sorted((num_rows, num_columns))
+    return eps * np.sqrt(shorter) + EPS * longer * lost
+
+
+def gram_tolerance(num_columns, eps):
+    """Return the same where singular values are roots of eigenvalues of a Gram matrix: it squares them.
+
+    Args:
+        num_columns: of the matrix.
+        eps: spacing at one of the numbers in which its products were summed up.
+    """
+    return float(np.sqrt(_GRAM_SAFETY * num_columns * eps))
+
+
+def num_independent(features, eps):
+    """Return the rank of features about their means, from some of the samples.
 
     Args:
         features: `(n, m)`.
+        eps: spacing at one of the numbers that they were computed in.
 
     Returns:
         A number of columns, at least 1; m where there are no more samples than columns, which are then too few to tell,
@@ -31,13 +70,15 @@ def num_independent(features):
     chosen = some_rows(size, _ROWS * (width + 1))
     gram, squares = _moments(features, chosen)
     norms = np.sqrt(np.diag(gram))
-    rounding = _SINGLE * np.sqrt(squares) / np.where(norms > 0, norms, np.inf)  # of a column, in its own scale
-    varies = (norms > 0) & (rounding < _COARSE)
     rare = np.sum((norms == 0) & (features.max(axis=0) > features.min(axis=0)))
-    scaled = gram[np.ix_(varies, varies)] / np.outer(norms[varies], norms[varies])
-    values = linalg.eigvalsh(scaled, check_finite=False) if varies.any() else np.zeros(1)
-    noise = np.sum(rounding[varies] ** 2) + width * EPS * values[-1]
-    return max(1, int(np.sum(values > _SAFETY * noise) + rare))
+    varies = norms > 0
+    scale = sizes_of_columns(np.sqrt(squares), norms, eps)[varies]
+    if not varies.any():
+        return max(1, int(rare))
+    values = linalg.eigvalsh(gram[np.ix_(varies, varies)] / np.outer(scale, scale), check_finite=False)
+    values = np.sqrt(np.maximum(values, 0.0))
+    tolerance = max(gram_tolerance(width, EPS), rank_tolerance(len(chosen), width, eps))
+    return max(1, int(np.sum(values > tolerance * values[-1]) + rare))
 
 
 def _moments(features, chosen):

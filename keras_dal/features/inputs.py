@@ -6,6 +6,7 @@ from keras import tree
 
 from keras_dal import _keras
 
+SHOWN = 8  # shapes in an error
 _SAMPLES = 16  # rows a check looks at: more would only repeat what random parameters already show
 _SPARSE = "SparseTensor", "IndexedSlices", "BCOO"  # classes of tensors
 _OPEN = 64  # size of a dimension that a model leaves open

@@ -268,7 +268,7 @@ def _with_gated_head(task, why=None, *, inputs, seed, verbose):
         say(why)
     few = None if inputs is None else tree.map_structure(lambda part: part[:2], inputs)
     structure, train = task.data.structure, task.data.train
-    count = num_gates(len(train), train.num_independent)
+    count = num_gates(len(train), train.num_independent(structure))
     gated = with_gates_beside(structure, count, few, seed=seed)
     if verbose:
         say(what_was_added(structure, gated.model, count, "beside", len(train)))

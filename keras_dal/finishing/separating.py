@@ -164,7 +164,7 @@ class SeparableTask(NewtonTask):
         """Independent columns of the mixture for each output, at most."""
         head, train = self.data.head, self.data.train
         gates = head.mixture.num_parameters // (head.num_outputs * (self.data.structure.num_features + 1))
-        return gates * (train.num_independent + 1)
+        return gates * (train.num_independent(self.data.structure) + 1)
 
     def _violation(self, criterion, logits):
         values = arrays.of(logits).numpy(criterion.values(logits[: len(self.data.train)]))

@@ -10,7 +10,6 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, first_inputs
 from keras_dal.features.cache import cached_features
-from keras_dal.features.columns import num_independent
 from keras_dal.features.inputs import sample_inputs
 from keras_dal.features.samples import check_bytes, check_count, check_seed
 from keras_dal.features.tracing import evaluate, recorded_calls
@@ -84,11 +83,10 @@ def add_gated_head(
     head = structure.layer
     if structure.place is not None:
         raise ValueError(f"The model has a gated head already. Received: layer {head.name!r} ({type(head).__name__})")
-    features = None
-    if x is not None:
-        features = cached_features(structure, x, batch_size=batch_size, max_bytes=max_bytes).features
+    found = None if x is None else cached_features(structure, x, batch_size=batch_size, max_bytes=max_bytes)
+    features = None if found is None else found.features
     n = len(features) if num_samples is None and features is not None else num_samples or 0
-    directions = structure.num_features if features is None else num_independent(features)
+    directions = structure.num_features if found is None else found.num_independent(structure)
     options = {"sharpness": sharpness, "seed": seed}
     if place == "beside":
         count = num_gates(n, directions, oversample)
@@ -148,7 +146,8 @@ def num_gates(num_samples, directions, oversample=_OVERSAMPLE):
 
 def num_gated_parameters(train, structure):
     """Return how many linear parameters the gates bring that a head needs beside it for these `CachedFeatures`."""
-    return num_gates(len(train), train.num_independent) * (structure.num_features + 1) * structure.num_outputs
+    count = num_gates(len(train), train.num_independent(structure))
+    return count * (structure.num_features + 1) * structure.num_outputs
 
 
 def _check(x, num_samples, place, gates, oversample):

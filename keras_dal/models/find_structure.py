@@ -12,7 +12,7 @@ from keras.layers import RNN
 
 from keras_dal import _backend, _keras
 from keras_dal.features import tracing
-from keras_dal.features.inputs import enlarged, sample_inputs
+from keras_dal.features.inputs import SHOWN, enlarged, sample_inputs
 from keras_dal.features.tracing import evaluate, inference, recorded_calls
 from keras_dal.features.variables import restored
 from keras_dal.models import linearity
@@ -20,7 +20,6 @@ from keras_dal.models.activations import ACTIVATIONS
 from keras_dal.models.linear_layers import is_gated, is_head, named_variables, quantized_head
 from keras_dal.models.structure import Structure, structure_of
 
-_SHOWN = 8  # shapes in an error
 _NOT_PLAIN = "its kernel is not a plain variable of the model (LoRA or quantization)"
 
 
@@ -81,7 +80,7 @@ def _taken(x, is_invented):
     try:
         yield
     except Exception as error:
-        shapes = [np.shape(part) for part in tree.flatten(x)][:_SHOWN]
+        shapes = [np.shape(part) for part in tree.flatten(x)][:SHOWN]
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if not is_invented:
             raise ValueError(

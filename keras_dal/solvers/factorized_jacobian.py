@@ -1,4 +1,4 @@
-"""J_S by its singular value decomposition: column space, least squares and ranks, by the rule of `least_squares`."""
+"""J_S by its singular value decomposition: column space, least squares and ranks, by the rule of `columns`."""
 
 import copy
 import functools
@@ -7,11 +7,12 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend.arrays import EPS
+from keras_dal.features.columns import rank_tolerance, sizes_of_columns
 from keras_dal.heads.norms import column_norms, nonzero, sigma_max_bound
 from keras_dal.solvers.exact_dual import exact_rank, residues_modulo
 from keras_dal.solvers.jacobian_base import Jacobian
 from keras_dal.solvers.label_squares import safe_mean
-from keras_dal.solvers.least_squares import rank_tolerance, share_error, sizes_of_columns
+from keras_dal.solvers.least_squares import share_error
 
 
 class FactorizedJacobian(Jacobian):

@@ -1,9 +1,7 @@
 r"""Projection of labels on the columns of features, from a streamed QR factorization or from moments.
 
 With J = [Z, 1] kron I_C the alignment is the R^2 of the least-squares regression of the labels on the features: one
-factorization of [Z, 1 | Y] serves all outputs. The one rule for ranks: columns are centred where there is a bias and
-divided by `sizes_of_columns`, neither of which changes their span, and a singular value counts above `rank_tolerance`
-times the largest. So a rank does not depend on units, and on offsets only by the digits that they cost.
+factorization of [Z, 1 | Y] serves all outputs. The rule for ranks is that of `features.columns`.
 """
 
 import dataclasses
@@ -12,10 +10,10 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend.arrays import EPS
+from keras_dal.features.columns import gram_tolerance, rank_tolerance, sizes_of_columns
 from keras_dal.heads.norms import column_norms, sigma_max_bound, sigma_max_bound_of_gram
 from keras_dal.solvers.label_squares import LabelSquares, safe_mean
 
-_GRAM_SAFETY = 8  # eigenvalues of a matrix of order k are moved by rounding in a few times k places
 _LESS = 0.25  # of what is reached along an eigenvector that just counts: so much of it rounding may have made
 _BLOCK_RATIO = 4  # rows factorized at once, in widths of the matrix: the carried triangle then costs little
 
@@ -151,31 +149,6 @@ class StreamedQR:
         return Projection(coefficients, residual, squares, rank, tolerance, values, sigma_max, least, complete)
 
 
-def sizes_of_columns(before, norms, eps):
-    """Return by what columns are divided before their rank is decided, so that rounding is alike in all of them.
-
-    What was computed in a coarser precision than float64 carries its rounding in the scale that it had before it was
-    centred. Features in float64 are taken as they are.
-
-    Args:
-        before: norms of the columns before they were centred, `(k,)`.
-        norms: those of the centred ones, `(k,)`.
-        eps: spacing at one of the numbers that they were computed in.
-    """
-    return np.maximum(norms, before) if eps > EPS else norms
-
-
-def rank_tolerance(num_rows, num_columns, eps, lost=1.0):
-    """Return the size, relative to the largest, up to which a singular value may be rounding.
-
-    Rounding the entries of a matrix with columns of norm one moves its singular values by at most
-    `eps / 2 * sqrt(num_columns)` (Weyl); twice that is allowed, and what the factorization in float64 adds: `lost`
-    times as much where columns were so much longer before they were centred.
-    """
-    shorter, longer = sorted((num_rows, num_columns))
-    return eps * np.sqrt(shorter) + EPS * longer * lost
-
-
 def share_error(share, values, rank):
     """Return about how far rounding in float64 may have moved a residual share: the span it is of turns by no more.
 
@@ -216,11 +189,11 @@ def project_moments(moments, num_outputs, use_bias, eps, num_samples, eps_of_fea
         centred[one, np.arange(len(moments)) != one] = centred[np.arange(len(moments)) != one, one] = 0.0
     gram, cross, total = centred[:k, :k], centred[:k, y], np.maximum(np.diag(centred[y, y]), 0.0)
     size, left = np.diag(raw), np.diag(gram)
-    varies = left > _GRAM_SAFETY * k * rounding * size  # what is left of the others by centring may be rounding
+    varies = left > gram_tolerance(k, rounding) ** 2 * size  # what is left of the others by centring may be rounding
     scale = np.sqrt(np.where(varies, size, np.inf))
     squares, vectors = linalg.eigh(gram / np.outer(scale, scale))
     values, vectors = np.sqrt(np.maximum(squares, 0.0))[::-1], vectors[:, ::-1]
-    of_sums = float(np.sqrt(_GRAM_SAFETY * k * rounding))
+    of_sums = gram_tolerance(k, rounding)
     tolerance = max(of_sums, float(rank_tolerance(num_samples, k, eps_of_features)))
     rank = int(np.sum(values > tolerance * values[0]))
     projected = vectors[:, :rank].T @ (cross / scale[:, None]) / values[:rank, None]

@@ -3,8 +3,8 @@
 One Gram matrix serves all widths: it grows by the products of the new columns with all others, and the pivoted Cholesky
 factor of its leading part solves for that width. That is a quarter of the work of a QR factorization made orthogonal
 twice. A Gram matrix squares the condition number, so that it needs columns from features in float32 or coarser: what
-counts by the rule of `least_squares` then has a square that float64 tells from rounding, sixtyfold. What is left of the
-labels is evaluated, not inferred, and refined: corrected semi-normal equations. The factor also makes the columns
+counts by the rule of `features.columns` then has a square that float64 tells from rounding, sixtyfold. What is left of
+the labels is evaluated, not inferred, and refined: corrected semi-normal equations. The factor also makes the columns
 orthonormal, which is what a few steps towards the minimum of another loss need.
 
 Source: Bjorck, "Stability analysis of the method of semi-normal equations for linear least squares problems", 1987.
@@ -19,9 +19,9 @@ from scipy import linalg, optimize
 
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
+from keras_dal.features.columns import rank_tolerance, sizes_of_columns
 from keras_dal.heads.norms import column_norms, nonzero
 from keras_dal.solvers.label_squares import safe_mean
-from keras_dal.solvers.least_squares import rank_tolerance, sizes_of_columns
 
 (_PSTRF,) = linalg.get_lapack_funcs(("pstrf",), dtype=np.float64)  # Cholesky with pivots
 _REFINEMENTS = 3  # each gains at least a digit, most of them more

@@ -223,7 +223,7 @@ def _wider(phase):
     wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
     rounded = "" if train.are_exact(structure) else f", {TO_FLOAT32},"
     but = f" but {wrong:,}, whose features{rounded} are those of samples with other labels" if wrong else ""
-    independent = train.num_independent == structure.num_features
+    independent = train.num_independent(structure) == structure.num_features
     sized = f"num_samples={len(train)}" if independent else "x"  # of which only the samples themselves tell
     gated = f"add_gated_head(model, {sized}), {more:,} parameters"
     return f"{gated}, can put every sample on its right side{but}"
