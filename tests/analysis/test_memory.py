@@ -110,7 +110,10 @@ def test_a_monitor_refuses_nothing_and_makes_no_factor_beyond_the_default(monkey
     model, data = large_head(), (PLAIN.inputs(N), PLAIN.labels(N))
     logs = model.fit(*data, callbacks=[keras_dal.AlignmentMonitor(data=data)], epochs=1, verbose=0).history
     assert method in made[0].method
-    assert 0.99 < logs["alignment"][0] <= 1
+    monkeypatch.setattr(module, "jacobian", jacobian)
+    exact = alignment(model, *data, verbose=0)
+    assert not exact.lower_bound
+    assert exact.alignment - 0.01 <= logs["alignment"][0] <= exact.alignment + 1e-6  # a bound from below
 
 
 @pytest.mark.parametrize(("limit", "method"), [(2**30, "Cholesky"), (4 * N * N - 1, "LSQR")])
