@@ -44,5 +44,5 @@ def _iterators_end_at_once():
 @pytest.fixture(autouse=True)
 def _no_verdict_depends_on_the_clock(monkeypatch):
     monkeypatch.setattr("keras_dal.solvers.duality.SECONDS", 120.0)
-    for function in (keras_dal.certify, keras_dal.width_curve):
+    for function in (keras_dal.alignment, keras_dal.certify, keras_dal.width_curve):
         monkeypatch.setitem(function.__kwdefaults__, "time_limit", 120.0)

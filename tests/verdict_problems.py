@@ -19,6 +19,7 @@ from keras_dal import heads, losses
 from keras_dal.analysis.alignment import projected
 from keras_dal.analysis.certify import certify_head
 from keras_dal.analysis.separability import decide
+from keras_dal.solvers import duality
 from keras_dal.solvers.least_squares import StreamedQR
 
 _SLACK = Fraction(1, 10**12)  # relative, of bounds that are rounded themselves
@@ -60,7 +61,7 @@ class Problem:
     def verdicts(self):
         """Return what `decide` and `certify_head` say."""
         fit, start = projected(self.loss, self.projection(), self.eps), np.zeros(self.head.num_parameters)
-        finding = decide(self.head, self.loss, [(self.features, self.targets, self.weights)], fit)
+        finding = decide(self.head, self.loss, [(self.features, self.targets, self.weights)], fit, duality.SECONDS)
         certificate = certify_head(self.head, self.features, self.targets, self.loss, start, self.weights)
         return finding, certificate
 

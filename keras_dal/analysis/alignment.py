@@ -23,10 +23,11 @@ from keras_dal.analysis.separability import (
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import blocks_of, coarsest_eps, eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
-from keras_dal.features.samples import check_bytes, check_fits, kept_bytes, positive
+from keras_dal.features.samples import check_bytes, check_fits, kept_bytes, positive, seconds_of
 from keras_dal.features.store import SpooledRows
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
+from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.least_squares import StreamedQR, project_moments
@@ -41,6 +42,7 @@ def alignment(
     sample_weight: Any = None,
     *,
     decide_separability: bool = True,
+    time_limit: float | None = SECONDS,
     loss: Any = None,
     parameters: Any = "head",
     max_bytes: int = MAX_BYTES,
@@ -63,6 +65,7 @@ def alignment(
         sample_weight: weights `(n,)`; rows are scaled by their roots, and weight 0 removes a sample.
         decide_separability: whether a solver decides where least squares do not: on hard labels that are not aligned,
             and on mixed ones.
+        time_limit: seconds for that solver, as in `certify`; None for no limit.
         loss: as for `model.compile`; the compiled one by default.
         parameters: as in `find_structure`; or `"all"` for a lower bound with the whole network, x being arrays, by at
             most 300 iterations of LSQR on products of automatic differentiation, whose rounding is only estimated.
@@ -81,6 +84,7 @@ def alignment(
         ValueError: no linear head, an unsupported loss, no data, labels out of range, or features that are not finite.
     """
     check_bytes("max_bytes", max_bytes)
+    seconds = seconds_of(time_limit)
     whole = isinstance(parameters, str) and parameters == "all"
     structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
     loss = loss_of(model, structure.activation, loss, structure.num_outputs)
@@ -88,7 +92,8 @@ def alignment(
         if verbose:
             say(f"at most {PRODUCTS} products with the Jacobian of the whole network")
         return alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_size)
-    return alignment_of(structure, loss, x, y, sample_weight, decide_separability, max_bytes, batch_size, verbose)
+    seconds = seconds if decide_separability else None
+    return alignment_of(structure, loss, x, y, sample_weight, seconds, max_bytes, batch_size, verbose)
 
 
 def alignment_of(
@@ -97,7 +102,7 @@ def alignment_of(
     x,
     y=None,
     sample_weight=None,
-    decide_separability=True,
+    seconds=None,
     max_bytes=MAX_BYTES,
     batch_size=BATCH_SIZE,
     verbose=0,
@@ -107,16 +112,17 @@ def alignment_of(
     Args:
         structure: a `Structure`.
         loss: a `losses.Loss`.
-        x, y, sample_weight, decide_separability, max_bytes, batch_size, verbose: as for `alignment`.
+        x, y, sample_weight, max_bytes, batch_size, verbose: as for `alignment`.
+        seconds: of the solver that decides separability, None for none.
     """
     bar = progress_bar("samples", x) if verbose else None
     with SpooledRows() as rows:
         batches = feature_batches(structure, x, y, sample_weight, batch_size, labelled=True)
         used, alike = _gather(rows, structure, loss, watched(batches, bar))
         if verbose:
-            say(announced(np.count_nonzero(used), structure.head().num_parameters))
+            say(announced(np.count_nonzero(used), structure.head().num_parameters, seconds))
         measure = _measure_plain if structure.is_plain else _measure_gated
-        return measure(structure, loss, rows, used, alike, decide_separability, max_bytes)
+        return measure(structure, loss, rows, used, alike, seconds, max_bytes)
 
 
 def alignment_of_cached(structure, loss, data, targets):
@@ -193,7 +199,7 @@ def _gather(rows, structure, loss, batches):
     return used, bool(np.min(positives) == np.max(positives))
 
 
-def _measure_plain(structure, loss, rows, used, alike, decide_separability, max_bytes):
+def _measure_plain(structure, loss, rows, used, alike, seconds, max_bytes):
     head, qr = structure.head(), StreamedQR(structure.num_features, structure.num_outputs, structure.use_bias)
     for features, targets, weight in rows:
         qr.update(features, loss.seen(loss.label_matrix(targets)), weight)
@@ -201,7 +207,7 @@ def _measure_plain(structure, loss, rows, used, alike, decide_separability, max_
     projection = qr.project(eps)
     fit = projected(loss, projection, eps)
     per_sample, _ = _residual_squares(head, loss, rows, used, fit.theta)
-    finding = decide(head, loss, rows, fit, decide_separability, used.mean(), max_bytes)
+    finding = decide(head, loss, rows, fit, seconds, used.mean(), max_bytes)
     return _report_projection(
         structure,
         loss,
@@ -220,7 +226,7 @@ def projected(loss, projection, eps):
     return LeastSquares(projection.coefficients.ravel(), share, least, eps, projection.complete)
 
 
-def _measure_gated(structure, loss, rows, used, alike, decide_separability, max_bytes):
+def _measure_gated(structure, loss, rows, used, alike, seconds, max_bytes):
     head = structure.head()
     check_fits(int(used.sum()), (structure.num_features, structure.num_outputs), max_bytes)
     features, targets, weights = joined_rows(rows)
@@ -237,7 +243,7 @@ def _measure_gated(structure, loss, rows, used, alike, decide_separability, max_
         structure,
         loss,
         len(features),
-        decide(head, loss, rows, fit, decide_separability, used.mean(), max_bytes),
+        decide(head, loss, rows, fit, seconds, used.mean(), max_bytes),
         **shares(per_sample, per_class, squares),
         rank=columns.rank,
         tolerance=columns.tolerance,

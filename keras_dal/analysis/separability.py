@@ -124,8 +124,10 @@ def decisive_share(loss, residual, squares):
     return float(squares.share_per_class(residual).max() if loss.quadratic else squares.share(residual.sum()))
 
 
-def announced(num_samples, num_parameters, seconds=duality.SECONDS):
-    """Return in a line what is about to be decided, and how long a solver may take."""
+def announced(num_samples, num_parameters, seconds):
+    """Return in a line what is about to be decided, and how long a solver may take, if there is one."""
+    if seconds is None:
+        return f"measuring what {num_parameters:,} parameters can do for {num_samples:,} samples"
     limit = f"each solver has {seconds:g} seconds" if np.isfinite(seconds) else "solvers have no time limit"
     return f"deciding what {num_parameters:,} parameters can do for {num_samples:,} samples; {limit}"
 
@@ -151,7 +153,7 @@ class LeastSquares:
     columns: Any = None
 
 
-def decide(head, loss, rows, fit, decide_separability=True, used=1.0, max_bytes=MAX_BYTES):
+def decide(head, loss, rows, fit, seconds, used=1.0, max_bytes=MAX_BYTES):
     """Return the `Finding` for a head.
 
     Args:
@@ -159,15 +161,15 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0, max_bytes=
         loss: a `losses.Loss`.
         rows: an iterable of features, targets and weights, batch by batch.
         fit: the `LeastSquares`.
-        decide_separability: whether a solver is run where least squares are no witness.
+        seconds: of a solver, which is run where least squares are no witness; None for none.
         used: share of all samples, for means over them, that `rows` are.
         max_bytes: memory for a solver.
     """
     scale, columns = common_scale(np.concatenate([loss.scales(t) for _, t, _ in rows if len(t)])), fit.columns
     if scale is None:
-        return _separability(head, loss, rows, fit, used, max_bytes) if decide_separability else OF_MIXED_LABELS
+        return OF_MIXED_LABELS if seconds is None else _separability(head, loss, rows, fit, seconds, used, max_bytes)
     if np.isfinite(scale):
-        if columns is None and decide_separability and not fit.complete and fit.share > ALIGNED:
+        if columns is None and seconds is not None and not fit.complete and fit.share > ALIGNED:
             columns, least = _factorized(head, loss, rows, max_bytes)
             fit = dataclasses.replace(fit, least=fit.least if least is None else least)
         found = _by_least_squares(fit, columns)
@@ -182,10 +184,10 @@ def decide(head, loss, rows, fit, decide_separability=True, used=1.0, max_bytes=
     if margin > 0:
         at = at_least(margin, 2, "e")
         return by_residual(fit.share, Verdict.SEPARABLE, f"least squares, with a smallest margin of {at}")
-    if not decide_separability:
+    if seconds is None:
         reason = "least squares, which do not separate the samples"
         return Finding(Verdict.UNDECIDED, f"{reason}, with a residual share of {fit.share:.1e}")
-    return _separability(head, loss, rows, fit, used, max_bytes)
+    return _separability(head, loss, rows, fit, seconds, used, max_bytes)
 
 
 def _by_least_squares(fit, columns):
@@ -225,7 +227,7 @@ def _smallest_margin(head, loss, features, targets, theta):
     return smallest_margin(loss, head.logits(features, theta), errors, targets)
 
 
-def _separability(head, loss, rows, fit, used, max_bytes):
+def _separability(head, loss, rows, fit, seconds, used, max_bytes):
     if (size := _num_bytes(rows)) > max_bytes:
         return Finding(
             Verdict.UNDECIDED,
@@ -237,7 +239,7 @@ def _separability(head, loss, rows, fit, used, max_bytes):
         columns = jacobian(head, features, weights, shift_invariant=loss.shift_invariant, eps=fit.eps)
     if not columns.factorized:
         return Finding(Verdict.UNDECIDED, _too_large(columns))
-    infimum = duality.enclose_infimum(columns, loss, targets, weights)
+    infimum = duality.enclose_infimum(columns, loss, targets, weights, seconds=seconds)
     if not loss.are_hard(targets):
         return _of_mixed(infimum.lower, loss.floor(targets, weights), np.mean(weights), used)
     return _of_hard(infimum, columns, used)

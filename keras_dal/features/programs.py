@@ -77,7 +77,7 @@ def _what_it_computes(model):
         configuration = keras.saving.serialize_keras_object(model.get_config())
     except Exception:  # of whatever kind: a function in it that cannot be written down, say
         return None
-    if not all(map(_is_known, _modules(configuration))):
+    if not all(map(_is_known, _modules_of(configuration))):
         return None
     return configuration, model.run_eagerly, getattr(model, "jit_compile", None)
 
@@ -93,13 +93,13 @@ def _is_known(module):
     return module.split(".")[0] in _LIBRARIES
 
 
-def _modules(part):
+def _modules_of(part):
     """Yield the modules of all classes and functions that a configuration names."""
     if isinstance(part, dict):
         if isinstance(module := part.get("module"), str):
             yield module
         for each in part.values():
-            yield from _modules(each)
+            yield from _modules_of(each)
     elif isinstance(part, list):
         for each in part:
-            yield from _modules(each)
+            yield from _modules_of(each)

@@ -239,7 +239,7 @@ def _data(gather, training, anchors, validation_data):
 def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
     """Return the `CachedFeatures` of some data, with a progress bar."""
     if x is not training_x:
-        known, other = first_inputs(training_x), first_inputs(x)
+        known, other = first_inputs(training_x), first_inputs(x, name)
         if known is not None and other is not None:  # of iterators that a look would use up
             check_alike(name, structure.model, known, other)
     bar = progress_bar(name, x) if verbose else None

@@ -130,8 +130,7 @@ class OnData(Measurement):
         self._data, self._samples = data, some_samples(data[0])
 
     def _measured(self, epoch):
-        options = {"decide_separability": False, "max_bytes": np.inf}
-        self.report = alignment_of(self._structure, self._loss, *self._data, **options)
+        self.report = alignment_of(self._structure, self._loss, *self._data, max_bytes=np.inf)
         return as_alignment(self.report) | self._change_of(self._samples)
 
     def samples(self):
