@@ -32,7 +32,9 @@ _CARRIED = (  # what Keras sets when a layer is made, and an instance may have c
     "built",
     "supports_jit",
 )
-_COMPILED = (  # what `compile` and `fit` add
+PROGRAMS = "_keras_dal_programs"  # of a model: what its features were compiled to
+_COMPILED = (  # what `compile` and `fit` add, and this package
+    PROGRAMS,
     "_compile_config",
     "_compiled_trainable_state",
     "_eval_epoch_iterator",

@@ -42,8 +42,15 @@ class CachedFeatures:
         return len(self.features)
 
     def num_independent(self, structure):
-        """Return how many of the m columns are independent, for the `Structure` that they come from."""
-        return num_independent(self.features, eps_of_features(structure, blocks_of(self.features)))
+        """Return how many of the m columns are independent, counted once, for the `Structure` that they come from."""
+        if "count" not in self._kept:
+            eps = eps_of_features(structure, blocks_of(self.features))
+            self._kept["count"] = num_independent(self.features, eps)
+        return self._kept["count"]
+
+    @functools.cached_property
+    def _kept(self):
+        return {}
 
     @property
     def weighted(self):

@@ -105,12 +105,22 @@ def check_alike(name, model, x, other):
         other: the inputs, `(k, ...)`.
     """
     parts, given = tree.flatten(x), [np.shape(part)[1:] for part in tree.flatten(other)]
+    if len(parts) == len(given) and not _is_same_structure(x, other):
+        return  # parts by name for parts in order, say, which Keras matches
     specs = _declared(model, x) or [None] * len(parts)
     expected = [_sizes(part, spec) for part, spec in zip(parts, specs, strict=True)]
     if len(expected) != len(given) or not all(map(_are_alike, expected, given)):
         raise ValueError(
             f"The {name} must have shapes (n, ...) with {expected}, as x has, and None for any size. Received: {given}"
         )
+
+
+def _is_same_structure(x, other):
+    try:
+        tree.assert_same_structure(x, other)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _sizes(part, spec):

@@ -1,14 +1,16 @@
 """The features of a model as a compiled function, kept with the model for as long as it computes the same."""
 
 import functools
+import inspect
 
 import keras
 
 from keras_dal import _backend, _keras
 from keras_dal.features.tracing import as_arrays, features_and_outputs
 
-_KEPT = "_keras_dal_programs"  # attribute of a model; copies and files of models are made of what Keras knows of them
-_LIBRARIES = ("keras", "keras_dal")  # whose layers compute what their configurations and variables say
+_LIBRARIES = ("keras", "keras_dal", "tensorflow")  # whose layers and functions compute what their attributes say
+_VALUES = (*_LIBRARIES, "builtins", "collections", "inspect", "jax", "jaxlib", "numpy")  # and of attributes
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class FeatureFunction:
@@ -35,71 +37,81 @@ class FeatureFunction:
 
         It is another one where that of features would not let random layers draw anew.
         """
-        return as_arrays(self._in_one(x))
+        try:
+            return as_arrays(self._in_one(x))
+        except BaseException:  # after which it would be no program any more
+            vars(self).pop("_in_one", None)
+            raise
 
 
 def feature_function(model, layer):
     """Return the `FeatureFunction` of a model: the one that is kept with it, unless it may compute something else now.
 
-    Layers of Keras' own compute what their configurations and variables say, but for those that are adapted to data,
-    or hold functions. Where there are other layers nothing is kept.
+    Layers of Keras' own compute what their attributes say, but for those that are adapted to data or hold functions of
+    others. Where there are other layers nothing is kept.
     """
-    computes = _what_it_computes(model)
-    if computes is None:
+    state = _state(model)
+    if state is None:
         return FeatureFunction(model, layer)
-    kept = vars(model).get(_KEPT)
-    if kept is None or not kept.are_of(computes, model.variables):
-        kept = vars(model)[_KEPT] = _Kept(computes, model.variables)
-    return kept.functions.setdefault(layer, FeatureFunction(model, layer))
+    kept = vars(model).get(_keras.PROGRAMS)
+    if kept is None or not kept.is_of(state):
+        kept = vars(model)[_keras.PROGRAMS] = _Kept(state)
+    if layer not in kept.functions:
+        kept.functions[layer] = FeatureFunction(model, layer)
+    return kept.functions[layer]
 
 
 class _Kept:
-    """Functions by layer, with what the model was when they were made."""
+    """Functions by layer, with the state in which the model was when they were made."""
 
-    def __init__(self, computes, variables):
-        self._computes, self._variables, self.functions = computes, list(variables), {}
+    def __init__(self, state):
+        self._state, self.functions = state, {}
 
-    def are_of(self, computes, variables):
-        """Return whether the model is as it was, in the same variables, whatever their values."""
-        same = len(variables) == len(self._variables) and all(map(_is, variables, self._variables))
-        return same and computes == self._computes
-
-
-def _is(one, other):
-    return one is other
+    def is_of(self, state):
+        """Return whether a model is as it was, whatever the values of its variables."""
+        return len(state) == len(self._state) and all(map(_is_same, state, self._state))
 
 
-def _what_it_computes(model):
-    """Return what determines, with the variables, what a model computes and how it is run; None where that is more."""
-    if any(map(_may_hold_more, (model, *_keras.sublayers(model)))):
-        return None
-    try:
-        configuration = keras.saving.serialize_keras_object(model.get_config())
-    except Exception:  # of whatever kind: a function in it that cannot be written down, say
-        return None
-    if not all(map(_is_known, _modules_of(configuration))):
-        return None
-    return configuration, model.run_eagerly, getattr(model, "jit_compile", None)
+def _is_same(one, other):
+    return one is other or (type(one) in _PLAIN and type(one) is type(other) and one == other)
 
 
-def _may_hold_more(layer):
-    """Whether a layer may compute something else with the same configuration and the same variables."""
+def _state(model):
+    """Return what determines what a model computes, a flat list of attributes; None where that is more than these."""
+    layers = _keras.sublayers(model)
+    state = [model.run_eagerly, getattr(model, "jit_compile", None)]
+    for layer, attributes in [(model, _keras.own_attributes(model)), *((layer, vars(layer)) for layer in layers)]:
+        if _computes_more(layer):
+            return None
+        state.append(layer)
+        for name, value in attributes.items():
+            values = [name, value, *_contents(value)]
+            if not all(map(_is_known, values)):
+                return None
+            state += values
+    return state
+
+
+def _contents(value):
+    """Return what is in a container."""
+    if isinstance(value, dict):
+        return [each for pair in value.items() for each in pair]
+    return list(value) if isinstance(value, (list, tuple, set)) else []
+
+
+def _computes_more(layer):
+    """Whether a layer may compute something else with the same attributes: it is not Keras', or adapted to data."""
     module = type(layer).__module__
     adapts = hasattr(layer, "adapt") and not module.startswith("keras_dal.")  # gates are adapted in variables
-    return not _is_known(module) or adapts or isinstance(layer, keras.layers.Lambda) or "call" in vars(layer)
+    return _root(module) not in _LIBRARIES or adapts or "call" in vars(layer) or isinstance(layer, keras.layers.Lambda)
 
 
-def _is_known(module):
-    return module.split(".")[0] in _LIBRARIES
+def _is_known(value):
+    """Whether a value computes the same as long as it is the same: no function or object of somebody else."""
+    if inspect.isroutine(value):
+        return _root(getattr(value, "__module__", None) or "builtins") in _LIBRARIES
+    return _root(type(value).__module__) in _VALUES
 
 
-def _modules_of(part):
-    """Yield the modules of all classes and functions that a configuration names."""
-    if isinstance(part, dict):
-        if isinstance(module := part.get("module"), str):
-            yield module
-        for each in part.values():
-            yield from _modules_of(each)
-    elif isinstance(part, list):
-        for each in part:
-            yield from _modules_of(each)
+def _root(module):
+    return module.split(".")[0]

@@ -103,6 +103,6 @@ def seconds_of(time_limit):
 
 
 def check_positive(name, value):
-    """Raise a ValueError unless this is a positive number, and finite."""
-    if not isinstance(value, (int, float, np.number)) or not 0 < value < np.inf:
+    """Raise a ValueError unless this is a positive number."""
+    if not isinstance(value, (int, float, np.number)) or not value > 0:
         raise ValueError(f"{name} must be a positive number. Received: {name}={value!r}")

@@ -116,14 +116,17 @@ def converge(
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)
     check_solvable(structure)
-    loss = loss_of(model, structure.activation, loss)
-    loss.check_outputs(structure.num_outputs)
+    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
     warn_of_precision(structure)
     warn_of_what_is_not_solved(structure, knows_penalties=False)
     if inputs is not None:
         warn_of_statistics(model, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
     options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
-    gather = functools.partial(_gather, structure, x, bool(verbose), options)
+    gather = functools.partial(_gather, structure, bool(verbose), options)
+    for name, other in (("anchors", anchors), ("validation data", validation_data and validation_data[0])):
+        few = None if inputs is None or other is None else first_inputs(other, name)
+        if few is not None:  # as of iterators that a look would use up
+            check_alike(name, model, inputs, few)
     train, still, validation = _data(gather, (x, y, sample_weight), anchors, validation_data)
     rules = [TimeLimit(time_limit)] if time_limit is not None else []
     rules += [Patience(patience)] if patience is not None else []
@@ -163,7 +166,8 @@ def _task(samples, path, still, minimizes, adds_gates):
             data = HeadData.of(*samples, lazy=True)
             if minimizes or not data.has_hard_labels:
                 return LBFGSTask(data, path, still)
-        check_fits(num_rows, (structure.num_features, outputs), max_bytes, "or a ridge= without gates")
+        instead = "or fewer anchors" if minimizes and structure.is_plain else "or a ridge= without gates"
+        check_fits(num_rows, (structure.num_features, outputs), max_bytes, instead)
     return SeparableTask(HeadData.of(*samples), path, still)
 
 
@@ -236,12 +240,8 @@ def _data(gather, training, anchors, validation_data):
     return train.weighted, still, validation
 
 
-def _gather(structure, training_x, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
+def _gather(structure, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
     """Return the `CachedFeatures` of some data, with a progress bar."""
-    if x is not training_x:
-        known, other = first_inputs(training_x), first_inputs(x, name)
-        if known is not None and other is not None:  # of iterators that a look would use up
-            check_alike(name, structure.model, known, other)
     bar = progress_bar(name, x) if verbose else None
     options = options | {"on_batch": bar and bar.update, "labelled": labelled, "name": name}
     found = cached_features(structure, x, y, sample_weight, **options)

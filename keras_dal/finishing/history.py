@@ -128,7 +128,7 @@ class Path:
             self._show()
 
     def thin_out(self):
-        """Let go of theta of all points but the first, the last and what may be the `best`, which does not change."""
+        """Let go of theta of all points but the first, the last and what may be the `best`."""
         having = [point for point in self._points if point.theta is not None]
         kept = [having[0], having[-1], max(having, key=lambda point: point.fit)]
         if having[0].validation is not None:
@@ -154,9 +154,10 @@ class Path:
         """
         if self._arrived:
             return self._points[-1]
-        if self._cut_short and self._points[0].validation is not None:
-            return self._points[int(np.argmax(_validation_of(self._points)))]
-        return self._points[-1] if self._points[-1].separated else max(self._points, key=lambda point: point.fit)
+        having = [point for point in self._points if point.theta is not None]
+        if self._cut_short and having[0].validation is not None:
+            return having[int(np.argmax(_validation_of(having)))]
+        return having[-1] if having[-1].separated else max(having, key=lambda point: point.fit)
 
 
 def _validation_of(points):

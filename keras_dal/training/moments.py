@@ -132,18 +132,18 @@ class StepMoments(keras.metrics.Metric):
     def _products(self, y, features, sample_weight):
         """Return the sums of a batch, and how many of its features are no numbers of each half precision in use."""
         (targets, _), weight = self._targets(y), self._weight(features, sample_weight)
-        halves = [ops.cast(ops.cast(features, half), features.dtype) for half in self._halves]
+        halves = [ops.cast(_backend.as_computed(ops.cast(features, half)), features.dtype) for half in self._halves]
         finer = [ops.sum(ops.cast(half != features, self.dtype)) for half in halves]
         features = ops.cast(features, self.dtype)
         rows = ops.concatenate([features, ops.ones_like(features[:, :1]), targets], axis=1)
         rows = ops.cast(rows, self.dtype)  # which Keras joins in float32 on some backends
-        return _backend.product(ops.transpose(rows), weight * rows), ops.stack(finer) if finer else ops.zeros(
-            (0,), self.dtype
-        )
+        counts = ops.stack(finer) if finer else ops.zeros((0,), self.dtype)
+        return _backend.product(ops.transpose(rows), weight * rows), counts
 
     def dtypes(self):
         """Return the dtypes of half precision that all features in the sums are numbers of."""
-        return [half for half, count in zip(self._halves, to_numpy(self.finer), strict=True) if not count]
+        counts = to_numpy(self.finer) if self._halves else ()
+        return [half for half, count in zip(self._halves, counts, strict=True) if not count]
 
     def _like_probes(self, x):
         """Return the parts of inputs that are as the model declares them, none where it takes others.

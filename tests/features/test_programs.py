@@ -44,6 +44,7 @@ def check(model):
     np.testing.assert_allclose(to_numpy(features), evaluate(model, model.layers[-1], X)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled there")
 def test_public_functions_share_one_program_of_a_model(compilations):
     model = made(keras.layers.BatchNormalization(), keras.layers.Dropout(0.5))
     keras_dal.alignment(model, X, Y, verbose=0)
@@ -118,12 +119,42 @@ def test_a_model_that_computes_something_else_is_compiled_anew(layer, change):
 SCALES = [1]
 
 
-def test_an_activation_of_ones_own_is_not_taken_for_what_its_name_says():
-    by = [1.0]
-    model = made(keras.layers.Dense(5, activation=lambda x: x * by[0]))
+def scaled(x):
+    return x * len(SCALES)
+
+
+def gelu(x):
+    return scaled(x)
+
+
+@pytest.mark.parametrize("function", [scaled, gelu, lambda x: x * len(SCALES)], ids=["named", "as Keras'", "lambda"])
+def test_a_function_of_ones_own_is_not_taken_for_what_its_name_says(function):
+    model = made(keras.layers.Dense(6, activation="gelu"))
     check(model)
-    by[0] = 2.0
+    model.layers[0].activation = function
     check(model)
+    SCALES.append(1)
+    check(model)
+
+
+def test_an_adapter_that_is_switched_off_is_left_out():
+    model = made()
+    hidden = model.get_layer("hidden")
+    hidden.enable_lora(2)
+    hidden.lora_kernel_b.assign(np.ones((2, 4)))
+    check(model)
+    hidden.lora_enabled = False
+    check(model)
+
+
+def test_a_copy_keeps_nothing_of_its_original():
+    backbone = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(5)])
+    keras_dal.find_structure(backbone)
+    model = keras.Sequential([keras.Input((6,)), backbone, keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    copy_of_it = keras_dal.add_gated_head(model, num_samples=12, verbose=0).layers[-2]
+    assert copy_of_it is not backbone
+    assert "_keras_dal_programs" not in vars(copy_of_it)
 
 
 def test_copies_and_files_of_a_model_have_no_program(tmp_path, compilations):

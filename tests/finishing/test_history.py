@@ -50,3 +50,13 @@ def test_a_path_without_the_parameters_of_most_points_has_the_same_best_one(endi
         np.testing.assert_array_equal(thin.best().theta, whole.best().theta)
         assert thin.points[0].theta is not None
         assert [point.loss for point in thin.points] == [point.loss for point in whole.points]
+
+
+def test_a_point_without_parameters_is_not_the_best_where_the_kept_one_turned_out_worse():
+    path = Path()
+    for step, loss in enumerate((0.9, 0.5, 0.4, 0.3)):
+        path.add(Point(step, 1.0, loss, 0.5, -1.0, 0.0, np.inf, None, np.full(3, step)))
+        path.thin_out()
+    path.replace_last(Point(3, 1.0, 0.45, 0.5, -1.0, 0.0, np.inf, None, np.full(3, 3.5)))  # as rounded by a model
+    path.cut_short(Ending.TIME)
+    assert path.best().loss == 0.45
