@@ -103,7 +103,7 @@ def alignment_of(
     y=None,
     sample_weight=None,
     seconds=None,
-    max_bytes=MAX_BYTES,
+    max_bytes: float = MAX_BYTES,
     batch_size=BATCH_SIZE,
     verbose=0,
 ):
