@@ -166,7 +166,8 @@ def _task(samples, path, still, minimizes, adds_gates):
             data = HeadData.of(*samples, lazy=True)
             if minimizes or not data.has_hard_labels:
                 return LBFGSTask(data, path, still)
-        instead = "or fewer anchors" if minimizes and structure.is_plain else "or a ridge= without gates"
+        blocks = structure.is_plain and minimizes and not adds_gates
+        instead = "or fewer anchors" if blocks else "or a ridge= without gates"
         check_fits(num_rows, (structure.num_features, outputs), max_bytes, instead)
     return SeparableTask(HeadData.of(*samples), path, still)
 
