@@ -248,6 +248,11 @@ def has_own_train_step(model):
     return type(model).train_step is not keras.Model.train_step
 
 
+def has_own_test_step(model):
+    """Return whether a model's class overrides the step of an evaluation."""
+    return getattr(type(model), "test_step", None) not in (None, keras.Model.test_step)
+
+
 def parts(layer):
     """Return the layers that a layer holds itself, in the order in which they were given to it."""
     return list(layer._layers)

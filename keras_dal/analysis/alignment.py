@@ -27,6 +27,7 @@ from keras_dal.features.samples import check_bytes, check_fits, kept_bytes, posi
 from keras_dal.features.store import SpooledRows
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
+from keras_dal.models.solvable import say_how_inputs_are_taken
 from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -85,6 +86,8 @@ def alignment(
     """
     check_bytes("max_bytes", max_bytes)
     seconds = seconds_of(time_limit)
+    if verbose:
+        say_how_inputs_are_taken(model)
     whole = isinstance(parameters, str) and parameters == "all"
     structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
     loss = loss_of(model, structure.activation, loss, structure.num_outputs)

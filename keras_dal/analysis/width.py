@@ -31,6 +31,7 @@ from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale, loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch
+from keras_dal.models.solvable import say_how_inputs_are_taken
 from keras_dal.solvers.duality import SECONDS, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -94,6 +95,8 @@ def width_curve(
     check_widths(widths)
     check_count("draws", draws)
     seconds = seconds_of(time_limit)
+    if verbose:
+        say_how_inputs_are_taken(model)
     check_seed(seed)
     check_bytes("max_bytes", max_bytes)
     structure = find_structure(model, first_inputs(x))

@@ -27,7 +27,12 @@ from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit, T
 from keras_dal.losses import loss_of
 from keras_dal.models.add_head import num_gated_parameters, num_gates, what_was_added, with_gates_beside
 from keras_dal.models.find_structure import find_structure
-from keras_dal.models.solvable import check_solvable, warn_of_precision, warn_of_what_is_not_solved
+from keras_dal.models.solvable import (
+    check_solvable,
+    say_how_inputs_are_taken,
+    warn_of_precision,
+    warn_of_what_is_not_solved,
+)
 
 
 def converge(
@@ -113,6 +118,8 @@ def converge(
     check_bytes("max_bytes", max_bytes)
     check_seed(seed)
     gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
+    if verbose:
+        say_how_inputs_are_taken(model)
     inputs = first_inputs(x)
     structure = find_structure(model, inputs)
     check_solvable(structure)

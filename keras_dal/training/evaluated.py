@@ -7,7 +7,7 @@ import types
 import keras
 from keras import tree
 
-from keras_dal import _backend
+from keras_dal import _backend, _keras
 from keras_dal.features.tracing import recorded, replaced
 
 _LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight")  # of `compute_loss`, in the order in which Keras passes them
@@ -26,7 +26,7 @@ def evaluated(model, batch):
         ValueError: its `test_step` calls the model several times, and for none of them the loss.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-    if type(model).test_step is keras.Model.test_step:
+    if not _keras.has_own_test_step(model):
         return x, y, weight
     try:
         calls, losses = _seen_in_step(model, batch)

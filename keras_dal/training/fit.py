@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend
+from keras_dal._backend.warning import described
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.training import checks, messages
@@ -96,7 +97,7 @@ class Fit:
 
         def function(*arguments):
             model.train_function = None  # of whoever trains the model after it was refused
-            _backend.build(model, *arguments)
+            _build(model, arguments)
             self._look_at_model()
             self._begin(epoch)
             self._hooks.arm()
@@ -176,3 +177,14 @@ class Fit:
             return
         self._hooks.remove()
         self._phases.end()
+
+
+def _build(model, arguments):
+    """Build a model for the first batch of a fit, which is what its `call` takes unless its steps prepare inputs."""
+    try:
+        _backend.build(model, *arguments)
+    except Exception as error:
+        raise ValueError(
+            "The model is not built, and cannot be from what fit brings. Call it once before fit, on a few inputs as "
+            f"its train_step hands them to it: model(few). Received: model {model.name!r}, {described(error)}"
+        ) from error

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -1064,3 +1065,56 @@ def test_statistics_that_have_not_settled_are_said_in_fit_where_nothing_renews_t
     assert monitor.result is not None
     said = [str(each.message) for each in recwarn if "have not settled" in str(each.message)]
     assert len(said) == (momentum == 0.99)
+
+
+class Prepared(keras.Model):
+    """Its steps divide by 255, as the call of a model for real pixels may not."""
+
+    def __init__(self):
+        super().__init__()
+        self.flat, self.last = keras.layers.Flatten(), keras.layers.Dense(3)
+
+    def call(self, x):
+        if "float" not in keras.backend.standardize_dtype(x.dtype):
+            raise TypeError("pixels must be floating-point numbers")
+        return self.last(self.flat(x))
+
+    def _prepared(self, data):
+        x, y = data[:2]
+        return keras.ops.cast(x, "float32") / 255, y
+
+    def train_step(self, *args):
+        return super().train_step(*args[:-1], self._prepared(args[-1]))
+
+    def test_step(self, *args):
+        return super().test_step(*args[:-1], self._prepared(args[-1]))
+
+
+def pixels():
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (12, 4, 4), dtype="uint8"), generator.integers(0, 3, 12)
+
+
+def prepared():
+    model = Prepared()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+@cases.needs_tensorflow(reason="elsewhere Keras itself refuses what its fit cannot build")
+def test_a_model_whose_steps_prepare_what_builds_it_is_to_be_called_once():
+    model, (x, y) = prepared(), pixels()
+    with pytest.raises(ValueError, match=r"Call it once before fit.*model\(few\). Received: "):
+        model.fit(x, y, verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+    model(x[:2] / 255.0)
+    assert "alignment" in model.fit(x, y, verbose=0, callbacks=[keras_dal.AlignmentMonitor()]).history
+
+
+@pytest.mark.parametrize("function", ["alignment", "certify", "finish", "converge", "width_curve"])
+def test_inputs_that_an_evaluation_would_prepare_are_said_to_be_taken_as_they_are(function, capsys):
+    model, (x, y) = prepared(), pixels()
+    x = x.astype("float32") / 255
+    model(x[:2])
+    options = {"widths": [0]} if function == "width_curve" else {}
+    getattr(keras_dal, function)(model, x, y, **options)
+    assert "where the model's test_step prepares inputs, pass them prepared" in capsys.readouterr().out
