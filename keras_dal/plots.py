@@ -85,7 +85,9 @@ def spectrum(report: AlignmentReport, path: Any = None, *, ax: Any = None, title
         raise ValueError(f"This report has no singular values to draw. Received: {report.summary()}")
     figure, axis = _axes(ax, title, 6, 3.8)
     values = report.singular_values / report.singular_values.max()
-    axis.semilogy(range(1, len(values) + 1), values, ".", color=_BLUE, label="singular values")
+    times = (report.rank or 0) // max(1, np.count_nonzero(values > report.tolerance))  # outputs share those of a head
+    label = "singular values" if times <= 1 else f"singular values, counted {times} times"
+    axis.semilogy(range(1, len(values) + 1), values, ".", color=_BLUE, label=label)
     axis.axhline(report.tolerance, color=_RED, linestyle="--", label=f"tolerance {report.tolerance:.0e}")
     axis.set(xlabel="index", ylabel="singular value / largest")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -267,7 +269,11 @@ def _draw(axis, run, key, name, color, marker):
         return
     often = max(1, len(epochs) // 10)  # markers on some epochs only
     style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
-    axis.plot(epochs[: len(history[key])], history[key], **style, label=f"{name}, training")
+    values = np.array(history[key], float)
+    drawn = np.full(len(values), True)
+    if key == ALIGNMENT:  # which is logged once more where it was not measured anew
+        drawn[1:-1] = values[1:-1] != values[:-2]
+    axis.plot(np.array(epochs)[: len(values)][drawn], values[drawn], **style, label=f"{name}, training")
     if values := run.validation(key):
         axis.plot(run.validated, values, **style, linestyle=":", label=f"{name}, validation")
     switch = [epoch for epoch, phase in zip(epochs, history.get(PHASE, []), strict=False) if phase == EXPLOITS]

@@ -82,7 +82,9 @@ def pixels(figure, path):
 
 
 def test_given_axes_show_what_a_figure_of_its_own_shows(figures, certificate, tmp_path):
-    report = SimpleNamespace(singular_values=np.array([2.0, 1e-12]), tolerance=1e-9, summary=lambda: "rank 1 of 2")
+    report = SimpleNamespace(
+        singular_values=np.array([2.0, 1e-12]), tolerance=1e-9, rank=2, summary=lambda: "rank 1 of 2"
+    )
     path = points(validation=True)
     result = SimpleNamespace(path=path, point=path[-1])
     for draw, columns, width, height in (
@@ -108,7 +110,9 @@ WIDTH = SimpleNamespace(
 @pytest.mark.parametrize("name", ["curves", "spectrum", "bound", "solution", "width"])
 @pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=5)
 def test_pictures_look_as_they_did(name, certificate):
-    report = SimpleNamespace(singular_values=np.array([2.0, 1.0, 1e-12]), tolerance=1e-9, summary=lambda: "rank 2 of 3")
+    report = SimpleNamespace(
+        singular_values=np.array([2.0, 1.0, 1e-12]), tolerance=1e-9, rank=2, summary=lambda: "rank 2 of 3"
+    )
     path = points(validation=True)
     arguments = {
         "curves": ({"base": {"loss": [1.2, 0.8, 0.4, 0.3], "accuracy": [0.2, 0.5, 0.7, 0.8]}, "wrapped": HISTORY},),
@@ -157,9 +161,10 @@ def test_the_number_of_given_axes_is_checked():
 
 def test_spectrum_shows_singular_values_above_and_below_the_tolerance(figures, tmp_path):
     values = np.array([2.0, 1.0, 1e-12])
-    report = SimpleNamespace(singular_values=values, tolerance=1e-9, summary=lambda: "rank 2 of 3")
+    report = SimpleNamespace(singular_values=values, tolerance=1e-9, rank=18, summary=lambda: "rank 18")
     plots.spectrum(report, tmp_path / "spectrum.png")
     points, tolerance = figures[0].axes[0].lines
+    assert points.get_label() == "singular values, counted 9 times"
     np.testing.assert_allclose(points.get_ydata(), values / 2)
     assert tolerance.get_ydata()[0] == 1e-9
 
@@ -263,6 +268,14 @@ def test_curves_of_a_fit_that_was_resumed_begin_where_it_did():
     axes = plots.curves(history)
     np.testing.assert_array_equal(line(axes[0], "run, training").get_xdata(), [6, 7, 8])
     assert line(axes[0], "run, switch").get_xdata()[0] == 7.5
+
+
+def test_an_alignment_that_was_not_measured_anew_is_no_point():
+    history = {"loss": [3.0, 3.0, 1.0, 1.0, 1.0], "alignment": [0.2, 0.2, 0.4, 0.4, 0.4]}
+    axes = plots.curves({"run": history})
+    assert list(axes[0].lines[0].get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(axes[2].lines[0].get_xdata()) == [1, 3, 5]  # the last, up to which it is known
+    assert list(axes[2].lines[0].get_ydata()) == [0.2, 0.4, 0.4]
 
 
 def test_curves_show_an_accuracy_by_its_long_name():

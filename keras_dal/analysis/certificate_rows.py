@@ -1,5 +1,6 @@
 """How a `Certificate` reads, row by row."""
 
+from keras_dal.analysis.reports import rank_among
 from keras_dal.analysis.separability import ALIGNED, Verdict, below_one
 from keras_dal.tables import at_least, at_most, known_decimals, one_number
 
@@ -18,8 +19,7 @@ def rows_of(certificate):
     if not certificate.exact:
         share = f"at least {at_least(shown, 8)}"
         left = f"at most {at_most(certificate.residual_share, 3, 'e')}"
-    aligned = f"{certificate.full_rank:,} with which any labels are aligned"
-    rank = "not decided" if certificate.rank is None else f"{certificate.rank:,} of {aligned}"
+    rank = "not decided" if certificate.rank is None else rank_among(certificate.rank, certificate.full_rank)
     yield "loss now", f"{certificate.loss:.6g} ({certificate.loss_name})"
     if certificate.penalty:
         yield "penalty now", f"{certificate.penalty:.6g} (on theta_S, part of the objective)"
@@ -31,7 +31,7 @@ def rows_of(certificate):
     sizes = certificate.num_samples, certificate.num_features, certificate.num_outputs
     yield "samples; features; outputs", "; ".join(f"{size:,}" for size in sizes)
     yield "parameters in theta_S", f"{certificate.num_parameters:,}"
-    yield "rank of J_S", f"{rank} ({certificate.method})"
+    yield "rank of J_S", f"{rank}; {certificate.method}"
     yield "alignment", f"{share} (residual share {left})"
     if certificate.margin is not None:
         yield "smallest margin", f"at least {at_least(certificate.margin, 4)} at the witness"

@@ -77,7 +77,7 @@ class AlignmentReport:
     def _rank(self):
         if self.rank is None:
             return "not decided"
-        return f"{self.rank:,} of {self.full_rank:,} with which any labels are aligned"
+        return rank_among(self.rank, self.full_rank)
 
     def _shown(self):
         if self.lower_bound or self.verdict != Verdict.ALIGNED:
@@ -103,6 +103,12 @@ class AlignmentReport:
         )
         sizes = f"m = {self.num_features:,}, C = {self.num_outputs:,}, P = {self.num_parameters:,}"
         yield "data", f"n = {self.num_samples:,}, {sizes}"
+
+
+def rank_among(rank, full_rank):
+    """Return a rank beside the one with which any labels are aligned."""
+    beside = ", which reaches any labels" if rank >= full_rank else f" ({full_rank:,} reaches any labels)"
+    return f"{rank:,}{beside}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,7 @@ def converge(
     if gated is True and structure.place is None and not _fits(task):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
     add_gates = functools.partial(_with_gated_head, inputs=inputs, seed=seed, verbose=verbose)
-    task = _walked(task, gated, ridge, tol, add_gates)
+    task = _walked(task, gated, ridge, tol, add_gates, verbose)
     goal = {"tol": None if ridge else tol, "scaled_to": tol}
     try:
         return finished(task, **goal)
@@ -179,7 +179,7 @@ def _task(samples, path, still, minimizes, adds_gates):
     return SeparableTask(HeadData.of(*samples), path, still)
 
 
-def _walked(own, gated, ridge, tol, add_gates):
+def _walked(own, gated, ridge, tol, add_gates, verbose):
     """Walk the path to its end, or to where it is cut short, and return the task whose head was solved for."""
     task, path = own, own.path
     try:
@@ -202,6 +202,8 @@ def _walked(own, gated, ridge, tol, add_gates):
             task = gates
             task.separate()
             return task
+        if verbose and gated is False:
+            say("the own head was not found to separate the samples: the path begins again, and its loss is minimized")
         own.minimize(_in_unit(own, FEW_RIDGES), tol, enough)
     except Stopped as stop:
         path.cut_short(stop.ending)

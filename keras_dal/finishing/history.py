@@ -58,7 +58,8 @@ class Path:
 
     Args:
         rules: what may end it before its end, as `stopping.TimeLimit`.
-        on_point: what is called with the number of each point, from 0, and the point; None for nothing.
+        on_point: what is called with the number of each point, from 0, and the point, and then once more, with
+            refined=True, where another came in its place; None for nothing.
 
     Attributes:
         points: a tuple of the points so far.
@@ -125,7 +126,7 @@ class Path:
         """Put a point in place of the last one, which it is but for its rounding, and show it if it is to be."""
         self._points[-1] = point
         if shown:
-            self._show()
+            self._show(refined=True)
 
     def thin_out(self):
         """Let go of theta of all points but the first, the last and what may be the `best`."""
@@ -137,9 +138,9 @@ class Path:
             if point.theta is not None and not any(point is each for each in kept):
                 self._points[index] = dataclasses.replace(point, theta=None)
 
-    def _show(self):
+    def _show(self, refined=False):
         if self._on_point is not None:
-            self._on_point(len(self._points) - 1, self._points[-1])
+            self._on_point(len(self._points) - 1, self._points[-1], refined=refined)
 
     def validation_of_stage(self):
         """Return the validation values of this stage, the better the larger; none where patience does not count."""

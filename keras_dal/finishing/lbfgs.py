@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from keras_dal.features.samples import some_rows
 from keras_dal.finishing.history import Point
-from keras_dal.finishing.newton import ANCHORS, RIDGES
+from keras_dal.finishing.newton import RIDGES
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending, Gap, MaxSteps, Progress, ending_by
 from keras_dal.finishing.task import Task
@@ -30,24 +29,14 @@ class LBFGSTask(Task):
 
     Args:
         data: the `HeadData`, with lazy targets.
-        path: the `Path` that sees every step.
-        anchors: features of samples to be left alone, `(a, m)`, or None for training samples in their place.
+        path, anchors: as for `Task`.
     """
 
     method = "L-BFGS"
 
     def __init__(self, data, path, anchors=None):
-        super().__init__(data, path)
-        self._samples = self._jacobian(data.train.features)
-        if anchors is None:
-            self.anchors = some_rows(len(data.train), ANCHORS)
-            self._still = self._samples.restricted(self.anchors)
-        else:
-            self.anchors = len(data.train) + np.arange(len(anchors))
-            self._still = self._jacobian(anchors)
-        self._are_samples = anchors is None
-        self._of_validation = None if data.validation is None else self._jacobian(data.validation.features)
-        self._whitening = Whitening(self._still, self._samples)
+        super().__init__(data, path, anchors)
+        self._whitening = Whitening(self.still, self.samples)
         squares = sum(np.sum(np.square(logits, dtype=np.float64)) for _, logits in self._logits(data.theta))
         self.size = float(np.sqrt(squares / len(data.train)))
 
@@ -63,13 +52,13 @@ class LBFGSTask(Task):
         seen = _Pass(self, theta)
         for _ in seen.cotangents(check=lambda: None):  # what is proved of a point is not lost to a rule
             pass
-        point = seen.point(self._still.logits(theta - self.data.theta), ridge, gap)
+        point = seen.point(self.still.logits(theta - self.data.theta), ridge, gap)
         return dataclasses.replace(point, validation=self._validated(theta))
 
     def minimize(self, ridges, tol, enough=()):
         phi, ending = None, None
         for ridge in ridges:
-            is_proved = ridge == ridges[-1] and ridge > 0 and self._are_samples
+            is_proved = ridge == ridges[-1] and ridge > 0 and self._given_anchors is None
             goal = _Goal(1e-2 * tol, is_proved, (*enough, MaxSteps(_STEPS)))
             phi, ending = self._minimize(Quadratic(self._whitening, ridge), goal, phi)
             if ending.is_enough:
@@ -143,8 +132,8 @@ class LBFGSTask(Task):
 
     def _logits(self, theta):
         """Yield slices of the samples and their logits, float32."""
-        for rows, block in self._samples.blocks():
-            yield rows, self._samples.of_block(block, theta)
+        for rows, block in self.samples.blocks():
+            yield rows, self.samples.of_block(block, theta)
 
 
 class _Goal(NamedTuple):
@@ -161,9 +150,9 @@ class _Evaluation:
     def __init__(self, task, phi, penalty):
         self.phi, ridge = phi.copy(), penalty.ridge
         change = task._whitening.theta(phi)
-        seen, moved = _Pass(task, task.data.theta + change), task._still.logits(change)
-        slope = task._samples.pulled_back(seen.cotangents(task.path.check))
-        slope += task._still.adjoint(np.float32(2 * ridge / len(moved)) * moved)
+        seen, moved = _Pass(task, task.data.theta + change), task.still.logits(change)
+        slope = task.samples.pulled_back(seen.cotangents(task.path.check))
+        slope += task.still.adjoint(np.float32(2 * ridge / len(moved)) * moved)
         point = seen.point(moved, ridge, np.inf)
         self.value = float(point.loss + ridge * point.moved**2 + penalty.value(phi))
         self.gradient = task._whitening.transposed(slope) + penalty.gradient(phi)
@@ -181,9 +170,9 @@ class _Pass:
     def cotangents(self, check):
         """Yield slopes of the mean loss in the logits of a block of samples, and its block; `check` may end it."""
         task, loss = self._task, self._task.data.loss
-        for rows, block in task._samples.blocks():
+        for rows, block in task.samples.blocks():
             check()
-            logits, targets = task._samples.of_block(block, self._theta), task.data.targets[rows]
+            logits, targets = task.samples.of_block(block, self._theta), task.data.targets[rows]
             weights = task.data.train.weights[rows]
             self._loss += weights @ loss.values(logits, targets)
             if loss.has_sides:

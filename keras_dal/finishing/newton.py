@@ -6,7 +6,6 @@ import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal._backend.threads import threads_for
-from keras_dal.features.samples import some_rows
 from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Gap, MaxSteps, Progress, Stall, ending_by
@@ -23,7 +22,6 @@ RIDGES = (10.0 ** -np.arange(1, 9)).tolist()  # weights of the change, from gent
 FEW_RIDGES = RIDGES[1::3]  # where the end is known to be the least loss, and the path is there to stop on
 STEPS = 24  # Newton steps for one weight, at most
 _COPIES = 10  # of the logits, that a solver has at a time: targets, slopes, probabilities and changes among them
-ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
 def has_room(num_rows, num_outputs, max_bytes):
@@ -47,47 +45,30 @@ class NewtonTask(Task):
     """A `Task` whose logits are all in memory, by Newton's method.
 
     Args:
-        data, path: as for `Task`.
-        anchors: features of samples to be left alone, `(a, m)`, or None for training samples in their place.
+        data, path, anchors: as for `Task`.
     """
 
     method = "Newton's method"
 
     def __init__(self, data, path, anchors=None):
-        super().__init__(data, path)
-        self._of_anchors = anchors
-        train, head, max_bytes = data.train, data.head, data.max_bytes
-        self.samples = self.jacobian = CachedJacobian.of_head(head, train.features, max_bytes)
-        self._num_rows = len(train) + (0 if anchors is None else len(anchors))
-        self.start = self._start_of(self.samples)
-        if anchors is None:
-            self.anchors = some_rows(len(train), ANCHORS)
-            still = self.samples.restricted(self.anchors) if len(self.anchors) < len(train) else self.samples
-        else:
-            self.anchors = len(train) + np.arange(len(anchors))
-            still = CachedJacobian.of_head(head, anchors, max_bytes, self.samples.on)
-            self.jacobian = StackedJacobian([self.samples, still])
-            self.start = self._where.concatenate([self.start, self._start_of(still)])
-        self._still = still
-        held_out = data.validation
-        self._of_validation = (
-            None if held_out is None else CachedJacobian.of_head(head, held_out.features, max_bytes, self.samples.on)
-        )
+        super().__init__(data, path, anchors)
+        self.jacobian = self.samples if anchors is None else StackedJacobian([self.samples, self.still])
+        self.start = self.jacobian.logits(self._where.single(data.theta))
+
+    def _jacobian(self, features):
+        on = None if self.samples is None else self.samples.on  # all of them in one place
+        return CachedJacobian.of_head(self.data.head, features, self.data.max_bytes, on)
 
     @functools.cached_property
     def _where(self):
         """The arrays of the solver: tensors where an accelerator computes, has room, and the loss can follow."""
-        fits = has_room(self._num_rows, self.data.structure.num_outputs, self.data.max_bytes)
+        fits = has_room(len(self.jacobian), self.data.structure.num_outputs, self.data.max_bytes)
         follows = fits and self.data.loss.tensors
         return self.samples.on.xp if follows else arrays.NUMPY
 
     @functools.cached_property
     def _targets_there(self):
         return self._where.single(self.data.targets)
-
-    def _start_of(self, jacobian):
-        """Return the logits before any change."""
-        return jacobian.logits(self._where.single(self.data.theta))
 
     def _whole_loss(self):
         return WholeLoss(self.data.loss, self._targets_there)
@@ -100,14 +81,14 @@ class NewtonTask(Task):
 
     def with_head(self, structure):
         """Return the same task for the head of a copy of the model, on the same features."""
-        task = type(self)(self.data.of_other_head(structure), self.path, self._of_anchors)
+        task = type(self)(self.data.of_other_head(structure), self.path, self._given_anchors)
         task.is_copy = True
         return task
 
     @functools.cached_property
     def whitening(self):
         """The coordinates phi, made when they are needed first."""
-        return Whitening(self._still, self.samples)
+        return Whitening(self.still, self.samples)
 
     def _margins(self, logits):
         return self.data.loss.margins(logits[: len(self.data.train)], self.data.targets)
@@ -189,7 +170,7 @@ class NewtonTask(Task):
             jacobian, whitening = self.jacobian, self.whitening
         else:
             jacobian = self.jacobian.part(part)
-            whitening = Whitening(self._still.part(part), self.samples.part(part))
+            whitening = Whitening(self.still.part(part), self.samples.part(part))
         penalty = Quadratic(whitening, ridge, self.penalty, self.data.theta)
         return NewtonCG(jacobian, whitening, anchored, penalty, inexact, self.path.check)
 

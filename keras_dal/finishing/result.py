@@ -165,8 +165,9 @@ class Result:
     def _check_features(self):
         if not _has_features(self):
             raise ValueError(
-                "The model has changed since this result was found, and other heads belong to its features now: call "
-                f"keras_dal.converge(model, x, y) anew. Received: {self!r}, and other weights, statistics or gates"
+                "The model has changed since this result was found, and other heads belong to its features now: solve "
+                "for them by keras_dal.converge or keras_dal.finish(model, x, y). Received: "
+                f"{self!r}, and other weights, statistics or gates"
             )
 
     @property

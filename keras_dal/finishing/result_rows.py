@@ -40,9 +40,10 @@ def rows_of(result):
     if not result._data.are_exact:
         yield "not covered", ROUNDED
     if result._run.is_copy:
+        idle = ", whose gates add nothing at this point" * (len(result.point.theta) < len(result._theta))
         yield (
             "model",
-            "a copy with a gated head and a new optimizer, Result.model; the head that was given is as it was",
+            f"a copy with a gated head{idle} and a new optimizer, Result.model; the head that was given is as it was",
         )
         if not _keras.is_graph(result.model):
             yield "to save", "model.save_weights: load_model makes a subclassed model anew, without gates"

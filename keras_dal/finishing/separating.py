@@ -94,7 +94,7 @@ class SeparableTask(NewtonTask):
             self.path.add(self.unchanged())
             return True
         point, logits = self._head_finished()
-        solver = Interpolation(self.samples.part(0), self._still.part(0), self.data.max_bytes)
+        solver = Interpolation(self.samples.part(0), self.still.part(0), self.data.max_bytes)
         reason = f"{_ROUNDS} rounds left some"
         try:
             for moved, reached in self._rounds(solver, point.theta, logits):
@@ -147,7 +147,7 @@ class SeparableTask(NewtonTask):
         criterion, gaps = self._separation(start, _INTERPOLATED, self.data.targets)
         short = np.sum(self._margins(start) < criterion.delta)
         most = min(_HELD, short) if self.jacobian is self.samples else _HELD
-        held = self._still.part(0).restricted(some_rows(len(self._still), most))
+        held = self.still.part(0).restricted(some_rows(len(self.still), most))
         moves = Moves(solver, held, criterion, self._margins, start, gaps, self._num_free)
         self.left = moves.left
         for _ in range(_ROUNDS):

@@ -4,7 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_dal.features.samples import some_rows
 from keras_dal.finishing.stopping import Progress, ending_by
+
+ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
 class Task:
@@ -13,10 +16,12 @@ class Task:
     Args:
         data: the `HeadData`, which outlasts the task.
         path: the `Path` that sees every step.
+        anchors: features of samples to be left alone, `(a, m)`, or None for training samples in their place.
 
     Attributes:
         method: what solves it.
-        anchors: rows on which the change of the logits is measured, of the training samples or behind them.
+        samples, still: J_S of the training samples, and of those on which the change of the logits is measured.
+        anchors: rows of the latter, of the training samples or behind them.
         size: root mean square of the logits of a sample before any change.
         proof: the `Proof` of the last point of the path, None where there is none.
         penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
@@ -26,15 +31,28 @@ class Task:
     """
 
     method: str
-    anchors: np.ndarray
     size: Any
 
-    def __init__(self, data, path):
-        self.data, self.path = data, path
+    def __init__(self, data, path, anchors=None):
+        self.data, self.path, self._given_anchors = data, path, anchors
+        self.samples: Any = None
+        self.samples = self.still = self._jacobian(data.train.features)
+        if anchors is not None:
+            self.anchors = len(data.train) + np.arange(len(anchors))
+            self.still = self._jacobian(anchors)
+        else:
+            self.anchors = some_rows(len(data.train), ANCHORS)
+            if len(self.anchors) < len(data.train):
+                self.still = self.samples.restricted(self.anchors)
+        self._of_validation = None if data.validation is None else self._jacobian(data.validation.features)
         self.proof: Any = None
         self.penalty: Any = None
         self.num_steps, self.is_copy = 0, False
         self.left = np.zeros(len(data.train), bool)
+
+    def _jacobian(self, features) -> Any:
+        """Return J_S of some features, for the samples first."""
+        raise NotImplementedError
 
     def unchanged(self):
         """Return the point at which every path begins."""

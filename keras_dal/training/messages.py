@@ -185,8 +185,8 @@ def ends(phase, result, epoch, epochs, validates):
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     if samples < _FEW * (structure.num_features + 1):
-        lines.append(f"  few:        fewer than {_FEW} samples for each feature; where an epoch is not all data")
-        lines.append("              (steps_per_epoch), keras_dal.finish(model, x, y) solves on all of them")
+        lines.append(f"  few:        fewer than {_FEW} samples for each feature; if steps_per_epoch made an epoch of a")
+        lines.append("              part of the data, keras_dal.finish(model, x, y) solves on all of them")
     lines.append(
         f"  solved:     {num_entries(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s"
     )

@@ -530,7 +530,7 @@ def test_labels_may_come_by_the_name_of_an_output(parameters):
 def test_report_reads_well():
     case = cases.CASES[0]
     text = str(alignment(case.build(), case.inputs(N), case.labels(N), loss=case.loss))
-    assert "rank 10 of 62 with which any labels are aligned" in text
+    assert "rank 10 (62 reaches any labels)" in text
     assert "n = 31, m = 4, C = 3, P = 15" in text
     assert "decided by" in text
 

@@ -106,7 +106,7 @@ def test_the_head_that_separates_changes_less_than_the_one_of_least_loss(model, 
         change = result.model.predict(unlabelled, verbose=0) - start
         return np.sqrt(np.mean(np.sum(change**2, axis=1)))
 
-    assert "a copy with a gated head" in str(gentle)
+    assert "a copy with a gated head and a new" in str(gentle)
     assert gentle.point.moved == pytest.approx(moved(gentle), rel=1e-2)
     assert moved(gentle) < 0.5 * moved(plain)
     assert plain.loss < 1e-3 < gentle.loss
@@ -687,6 +687,25 @@ def test_progress_is_shown(model, digits, capsys):
     for row, point in zip(rows, result.path, strict=True):
         assert f"{point.loss:.4g} {point.accuracy:10.2%}" in row
         assert row.endswith(f"{point.validation:10.2%}")
+
+
+def test_a_path_that_begins_again_says_so(model, digits, capsys):
+    x, y = digits[0]
+    wrong = np.where(np.arange(len(y)) % 2, y, np.roll(y, 1))
+    result = converge(model, x, wrong, gated=False, tol=1e-9)
+    rows = capsys.readouterr().out.splitlines()
+    assert "the path begins again, and its loss is minimized" in " ".join(rows)
+    steps = [row.split()[0] for row in rows if row.startswith("    ")]
+    assert [step for step in steps if step != "float64"] == ["step", *map(str, range(len(result.path)))]
+
+
+def test_a_point_from_before_gates_says_that_they_add_nothing(model, digits):
+    x, y = digits[0]
+    result = converge(model, x, np.roll(y, 1), verbose=0)
+    assert result._run.is_copy
+    assert "adds nothing" not in str(result)
+    assert "a copy with a gated head, whose gates add nothing at this point" in str(result.choose(0))
+    assert result.model.evaluate(x, np.roll(y, 1), verbose=0)[0] == pytest.approx(result.path[0].loss, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from keras_dal.finishing import path_table
 from keras_dal.finishing.history import Path, Point
 from keras_dal.finishing.stopping import Ending
 
@@ -60,3 +61,19 @@ def test_a_point_without_parameters_is_not_the_best_where_the_kept_one_turned_ou
     path.replace_last(Point(3, 1.0, 0.45, 0.5, -1.0, 0.0, np.inf, None, np.full(3, 3.5)))  # as rounded by a model
     path.cut_short(Ending.TIME)
     assert path.best().loss == 0.45
+
+
+def test_what_float64_makes_of_a_point_is_no_step_of_the_table(capsys):
+    path = Path(on_point=path_table.show)
+    for loss in (0.9, 0.5):
+        path.add(point(loss, 0.5))
+    path.replace_last(point(0.4, 0.75), shown=False)
+    path.replace_last(point(0.3, 0.75))
+    rows = [row.split()[:4] for row in capsys.readouterr().out.splitlines()]
+    names = ["step", "seconds", "loss", "accuracy"]
+    assert rows == [
+        names,
+        ["0", "0.00", "0.9", "50.00%"],
+        ["1", "0.00", "0.5", "50.00%"],
+        ["float64", "0.00", "0.3", "75.00%"],
+    ]
