@@ -1,5 +1,7 @@
 """Features of a model, batch by batch, in inference mode."""
 
+import numbers
+
 import keras
 import numpy as np
 from keras import tree
@@ -91,6 +93,8 @@ def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False
     the data are, for messages.
     """
     if not are_arrays(x):
+        if isinstance(x, (list, tuple)) and isinstance(next(iter(tree.flatten(x)), None), numbers.Number):
+            raise ValueError(f"{name} must be arrays: numpy.asarray makes one of a list. Received: a list of numbers")
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "A dataset brings its own labels and weights: leave y and sample_weight out. "

@@ -55,13 +55,13 @@ class Anchored:
         criterion: one of the others, on the first k rows.
         weights: of these rows, `(k,)`.
         start: logits to which anchors are held, `(n, C)`, with n at least k.
-        hold: weights `(n,)` of the distances; zero where a row is no anchor. None for no anchors.
+        hold: weights `(n,)` of the distances; zero where a row is no anchor.
     """
 
-    def __init__(self, criterion, weights, start, hold=None):
+    def __init__(self, criterion, weights, start, hold):
         self.criterion, self.start, self.size, self._xp = criterion, start, len(weights), arrays.of(start)
         self.weights = self._xp.single(weights)
-        self.hold = self._xp.single(np.zeros(len(start)) if hold is None else hold)
+        self.hold = self._xp.single(hold)
 
     def values(self, logits):
         held = self.hold * self._xp.row_square(logits - self.start)

@@ -28,7 +28,7 @@ class Budget:
         model: a built Keras model.
         num_features: m.
         num_outputs: C.
-        epochs: of the whole fit.
+        epochs: number of the last one of the fit.
     """
 
     def __init__(self, model, num_features, num_outputs, epochs):
@@ -58,7 +58,7 @@ class Budget:
         """Return the interval for operations where the model is trained, and for those on the host."""
         interval = (there + self._host * here) / (SHARE * (self._step * count + _EPOCH * self._host))
         if there / self._host + here <= _CHEAP:
-            interval = 1 if first else min(interval, self._epochs / _OFTEN)
+            interval = 1 if first else min(interval, self._epochs // _OFTEN)
         return max(1, math.ceil(interval))
 
 

@@ -20,7 +20,7 @@ from keras_dal.training.logs import as_alignment, as_phase
 from keras_dal.training.state import state_of
 from keras_dal.training.statistics import BatchStatistics, have_moved
 
-_FAR = 3.0  # of the loss of training plus one, that is nothing like it
+_FAR = 3.0  # of the loss of training plus its unit, that is nothing like it
 
 
 class Incomplete(ValueError):
@@ -145,7 +145,9 @@ class ConvexPhase:
         """Raise where the loss before the solve is nothing like that of training: other features were read."""
         trained, start = float(self._shown.get("loss", np.nan)), self._weight * result.path[0].loss
         least = min(0.0, self._weight * result.floor)  # of counts, say, whose loss may be far below 0
-        far = least + _FAR * (trained - least + 1.0)
+        train = self.train.weighted
+        unit = self._weight * self.loss.unit(self.targets(train), train.weights)
+        far = least + _FAR * (trained - least + unit)
         if trained and start > far and self._shown_start(result) > far:  # 0 is shown of a step that tracks no loss
             raise ValueError(
                 f"On what was read the loss is far above that of training. {self._advice()}, or use finish='descend'. "

@@ -62,8 +62,9 @@ def finish(
         sample_weight: weights `(n,)`.
         statistics_from: what batch statistics are renewed on, inputs or a dataset: the first 100 batches, in their
             order, so shuffle what is sorted by class. Those of averaged weights are renewed in any case, by default on
-            x, unless they are what they begin with and the model's `call` has no `training`; those of other models only
-            where this is given, as after a training too short for moving averages. Where images are augmented outside
+            x, unless the last `fit` has not moved them or, where there was none, they are what they begin with and the
+            model's `call` has no `training`; those of other models only where this is given, as after a training too
+            short for moving averages. Where images are augmented outside
             of the model, give the augmented batches: statistics of other images than those that were trained on cost
             accuracy.
         loss: as for `model.compile`; the compiled one by default.
@@ -96,7 +97,8 @@ def finish(
     warn_of_what_is_not_solved(structure)
     averaged = wrap is not None and state_of(wrap).has_average
     source, statistics = x if statistics_from is None else statistics_from, BatchStatistics(model)
-    renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model)))
+    since = state_of(wrap).statistics_before if averaged else None
+    renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model, since)))
     _check_readable(x, y, renews and inputs is None and source is x)
     if inputs is not None and not averaged and statistics_from is None:
         warn_of_statistics(model, inputs, "Renew them, statistics_from=x")

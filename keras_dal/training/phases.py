@@ -111,7 +111,7 @@ class TwoPhases(OnePhase):
         self._convex_phase: Any = None
         self._frozen: Any = None
         self._unknown: Any = None  # statistics of layers of the user's own
-        self._statistics: Any = None  # those of batch normalization, before the first step of this fit that trained
+        self._state.statistics_before = None
         self._spared: list[Any] = []  # batches of a fit that has nothing left to do
         self._last: dict[str, Any] = {}  # its logs: of what the head was solved on, or of one batch
 
@@ -176,7 +176,7 @@ class TwoPhases(OnePhase):
             self._schedule = SwitchSchedule(wrap.explore, average, self._epochs, self._state.began_with(epoch))
         elif self._state.solves and not self.is_over:  # which may fail, and need another average
             self._schedule = SwitchSchedule.begun(wrap.average, self._epochs, self._state.began_with(epoch), epoch)
-        self._schedule.resume(epoch, self._state.auto.value)
+        self._state.auto.value = self._schedule.resume(epoch, self._state.auto.value)
         if self._explores and self._schedule.is_due(epoch) and not self._state.has_trained:
             warn(messages.trains_nothing(wrap, epoch, self._epochs))
         say = self._announcer.insist if self.is_over else self._announcer.say
@@ -233,7 +233,7 @@ class TwoPhases(OnePhase):
         elif (few := self._measurement.samples()) is not None:
             with contextlib.suppress(Exception):  # advice alone: the head is solved all the same
                 warn_of_statistics(self._model, few, "Leave average as it is, and the end of fit renews them")
-        self._convex_phase.begin(self._statistics)
+        self._convex_phase.begin(self._state.statistics_before)
         self._stage = Stage.READS
         if epoch != self._began:  # a fit that begins with it has said so
             self._announcer.say(messages.reads, self._convex_phase, epoch, self._epochs)
@@ -258,8 +258,8 @@ class TwoPhases(OnePhase):
 
     def _train(self):
         """Let the next steps train what belongs to the phase."""
-        if self._statistics is None:
-            self._statistics = values_of(statistics_of(self._model))
+        if self._state.statistics_before is None:
+            self._state.statistics_before = values_of(statistics_of(self._model))
         stage = Stage.EXPLORES if self._explores else Stage.DESCENDS
         if stage is not self._stage:
             descends = stage is Stage.DESCENDS

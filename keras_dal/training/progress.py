@@ -13,6 +13,8 @@ from keras_dal.features.tracing import to_numpy
 from keras_dal.training.schedule import Decision
 from keras_dal.training.train_step import is_hooked
 
+_UNKNOWN = -1  # for the first epoch
+
 
 class Progress(enum.IntEnum):
     """Of linear variables: each leads to the next, and `restart` back to the first. Others stay at 0."""
@@ -169,16 +171,22 @@ class AutoDecision:
         if self._decision is not None:
             self._decision.assign(value)
 
+    def forget(self):
+        """Let nothing be decided, and the next fit be the first."""
+        if self._first_epoch is not None:
+            self._decision.assign(Decision.NONE)
+            self._first_epoch.assign(_UNKNOWN)
+
     def began_with(self, epoch, has_trained):
         """Return the epoch from which shares of the epochs count, for a fit that begins with this one.
 
-        With `"auto"` that is the first one that the optimizer trained, and otherwise 0.
+        With `"auto"` that is the first one that the optimizer trained, or trains since `forget`, and otherwise 0.
         """
         if self._first_epoch is None:
             return 0
         if not has_trained:
-            self._decision.assign(Decision.NONE)
-            self._first_epoch.assign(epoch)
-        elif int(to_numpy(self._first_epoch)) > epoch:  # of an earlier fit
-            self._first_epoch.assign(0)
+            self.forget()
+        first = int(to_numpy(self._first_epoch))
+        if first == _UNKNOWN or first > epoch:  # of an earlier fit
+            self._first_epoch.assign(epoch if first == _UNKNOWN else 0)
         return int(to_numpy(self._first_epoch))

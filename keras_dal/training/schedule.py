@@ -44,14 +44,14 @@ class SwitchSchedule:
         self._latest = first + min(round(LATEST * of_all), of_all - 1)
         if explore is None:
             return
-        share = EARLIEST if explore == "auto" else explore
-        self.switch = explore if isinstance(explore, int) else first + round(share * of_all)
-        if not (isinstance(explore, int) or first < self.switch < epochs):
+        if not isinstance(explore, int) and of_all < 2:
             raise ValueError(
                 "Both phases need at least one epoch. Train for more epochs, or give `explore` as a number of epochs, "
                 f"which may be reached by a later fit. Received: explore={explore!r}, epochs={epochs}"
-                f"{f', initial_epoch={first}' * (first > 0)}"
             )
+        share = EARLIEST if explore == "auto" else explore
+        after = min(max(1, round(share * of_all)), of_all - 1)  # whole epochs, one at least for each phase
+        self.switch = explore if isinstance(explore, int) else first + after
         self._averaged_until = self.switch
         if explore == "auto" and self._latest > self.switch:
             self._look = max(first + 1, min(first + round(LOOK * of_all), self._begin))
@@ -74,9 +74,12 @@ class SwitchSchedule:
         return schedule
 
     def resume(self, epoch, decision):
-        """Take over what an earlier fit has decided, where this one begins after that."""
-        if self._look is not None and epoch >= self._look and decision:
+        """Take over what an earlier fit has decided, where this one begins after that; return what holds of it."""
+        if self._look is not None and epoch < self._look:
+            return Decision.NONE
+        if decision:
             self._take(decision)
+        return decision
 
     def decides_after(self, epoch):
         """Return whether the alignment at the end of this epoch says when to switch; a resumed fit may look late."""

@@ -1,5 +1,7 @@
 """What the package does with a `Wrap`, and knows of it: users see of it what is documented there."""
 
+from typing import Any
+
 from keras_dal import _keras
 from keras_dal.features.tracing import to_numpy
 from keras_dal.models.solvable import check_trained
@@ -22,6 +24,8 @@ class State:
         averages: its `Averages`.
         rates: its `Rates`.
         driver: its `Driver`.
+        statistics_before: values of `statistics_of` the model, from before the first step of the last `fit` that
+            trained; None where there was none.
     """
 
     def __init__(self, optimizer):
@@ -31,6 +35,7 @@ class State:
         self.averages = Averages(optimizer)
         self.rates = Rates(optimizer, self.progress)
         self.driver = Driver(optimizer, self.progress)
+        self.statistics_before: Any = None
 
     @property
     def solves(self):

@@ -110,10 +110,12 @@ def have_moved(model, since=None):
 
     Args:
         model: the model.
-        since: values of `statistics_of` from before some training steps. By default it is looked at what `call` takes,
-            and whether statistics are what they begin with: a loop of one's own may train such a model otherwise.
+        since: values of `statistics_of` from before some training steps. Without them, or where layers have come since,
+            it is looked at what `call` takes, and whether statistics are what they begin with: a loop of one's own may
+            train such a model otherwise.
     """
     variables = statistics_of(model)
+    since = since if since is not None and len(since) == len(variables) else None
     if since is None and takes_training(model):
         return bool(variables)
     return not are_equal(values_of(variables), map(at_first, variables) if since is None else since)

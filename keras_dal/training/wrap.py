@@ -140,10 +140,12 @@ class Wrap(Delegating):
     def restart(self) -> None:
         """Goes back to the first phase: the next steps train everything again, from the weights as they are.
 
-        Step counts and slots of the inner optimizer go on, and learned gates stay where the switch fixed them. Trace a
-        `tf.function` of your own anew.
+        Step counts and slots of the inner optimizer go on, and learned gates stay where the switch fixed them. With
+        `explore="auto"` shares of the epochs count from the first one of the next `fit`. Trace a `tf.function` of your
+        own anew.
         """
         self._state.progress.explore_again()
+        self._state.auto.forget()
         self.drop_average()
 
     def begin_average(self) -> None:

@@ -203,3 +203,9 @@ def test_a_scalar_of_any_dtype_becomes_an_array(dtype):
     for scalar in (variable, keras.ops.convert_to_tensor(variable)):
         found = tracing.to_numpy(scalar)
         assert (found.shape, float(found)) == ((), 1.5)
+
+
+@pytest.mark.parametrize("y", [None, np.array([0, 1])])
+def test_inputs_in_a_list_of_numbers_are_no_dataset(y):
+    with pytest.raises(ValueError, match="x must be arrays: numpy.asarray makes one of a list. Received: a list of"):
+        next(batches([[1.0, 2.0], [3.0, 4.0]], y))

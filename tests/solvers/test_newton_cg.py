@@ -44,7 +44,7 @@ def newton(jacobian, whitening, objective, ridge, factors=None, start=None):
 
 def mean_of(criterion, size=N):
     """The mean of a criterion over samples whose logits start at zero."""
-    return Anchored(criterion, np.full(size, 1 / size), np.zeros((size, C), np.float32))
+    return Anchored(criterion, np.full(size, 1 / size), np.zeros((size, C), np.float32), np.zeros(size))
 
 
 @pytest.mark.parametrize("on", [Host, Accelerator])
@@ -306,7 +306,7 @@ def test_an_l2_penalty_is_part_of_what_is_minimized(on, xp, generator):
     jacobian = CachedJacobian.of_head(heads.DenseHead(M, C, use_bias=False), features, on=on())
     whitening = Whitening(jacobian)
     criterion = WholeLoss(losses.SquaredError(), xp.single(targets))
-    objective = Anchored(criterion, np.full(200, 1 / 200), xp.single(features @ start))
+    objective = Anchored(criterion, np.full(200, 1 / 200), xp.single(features @ start), np.zeros(200))
     found = solve(newton(jacobian, whitening, objective, ridge, factors, start.ravel()), steps=12)
     basis = np.stack([arrays.NUMPY.numpy(whitening.theta(unit)) for unit in np.eye(M * C)], axis=1).astype(np.float64)
     columns = np.einsum("nm,mcp->ncp", features, basis.reshape(M, C, -1)).reshape(200 * C, -1)
@@ -329,7 +329,7 @@ def test_tensors_in_any_unit_take_the_steps_of_numpy(unit, generator):
     for on, xp in ((Host(), arrays.NUMPY), (Accelerator(), arrays.TENSORS)):
         jacobian = CachedJacobian.of_head(heads.DenseHead(M, C), features, on=on)
         loss = WholeLoss(losses.SoftmaxCrossEntropy(), xp.single(one_hot(N, C)))
-        objective = Anchored(loss, np.full(N, unit / N), xp.single(np.zeros((N, C))))
+        objective = Anchored(loss, np.full(N, unit / N), xp.single(np.zeros((N, C))), np.zeros(N))
         steps = newton(jacobian, Whitening(jacobian), objective, 1e-2 * unit).steps()
         objectives.append(next(itertools.islice(steps, 6, None)).objective / unit)
     assert objectives[1] == pytest.approx(objectives[0], rel=1e-5)

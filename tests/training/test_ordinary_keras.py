@@ -393,6 +393,12 @@ def test_a_measurement_that_takes_little_is_made_five_times_a_fit_or_as_half_a_p
     assert budget.alignment(1000, first=True) == budget.kernel_change(1000, first=True) == 1
 
 
+@pytest.mark.parametrize("epochs", [1, 4, 5, 6, 8, 9, 11, 14, 60])
+def test_short_fits_have_five_measurements_too(epochs):
+    interval = Budget(small_model(), 6, NUM_CLASSES, epochs).alignment(1000)
+    assert len(range(0, epochs, interval)) >= min(5, epochs)
+
+
 def test_what_the_host_computes_counts_for_more_where_an_accelerator_trains(monkeypatch):
     """A network of which a host measures every epoch, and a card five times a fit."""
     keras.utils.set_random_seed(0)

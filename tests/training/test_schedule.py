@@ -106,12 +106,26 @@ def test_a_new_optimizer_counts_from_the_epoch_it_begins_with_and_is_resumed_so(
     again = wrapped()
     again.optimizer.build(again.trainable_variables)
     again.optimizer.set_weights(resumed.optimizer.variables)
-    again.optimizer.restart()
     assert state_of(again.optimizer).began_with(12) == 10
-    assert [state_of(again.optimizer).began_with(epoch) for epoch in (2, 12)] == [
-        0,
-        0,
-    ]  # after a fit from an epoch before that
+    began = [state_of(again.optimizer).began_with(epoch) for epoch in (2, 12)]
+    assert began == [0, 0]  # after a fit from an epoch before that
+
+
+def test_a_training_that_goes_on_after_restart_explores_as_one_that_begins_there():
+    model = wrapped()
+    assert trained(model, CLEAR)["phase"].index(2) == EARLY
+    model.optimizer.restart()
+    options = {"initial_epoch": EPOCHS, "epochs": EPOCHS + 10, "verbose": 0}
+    more = model.fit(*CLEAR, callbacks=[keras_dal.AlignmentMonitor(verbose=0)], **options).history
+    assert len(more["phase"]) - 1 in (7, 8)  # 71 or 80 % of the ten, whatever was decided before
+    assert more["phase"][-2:] == [1, 2]
+
+
+def test_what_a_fit_has_decided_holds_for_none_that_begins_before_it_would_decide():
+    for epoch, holds in ((0, Decision.NONE), (LOOK - 1, Decision.NONE), (LOOK, Decision.LATEST)):
+        schedule = SwitchSchedule("auto", 0.07, EPOCHS)
+        assert schedule.resume(epoch, Decision.LATEST) == holds
+        assert schedule.switch == (LATE if holds else EARLY)
 
 
 def test_one_epoch_that_is_left_is_the_second_phase():
@@ -137,8 +151,10 @@ def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():
     assert history["phase"].index(2) == EARLY
 
 
-def test_shares_of_few_epochs_leave_one_to_each_phase():
-    history = wrapped().fit(*RANDOM, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
+@pytest.mark.parametrize("explore", ["auto", 0.01, 0.75, 0.99])
+def test_shares_of_few_epochs_leave_one_to_each_phase(explore):
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=explore))
+    history = model.fit(*RANDOM, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
     assert history["phase"] == [1, 2]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import keras_dal
 from keras_dal.features.tracing import to_numpy
 from keras_dal.training.statistics import BatchStatistics, UnknownStatistics, have_moved, statistics_of
 
@@ -98,6 +99,30 @@ def test_a_count_of_a_layer_with_a_momentum_is_no_statistic():
 def test_whether_training_moves_statistics_is_known_before_a_step():
     assert have_moved(network())
     assert not have_moved(keras.Sequential([keras.Input((4,)), layers.Dense(2)]))
+
+
+def test_statistics_that_were_loaded_and_that_training_leaves_alone_are_kept_by_finish():
+    class Frozen(keras.Model):  # Keras runs it in inference mode
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = network(), layers.Dense(2)
+
+        def call(self, inputs):
+            return self.head(self.trunk(inputs))
+
+    keras.utils.set_random_seed(0)
+    model, y = Frozen(), np.arange(len(X)) % 2
+    model(X[:2])
+    loaded = [np.full(variable.shape, 0.5, "float32") for variable in statistics_of(model)]
+    for variable, value in zip(statistics_of(model), loaded, strict=True):
+        variable.assign(value)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=4), loss)
+    model.fit(X, y, epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=0)])
+    assert model.optimizer.averaged_steps > 0
+    keras_dal.finish(model, X, y, verbose=0)
+    for variable, value in zip(statistics_of(model), loaded, strict=True):
+        np.testing.assert_array_equal(to_numpy(variable), value)
 
 
 def test_statistics_that_are_no_numbers_and_stay_so_have_not_moved():

@@ -158,6 +158,24 @@ def test_features_of_inputs_that_training_has_not_seen_are_not_solved_on():
     assert wrap.phase == "explore"
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("factor", [1.0, 255.0])
+def test_whether_other_features_were_read_hangs_on_no_unit_of_the_labels(unit, factor):
+    """As where a train_step prepares inputs by `factor`, which the features are of, and an evaluation does not."""
+    generator = np.random.default_rng(0)
+    x = factor * generator.standard_normal((96, 4)).astype("float32")
+    y = (unit * generator.standard_normal((96, 1))).astype("float32")
+    keras.utils.set_random_seed(0)
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(1)])
+    plain.layers[-1].set_weights([unit * plain.layers[-1].get_weights()[0], np.zeros(1)])
+    model, monitor = PreparesInTraining(plain.inputs, plain.outputs), keras_dal.AlignmentMonitor(verbose=False)
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1), "mse")
+    is_refused = "On what was read the loss is far above that of training"
+    with pytest.warns(UserWarning, match=is_refused) if factor > 1 else contextlib.nullcontext():
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[monitor])
+    assert (monitor.result is None) == (factor > 1)
+
+
 class Grows(keras.utils.PyDataset):
     """Inputs that are a thousand times as large from the third epoch on."""
 
