@@ -1,14 +1,18 @@
 """What the monitor refuses: as training begins, or where `fit` builds the model at its first step."""
 
 import keras
+import numpy as np
 
 from keras_dal import _keras
 from keras_dal.features.batches import batches
-from keras_dal.features.inputs import are_arrays, input_specs
+from keras_dal.features.inputs import are_arrays, input_specs, num_samples
+from keras_dal.features.samples import checked_weight
 from keras_dal.models.regularizers import l2_factors
 from keras_dal.models.solvable import check_solvable, check_trained, warn_of_what_is_not_solved
 from keras_dal.training.moments import sums_fit
 from keras_dal.training.state import state_of
+
+_ROWS = 2**14  # labels that are looked at at once
 
 
 def check_same_model(wrap, model, needed=None):
@@ -55,6 +59,22 @@ def check_rows(rows):
     """
     if rows is not None and (len(rows) > 1 or are_arrays(rows[0])):
         next(batches(*rows, labelled=True), None)
+
+
+def check_targets(loss, rows, num_outputs):
+    """Raise a ValueError for labels in arrays that the loss cannot take, but for samples of weight 0.
+
+    Args:
+        loss: a `losses.Loss`.
+        rows: as for `check_rows`.
+        num_outputs: C.
+    """
+    if rows is None or len(rows) == 1:
+        return
+    for inputs, labels, weights in batches(*rows, batch_size=_ROWS, labelled=True):
+        counted = np.asarray(labels)[checked_weight(weights, num_samples(inputs)) > 0]
+        if len(counted):
+            loss.targets(counted, num_outputs)
 
 
 def check_inputs(model):

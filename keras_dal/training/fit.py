@@ -63,6 +63,7 @@ class Fit:
         samples = None if self._data is None else some_samples(self._data[0])
         structure = find_structure(model, samples, parameters_of(wrap))
         loss = loss_of(model, structure.activation, num_outputs=structure.num_outputs)
+        checks.check_targets(loss, self._data, structure.num_outputs)
         checks.check_second_phase(wrap, structure, loss, self._data)
         self._measurement = measurement_of(structure, loss, self._data, self.params["epochs"])
         driver = state_of(wrap).driver if wrap is not None and wrap.explore is not None else None

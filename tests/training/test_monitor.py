@@ -192,6 +192,20 @@ def test_kernel_change_is_since_weights_that_another_callback_put_back():
     assert history["kernel_change"][-1] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("weights", [(), (np.ones((96, 1)),)], ids=["", "weighted"])
+def test_labels_of_its_own_data_that_no_loss_takes_are_refused_before_the_first_step(weights):
+    x, y = images()
+    wrong = np.where(np.arange(len(y)) == 90, NUM_CLASSES, y)
+    model = compiled(keras_dal.Wrap("sgd"))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"Received: .*{NUM_CLASSES}"):
+        fit(model, 2, [keras_dal.AlignmentMonitor(data=(x, wrong, *weights), verbose=0)])
+    assert not moved(before, snapshot(model))
+    of_no_weight = (np.arange(len(y)) != 90).astype("float32")
+    history = fit(model, 2, [keras_dal.AlignmentMonitor(data=(x, wrong, of_no_weight), verbose=0)])
+    assert history["phase"] == [1, 2]
+
+
 def test_with_a_plain_optimizer_it_only_measures():
     plain, measured = compiled("adam"), compiled("adam")
     fit(plain, 2, callbacks=[])
