@@ -76,9 +76,9 @@ _EXAMPLES = """examples:
   keras-dal alignment model.keras --data train.npz
 
 train.npz is written by numpy.savez("train.npz", x=x, y=y). `python -m keras_dal` is the same command. Exit status: 0 is
-success, 1 a loss or a minimum that was not reached (the model is saved all the same), 2 bad input or whatever
-else failed, 130 an interrupt, which says whether anything was saved. The result is on standard output, all else on
-standard error."""
+success, 1 a loss or a minimum that was not reached, as by most regressors with the default of --tol (the model is saved
+all the same), 2 bad input or whatever else failed, 130 an interrupt, which says whether anything was saved. The result
+is on standard output, all else on standard error."""
 
 
 def _parser():
@@ -102,7 +102,7 @@ def _add_command(commands, function, text):
     command.add_argument("model", help="a .keras file, compiled")
     command.add_argument("--data", required=True, help=".npz file with x, y and, if wanted, sample_weight")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
-    most = "of memory, for each of the largest arrays: features, gates, logits (default %(default)s)"
+    most = "bytes of memory for each of the largest arrays: features, gates, logits (default %(default)s)"
     command.add_argument("--max-bytes", type=int, default=MAX_BYTES, help=most)
     return command
 
@@ -132,7 +132,11 @@ def _add_converge(commands):
         help="whether to add a gated head; by default where the own head is not found to separate the samples",
     )
     command.add_argument("--ridge", type=float, help="minimize the loss plus this times the change of the logits")
-    command.add_argument("--patience", type=int, help="points of the path without a better validation accuracy")
+    command.add_argument(
+        "--patience",
+        type=int,
+        help="points of the path without a better validation accuracy that end it, but for trying the own head",
+    )
     command.add_argument("--scaled", action="store_true", help="save at the scale that reaches the loss")
     command.add_argument("--time-limit", type=float, help="seconds for the solver")
     command.add_argument("--cache", help="directory in which features are kept")

@@ -22,6 +22,7 @@ _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
 _RUNS = (_BLUE, _RED, _GREEN, _ORANGE, _PURPLE, _SKY, _BLACK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DECADE = 10  # from which a logarithmic axis has ticks to read
 _PANELS = (("loss", "loss"), ("accuracy", "accuracy"), (ALIGNMENT, "alignment"))
 
 
@@ -59,7 +60,7 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "",
         axis.set(xlabel="epoch", ylabel=label, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses = [value for run in runs.values() for key in ("loss", "val_loss") for value in run.history.get(key, ())]
-    if not any(value < 0 for value in losses):  # as of counts
+    if losses and max(losses) > _DECADE * min(losses) > 0:  # those of counts may be negative
         axes[0].set_yscale("log")
     if axes[0].lines:
         axes[0].legend(frameon=False, fontsize="small")
@@ -160,7 +161,8 @@ def solution(result: Result, path: Any = None, *, ax: Any = None, title: str = "
     classifies = points[0].accuracy is not None
     names = {"accuracy": "accuracy", "margin": "smallest training margin (logits)"} if classifies else {"loss": "loss"}
     names["moved"] = f"{'logits' if classifies else 'outputs'} moved (RMS over anchors)"
-    headings = ("right samples", "the worst sample", "change elsewhere") if classifies else ("loss", "change elsewhere")
+    headings = ("right samples", "the worst sample") if classifies else ("loss",)
+    headings += ("change on the anchors",)  # the training samples by default
     kept = next(step for step, point in zip(steps, points, strict=True) if point is result.point)
     sizes = [0 if point.theta is None else len(point.theta) for point in points]  # none is let go of beside gates
     gates = next((step for step in steps if sizes[step] > sizes[0]), 0)

@@ -235,8 +235,12 @@ def test_solution_of_a_regression_shows_its_loss(figures, tmp_path):
 
 
 def test_a_loss_below_zero_is_drawn_to_scale():
-    of_counts, of_classes = (plots.curves({"run": {"loss": losses}})[0] for losses in ([-1.0, -2.0], [2.0, 1.0]))
+    of_counts, of_classes = (plots.curves({"run": {"loss": losses}})[0] for losses in ([-1.0, -20.0], [20.0, 1.0]))
     assert (of_counts.get_yscale(), of_classes.get_yscale()) == ("linear", "log")
+
+
+def test_losses_within_a_decade_have_an_axis_with_numbers_to_read():
+    assert plots.curves({"run": {"loss": [2.0, 1.0]}})[0].get_yscale() == "linear"
 
 
 @pytest.mark.parametrize(("freq", "epochs"), [(4, [4]), (3, [3, 6]), ([1, 5], [1, 5]), (1, [1, 2, 3, 4, 5, 6, 7])])

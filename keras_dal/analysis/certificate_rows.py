@@ -19,7 +19,10 @@ def rows_of(certificate):
     if not certificate.exact:
         share = f"at least {at_least(shown, 8)}"
         left = f"at most {at_most(certificate.residual_share, 3, 'e')}"
-    rank = "not decided" if certificate.rank is None else rank_among(certificate.rank, certificate.full_rank)
+    method = certificate.method
+    rank = f"not decided by {method}"
+    if certificate.rank is not None:
+        rank = f"{rank_among(certificate.rank, certificate.full_rank)}; {method}"
     yield "loss now", f"{certificate.loss:.6g} ({certificate.loss_name})"
     if certificate.penalty:
         yield "penalty now", f"{certificate.penalty:.6g} (on theta_S, part of the objective)"
@@ -31,9 +34,9 @@ def rows_of(certificate):
     sizes = certificate.num_samples, certificate.num_features, certificate.num_outputs
     yield "samples; features; outputs", "; ".join(f"{size:,}" for size in sizes)
     yield "parameters in theta_S", f"{certificate.num_parameters:,}"
-    yield "rank of J_S", f"{rank}; {certificate.method}"
+    yield "rank of J_S", rank
     yield "alignment", f"{share} (residual share {left})"
-    if certificate.margin is not None:
+    if certificate.margin is not None and certificate.margin > 0:
         yield "smallest margin", f"at least {at_least(certificate.margin, 4)} at the witness"
     yield "norm of the witness", f"{certificate.witness_norm:.4g}"
     if certificate.beta:
@@ -48,5 +51,5 @@ def _after_steps(certificate):
     now, *bounds = (at_most(certificate.bound(t), 4) for t in (0, *_STEPS))
     said = [f"{bound} after {t:,}" for t, bound in zip(_STEPS, bounds, strict=True) if bound != now]
     if not said:
-        return f"{now}, as now: {_STEPS[-1]:,} steps of plain gradient descent are proved to lower it by less"
+        return f"{now}, as now: what is proved of {_STEPS[-1]:,} steps of plain gradient descent does not show"
     return f"{', '.join(said)} steps of plain gradient descent"

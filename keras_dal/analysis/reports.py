@@ -11,7 +11,7 @@ _NEXT: dict[str, str] = {  # for whoever has the report of a head
     Verdict.ALIGNED: "converge(model, x, y) comes to within tol of the least loss of any model",
     Verdict.SEPARABLE: "converge(model, x, y) puts every sample on its right side with this head",
     Verdict.NOT_SEPARABLE: "gates, which converge adds to a plain head, separate samples that do not contradict others",
-    Verdict.NOT_ALIGNED: "more exploration raises the alignment, and so do gates: add_gated_head to a plain head",
+    Verdict.NOT_ALIGNED: "more exploration may raise the alignment; gates raise it by fitting what may be noise",
     Verdict.UNDECIDED: "certify(model, x, y) says between what bounds the least loss of this head is",
 }
 
@@ -85,6 +85,14 @@ class AlignmentReport:
             return "at least " * self.lower_bound + at_least(shown, known_decimals(self.share_error, 6), "f")
         return f"{self.alignment:.6f}"
 
+    def _by_chance(self):
+        """Return what labels drawn at random would have, None where nothing is known of it."""
+        if self.chance is not None:
+            return f"about {self.chance:.2g}, of labels drawn at random"
+        if self.rank is None and self.num_parameters >= self.full_rank:
+            return f"perhaps 1: {self.num_parameters:,} parameters may reach any labels of {self.full_rank:,} numbers"
+        return None
+
     def __str__(self):
         return as_text(self._rows(), ("alignment", self.summary().removeprefix("alignment ")))
 
@@ -94,7 +102,7 @@ class AlignmentReport:
 
     def _rows(self):
         known = self.rank is not None
-        yield "by chance", None if self.chance is None else f"about {self.chance:.2g}, of labels drawn at random"
+        yield "by chance", self._by_chance()
         yield "decided by", self.decided_by
         yield "next", _NEXT[self.verdict] if known else None
         yield (

@@ -110,6 +110,12 @@ class HeadData:
         """Mean of the sample weights, the unit of weights of the change."""
         return float(np.mean(self.train.weights))
 
+    @property
+    def deviation(self):
+        """Standard deviation of the labels of a quadratic loss, all outputs together."""
+        variance = self.loss.unit(self.targets, self.train.weights) / self.mean_weight
+        return (self.head.num_outputs * variance) ** 0.5
+
     def gap_above_floor(self, gap, value):
         """Return a gap that is no larger than what an objective of some value has above its floor.
 

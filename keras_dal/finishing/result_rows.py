@@ -17,7 +17,8 @@ def rows_of(result):
     least = f" above {result.floor:.4g}, the least of any model" if result.floor else ""
     wanted = "" if result.tol is None else f"; wanted {result.tol:.4g}{least}: {met}"
     at_scale = f"; with the head times {result.scale:,.0f} {result.scaled_loss:.4g}" if result.scale != 1 else ""
-    yield "training loss", f"{result.loss:.4g} ({result.loss_name}){at_scale}{wanted}"
+    weighted = ", times the sample weights" * bool(np.any(result._data.train.weights != 1))
+    yield "training loss", f"{result.loss:.4g} ({result.loss_name}{weighted}){at_scale}{wanted}"
     if result.penalty:
         kind = "penalty" if result._data.factors is None else "L2 penalty"
         name = "minimized with it" if result.penalized else "left out"
@@ -31,8 +32,10 @@ def rows_of(result):
             "left wrong" if separated else "wrong",
             f"{left} training samples (Result.left, by their place in what was read)",
         )
-    moved = f"{result.point.moved:.4g}{' without their mean error' * result._data.is_centred}"
-    moved += f", of {result._run.size:.4g} (root mean square on anchors, on training samples)"
+    moved, size = f"{result.point.moved:.4g}", f"of {result._run.size:.4g}"
+    if result._data.is_centred:
+        moved, size = f"{moved} without their mean error", f"where labels deviate by {result._data.deviation:.4g}"
+    moved += f", {size} (root mean square on anchors, on training samples)"
     yield ("outputs" if result.margin is None else "logits") + " moved by", moved
     if result.stopped_by.is_of_a_minimum and result.stopped_by != Ending.TOLERANCE and np.isfinite(result.point.gap):
         yield "gap to the minimum", _gap(result)
@@ -55,7 +58,7 @@ def rows_of(result):
 
 def _gap(result):
     proved = result._is_proved
-    size = f"at most {at_most(result.point.gap, 2)}" if proved else f"about {result.point.gap:.2g}"
+    size = f"at most {at_most(result.point.gap, 2)}" if proved else f"at most about {result.point.gap:.2g}"
     penalty = f" plus the L2 penalty{result._divisor}" if result.penalized else ""
     change = f"the change{' without the mean error' * result._data.is_centred}"
     return f"{size} (of the loss plus {result.point.ridge:g} times {change}{penalty})"
@@ -71,12 +74,17 @@ def _validation(result):
         calibration = "" if quality.ece is None else f", ECE {quality.ece:.4g}"
         scaled = f" (with the head times {result.scale:,.0f}, as Result.rescale makes it)" * (name == "scaled")
         yield f"validation {name}", f"{accuracy or 'loss '}{quality.loss:.4g}{calibration}{scaled}"
-    if result.before is not None and _is_worse(result.before, result.after):
+    worse = [] if result.before is None else list(_what_is_worse(result.before, result.after, likelihood))
+    if worse:
         of_loss = result.stopped_by.is_of_a_minimum and result.point.ridge  # a separation weights it in another unit
         less = f"a larger ridge than {result.point.ridge:g}" if of_loss else "ridge=1e-2"
-        yield "validation worse", f"{less} changes less, and patience ends earlier"
+        is_a_path = not of_loss or len({point.ridge for point in result.path}) > 1
+        earlier = ", and patience ends earlier" * (is_a_path and result.stopped_by != Ending.PATIENCE)
+        yield "validation worse", f"{' and '.join(worse)}: {less} changes less{earlier}"
 
 
-def _is_worse(before, after):
-    fell = before.accuracy is not None and before.accuracy - after.accuracy > _WORSE
-    return fell or after.loss - before.loss > _WORSE * abs(before.loss)
+def _what_is_worse(before, after, likelihood):
+    if before.accuracy is not None and before.accuracy - after.accuracy > _WORSE:
+        yield f"accuracy by {100 * (before.accuracy - after.accuracy):.2f} points"
+    if (rise := after.loss - before.loss) > _WORSE * abs(before.loss):
+        yield f"{likelihood} by {rise / abs(before.loss):.1%}" if before.loss else f"{likelihood} by {rise:.4g}"

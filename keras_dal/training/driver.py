@@ -42,17 +42,16 @@ class Driver:
 
     def error(self):
         """Return what is wrong with a step that nobody drives, as a RuntimeError."""
-        explore = self._optimizer.explore
         if self._progress.exploits:
             return RuntimeError(
                 "This optimizer is in its second phase, which AlignmentMonitor keeps constant: add keras_dal."
                 f"AlignmentMonitor() to the callbacks of fit, or train everything again: compile the model with a new "
-                f"optimizer, or call {self._how_to_restart()} and keep the monitor. Received: explore={explore!r}"
+                f"optimizer, or call {self._how_to_restart()} and keep the monitor. Received: phase='exploit'"
             )
         return RuntimeError(
             "Nothing would ever switch this optimizer to its second phase. Add keras_dal.AlignmentMonitor() to "
             "the callbacks of fit, or, in a loop of your own, use Wrap(..., explore=None) and end with keras_dal."
-            f"finish. Received: explore={explore!r}"
+            f"finish. Received: explore={self._optimizer.explore!r}"
         )
 
     def _how_to_restart(self):

@@ -202,8 +202,10 @@ def ends(phase, result, epoch, epochs, validates):
     lines.append(f"  training:   {right}loss {result.loss:.4g}{logged}")
     has_sides = result.accuracy is not None and not result.floor  # soft labels have no right ones
     if has_sides and result.accuracy < 1 and structure.place is None:
-        lines.append("  more:       keras_dal.converge(model, x, y) looks for a head with all of them right, and adds")
-        lines.append(f"              gates where there is none; {_wider(phase)}")
+        lines.append(
+            "  more:       keras_dal.converge(model, x, y) looks for a head with all of them right, and where there"
+        )
+        lines.append(f"              is none gives a copy of the model gates: {_wider(phase)}")
     if not validates:
         lines.append("  validation: none of this model, validation_freq skips its epoch: model.evaluate does it")
     return "\n".join(lines)
@@ -223,10 +225,7 @@ def _wider(phase):
     wrong = num_conflicting(train.features, phase.targets(train), phase.loss)
     rounded = "" if train.are_exact(structure) else f", {TO_FLOAT32},"
     but = f" but {wrong:,}, whose features{rounded} are those of samples with other labels" if wrong else ""
-    independent = train.num_independent(structure) == structure.num_features
-    sized = f"num_samples={len(train)}" if independent else "x"  # of which only the samples themselves tell
-    gated = f"add_gated_head(model, {sized}), {more:,} parameters"
-    return f"{gated}, can put every sample on its right side{but}"
+    return f"{more:,} more parameters, which can put every sample on its right side{but}"
 
 
 def ended_early(model, schedule, wrap):
@@ -270,10 +269,8 @@ def is_averaged():
 
 def averaged_none(model, wrap):
     """Return that there are no averaged weights, and how there would be."""
-    return (
-        "no steps were averaged, and the weights stay as they are. In a loop of your own "
-        f"{path_to(wrap, model)}.begin_average() before the last steps averages them; Wrap(average=0) wants none"
-    )
+    begins = f". In a loop of your own {path_to(wrap, model)}.begin_average() before the last steps averages them"
+    return f"no steps were averaged, and the weights stay as they are{begins * (wrap.explore is None)}"
 
 
 def lacks_average():

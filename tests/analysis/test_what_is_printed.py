@@ -74,7 +74,7 @@ def test_a_gap_of_float32_is_not_called_proved(monkeypatch):
     assert result.stopped_by == Ending.STALLED  # where float32 saw the wanted gap, and float64 does not
     assert not result.reached
     assert list(result.proof()) == []
-    assert re.search("gap to the minimum +about", str(result))
+    assert re.search("gap to the minimum +at most about", str(result))
 
 
 def test_a_regression_that_is_solved_exactly_has_a_gap_all_the_same():
@@ -291,3 +291,34 @@ def test_a_proof_says_where_keras_clips_probabilities(clips, monkeypatch):
         monkeypatch.setattr(keras.config, "epsilon", lambda value=epsilon: value)
         said = f"Keras clips probabilities at {named})" in next(result.proof())
         assert said == (clips or keras.backend.backend() != "tensorflow")
+
+
+def test_a_regressor_is_told_that_gates_may_fit_noise():
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 3)).astype("float32"), generator.standard_normal((40, 1))
+    model = head(3, 1, "mse")
+    report = str(keras_dal.alignment(model, x, y))
+    assert "gates raise it by fitting what may be noise" in report
+    assert "by chance   about" in report
+
+
+def test_as_many_parameters_as_labels_may_be_aligned_by_chance():
+    fields = {"verdict": "aligned", "decided_by": "", "residual_share_per_class": np.zeros(1), "full_rank": 40}
+    sizes = {"num_samples": 40, "num_features": 3, "num_outputs": 1}
+    for number, is_said in ((39, False), (40, True)):
+        report = AlignmentReport(0.0, num_parameters=number, lower_bound=True, **fields, **sizes)
+        assert ("by chance   perhaps 1: 40 parameters may reach any labels of 40 numbers" in str(report)) == is_said
+
+
+def test_a_weighted_loss_is_called_so():
+    x, y = np.random.default_rng(0).standard_normal((40, 3)).astype("float32"), np.arange(40) % 3
+    for weights, is_said in ((None, False), (np.where(y, 1.0, 2.0), True)):
+        text = str(keras_dal.finish(head(3, 3, CLASSES), x, y, weights, verbose=0))
+        assert ("(softmax cross-entropy, times the sample weights)" in text) == is_said
+
+
+def test_the_change_of_a_regressor_stands_beside_the_deviation_of_its_labels():
+    x, y = np.random.default_rng(0).standard_normal((2, 40, 2)).astype("float32")
+    text = str(keras_dal.finish(head(2, 2, "mse"), x, 1e5 + 20 * y, verbose=0))
+    deviation = re.search(r"moved by +\S+ without their mean error, where labels deviate by (\S+) \(", text)
+    assert float(deviation[1]) == pytest.approx(20 * y.var(axis=0).sum() ** 0.5, rel=1e-3)

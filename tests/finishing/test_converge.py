@@ -19,6 +19,7 @@ from keras_dal.finishing.converge import converge
 from keras_dal.finishing.evaluation import quality
 from keras_dal.finishing.history import Path
 from keras_dal.finishing.newton import RIDGES
+from keras_dal.finishing.result_rows import rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
@@ -837,13 +838,20 @@ def test_validation_data_on_which_the_model_does_worse_are_named(model, digits):
     x, y = digits[0]
     result = converge(model, x, y, validation_data=digits[1], verbose=0)
 
-    def is_said(accuracy=0.0, loss=1.0):
+    def said(accuracy=0.0, loss=1.0, **others):
         after = result.after
         before = after._replace(accuracy=after.accuracy + accuracy, loss=after.loss / loss)
-        return "validation worse    ridge=1e-2 changes less" in str(dataclasses.replace(result, before=before))
+        rows = dict(rows_of(dataclasses.replace(result, before=before, **others)))
+        return rows.get("validation worse")
 
-    assert [is_said(accuracy=by) for by in (0.0, 0.005, 0.02)] == [False, False, True]
-    assert [is_said(loss=by) for by in (0.9, 1.005, 1.02)] == [False, False, True]
+    assert [said(accuracy=by) is not None for by in (0.0, 0.005, 0.02)] == [False, False, True]
+    assert [said(loss=by) is not None for by in (0.9, 1.005, 1.02)] == [False, False, True]
+    assert said(0.02) == "accuracy by 2.00 points: ridge=1e-2 changes less, and patience ends earlier"
+    assert (
+        said(0.02, 1.02)
+        == "accuracy by 2.00 points and NLL by 2.0%: ridge=1e-2 changes less, and patience ends earlier"
+    )
+    assert said(0.02, stopped_by=Ending.PATIENCE) == "accuracy by 2.00 points: ridge=1e-2 changes less"
 
 
 def test_no_gap_is_larger_than_what_is_minimized():
