@@ -93,8 +93,11 @@ def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False
     the data are, for messages.
     """
     if not are_arrays(x):
-        if isinstance(x, (list, tuple)) and isinstance(next(iter(tree.flatten(x)), None), (numbers.Number, str)):
-            raise ValueError(f"{name} must be arrays: numpy.asarray makes one of a list. Received: a list of numbers")
+        first = next(iter(tree.flatten(x)), None) if isinstance(x, (list, tuple)) else None
+        if isinstance(first, (numbers.Number, str)):
+            raise ValueError(
+                f"{name} must be arrays: numpy.asarray makes one of a list. Received: a list of {type(first).__name__}"
+            )
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "A dataset brings its own labels and weights: leave y and sample_weight out. "

@@ -206,6 +206,9 @@ def test_a_scalar_of_any_dtype_becomes_an_array(dtype):
 
 
 @pytest.mark.parametrize("y", [None, np.array([0, 1])])
-def test_inputs_in_a_list_of_numbers_are_no_dataset(y):
-    with pytest.raises(ValueError, match="x must be arrays: numpy.asarray makes one of a list. Received: a list of"):
-        next(batches([[1.0, 2.0], [3.0, 4.0]], y))
+@pytest.mark.parametrize(("x", "kind"), [([[1.0, 2.0], [3.0, 4.0]], "float"), (("first", "second"), "str")])
+def test_inputs_in_a_list_are_no_dataset(x, kind, y):
+    with pytest.raises(
+        ValueError, match=f"x must be arrays: numpy.asarray makes one of a list. Received: .* of {kind}"
+    ):
+        next(batches(x, y))
