@@ -50,7 +50,7 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "",
             "Several runs are given by their names, as {'alone': first, 'two lines': second}. Received: histories of "
             f"type {type(histories).__name__}"
         )
-    if hasattr(histories, "history") or "loss" in histories:
+    if hasattr(histories, "history") or not any(map(_is_run, histories.values())):
         histories = {"run": histories}
     runs = {name: _Run.of(history, validation_freq) for name, history in histories.items()}
     figure, axes = _axes(ax, title, 13, 3.8, columns=len(_PANELS))
@@ -60,7 +60,9 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "",
         axis.set(xlabel="epoch", ylabel=label, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses = [value for run in runs.values() for key in ("loss", "val_loss") for value in run.history.get(key, ())]
-    if losses and max(losses) > _DECADE * min(losses) > 0:  # those of counts may be negative
+    positive = [value for value in losses if 0 < value < np.inf]
+    is_wide = bool(positive) and max(positive) > _DECADE * min(positive)
+    if is_wide and not any(value < 0 for value in losses):  # as of counts
         axes[0].set_yscale("log")
     if axes[0].lines:
         axes[0].legend(frameon=False, fontsize="small")
@@ -235,6 +237,10 @@ def _axes(ax, title, width, height, columns=1) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _is_run(history):
+    return isinstance(history, dict) or hasattr(history, "history")
+
+
 class _Run(NamedTuple):
     history: Any
     epochs: list[int]  # counted from one
@@ -269,12 +275,12 @@ def _draw(axis, run, key, name, color, marker):
     key = next((metric for metric in (key, *longer) if metric in history), None)
     if key is None:
         return
-    often = max(1, len(epochs) // 10)  # markers on some epochs only
-    style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
     values = np.array(history[key], float)
     drawn = np.full(len(values), True)
     if key == ALIGNMENT:  # which is logged once more where it was not measured anew
         drawn[1:-1] = values[1:-1] != values[:-2]
+    often = max(1, np.count_nonzero(drawn) // 10)  # markers on some epochs only
+    style = {"color": color, "marker": marker, "markevery": often, "markersize": 4}
     axis.plot(np.array(epochs)[: len(values)][drawn], values[drawn], **style, label=f"{name}, training")
     if values := run.validation(key):
         axis.plot(run.validated, values, **style, linestyle=":", label=f"{name}, validation")

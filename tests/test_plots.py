@@ -239,6 +239,11 @@ def test_a_loss_below_zero_is_drawn_to_scale():
     assert (of_counts.get_yscale(), of_classes.get_yscale()) == ("linear", "log")
 
 
+@pytest.mark.parametrize("losses", [[2.3, 0.1, 1e-4, 0.0], [np.nan, 2.3, 1e-3]])
+def test_a_loss_of_zero_or_none_leaves_the_axis_logarithmic(losses):
+    assert plots.curves({"run": {"loss": losses}})[0].get_yscale() == "log"
+
+
 def test_losses_within_a_decade_have_an_axis_with_numbers_to_read():
     assert plots.curves({"run": {"loss": [2.0, 1.0]}})[0].get_yscale() == "linear"
 
@@ -274,12 +279,19 @@ def test_curves_of_a_fit_that_was_resumed_begin_where_it_did():
     assert line(axes[0], "run, switch").get_xdata()[0] == 7.5
 
 
+def test_a_history_without_a_loss_is_one_run():
+    axes = plots.curves({"d_loss": [1.0, 0.5], "g_loss": [2.0, 1.0], "accuracy": [0.5, 0.6]})
+    assert list(axes[1].lines[0].get_ydata()) == [0.5, 0.6]
+
+
 def test_an_alignment_that_was_not_measured_anew_is_no_point():
     history = {"loss": [3.0, 3.0, 1.0, 1.0, 1.0], "alignment": [0.2, 0.2, 0.4, 0.4, 0.4]}
     axes = plots.curves({"run": history})
     assert list(axes[0].lines[0].get_xdata()) == [1, 2, 3, 4, 5]
     assert list(axes[2].lines[0].get_xdata()) == [1, 3, 5]  # the last, up to which it is known
     assert list(axes[2].lines[0].get_ydata()) == [0.2, 0.4, 0.4]
+    long = {"loss": [1.0] * 60, "alignment": np.repeat(np.arange(5) / 5, 12).tolist()}
+    assert plots.curves({"run": long})[2].lines[0].get_markevery() == 1
 
 
 def test_curves_show_an_accuracy_by_its_long_name():

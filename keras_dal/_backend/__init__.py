@@ -13,6 +13,7 @@ def _of(name):
     return getattr(_own if hasattr(_own, name) else _shared, name)
 
 
+COMPILED_HIDES_NAN = _of("COMPILED_HIDES_NAN")
 COMPILED_MAY_ASSIGN = _of("COMPILED_MAY_ASSIGN")
 COMPILES_SHAPES = _of("COMPILES_SHAPES")
 END_OF_DATA = _of("END_OF_DATA")

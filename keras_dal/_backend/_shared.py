@@ -5,6 +5,7 @@ import contextlib
 import keras
 
 COMPILES_SHAPES = False
+COMPILED_HIDES_NAN = False  # whether what `compiled` returns may make finite numbers of NaN, by units that are fused
 COMPILED_MAY_ASSIGN = True  # whether what `compiled` returns changes variables that the function assigns to
 WORTH_AN_ACCELERATOR = 1e8  # operations of a product, beside which launching it is little
 END_OF_DATA = (StopIteration,)  # how a train function says that the epoch is over

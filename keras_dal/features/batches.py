@@ -75,15 +75,20 @@ class BatchCheck:
         Raises:
             ValueError: features that are not finite or from which the outputs do not follow, or negative weights.
         """
-        if not np.isfinite(features).all():
-            raise ValueError(
-                "The features must be finite: look for NaN or infinity in the inputs and, as after a training that "
-                f"has diverged, in the model's weights. Received: {np.sum(~np.isfinite(features))} such values in the "
-                f"inputs of layer {self._layer.name!r} for a batch of {len(features)} samples"
-            )
+        check_finite(features, self._layer)
         weight = checked_weight(weight, len(features))
         self._check_outputs(features, outputs, weight)
         return weight
+
+
+def check_finite(features, layer):
+    """Raise a ValueError for features `(k, m)` of a layer that are not finite."""
+    if not np.isfinite(features).all():
+        raise ValueError(
+            "The features must be finite: look for NaN or infinity in the inputs and, as after a training that "
+            f"has diverged, in the model's weights. Received: {np.sum(~np.isfinite(features))} such values in the "
+            f"inputs of layer {layer.name!r} for a batch of {len(features)} samples"
+        )
 
 
 def batches(x, y=None, sample_weight=None, batch_size=BATCH_SIZE, labelled=False, name="x"):
@@ -195,4 +200,4 @@ def first_inputs(x, name="x"):
     """Return inputs that a look at the data does not use up, or None; `name` is what the data are, for messages."""
     if are_arrays(x):
         return x
-    return None if iter(_iterate(x, name)) is x else next(batches(x), (None,))[0]
+    return None if iter(_iterate(x, name)) is x else next(batches(x, name=name), (None,))[0]

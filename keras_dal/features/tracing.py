@@ -225,6 +225,12 @@ def evaluate(model, layer, x):
     return as_arrays(features_and_outputs(model, layer, x))
 
 
+def are_finite(values):
+    """Return whether the real numbers in a structure of arrays, tensors or variables are finite; others are."""
+    real = (part for part in tree.flatten(values) if "float" in str(getattr(part, "dtype", "")))
+    return all(np.isfinite(as_numpy(part)).all() for part in real)
+
+
 def features_and_outputs(model, layer, x):
     """Return the features of a batch of inputs that a layer sees in inference mode, and the outputs of the model."""
     with tap(layer) as features, replaced(layer, "call", _of_one_value(layer.call)):

@@ -112,9 +112,13 @@ class HeadData:
 
     @property
     def deviation(self):
-        """Standard deviation of the labels of a quadratic loss, all outputs together."""
-        variance = self.loss.unit(self.targets, self.train.weights) / self.mean_weight
-        return (self.head.num_outputs * variance) ** 0.5
+        """Root mean square distance of the targets of a sample from their mean."""
+        shares, first = self.train.weights / np.sum(self.train.weights), self.targets[:1]
+        sums = np.zeros((2, first.shape[1]))
+        for rows in self._blocks():
+            some = self.targets[rows] - first
+            sums += shares[rows] @ some, shares[rows] @ some**2
+        return float(np.sum(np.maximum(sums[1] - sums[0] ** 2, 0.0)) ** 0.5)
 
     def gap_above_floor(self, gap, value):
         """Return a gap that is no larger than what an objective of some value has above its floor.

@@ -43,7 +43,8 @@ def rows_of(result):
     if not result._data.are_exact:
         yield "not covered", ROUNDED
     if result._run.is_copy:
-        idle = ", whose gates add nothing at this point" * (len(result.point.theta) < len(result._theta))
+        of_gates = result._theta[: result._data.head.mixture.num_parameters]
+        idle = "" if of_gates.any() else ", whose gates add nothing at this point"
         yield (
             "model",
             f"a copy with a gated head{idle} and a new optimizer, Result.model; the head that was given is as it was",
@@ -78,13 +79,12 @@ def _validation(result):
     if worse:
         of_loss = result.stopped_by.is_of_a_minimum and result.point.ridge  # a separation weights it in another unit
         less = f"a larger ridge than {result.point.ridge:g}" if of_loss else "ridge=1e-2"
-        is_a_path = not of_loss or len({point.ridge for point in result.path}) > 1
-        earlier = ", and patience ends earlier" * (is_a_path and result.stopped_by != Ending.PATIENCE)
+        earlier = ", and patience ends earlier" * (result.stopped_by != Ending.PATIENCE)
         yield "validation worse", f"{' and '.join(worse)}: {less} changes less{earlier}"
 
 
-def _what_is_worse(before, after, likelihood):
+def _what_is_worse(before, after, loss_name):
     if before.accuracy is not None and before.accuracy - after.accuracy > _WORSE:
         yield f"accuracy by {100 * (before.accuracy - after.accuracy):.2f} points"
     if (rise := after.loss - before.loss) > _WORSE * abs(before.loss):
-        yield f"{likelihood} by {rise / abs(before.loss):.1%}" if before.loss else f"{likelihood} by {rise:.4g}"
+        yield f"{loss_name} by {rise / abs(before.loss):.1%}" if before.loss else f"{loss_name} by {rise:.4g}"

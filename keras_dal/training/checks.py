@@ -4,15 +4,15 @@ import keras
 import numpy as np
 
 from keras_dal import _keras
-from keras_dal.features.batches import batches
+from keras_dal._backend import arrays
+from keras_dal.features.batches import batches, in_one_array
 from keras_dal.features.inputs import are_arrays, input_specs, num_samples
 from keras_dal.features.samples import checked_weight
+from keras_dal.features.tracing import as_numpy
 from keras_dal.models.regularizers import l2_factors
 from keras_dal.models.solvable import check_solvable, check_trained, warn_of_what_is_not_solved
 from keras_dal.training.moments import sums_fit
 from keras_dal.training.state import state_of
-
-_ROWS = 2**14  # labels that are looked at at once
 
 
 def check_same_model(wrap, model, needed=None):
@@ -69,12 +69,13 @@ def check_targets(loss, rows, num_outputs):
         rows: as for `check_rows`.
         num_outputs: C.
     """
-    if rows is None or len(rows) == 1:
+    if rows is None or not are_arrays(rows[0]):
         return
-    for inputs, labels, weights in batches(*rows, batch_size=_ROWS, labelled=True):
-        counted = np.asarray(labels)[checked_weight(weights, num_samples(inputs)) > 0]
-        if len(counted):
-            loss.targets(counted, num_outputs)
+    x, y, weights = (*rows, None)[:3]
+    labels = as_numpy(in_one_array("labels", y))
+    counted = np.flatnonzero(checked_weight(in_one_array("sample weights", weights), num_samples(x)) > 0)
+    for block in arrays.slices(len(counted)):
+        loss.targets(labels[counted[block]], num_outputs)
 
 
 def check_inputs(model):

@@ -5,11 +5,12 @@ from typing import Any
 
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
-from keras_dal.features.batches import BATCH_SIZE, batches, first_inputs
+from keras_dal.features.batches import BATCH_SIZE, batches, check_finite, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.inputs import are_arrays
 from keras_dal.features.samples import check_bytes, check_fits, check_labels
 from keras_dal.features.settled import warn_of_statistics
+from keras_dal.features.tracing import are_finite, feature_array
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses import loss_of
@@ -64,9 +65,8 @@ def finish(
             order, so shuffle what is sorted by class. Those of averaged weights are renewed in any case, by default on
             x, unless the last `fit` has not moved them or, where there was none, they are what they begin with and the
             model's `call` has no `training`; those of other models only where this is given, as after a training too
-            short for moving averages. Where images are augmented outside
-            of the model, give the augmented batches: statistics of other images than those that were trained on cost
-            accuracy.
+            short for moving averages. Where images are augmented outside of the model, give the augmented batches:
+            statistics of other images than those that were trained on cost accuracy.
         loss: as for `model.compile`; the compiled one by default.
         max_bytes: memory for features, for what is computed from them once, and for ten copies of the logits of a plain
             head, each. Larger features are memory-mapped, and more logits exist for a block of samples at a time. A
@@ -112,7 +112,7 @@ def finish(
         if verbose and averaged and statistics.are_there and not renews:
             say(messages.keeps_statistics())
         if renews:
-            _renew(statistics, source, batch_size, "x" if statistics_from is None else "statistics_from")
+            _renew(statistics, structure, source, batch_size, "x" if statistics_from is None else "statistics_from")
         options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True}
         train = cached_features(structure, x, y, sample_weight, **options)
         if not structure.is_plain:
@@ -127,10 +127,12 @@ def finish(
     return result
 
 
-def _renew(statistics, source, batch_size, name):
+def _renew(statistics, structure, source, batch_size, name):
     """Set `BatchStatistics` to the means over the first batches of some inputs."""
-    for batch in itertools.islice(batches(source, batch_size=batch_size, name=name), STEPS):
-        statistics.add((batch[0],))
+    for inputs, _, _ in itertools.islice(batches(source, batch_size=batch_size, name=name), STEPS):
+        if not are_finite(inputs):  # which the means need not show
+            check_finite(feature_array(structure.feature_function(inputs)[0]), structure.layer)
+        statistics.add((inputs,))
     if not statistics.count:
         raise ValueError(f"There are no samples to renew batch statistics on. Received: {type(source).__name__}")
     statistics.settle()

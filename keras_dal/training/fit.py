@@ -32,7 +32,7 @@ class Fit:
         announcer: an `Announcer`.
 
     Raises:
-        ValueError: a model without a linear head, or a loss outside the theory.
+        ValueError: a model without a linear head, a loss outside the theory, or labels in `data` that it does not take.
     """
 
     def __init__(self, model, wrap, data, params, outcome, certificates, announcer):

@@ -213,7 +213,7 @@ def ends(phase, result, epoch, epochs, validates):
 
 def _not_proved(result):
     known = result.stopped_by.is_of_a_minimum and np.isfinite(result.point.gap)
-    gap = f", about {result.point.gap:.2g} above the minimum" if known else ""
+    gap = f", at most about {result.point.gap:.2g} above the minimum" if known else ""
     if result.stopped_by != Ending.SEPARATED:
         yield f"  not proved: the solver was ended by {result.stopped_by}{gap}"
 
@@ -234,7 +234,8 @@ def ended_early(model, schedule, wrap):
         return "training ended before the switch, with weights that are not finite: nothing was solved, or can be"
     mean = f", of the averaged weights, or after {path_to(wrap, model)}.drop_average() of those there are"
     mean *= wrap.is_averaging
-    unsettled = have_moved(model) and not wrap.is_averaging  # those of an average are renewed anyway
+    moved = have_moved(model, state_of(wrap).statistics_before)
+    unsettled = moved and not wrap.is_averaging  # those of an average are renewed anyway
     return (
         f"training ended before the switch, which comes after {schedule.switch} epochs: nothing was solved. "
         f"keras_dal.finish(model, x, y{', statistics_from=x' * unsettled}) solves the head now{mean}; "
@@ -293,6 +294,7 @@ def knows_no_optimizer():
 def keeps_statistics():
     """Return that averaged weights come with the batch statistics there are."""
     return (
-        "no step of training has moved the batch statistics, and they stay as they are: a model whose call has no "
-        "training argument is trained in inference mode. statistics_from=x renews them all the same"
+        "no step of training has moved the batch statistics, and they stay as they are: their layers are frozen, or "
+        "the model's call has no training argument, and it is trained in inference mode. statistics_from=x renews them "
+        "all the same"
     )

@@ -50,7 +50,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
             none at the switch, or with `exploit_learning_rate="auto"` one of the weights that it begins with.
 
     Raises:
-        ValueError: when training begins, for a model without a linear head or a loss outside the theory.
+        ValueError: when training begins, for a model without a linear head, a loss outside the theory, or arrays of
+            labels in `data` that the loss does not take.
     """
 
     def __init__(self, data: Any = None, *, verbose: int = 1) -> None:

@@ -111,7 +111,7 @@ class TwoPhases(OnePhase):
         self._convex_phase: Any = None
         self._frozen: Any = None
         self._unknown: Any = None  # statistics of layers of the user's own
-        self._state.statistics_before = None
+        self._has_trained = False
         self._spared: list[Any] = []  # batches of a fit that has nothing left to do
         self._last: dict[str, Any] = {}  # its logs: of what the head was solved on, or of one batch
 
@@ -258,8 +258,8 @@ class TwoPhases(OnePhase):
 
     def _train(self):
         """Let the next steps train what belongs to the phase."""
-        if self._state.statistics_before is None:
-            self._state.statistics_before = values_of(statistics_of(self._model))
+        if not self._has_trained:
+            self._has_trained, self._state.statistics_before = True, values_of(statistics_of(self._model))
         stage = Stage.EXPLORES if self._explores else Stage.DESCENDS
         if stage is not self._stage:
             descends = stage is Stage.DESCENDS

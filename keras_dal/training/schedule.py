@@ -75,7 +75,9 @@ class SwitchSchedule:
 
     def resume(self, epoch, decision):
         """Take over what an earlier fit has decided, where this one begins after that; return what holds of it."""
-        if self._look is not None and epoch < self._look:
+        if self._look is None:  # nothing is to be decided
+            return decision
+        if epoch < self._look:
             return Decision.NONE
         if decision:
             self._take(decision)

@@ -31,8 +31,8 @@ class Wrap(Delegating):
         optimizer: the `keras.optimizers.Optimizer` (or its name) that explores.
         explore: when to switch: a float in (0, 1) for that fraction of the epochs of `fit`, an int for that many epochs
             counted from epoch 0, None to call `switch`; `"auto"` for 0.71 of the epochs, from the first this optimizer
-            trains, and 0.8 where less than a quarter of the labels lies in the column space, which is looked at once,
-            after 0.6 of them or as the average begins, whichever is earlier.
+            trains, after `restart` the first it trains since, and 0.8 where less than a quarter of the labels lies in
+            the column space, which is looked at once, after 0.6 of them or as the average begins, whichever is earlier.
         exploit: what is trained after the switch, as `parameters` of `find_structure`: `"head"`, layers by their names,
             or a regular expression over variable paths. The output must be linear in it, which is checked.
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.

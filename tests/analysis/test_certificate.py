@@ -413,7 +413,7 @@ def test_json_round_trip_and_table():
     assert again == certificate
     assert again.bound(10) == certificate.bound(10)
     assert json.loads(certificate.to_json())["num_samples"] == len(z)
-    for words in (certificate.verdict, loss.name, "which reaches any labels", "full-batch"):
+    for words in (certificate.verdict, loss.name, f"{certificate.rank:,}, which reaches any labels", "full-batch"):
         assert words in str(certificate)
 
 

@@ -322,3 +322,6 @@ def test_the_change_of_a_regressor_stands_beside_the_deviation_of_its_labels():
     text = str(keras_dal.finish(head(2, 2, "mse"), x, 1e5 + 20 * y, verbose=0))
     deviation = re.search(r"moved by +\S+ without their mean error, where labels deviate by (\S+) \(", text)
     assert float(deviation[1]) == pytest.approx(20 * y.var(axis=0).sum() ** 0.5, rel=1e-3)
+    assert "where labels deviate by 0 (" in str(
+        keras_dal.finish(head(2, 2, "mse"), x, np.full((40, 2), 7.0), verbose=0)
+    )

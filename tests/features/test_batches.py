@@ -205,6 +205,34 @@ def test_a_scalar_of_any_dtype_becomes_an_array(dtype):
         assert (found.shape, float(found)) == ((), 1.5)
 
 
+@pytest.mark.parametrize("where", ["inputs", "validation", "statistics", "weights"])
+def test_nan_behind_fused_units_is_seen(where):
+    """On TensorFlow a compiled relu makes zero of NaN."""
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((60, 6)).astype("float32"), np.arange(60) % 3
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Dense(8, activation="relu"), keras.layers.BatchNormalization(momentum=0.5)]
+    model = keras.Sequential([keras.Input((6,)), *hidden, keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=60, verbose=0)
+    bad = np.where(np.arange(60)[:, None] == 40, np.nan, x).astype("float32")
+    if where == "weights":
+        kernel, bias = hidden[0].get_weights()
+        hidden[0].set_weights([np.where(np.arange(8) < 4, np.nan, kernel), bias])
+    calls = {
+        "inputs": [(keras_dal.certify, bad, {}), (keras_dal.alignment, bad, {})],
+        "validation": [(keras_dal.converge, x, {"validation_data": (bad, y)})],
+        "statistics": [(keras_dal.finish, x, {"statistics_from": bad})],
+        "weights": [(keras_dal.finish, x, {}), (keras_dal.converge, x, {})],
+    }
+    before = model.get_weights()
+    for function, inputs, options in calls[where]:
+        with pytest.raises(ValueError, match="must be finite|not finite"):
+            function(model, inputs, y, verbose=0, **options)
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("y", [None, np.array([0, 1])])
 @pytest.mark.parametrize(("x", "kind"), [([[1.0, 2.0], [3.0, 4.0]], "float"), (("first", "second"), "str")])
 def test_inputs_in_a_list_are_no_dataset(x, kind, y):

@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 import keras_dal
 from keras_dal.finishing.evaluation import Quality
-from keras_dal.finishing.result_rows import _is_worse
+from keras_dal.finishing.result_rows import _what_is_worse
 from keras_dal.finishing.stopping import Ending
 from keras_dal.losses import REGISTERED, Loss, register, resolve_loss
 from keras_dal.losses.base import checked_matrix
@@ -204,8 +204,8 @@ def test_a_fit_of_large_counts_whose_loss_is_far_below_zero_ends_with_a_solved_h
 
 
 def test_a_loss_below_zero_is_no_worse_than_itself():
-    assert not _is_worse(Quality(-40.0, None, None), Quality(-40.0, None, None))
-    assert _is_worse(Quality(-40.0, None, None), Quality(-39.0, None, None))
+    assert not list(_what_is_worse(Quality(-40.0, None, None), Quality(-40.0, None, None), "loss"))
+    assert list(_what_is_worse(Quality(-40.0, None, None), Quality(-39.0, None, None), "loss")) == ["loss by 2.5%"]
 
 
 class Robust(Poisson):

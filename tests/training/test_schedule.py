@@ -113,12 +113,20 @@ def test_a_new_optimizer_counts_from_the_epoch_it_begins_with_and_is_resumed_so(
 
 def test_a_training_that_goes_on_after_restart_explores_as_one_that_begins_there():
     model = wrapped()
-    assert trained(model, CLEAR)["phase"].index(2) == EARLY
+    assert trained(model, RANDOM)["phase"].index(2) == LATE
     model.optimizer.restart()
+    assert state_of(model.optimizer).auto.value == Decision.NONE
     options = {"initial_epoch": EPOCHS, "epochs": EPOCHS + 10, "verbose": 0}
     more = model.fit(*CLEAR, callbacks=[keras_dal.AlignmentMonitor(verbose=0)], **options).history
     assert len(more["phase"]) - 1 in (7, 8)  # 71 or 80 % of the ten, whatever was decided before
     assert more["phase"][-2:] == [1, 2]
+
+
+def test_a_decision_moves_no_switch_of_a_fit_that_has_none_to_take():
+    for schedule in (SwitchSchedule.never(), SwitchSchedule.begun(0.07, 40, 0, 16)):
+        before = vars(schedule).copy()
+        assert schedule.resume(16, Decision.LATEST) == Decision.LATEST
+        assert vars(schedule) == before
 
 
 def test_what_a_fit_has_decided_holds_for_none_that_begins_before_it_would_decide():

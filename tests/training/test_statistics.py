@@ -120,6 +120,8 @@ def test_statistics_that_were_loaded_and_that_training_leaves_alone_are_kept_by_
     model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=4), loss)
     model.fit(X, y, epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=0)])
     assert model.optimizer.averaged_steps > 0
+    model.fit(X, y, initial_epoch=4, epochs=4, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=0)])
+    assert model.optimizer.averaged_steps > 0
     keras_dal.finish(model, X, y, verbose=0)
     for variable, value in zip(statistics_of(model), loaded, strict=True):
         np.testing.assert_array_equal(to_numpy(variable), value)

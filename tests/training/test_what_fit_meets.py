@@ -176,6 +176,25 @@ def test_whether_other_features_were_read_hangs_on_no_unit_of_the_labels(unit, f
     assert (monitor.result is None) == (factor > 1)
 
 
+def test_a_start_that_is_far_above_training_in_numbers_alone_is_solved_from():
+    """A few thousandths of the variance of the labels, which is 10^6."""
+    generator = np.random.default_rng(0)
+    x, noise = generator.standard_normal((96, 4)).astype("float32"), generator.standard_normal((96, 1))
+    y = 1e3 * x[:, :1] + noise.astype("float32")
+    model, monitor = keras.Sequential([keras.Input((4,)), layers.Dense(1)]), keras_dal.AlignmentMonitor(verbose=0)
+
+    class Shaken(keras.callbacks.Callback):  # as by an average of weights that is not where they are
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                self.model.layers[0].kernel.assign([[1e3 + 50], [0], [0], [0]])
+
+    model.layers[0].kernel.assign([[1e3], [0], [0], [0]])
+    model.compile(keras_dal.Wrap(keras.optimizers.SGD(0.0), explore=1, average=0), "mse")
+    model.fit(x, y, batch_size=96, epochs=2, verbose=0, callbacks=[Shaken(), monitor])
+    assert monitor.result.path[0].loss > 100 * (1 + float(np.mean(noise**2)))
+    assert monitor.result.loss < monitor.result.path[0].loss
+
+
 class Grows(keras.utils.PyDataset):
     """Inputs that are a thousand times as large from the third epoch on."""
 
@@ -759,7 +778,7 @@ def test_layers_that_carry_a_state_from_batch_to_batch_are_refused():
 LABELS = images()[1]
 BAD_DATA = [
     ((list(ROWS), LABELS), "must have the same number of samples"),
-    ((ROWS.tolist(), LABELS), "Received: x of type list"),
+    ((ROWS.tolist(), LABELS), "x must be arrays: numpy.asarray makes one of a list. Received: .* of float"),
     ((ROWS, LABELS[:4]), "must have the same number of samples"),
     ((ROWS, LABELS.tolist()), "labels must be an array"),
     ((ROWS,), "Labels are needed"),
