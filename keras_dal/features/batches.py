@@ -6,10 +6,11 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_dal import _backend
 from keras_dal._backend import arrays
 from keras_dal.features.inputs import SHOWN, are_arrays, is_list_of_batches
 from keras_dal.features.samples import check_count, check_labels, checked_weight
-from keras_dal.features.tracing import as_numpy, feature_array, to_numpy
+from keras_dal.features.tracing import are_finite, as_numpy, feature_array, to_numpy
 
 BATCH_SIZE = 256  # samples in one evaluation of arrays, by default
 
@@ -34,9 +35,11 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
         ValueError: no data or no labels, arrays of different lengths, features that are not finite or from which the
             model's outputs do not follow, or weights that are negative.
     """
-    check, empty = BatchCheck(structure), True
+    check, empty, may_hide = BatchCheck(structure), True, _backend.COMPILED_HIDES_NAN
+    hides = may_hide and not are_finite(structure.model.variables)
     for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size, labelled, name):
-        features, outputs = structure.feature_function(x_batch)
+        is_suspect = hides or (may_hide and not are_finite(x_batch))
+        features, outputs = structure.feature_function(x_batch, fused=not is_suspect)
         features = feature_array(features)
         if not len(features):
             continue

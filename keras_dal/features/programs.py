@@ -6,7 +6,7 @@ import inspect
 import keras
 
 from keras_dal import _backend, _keras
-from keras_dal.features.tracing import are_finite, as_arrays, features_and_outputs
+from keras_dal.features.tracing import as_arrays, features_and_outputs
 
 _LIBRARIES = ("keras", "keras_dal", "tensorflow")  # whose layers and functions compute what their attributes say
 _VALUES = (*_LIBRARIES, "builtins", "collections", "inspect", "jax", "jaxlib", "numpy")  # and of attributes
@@ -15,8 +15,6 @@ _PLAIN = (bool, int, float, str, type(None))
 
 class FeatureFunction:
     """`features_and_outputs` as a function of a batch of inputs, compiled at the first call as the model is.
-
-    Where inputs or weights are not finite and a compiled function may hide it, operations are called one by one.
 
     Args:
         model: a model.
@@ -27,10 +25,9 @@ class FeatureFunction:
         self._model, self._function = model, functools.partial(features_and_outputs, model, layer)
         self._compiled = functools.cache(lambda run_eagerly: _backend.compiled(self._function, model))
 
-    def __call__(self, x):
-        if _backend.COMPILED_HIDES_NAN and not (are_finite(x) and are_finite(self._model.variables)):
-            return self._function(x)
-        return self._compiled(self._model.run_eagerly)(x)
+    def __call__(self, x, fused=True):
+        """Evaluate a batch; with `fused` False operation by operation, which hides no NaN."""
+        return self._compiled(self._model.run_eagerly)(x) if fused else self._function(x)
 
     @functools.cached_property
     def _in_one(self):

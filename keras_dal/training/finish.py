@@ -131,7 +131,7 @@ def _renew(statistics, structure, source, batch_size, name):
     """Set `BatchStatistics` to the means over the first batches of some inputs."""
     for inputs, _, _ in itertools.islice(batches(source, batch_size=batch_size, name=name), STEPS):
         if not are_finite(inputs):  # which the means need not show
-            check_finite(feature_array(structure.feature_function(inputs)[0]), structure.layer)
+            check_finite(feature_array(structure.feature_function(inputs, fused=False)[0]), structure.layer)
         statistics.add((inputs,))
     if not statistics.count:
         raise ValueError(f"There are no samples to renew batch statistics on. Received: {type(source).__name__}")
