@@ -35,11 +35,10 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
         ValueError: no data or no labels, arrays of different lengths, features that are not finite or from which the
             model's outputs do not follow, or weights that are negative.
     """
-    check, empty, may_hide = BatchCheck(structure), True, _backend.COMPILED_HIDES_NAN
-    hides = may_hide and not are_finite(structure.model.variables)
+    check, empty = BatchCheck(structure), True
+    hides = _may_be_hidden(structure.model.variables)
     for x_batch, y_batch, weight in batches(x, y, sample_weight, batch_size, labelled, name):
-        is_suspect = hides or (may_hide and not are_finite(x_batch))
-        features, outputs = structure.feature_function(x_batch, fused=not is_suspect)
+        features, outputs = structure.feature_function(x_batch, fused=not (hides or _may_be_hidden(x_batch)))
         features = feature_array(features)
         if not len(features):
             continue
@@ -52,6 +51,11 @@ def feature_batches(structure, x, y=None, sample_weight=None, batch_size=BATCH_S
         yield features, y_batch, check(features, feature_array(outputs), weight)
     if empty:
         raise ValueError(f"There are no samples. Pass at least one. Received: x={_description(x)}")
+
+
+def _may_be_hidden(values):
+    """Return whether some of these are not finite, and features that are computed with them may not show it."""
+    return _backend.COMPILED_HIDES_NAN and not are_finite(values)
 
 
 class BatchCheck:

@@ -226,7 +226,7 @@ def evaluate(model, layer, x):
 
 
 def are_finite(values):
-    """Return whether the real numbers in a structure of arrays, tensors or variables are finite; others are."""
+    """Return whether the real numbers in a structure of arrays, tensors or variables are finite."""
     real = (part for part in tree.flatten(values) if "float" in str(getattr(part, "dtype", "")))
     return all(np.isfinite(as_numpy(part)).all() for part in real)
 
