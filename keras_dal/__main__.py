@@ -89,10 +89,8 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_converge(commands)
     _add_finish(commands)
-    certified = _add_command(commands, certify, "print what is proved about training the head")
-    most = "seconds for each solver, inf for no limit (default %(default)s)"
-    certified.add_argument("--time-limit", type=float, default=SECONDS, help=most)
-    _add_command(commands, alignment, "print how much of the labels the head can reach")
+    _add_deciding_command(commands, certify, "print what is proved about training the head")
+    _add_deciding_command(commands, alignment, "print how much of the labels the head can reach")
     return parser
 
 
@@ -105,6 +103,11 @@ def _add_command(commands, function, text):
     most = "bytes of memory for each of the largest arrays: features, gates, logits (default %(default)s)"
     command.add_argument("--max-bytes", type=int, default=MAX_BYTES, help=most)
     return command
+
+
+def _add_deciding_command(commands, function, text):
+    most = "seconds for each solver, inf for no limit (default %(default)s)"
+    _add_command(commands, function, text).add_argument("--time-limit", type=float, default=SECONDS, help=most)
 
 
 def _add_saving_command(commands, function, text):

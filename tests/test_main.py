@@ -309,9 +309,13 @@ def test_certify_prints_a_table_or_json(files, capsys):
     assert "Certificate" in capsys.readouterr().out
     assert run(files, "certify", "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_samples"] == 60
-    assert run(files, "certify", "--time-limit", 30) == 0
+
+
+@pytest.mark.parametrize("command", ["certify", "alignment"])
+def test_solvers_have_the_time_that_is_given(files, capsys, command):
+    assert run(files, command, "--time-limit", 30) == 0
     assert "each solver has 30 seconds" in capsys.readouterr().err
-    assert run(files, "certify", "--time-limit", 0) == 2
+    assert run(files, command, "--time-limit", 0) == 2
     assert "time_limit must be a positive number" in capsys.readouterr().err
 
 

@@ -45,6 +45,7 @@ class Certificate:
         floor: least loss that any model could have on these labels, the mean entropy of soft ones.
         mean_weight: of the samples.
         share_error: about how far rounding in float64 may have moved `residual_share`: far beside dependent columns.
+        weighted: whether samples have other weights than one.
     """
 
     loss_name: str
@@ -71,6 +72,7 @@ class Certificate:
     floor: float = 0.0
     mean_weight: float = 1.0
     share_error: float = 0.0
+    weighted: bool = False
 
     @property
     def alignment(self) -> float:

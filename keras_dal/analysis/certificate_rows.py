@@ -1,6 +1,6 @@
 """How a `Certificate` reads, row by row."""
 
-from keras_dal.analysis.reports import rank_among
+from keras_dal.analysis.reports import loss_named, rank_among
 from keras_dal.analysis.separability import ALIGNED, Verdict, below_one
 from keras_dal.tables import at_least, at_most, known_decimals, one_number
 
@@ -23,7 +23,7 @@ def rows_of(certificate):
     rank = f"not decided by {method}"
     if certificate.rank is not None:
         rank = f"{rank_among(certificate.rank, certificate.full_rank)}; {method}"
-    yield "loss now", f"{certificate.loss:.6g} ({certificate.loss_name})"
+    yield "loss now", f"{certificate.loss:.6g} ({loss_named(certificate.loss_name, certificate.weighted)})"
     if certificate.penalty:
         yield "penalty now", f"{certificate.penalty:.6g} (on theta_S, part of the objective)"
     low, high = certificate.infimum

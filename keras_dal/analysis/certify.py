@@ -203,6 +203,7 @@ def certify_head(
         floor=objective.floor,
         mean_weight=float(np.mean(weights)),
         share_error=jac.share_error(residual_share),
+        weighted=bool(np.any(weights != 1)),
     )
 
 

@@ -16,6 +16,11 @@ _NEXT: dict[str, str] = {  # for whoever has the report of a head
 }
 
 
+def loss_named(name, weighted):
+    """Return what a loss that is printed is."""
+    return f"{name}, times the sample weights" if weighted else name
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlignmentReport:
     """How much of the labels lies in the column space of J_S, and what follows for the loss.

@@ -4,6 +4,7 @@ import numpy as np
 
 from keras_dal import _keras
 from keras_dal.analysis.assumptions import ROUNDED
+from keras_dal.analysis.reports import loss_named
 from keras_dal.finishing.stopping import Ending
 from keras_dal.tables import at_most, counted, percent
 
@@ -17,8 +18,8 @@ def rows_of(result):
     least = f" above {result.floor:.4g}, the least of any model" if result.floor else ""
     wanted = "" if result.tol is None else f"; wanted {result.tol:.4g}{least}: {met}"
     at_scale = f"; with the head times {result.scale:,.0f} {result.scaled_loss:.4g}" if result.scale != 1 else ""
-    weighted = ", times the sample weights" * bool(np.any(result._data.train.weights != 1))
-    yield "training loss", f"{result.loss:.4g} ({result.loss_name}{weighted}){at_scale}{wanted}"
+    name = loss_named(result.loss_name, np.any(result._data.train.weights != 1))
+    yield "training loss", f"{result.loss:.4g} ({name}){at_scale}{wanted}"
     if result.penalty:
         kind = "penalty" if result._data.factors is None else "L2 penalty"
         name = "minimized with it" if result.penalized else "left out"

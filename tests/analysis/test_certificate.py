@@ -441,10 +441,10 @@ def test_fields_of_every_kind_come_back_from_json_as_they_were():
 def test_a_certificate_saved_before_there_were_some_fields_still_loads():
     certificate = certified(*make_problem(11))
     fields = json.loads(certificate.to_json())
-    for name in ("floor", "mean_weight", "share_error"):
+    for name in ("floor", "mean_weight", "share_error", "weighted"):
         del fields[name]
     old = json.dumps(fields | {"witness_norm": np.inf})  # Infinity, as it was written
-    expected = {"floor": 0.0, "mean_weight": 1.0, "share_error": 0.0, "witness_norm": np.inf}
+    expected = {"floor": 0.0, "mean_weight": 1.0, "share_error": 0.0, "weighted": False, "witness_norm": np.inf}
     assert Certificate.from_json(old) == dataclasses.replace(certificate, **expected)
 
 

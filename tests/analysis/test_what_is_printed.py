@@ -313,8 +313,9 @@ def test_as_many_parameters_as_labels_may_be_aligned_by_chance():
 def test_a_weighted_loss_is_called_so():
     x, y = np.random.default_rng(0).standard_normal((40, 3)).astype("float32"), np.arange(40) % 3
     for weights, is_said in ((None, False), (np.where(y, 1.0, 2.0), True)):
-        text = str(keras_dal.finish(head(3, 3, CLASSES), x, y, weights, verbose=0))
-        assert ("(softmax cross-entropy, times the sample weights)" in text) == is_said
+        for function in (keras_dal.finish, keras_dal.certify):
+            text = str(function(head(3, 3, CLASSES), x, y, weights, verbose=0))
+            assert ("(softmax cross-entropy, times the sample weights)" in text) == is_said
 
 
 def test_the_change_of_a_regressor_stands_beside_the_deviation_of_its_labels():
