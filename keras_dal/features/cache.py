@@ -15,6 +15,7 @@ from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint, name_of
 from keras_dal.features.inputs import are_arrays
 from keras_dal.features.precision import blocks_of, eps_of, eps_of_features
+from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, rows_of_file, rows_where
 from keras_dal.features.tracing import as_numpy, computed_dtype, feature_array
@@ -105,6 +106,15 @@ class FeatureRows:
         """Forget what was added, on the disk, too."""
         self._writer.discard()
         self._labels, self._weights = [], []
+
+
+def gathered(structure, name, x, y=None, sample_weight=None, *, verbose, **options):
+    """Return the `cached_features` of what has this name, with a progress bar unless in silence."""
+    bar = progress_bar(name, x) if verbose else None
+    found = cached_features(structure, x, y, sample_weight, on_batch=bar and bar.update, name=name, **options)
+    if bar:
+        complete(bar, len(found))
+    return found
 
 
 def cached_features(

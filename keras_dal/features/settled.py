@@ -14,10 +14,11 @@ from keras_dal.features.variables import are_equal
 
 _START = 0.05  # share of where they began, from which moving statistics may mislead
 _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarithms: what one batch explains is less
+_ADVICE = "Take the model as it was before this call, and renew them, keras_dal.finish(model, x, y, statistics_from=x)"
 _FEW, _MOST = 32, 64  # samples that are looked at: of fewer a mean says too little
 
 
-def warn_of_statistics(model, inputs, advice):
+def warn_of_statistics(model, inputs, advice=_ADVICE):
     """Warn where batch statistics still hold much of where they began, and are not those of the data.
 
     Either alone is no fault: statistics may have been loaded, and other data may have others.
@@ -25,7 +26,7 @@ def warn_of_statistics(model, inputs, advice):
     Args:
         model: a built Keras model.
         inputs: arrays, of which a few are looked at, from the first to the last.
-        advice: what to do, for the message.
+        advice: what to do, for the message; by default what is right for a call that solves a trained model.
     """
     steps = _steps(model)
     known = [layer for layer, _ in with_statistics(model) if _is_normalization(layer)]

@@ -10,9 +10,8 @@ from keras import tree
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import BATCH_SIZE, as_arguments, first_inputs
-from keras_dal.features.cache import cached_features
+from keras_dal.features.cache import gathered
 from keras_dal.features.inputs import check_alike
-from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import check_bytes, check_fits, check_positive, check_seed
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.finishing import path_table
@@ -127,9 +126,9 @@ def converge(
     warn_of_precision(structure)
     warn_of_what_is_not_solved(structure, knows_penalties=False)
     if inputs is not None:
-        warn_of_statistics(model, inputs, "Renew them first, keras_dal.finish(model, x, y, statistics_from=x)")
-    options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
-    gather = functools.partial(_gather, structure, bool(verbose), options)
+        warn_of_statistics(model, inputs)
+    options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes, "verbose": verbose}
+    gather = functools.partial(gathered, structure, **options)
     for name, other in (("anchors", anchors), ("validation data", validation_data and validation_data[0])):
         few = None if inputs is None or other is None else first_inputs(other, name)
         if few is not None:  # as of iterators that a look would use up
@@ -248,16 +247,6 @@ def _data(gather, training, anchors, validation_data):
     validation = gather("validation data", *validation_data)
     _check_validation(validation)
     return train.weighted, still, validation
-
-
-def _gather(structure, verbose, options, name, x, y=None, sample_weight=None, labelled=False):
-    """Return the `CachedFeatures` of some data, with a progress bar."""
-    bar = progress_bar(name, x) if verbose else None
-    options = options | {"on_batch": bar and bar.update, "labelled": labelled, "name": name}
-    found = cached_features(structure, x, y, sample_weight, **options)
-    if bar:
-        complete(bar, len(found))
-    return found
 
 
 def _fits(task):

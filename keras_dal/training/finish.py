@@ -6,7 +6,7 @@ from typing import Any
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, batches, check_finite, first_inputs
-from keras_dal.features.cache import cached_features
+from keras_dal.features.cache import gathered
 from keras_dal.features.inputs import are_arrays
 from keras_dal.features.samples import check_bytes, check_fits, check_labels
 from keras_dal.features.settled import warn_of_statistics
@@ -72,7 +72,8 @@ def finish(
             head, each. Larger features are memory-mapped, and more logits exist for a block of samples at a time. A
             head with gates is refused where one copy of the logits in float64 is larger.
         batch_size: samples in one evaluation of arrays.
-        verbose: whether to print which weights it takes, and a line for each step of the solver.
+        verbose: whether to print which weights it takes, what it reads, with a progress bar for the features, and a
+            line for each step of the solver.
 
     Returns:
         The `Result`, whose weights the model has.
@@ -101,7 +102,7 @@ def finish(
     renews = statistics.are_there and (statistics_from is not None or (averaged and have_moved(model, since)))
     _check_readable(x, y, renews and inputs is None and source is x)
     if inputs is not None and not averaged and statistics_from is None:
-        warn_of_statistics(model, inputs, "Renew them, statistics_from=x")
+        warn_of_statistics(model, inputs)
     _say_weights(model, wrap, averaged, verbose)
     before = Snapshot(model, wrap)
     try:
@@ -111,10 +112,12 @@ def finish(
             check_solvable(structure)  # again: the average of a training that diverged is not finite
         if verbose and averaged and statistics.are_there and not renews:
             say(messages.keeps_statistics())
+        if verbose and renews:
+            say(messages.renews_statistics(STEPS))
         if renews:
             _renew(statistics, structure, source, batch_size, "x" if statistics_from is None else "statistics_from")
-        options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True}
-        train = cached_features(structure, x, y, sample_weight, **options)
+        options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True, "verbose": verbose}
+        train = gathered(structure, "training samples", x, y, sample_weight, **options)
         if not structure.is_plain:
             widths = structure.num_features, structure.num_outputs
             check_fits(len(train.weighted), widths, max_bytes, "or a plain head")

@@ -291,6 +291,11 @@ def knows_no_optimizer():
     )
 
 
+def renews_statistics(most):
+    """Return that a pass over batches begins, for the statistics of layers that keep some."""
+    return f"batch statistics of the first batches, at most {most}"
+
+
 def keeps_statistics():
     """Return that averaged weights come with the batch statistics there are."""
     return (

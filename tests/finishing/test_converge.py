@@ -803,7 +803,7 @@ def test_statistics_that_have_not_settled_are_said_until_they_are_renewed():
     model.fit(x, y, epochs=2, verbose=0)
     with pytest.warns(UserWarning, match="Batch statistics have not settled: 92% .*momentum=0.99 after 8 steps"):
         converge(model, x, y, gated=False, ridge=0.1, verbose=0)
-    with pytest.warns(UserWarning, match="Renew them, statistics_from=x"):
+    with pytest.warns(UserWarning, match="Take the model as it was before this call, and renew them, keras_dal"):
         keras_dal.finish(model, x, y, verbose=0)
     keras_dal.finish(model, x, y, statistics_from=x, verbose=0)
     converge(model, x, y, gated=False, ridge=0.1, verbose=0)

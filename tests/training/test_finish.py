@@ -580,8 +580,16 @@ def test_finish_says_that_the_average_becomes_the_weights(capsys):
     fit(model, 6)
     before = snapshot(model)
     keras_dal.finish(model, x, y)
-    assert "the mean of the weights over 12 steps becomes the weights" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the mean of the weights over 12 steps becomes the weights" in printed
     assert "conv/kernel" in moved(before, snapshot(model))
+    parts = (
+        "batch statistics of the first batches, at most 100\n",
+        "features of the training samples\n",
+        f"{len(x)}/{len(x)}",
+    )
+    places = [printed.index(part) for part in parts]  # what takes long is said before it is done
+    assert places == sorted(places)
 
 
 def test_an_interrupted_reading_is_finished_with_the_statistics_of_the_averages(monkeypatch, capsys):
