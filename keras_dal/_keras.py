@@ -159,6 +159,12 @@ def model_in_step(optimizer):
     return next((m for m in models if any(o is optimizer for o in optimizers(getattr(m, "optimizer", None)))), None)
 
 
+def steps_per_epoch(model):
+    """Return what the `fit` of a model that is at work was given as its number of steps, None where it was not."""
+    fits = (frame.f_locals for frame in _callers() if _is_of(frame, ("fit",), model))
+    return next((given for names in fits if (given := names.get("steps_per_epoch"))), None)
+
+
 def steps_in_fit(model):
     """Return whether a callback of a model's `fit` trains it, by `train_on_batch` or by a `fit` of its own."""
     callers = _callers()

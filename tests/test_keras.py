@@ -368,6 +368,14 @@ def test_the_model_whose_step_it_is_is_known_to_its_optimizer():
     assert found[-1] is None
 
 
+def test_the_steps_that_a_fit_was_given_are_known_inside_of_it(net):
+    x, y, seen = np.ones((8, 3)), np.ones((8, 2)), []
+    ask = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(_keras.steps_per_epoch(net)))
+    net.fit(x, y, batch_size=2, steps_per_epoch=3, callbacks=[ask], verbose=0)
+    net.fit(x, y, batch_size=2, callbacks=[ask], verbose=0)
+    assert [*seen, _keras.steps_per_epoch(net)] == [3, None, None]
+
+
 def test_the_function_of_a_loss_and_its_options_are_what_it_computes():
     function, options = _keras.loss_function(keras.losses.CategoricalCrossentropy(label_smoothing=0.3))
     assert function is keras.losses.categorical_crossentropy

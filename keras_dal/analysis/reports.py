@@ -21,6 +21,11 @@ def loss_named(name, weighted):
     return f"{name}, times the sample weights" if weighted else name
 
 
+def in_outputs(loss, num_outputs):
+    """Return in what a sample that counts as right is right, where each of several outputs is decided alone."""
+    return f" in all {num_outputs} outputs" if num_outputs > 1 and not loss.shift_invariant else ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AlignmentReport:
     """How much of the labels lies in the column space of J_S, and what follows for the loss.

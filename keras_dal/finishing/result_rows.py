@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_dal import _keras
 from keras_dal.analysis.assumptions import ROUNDED
-from keras_dal.analysis.reports import loss_named
+from keras_dal.analysis.reports import in_outputs, loss_named
 from keras_dal.finishing.stopping import Ending
 from keras_dal.tables import at_most, counted, percent
 
@@ -26,7 +26,8 @@ def rows_of(result):
         scaled = f", scaled {result.scaled_penalty:.4g}" if result.scale != 1 else ""
         yield name, f"{kind} on the head: {result.penalty:.4g}{scaled}"
     if result.accuracy is not None:
-        yield "training accuracy", f"{percent(result.accuracy)}, smallest margin {result.margin:.4g}"
+        of_all = in_outputs(result._data.loss, result._data.structure.num_outputs)
+        yield "training accuracy", f"{percent(result.accuracy)}{of_all}, smallest margin {result.margin:.4g}"
     left, separated = len(result.left), result.stopped_by == Ending.SEPARATED
     if left:
         yield (

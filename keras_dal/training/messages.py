@@ -6,11 +6,12 @@ from keras_dal import _keras
 from keras_dal._backend.warning import described
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
+from keras_dal.analysis.reports import in_outputs
 from keras_dal.features.tracing import HALVES, to_numpy
 from keras_dal.features.variables import num_entries
 from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import num_gated_parameters
-from keras_dal.tables import percent
+from keras_dal.tables import counted, percent
 from keras_dal.training.inner import path_to
 from keras_dal.training.state import state_of
 from keras_dal.training.statistics import have_moved
@@ -181,12 +182,18 @@ def ends(phase, result, epoch, epochs, validates):
     samples = int(np.sum(phase.train.weights > 0))
     count = f"{samples:,} samples of {structure.num_features:,} features"
     over = "the head is solved" if result.reached or result.stopped_by == Ending.SEPARATED else "the solver ended"
+    if len(result.left):
+        over += f" but for {counted(len(result.left), 'sample')} on the wrong side"
     lines = [f"{over}, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
     if phase.steps_of_statistics:
         lines.append(f"  statistics: means over {phase.steps_of_statistics:,} batches")
     if samples < _FEW * (structure.num_features + 1):
-        lines.append(f"  few:        fewer than {_FEW} samples for each feature; if steps_per_epoch made an epoch of a")
-        lines.append("              part of the data, keras_dal.finish(model, x, y) solves on all of them")
+        lines.append(f"  few:        fewer than {_FEW} samples for each feature")
+    if steps := _keras.steps_per_epoch(structure.model):
+        lines.append(
+            f"  part:       the {steps:,} batches of steps_per_epoch were read; if there are more in the data,"
+        )
+        lines.append("              keras_dal.finish(model, x, y) solves on all of them")
     lines.append(
         f"  solved:     {num_entries(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s"
     )
@@ -196,7 +203,11 @@ def ends(phase, result, epoch, epochs, validates):
     if result.penalty and not result.penalized:
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     read = "what this epoch read" + (" with a weight" if samples < len(phase.train) else "")  # perhaps augmented
-    right = "" if result.accuracy is None else f"{percent(result.accuracy)} of {read} is right, "
+    right = (
+        ""
+        if result.accuracy is None
+        else f"{percent(result.accuracy)} of {read} is right{in_outputs(phase.loss, structure.num_outputs)}, "
+    )
     weight = _keras.loss_weight(structure.model)
     logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
     lines.append(f"  training:   {right}loss {result.loss:.4g}{logged}")

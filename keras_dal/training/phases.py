@@ -179,7 +179,8 @@ class TwoPhases(OnePhase):
         self._state.auto.value = self._schedule.resume(epoch, self._state.auto.value)
         if self._explores and self._schedule.is_due(epoch) and not self._state.has_trained:
             warn(messages.trains_nothing(wrap, epoch, self._epochs))
-        say = self._announcer.insist if self.is_over else self._announcer.say
+        is_forgotten = self.is_over or (epoch == 0 and not self._explores)  # perhaps, as where folds share an optimizer
+        say = self._announcer.insist if is_forgotten else self._announcer.say
         say(messages.begins, self._model, wrap, self._schedule, epoch, self._epochs)
         is_to_come = not self.is_over and (self._schedule.switch is not None or not self._explores)
         if self._state.solves and is_to_come and _keras.has_own_train_step(self._model):
@@ -233,9 +234,10 @@ class TwoPhases(OnePhase):
         elif (few := self._measurement.samples()) is not None:
             with contextlib.suppress(Exception):  # advice alone: the head is solved all the same
                 warn_of_statistics(self._model, few, "Leave average as it is, and the end of fit renews them")
+        is_said = epoch == self._began and not (self._explores and epoch == self._schedule.switch)  # as the fit began
         self._convex_phase.begin(self._state.statistics_before)
         self._stage = Stage.READS
-        if epoch != self._began:  # a fit that begins with it has said so
+        if not is_said:
             self._announcer.say(messages.reads, self._convex_phase, epoch, self._epochs)
 
     def _descend_next(self, epoch):

@@ -664,6 +664,41 @@ def test_what_is_said_at_the_end_is_what_was_done(capsys):
     assert f"{monitor.result.accuracy:.2%} of what this epoch read is right" in said
 
 
+@pytest.mark.parametrize("steps", [None, 3])
+def test_what_was_solved_is_said_to_be_of_the_batches_that_were_asked_for(capsys, steps):
+    model = compiled(keras_dal.Wrap("sgd", explore=1))
+    x, y = images()
+    model.fit(x, y, batch_size=16, epochs=5, steps_per_epoch=steps, callbacks=[keras_dal.AlignmentMonitor()], verbose=0)
+    assert ("the 3 batches of steps_per_epoch were read" in capsys.readouterr().out) == bool(steps)
+
+
+def test_a_fit_that_begins_at_its_switch_says_so(capsys):
+    model = compiled(keras_dal.Wrap("sgd", explore=2, average=0.5))
+    fit(model, 2, [keras_dal.AlignmentMonitor()])
+    capsys.readouterr()
+    fit(model, 5, [keras_dal.AlignmentMonitor()], initial_epoch=2)
+    assert "exploration is over; epoch 3 of 5 reads the data once more" in capsys.readouterr().out
+
+
+def test_a_fit_that_descends_from_its_first_epoch_on_says_so_even_in_silence():
+    model = compiled(keras_dal.Wrap("sgd", explore=1, finish="descend"))
+    fit(model, 2, [keras_dal.AlignmentMonitor(verbose=0)])
+    with pytest.warns(UserWarning, match="begins in the second phase, as the optimizer has switched: only the linear"):
+        fit(model, 2, [keras_dal.AlignmentMonitor(verbose=0)])  # as of another fold
+    fit(model, 4, [keras_dal.AlignmentMonitor(verbose=0)], initial_epoch=2)  # is meant to
+
+
+def test_several_labels_are_right_where_all_are(capsys):
+    x, _ = images()
+    y = np.random.default_rng(0).integers(0, 2, (len(x), NUM_CLASSES))
+    model = small_model()
+    model.compile(keras_dal.Wrap("sgd", explore=1), keras.losses.BinaryCrossentropy(from_logits=True))
+    monitor = keras_dal.AlignmentMonitor()
+    model.fit(x, y, epochs=5, callbacks=[monitor], verbose=0)
+    for text in (capsys.readouterr().out, str(monitor.result)):
+        assert re.search(rf"right in all {NUM_CLASSES} outputs|% in all {NUM_CLASSES} outputs, smallest", text)
+
+
 @pytest.mark.parametrize(("name", "most"), [("STEPS", 2), ("_BYTES", 10_000)])
 def test_statistics_come_from_the_first_batches_and_features_from_all(name, most, monkeypatch):
     """Inputs of a batch are 8 KiB."""
