@@ -470,10 +470,10 @@ def test_a_trunk_that_diverged_is_named():
     class Spoil(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == SWITCH - 1:
-                kernel = self.model.get_layer("conv2").kernel
+                kernel = self.model.get_layer("conv").kernel
                 kernel.assign(np.full(kernel.shape, np.nan))
 
-    with pytest.warns(UserWarning, match="exploration goes on.*Weights are not finite.*conv2.kernel"):
+    with pytest.warns(UserWarning, match="exploration goes on.*Weights are not finite.*conv.kernel"):
         ended(average=0, epochs=SWITCH + 1, callbacks=[Spoil()])
 
 
@@ -641,7 +641,7 @@ def test_a_fit_that_ends_before_its_switch_says_so(capsys):
 def test_a_fit_that_was_ended_as_it_diverged_advises_nothing_that_cannot_be(capsys):
     class Diverging(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            self.model.get_layer("conv2").bias.assign(np.full(6, np.nan))
+            self.model.get_layer("norm").beta.assign(np.full(6, np.nan))
             self.model.stop_training = True
 
     model = compiled(keras_dal.Wrap("sgd", explore=100))
