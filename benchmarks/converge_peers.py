@@ -220,13 +220,16 @@ def table(results):
         "its end only, and a dash means that it was not so near the least one then."
     ) * any("scikit-learn" in name for name in results["rows"])
     medians = f"What takes less than a second is the median of {RUNS} runs. " if repeated else ""
+    heads = {name.split(":")[0] for name in results["rows"]}
+    only = f", {heads.pop()} head" if len(heads) == 1 else ""
     lines = [
-        f"# Solving a head: {results['name']}, {results['samples']:,} samples",
+        f"# Solving a head: {results['name']}, {results['samples']:,} samples{only}",
         "",
         f"Measured here, by `{results['command']}`, in one run; {hardware(results['machine'])}. "
         "Seconds to a training loss above the least one, with everything after the features; `converge` reaches it at "
         f"`Result.scale` where it separates. {medians}The least loss is {start['least']:.4g} for the "
-        f"plain head, 0 for the gated. A dash: not within {results['limit']:g} s.{exception} Test accuracy at the end; "
+        f"plain head, 0 for the gated. A dash: not within {results['limit']:g} s, after which a last step may end."
+        f"{exception} Test accuracy at the end; "
         f"it was {100 * start['test']:.2f} before. Memory: the most that the process held meanwhile, without mapped "
         "files.",
         "",

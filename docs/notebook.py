@@ -15,6 +15,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 def cells(page):
     """Yield the cells of a page: its text, and its blocks as code."""
     text = re.sub(r"<!--.*?-->\n", "", page, flags=re.DOTALL)  # what only the tests of the page need
+    text = re.sub(r"^The same page as a notebook.*?\. ", "", text, flags=re.MULTILINE)
     end = 0
     for found in BLOCK.finditer(text):
         yield "markdown", text[end : found.start()]

@@ -58,7 +58,8 @@ def _phases(rows):
     if not ratios:
         return "No run reached the second phase."
     shares = sorted({f"{ratio:.2f}" for ratio in ratios})
-    return f"After it, a training image took {' to '.join(shares[:1] + shares[1:][-1:])} of the time it took before."
+    share = " to ".join(shares[:1] + shares[1:][-1:])
+    return f"After it, an image took {share} of the time that training on it had taken."
 
 
 def benchmark_section(path):

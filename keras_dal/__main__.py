@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 
@@ -24,7 +25,7 @@ from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
 from keras_dal.features.samples import check_bytes, check_positive
-from keras_dal.finishing.converge import converge
+from keras_dal.finishing.converge import check_options, converge
 from keras_dal.finishing.result_rows import WIDTH
 from keras_dal.solvers.duality import SECONDS
 from keras_dal.tables import as_text, plain
@@ -40,7 +41,8 @@ def main(arguments=None):
     options, saved = _parser().parse_args(arguments), False
     try:
         _check_options(options)
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for what was found
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # standard output is for what was found
+            warnings.showwarning = _show_warning
             found = _found(options)
         try:
             status = _save(found, options) if "output" in options else 0
@@ -114,7 +116,7 @@ def _add_saving_command(commands, function, text):
     command = _add_command(commands, function, text)
     command.add_argument("--output", required=True, help="where to save the model, a .keras file")
     quiet = {"dest": "verbose", "action": "store_const", "const": 0, "default": 1}
-    command.add_argument("--quiet", **quiet, help="print the result alone")
+    command.add_argument("--quiet", **quiet, help="print the result and warnings alone")
     return command
 
 
@@ -138,10 +140,10 @@ def _add_converge(commands):
     command.add_argument(
         "--patience",
         type=int,
-        help="points of the path without a better validation accuracy that end it, but for trying the own head",
+        help="end after so many points without a better validation accuracy; trying the own head does not count",
     )
     command.add_argument("--scaled", action="store_true", help="save at the scale that reaches the loss")
-    command.add_argument("--time-limit", type=float, help="seconds for the solver")
+    command.add_argument("--time-limit", type=float, help="seconds for the solver (default: no limit)")
     command.add_argument("--cache", help="directory in which features are kept")
 
 
@@ -156,7 +158,8 @@ _ARRAYS = ("x", "y", "sample_weight")  # of a file of data
 
 def _load(path):
     """Return the model of a file; a ValueError says what to do where Keras does not know one of its classes."""
-    if os.path.isdir(path) or (path.endswith(".keras") and os.path.exists(path) and not zipfile.is_zipfile(path)):
+    _check_there(path)
+    if os.path.isdir(path) or (path.endswith(".keras") and not zipfile.is_zipfile(path)):
         raise ValueError(f"The file is not a whole .keras file. Received: {path}")
     try:
         return keras.saving.load_model(path)
@@ -185,7 +188,8 @@ def _read(path):
     """Return x, y and sample_weight of an .npz file by their names, None for what it does not have."""
     if not path.endswith(".npz"):
         raise ValueError(f"Data must be an .npz file with x and y. Received: {path}")
-    if os.path.exists(path) and not zipfile.is_zipfile(path):
+    _check_there(path)
+    if not zipfile.is_zipfile(path):
         raise ValueError(f"The file is not a whole .npz file. Received: {path}")
     try:
         with np.load(path) as arrays:
@@ -202,6 +206,12 @@ def _read(path):
         raise ValueError(
             f"Arrays of Python objects are not read: save x and y as numbers, y.astype(int) say. Received: {path}"
         ) from None
+
+
+def _check_there(path):
+    """Raise where there is nothing at a path."""
+    if not os.path.exists(path):
+        raise ValueError(f"There is no such file. Received: {path}")
 
 
 def _altered(path, error):
@@ -228,9 +238,11 @@ _NAMES = {"validation_data": _validation, "anchors": _inputs, "statistics_from":
 def _check_options(options):
     """Raise before anything is read for bad numbers, or where the model could not be saved."""
     check_bytes("max_bytes", options.max_bytes)
-    for name in ("tol", "patience", "time_limit"):
-        if getattr(options, name, None) is not None:
-            check_positive(name, getattr(options, name))
+    if options.function is converge:
+        validation = (options.validation_data,) if options.validation_data else None
+        check_options(options.tol, options.gated, options.ridge, options.patience, options.time_limit, validation)
+    elif getattr(options, "time_limit", None) is not None:
+        check_positive("time_limit", options.time_limit)
     if "output" not in options:
         return
     path = pathlib.Path(options.output)
@@ -267,6 +279,11 @@ def _print(found, options, saved):
     if shows and saved:
         row = as_text([("saved", options.output)], width=WIDTH)  # one more of the result
         print(row, file=sys.stderr if options.json else sys.stdout)
+
+
+def _show_warning(message, *rest):
+    """Print a warning as a line, without the place in the code, which says nothing to who calls a command."""
+    say(_COLOURS.sub("", f"warning: {message}"), sys.stderr)
 
 
 def _drop_output():

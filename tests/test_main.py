@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 
 import cases
 import keras
@@ -55,6 +56,39 @@ def test_weights_of_validation_data_and_a_limit_below_zero_are_refused(files, ca
     assert "Validation data have no weights" in capsys.readouterr().err
     assert run(files, "converge", *arguments, "--max-bytes", -5) == 2
     assert "max_bytes must be a number of bytes, not negative" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ridge", "-1"], "ridge must be a number that is not negative"),
+        (["--patience", "3"], "patience needs validation_data"),
+    ],
+)
+def test_options_of_the_solver_are_checked_before_anything_is_read(tmp_path, capsys, options, said):
+    where = ["--data", str(tmp_path / "none.npz"), "--output", str(tmp_path / "done.keras")]
+    assert main(["converge", str(tmp_path / "none.keras"), *where, *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_files_that_are_not_there_are_named(files, capsys):
+    assert main(["certify", str(files / "model.keras"), "--data", str(files / "none.npz")]) == 2
+    assert f"There is no such file. Received: {files / 'none.npz'}" in capsys.readouterr().err
+    assert main(["certify", str(files / "none.keras"), "--data", str(files / "train.npz")]) == 2
+    assert f"There is no such file. Received: {files / 'none.keras'}" in capsys.readouterr().err
+
+
+def test_warnings_are_lines_without_the_place_in_the_code(files, capsys):
+    data = dict(np.load(files / "train.npz"))
+    np.savez(files / "alike.npz", x=np.repeat(data["x"][:1], 60, axis=0), y=data["y"])
+    arguments = [str(files / "model.keras"), "--data", str(files / "alike.npz"), "--output", str(files / "done.keras")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        main(["converge", *arguments, "--quiet"])
+    said = capsys.readouterr().err
+    assert "keras_dal: warning: " in said
+    assert "UserWarning" not in said
+    assert ".py" not in said
 
 
 def test_a_limit_of_no_bytes_is_one_as_in_the_functions(files, capsys):
@@ -229,7 +263,7 @@ def test_an_interrupt_before_there_is_a_model_is_said(files, capsys, monkeypatch
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["keras_dal.finishing.converge"], "cached_features", interrupted)
+    monkeypatch.setattr(sys.modules["keras_dal.finishing.converge"], "gathered", interrupted)
     assert run(files, "converge", "--output", files / "done.keras") == 130
     assert "nothing was saved" in capsys.readouterr().err
     assert not (files / "done.keras").exists()

@@ -21,7 +21,7 @@ class Certificate:
         loss_name: which loss.
         num_samples: n, samples with weight zero left out.
         num_features: m, inputs of the head.
-        num_outputs: C.
+        num_outputs: the number C of outputs.
         num_parameters: size of theta_S.
         loss: mean training loss now.
         penalty: the penalty on theta_S now, which the objective adds to the loss.
@@ -81,7 +81,7 @@ class Certificate:
 
     @property
     def objective(self) -> float:
-        """Loss and penalty now: what is minimized."""
+        """What is minimized, loss and penalty now."""
         return self.loss + self.penalty
 
     @property

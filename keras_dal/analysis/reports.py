@@ -43,8 +43,8 @@ class AlignmentReport:
         sigma_max: largest singular value of J_S as the loss sees it, or an upper bound of it; None where none was
             computed.
         num_samples: n, without samples of weight 0.
-        num_features: m.
-        num_outputs: C.
+        num_features: the number m of features.
+        num_outputs: the number C of outputs.
         num_parameters: P, the number of columns of J_S.
         verdict: `"aligned"`, `"separable"`, `"not separable"`, `"not aligned"` (squared error, soft labels) or
             `"undecided"`.
@@ -149,8 +149,8 @@ class WidthCurve:
         samples_fitted: how many samples, in a random order, the head of width 0 can have aligned: up to a share of
             1e-8 of all labels.
         num_samples: n, without samples of weight 0.
-        num_features: m.
-        num_outputs: C.
+        num_features: the number m of features.
+        num_outputs: the number C of outputs.
         loss_name: which loss.
         draws: number of draws of the gates.
         not_covered: what the curve does not speak about.

@@ -54,7 +54,7 @@ def converge(
     seed: int = 0,
     verbose: int = 1,
 ) -> Result:
-    """Train the last layer of a model to its global optimum, in seconds, on features that are computed once.
+    """Finish the last layer of a model, in seconds, on features that are computed once.
 
     Classifiers: the head is changed until every training sample is on its right side, and predictions elsewhere change
     little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
@@ -116,7 +116,7 @@ def converge(
     validation_data = as_arguments(validation_data)
     check_bytes("max_bytes", max_bytes)
     check_seed(seed)
-    gated = _check(tol, gated, ridge, patience, time_limit, validation_data)
+    gated = check_options(tol, gated, ridge, patience, time_limit, validation_data)
     if verbose:
         say_how_inputs_are_taken(model)
     inputs = first_inputs(x)
@@ -274,7 +274,7 @@ def _with_gated_head(task, why=None, *, inputs, seed, verbose):
     return task.with_head(gated)
 
 
-def _check(tol, gated, ridge, patience, time_limit, validation_data):
+def check_options(tol, gated, ridge, patience, time_limit, validation_data):
     """Raise a ValueError for bad options; return `gated` as "auto" or a bool."""
     for name, value in (("tol", tol), ("patience", patience), ("time_limit", time_limit)):
         if value is not None:

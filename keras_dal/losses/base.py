@@ -101,7 +101,7 @@ class Loss(abc.ABC):
 
         Args:
             y: tensor of labels as Keras takes them, in the dtype of the result.
-            num_outputs: C.
+            num_outputs: the number C of outputs.
 
         Returns:
             Tensors `label_matrix(targets(y))`, `(k, C)`, and of booleans `(k,)`, false where `targets` would raise.
@@ -255,7 +255,7 @@ def checked_matrix(y, num_outputs):
 
     Args:
         y: labels `(n, num_outputs)`, also with a third axis of size one, or `(n,)` of one output.
-        num_outputs: C.
+        num_outputs: the number C of outputs.
 
     Raises:
         ValueError: no labels, another shape, or values that are not finite.

@@ -181,8 +181,9 @@ def ends(phase, result, epoch, epochs, validates):
     spared = f": {left} spared" if left else ""
     samples = int(np.sum(phase.train.weights > 0))
     count = f"{samples:,} samples of {structure.num_features:,} features"
-    over = "the head is solved" if result.reached or result.stopped_by == Ending.SEPARATED else "the solver ended"
-    if len(result.left):
+    separated = result.stopped_by == Ending.SEPARATED
+    over = "the head is solved" if result.reached or separated else "the solver ended"
+    if separated and len(result.left):
         over += f" but for {counted(len(result.left), 'sample')} on the wrong side"
     lines = [f"{over}, and training ends at epoch {epoch + 1} of {epochs}{spared}"]
     if phase.steps_of_statistics:

@@ -167,7 +167,7 @@ class Wrap(Delegating):
 
     @property
     def averaged_steps(self) -> int | None:
-        """Number of steps in the average so far: 0 where none has begun, None where the inner optimizer averages."""
+        """The number of averaged steps so far, 0 where none has begun, None where the inner optimizer averages."""
         return self._state.averages.steps
 
     def synchronize(self) -> None:
