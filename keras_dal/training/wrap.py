@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_dal import _backend, _keras
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import replaced
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import is_held_while_exploring
@@ -14,6 +15,7 @@ from keras_dal.models.structure import Structure
 from keras_dal.training import arguments, checks
 from keras_dal.training.inner import Delegating, averaging_only, innermost
 from keras_dal.training.loss_scale import unscaled
+from keras_dal.training.saved import order_in
 from keras_dal.training.state import State
 
 
@@ -271,7 +273,17 @@ class Wrap(Delegating):
         self.synchronize()
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(store)
+        held = order_in(store, super().variables, self.inner_optimizer.variables)
+        if held is None:
+            warn(
+                "The phase was not restored, as the file has other variables than this optimizer: load it into the "
+                "same Wrap with the same optimizer inside, after optimizer.build(model.trainable_variables), or train "
+                f"on in the phase that it is in. Received: {len(store.keys())} variables for the {len(self.variables)} "
+                f"of {self.name!r}"
+            )
+            return
+        for place, variable in enumerate(held):
+            variable.assign(store[str(place)])
         self.synchronize()
 
     def get_config(self) -> dict[str, Any]:

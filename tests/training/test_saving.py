@@ -91,3 +91,42 @@ def test_a_checkpoint_of_tensorflow_brings_the_phase(tmp_path):
     other.optimizer.build(other.trainable_variables)
     tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path).expect_partial()
     assert fit(other, EPOCHS, initial_epoch=3)["phase"] == [2]
+
+
+def _save_as_at_first(model, path):
+    """Save steps, step size, one flag for each variable, and then what the optimizer inside has."""
+    wrap = model.optimizer
+    steps, rate, progress = keras.optimizers.Optimizer.variables.fget(wrap)[:3]
+    flags = keras.Variable(keras.ops.convert_to_numpy(progress) > 0, dtype="int32", trainable=False)
+    old = [steps, rate, flags, *wrap.inner_optimizer.variables]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_dal.Wrap, "variables", old)
+        model.save_weights(path)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_what_was_saved_before_weights_were_averaged_goes_on_where_it_was(tmp_path, epochs):
+    model, other = (
+        compiled(keras_dal.Wrap(keras.optimizers.Adam(0.01), explore=SWITCH, finish=finish))
+        for finish in ("descend", "solve")
+    )
+    fit(model, epochs)
+    _save_as_at_first(model, tmp_path / "old.weights.h5")
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(tmp_path / "old.weights.h5")
+    assert other.optimizer.phase == model.optimizer.phase == ("exploit" if epochs > SWITCH else "explore")
+    pairs = zip(model.optimizer.inner_optimizer.variables, other.optimizer.inner_optimizer.variables, strict=True)
+    for theirs, ours in pairs:
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs))
+
+
+def test_a_file_with_other_variables_says_that_the_phase_was_not_restored(tmp_path):
+    model = make()
+    fit(model, 1)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = compiled(keras_dal.Wrap(keras.optimizers.Adam(0.1), explore=SWITCH))
+    other.optimizer.build(other.trainable_variables)
+    of_inner = pytest.warns(UserWarning, match="Skipping variable loading for optimizer 'adam")  # by Keras
+    with of_inner, pytest.warns(UserWarning, match="The phase was not restored, .* Received: "):
+        other.load_weights(tmp_path / "model.weights.h5")
+    assert other.optimizer.phase == "explore"
