@@ -1,6 +1,7 @@
 """The convex phase on cached features: one solve, with a proof of how near it is to the minimum."""
 
 from keras_dal._backend.arrays import MAX_BYTES
+from keras_dal.features.samples import check_fits
 from keras_dal.finishing import path_table
 from keras_dal.finishing.head_data import HeadData
 from keras_dal.finishing.history import Path
@@ -36,8 +37,14 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
 
     Returns:
         A `Result`.
+
+    Raises:
+        MemoryError: logits of a head with gates that are larger than `max_bytes`.
     """
     samples = train.weighted
+    if not structure.is_plain:
+        widths = structure.num_features, structure.num_outputs
+        check_fits(len(samples), widths, max_bytes, "or a plain head")
     path = Path(on_point=path_table.show if verbose else None)
     large = structure.is_plain and not has_room(len(samples), structure.num_outputs, max_bytes)
     data = HeadData.of(structure, loss, samples, max_bytes, lazy=large).centred()

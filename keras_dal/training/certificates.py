@@ -1,7 +1,6 @@
 """The certificates of a fit: at the switch, and of the weights there are at the end."""
 
-import math
-
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
 
@@ -12,19 +11,18 @@ class Certificates(dict[str, Certificate]):
     Args:
         model: the model that is trained.
         data: what `certify` takes after the model, `(x, y)`, `(x, y, sample_weight)` or `(dataset,)`; None for none.
-        parameters: as in `certify`.
+        parameters, max_bytes: as in `certify`.
     """
 
-    def __init__(self, model, data, parameters):
+    def __init__(self, model, data, parameters, max_bytes=MAX_BYTES):
         super().__init__()
-        self._model, self._data, self._parameters = model, data, parameters
+        self._model, self._data, self._options = model, data, {"parameters": parameters, "max_bytes": max_bytes}
 
     def renew(self, moment):
         """Make the certificate of a moment, of the weights as they are now."""
         if self._data is None:
             raise KeyError("Certificates need data: AlignmentMonitor(data=(x, y)). Received: data=None")
-        options = {"max_bytes": math.inf, "verbose": 0}  # a training is not to fail by a limit that nobody has set
-        self[moment] = certify(self._model, *self._data, parameters=self._parameters, **options)
+        self[moment] = certify(self._model, *self._data, **self._options, verbose=0)
 
     def at(self, moment):
         """Return the certificate of a moment, which is made where there is none yet."""

@@ -34,10 +34,12 @@ class ConvexPhase:
         wrap: the `Wrap` of the model that `fit` trains.
         structure: the `Structure` of the model.
         loss: the `losses.Loss` it is compiled with.
+        max_bytes: as in `solve_head`, and of features in memory.
     """
 
-    def __init__(self, wrap, structure, loss):
+    def __init__(self, wrap, structure, loss, max_bytes):
         self._model, self._wrap, self.structure, self.loss = structure.model, wrap, structure, loss
+        self._max_bytes = max_bytes
         self._weight = _keras.loss_weight(structure.model)
         self._before = Snapshot(structure.model, wrap)
         self.averaged_steps = wrap.averaged_steps
@@ -55,7 +57,7 @@ class ConvexPhase:
         """
         renew = state_of(self._wrap).has_average and have_moved(self._model, statistics)
         self._wrap.switch(self._model, structure=self.structure)
-        self._gathering = Gathering(self.structure, renew)
+        self._gathering = Gathering(self.structure, renew, self._max_bytes)
         self._read_with = Kept((variable.path, variable) for variable in self._model.trainable_variables)
 
     def train_function(self, logs):
@@ -122,6 +124,7 @@ class ConvexPhase:
 
         Raises:
             Incomplete: not everything was read.
+            MemoryError: as for `solve_head`.
             ValueError: nothing was, or numbers are not finite.
         """
         if self.batches < expected:
@@ -134,7 +137,7 @@ class ConvexPhase:
             self._check_weights()
             self._check_one_model()
             self.train = self._gathering.finish()
-            result = solve_head(self.structure, self.loss, self.train)
+            result = solve_head(self.structure, self.loss, self.train, self._max_bytes)
             self._check_start(result)
             if not np.isfinite(result.loss):
                 raise ValueError(f"The head is not finite: the training has diverged. Received: loss {result.loss}")

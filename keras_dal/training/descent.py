@@ -39,10 +39,19 @@ class Descent:
         self._before = Snapshot(self._structure.model, self._wrap)
         if self._has_data:
             state_of(self._wrap).freeze_gates(self._structure)  # the certificate is of the gates that will be
-            self._certificates.renew("switch")
+            self._certify()
         rate = self._step_size(report, needed) if state_of(self._wrap).rates.are_proven else None
         self._wrap.switch(self._structure.model, learning_rate=rate, structure=self._structure)
         self._before = None
+
+    def _certify(self):
+        """Certify the switch; without room for it only the step that is proved cannot do."""
+        try:
+            self._certificates.renew("switch")
+        except MemoryError as error:
+            if state_of(self._wrap).rates.are_proven:
+                raise
+            warn(f"There is no certificate of the switch, and training goes on. Received: {described(error)}", error)
 
     def undo(self):
         """Put back what there was before a switch that failed."""

@@ -8,7 +8,7 @@ from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, batches, check_finite, first_inputs
 from keras_dal.features.cache import gathered
 from keras_dal.features.inputs import are_arrays
-from keras_dal.features.samples import check_bytes, check_fits, check_labels
+from keras_dal.features.samples import check_bytes, check_labels
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import are_finite, feature_array
 from keras_dal.finishing.result import Result
@@ -118,9 +118,6 @@ def finish(
             _renew(statistics, structure, source, batch_size, "x" if statistics_from is None else "statistics_from")
         options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True, "verbose": verbose}
         train = gathered(structure, "training samples", x, y, sample_weight, **options)
-        if not structure.is_plain:
-            widths = structure.num_features, structure.num_outputs
-            check_fits(len(train.weighted), widths, max_bytes, "or a plain head")
         result = solve_head(structure, loss, train, max_bytes, bool(verbose))
     except BaseException:
         before.restore()

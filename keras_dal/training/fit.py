@@ -30,14 +30,16 @@ class Fit:
         outcome: the `Outcome` that the result of the convex phase goes to.
         certificates: the `Certificates` of this fit.
         announcer: an `Announcer`.
+        max_bytes: as in `AlignmentMonitor`.
 
     Raises:
         ValueError: a model without a linear head, a loss outside the theory, or labels in `data` that it does not take.
     """
 
-    def __init__(self, model, wrap, data, params, outcome, certificates, announcer):
+    def __init__(self, model, wrap, data, params, outcome, certificates, announcer, max_bytes):
         self._model, self._wrap, self._data, self.params = model, wrap, data, params
         self._outcome, self._certificates, self._announcer = outcome, certificates, announcer
+        self._max_bytes = max_bytes
         self._logs: dict[str, Any] = {}  # of the last step that trained
         self._steps = 0  # calls of the train function in this epoch
         self._measured: tuple[str, ...] = ()  # names
@@ -65,7 +67,7 @@ class Fit:
         loss = loss_of(model, structure.activation, num_outputs=structure.num_outputs)
         checks.check_targets(loss, self._data, structure.num_outputs)
         checks.check_second_phase(wrap, structure, loss, self._data)
-        self._measurement = measurement_of(structure, loss, self._data, self.params["epochs"])
+        self._measurement = measurement_of(structure, loss, self._data, self.params["epochs"], self._max_bytes)
         driver = state_of(wrap).driver if wrap is not None and wrap.explore is not None else None
         self._hooks = StepHooks(model, structure.layer, self._measurement.moments, driver, self._keep)
         if wrap is None:
@@ -73,7 +75,7 @@ class Fit:
             return
         descent = Descent(wrap, structure, loss, self._certificates, self._data is not None)
         of_fit = self._measurement, self._hooks, descent, self._outcome, self._announcer, self.params
-        self._phases = TwoPhases(wrap, structure, loss, *of_fit)
+        self._phases = TwoPhases(wrap, structure, loss, *of_fit, self._max_bytes)
 
     def begin_epoch(self, epoch):
         """Prepare the steps of an epoch."""

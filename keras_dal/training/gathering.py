@@ -5,7 +5,6 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import described, warn
 from keras_dal.features.batches import BatchCheck
 from keras_dal.features.cache import FeatureRows
@@ -26,6 +25,7 @@ class Gathering:
     Args:
         structure: the `Structure` of the model that `fit` trains.
         renew: whether batch statistics are to be renewed, as after averaging weights.
+        max_bytes: size from which features are memory-mapped.
 
     Attributes:
         arrived: batches that nobody has looked at yet.
@@ -34,13 +34,13 @@ class Gathering:
         steps_of_statistics: how many of them gave batch statistics.
     """
 
-    def __init__(self, structure, renew):
+    def __init__(self, structure, renew, max_bytes):
         self._model = model = structure.model
         self._features, self._check = _backend.over_replicas(_features(structure), model), BatchCheck(structure)
         statistics = BatchStatistics(model, lambda batch: evaluated(model, batch)[0])
         self._statistics = statistics if renew and statistics.are_there else None
         self.arrived, self._waiting, self._bytes = [], [], 0
-        self._rows = FeatureRows(MAX_BYTES)
+        self._rows = FeatureRows(max_bytes)
         self.batches = self.steps_of_statistics = self.batch_size = 0
         self._discarded = False
 

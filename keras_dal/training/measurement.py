@@ -18,7 +18,7 @@ from keras_dal.training.moments import SUMS_BYTES, BadLabels, StepMoments, sums_
 _OWN_DATA = "Give the monitor its own data, AlignmentMonitor(data=(x, y))"
 
 
-def measurement_of(structure, loss, data, epochs):
+def measurement_of(structure, loss, data, epochs, max_bytes):
     """Return what measures a fit, on data of its own or on what flows through it.
 
     Args:
@@ -26,8 +26,9 @@ def measurement_of(structure, loss, data, epochs):
         loss: the `losses.Loss` it is compiled with.
         data: arguments of `alignment` after the model, or None for what flows through `fit`.
         epochs: number of the last epoch of `fit`.
+        max_bytes: as in `alignment`, of data of its own.
     """
-    return OnStream(structure, loss, epochs) if data is None else OnData(structure, loss, data)
+    return OnStream(structure, loss, epochs) if data is None else OnData(structure, loss, data, max_bytes)
 
 
 class Measurement:
@@ -120,17 +121,17 @@ class OnData(Measurement):
     """Measures data of its own after every epoch, exactly, in inference mode.
 
     Args:
-        structure, loss, data: as for `measurement_of`.
+        structure, loss, data, max_bytes: as for `measurement_of`.
     """
 
     has_samples = True
 
-    def __init__(self, structure, loss, data):
+    def __init__(self, structure, loss, data, max_bytes):
         super().__init__(structure, loss)
-        self._data, self._samples = data, some_samples(data[0])
+        self._data, self._samples, self._max_bytes = data, some_samples(data[0]), max_bytes
 
     def _measured(self, epoch):
-        self.report = alignment_of(self._structure, self._loss, *self._data, max_bytes=np.inf)
+        self.report = alignment_of(self._structure, self._loss, *self._data, max_bytes=self._max_bytes)
         return as_alignment(self.report) | self._change_of(self._samples)
 
     def samples(self):

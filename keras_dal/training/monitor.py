@@ -6,8 +6,10 @@ from typing import Any
 import keras
 
 from keras_dal import _keras
+from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import warn
 from keras_dal.features.batches import as_arguments
+from keras_dal.features.samples import check_bytes
 from keras_dal.finishing.result import Result
 from keras_dal.training import checks, messages
 from keras_dal.training.announcer import Announcer
@@ -41,6 +43,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
     Args:
         data: `(x, y)` or `(x, y, sample_weight)`, also as a list, or a dataset of such batches, measured at the end of
             every epoch; None for what flows through `fit`.
+        max_bytes: as in `finish` for the head that is solved, in `alignment` and `certify` for data. What would need
+            more is left out with a warning, and training goes on, as where it fails for another reason.
         verbose: 1 to say in a few lines what was found, frozen and solved, 0 for warnings alone.
 
     Attributes:
@@ -50,13 +54,14 @@ class AlignmentMonitor(keras.callbacks.Callback):
             none at the switch, or with `exploit_learning_rate="auto"` one of the weights that it begins with.
 
     Raises:
-        ValueError: when training begins, for a model without a linear head, a loss outside the theory, or arrays of
-            labels in `data` that the loss does not take.
+        ValueError: a limit that is no number of bytes; when training begins, a model without a linear head, a loss
+            outside the theory, or arrays of labels in `data` that the loss does not take.
     """
 
-    def __init__(self, data: Any = None, *, verbose: int = 1) -> None:
+    def __init__(self, data: Any = None, *, max_bytes: int = MAX_BYTES, verbose: int = 1) -> None:
         super().__init__()
-        self.data, self.verbose = data, verbose
+        check_bytes("max_bytes", max_bytes)
+        self.data, self.max_bytes, self.verbose = data, max_bytes, verbose
         self.certificates = Certificates(None, None, "head")
         self._outcome = Outcome()
         self._wrap: Any = None
@@ -81,9 +86,9 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._wrap = find_wrap(model.optimizer)
         if self._wrap is None or getattr(self._outcome.result, "model", None) is not model:
             self._outcome.forget()
-        self.certificates = Certificates(model, rows, parameters_of(self._wrap))
+        self.certificates = Certificates(model, rows, parameters_of(self._wrap), self.max_bytes)
         kept = self._outcome, self.certificates
-        self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(model, self.verbose))
+        self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(model, self.verbose), self.max_bytes)
         if (callbacks := _keras.calling_list()) is not None:
             weakref.finalize(callbacks, _let_go, weakref.ref(self._fit)).atexit = False
 

@@ -92,17 +92,19 @@ class TwoPhases(OnePhase):
         outcome: the `Outcome` that the result of the convex phase goes to.
         announcer: an `Announcer`.
         params: of the fit, as Keras gives them to callbacks: `epochs` and `steps`.
+        max_bytes: as in `AlignmentMonitor`.
 
     Attributes:
         solved: the `ConvexPhase` whose head was solved in this epoch, until that ends, or None.
     """
 
-    def __init__(self, wrap, structure, loss, measurement, hooks, descent, outcome, announcer, params):
+    def __init__(self, wrap, structure, loss, measurement, hooks, descent, outcome, announcer, params, max_bytes):
         super().__init__(hooks)
         self._model, self._wrap, self._structure, self._loss = structure.model, wrap, structure, loss
         self._state = state_of(wrap)
         self._measurement, self._descent = measurement, descent
         self._outcome, self._announcer, self._params = outcome, announcer, params
+        self._max_bytes = max_bytes
         self._stage, self._schedule = Stage.BEGINS, SwitchSchedule.never()
         self._began: int | None = None  # the first epoch
         self._epoch: int | None = None
@@ -229,7 +231,7 @@ class TwoPhases(OnePhase):
         warn(messages.goes_on(error), error)
 
     def _solve_next(self, epoch):
-        self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss)
+        self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss, self._max_bytes)
         if self._state.has_average:
             self._unknown.warn()
         elif (few := self._measurement.samples()) is not None:
