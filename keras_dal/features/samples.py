@@ -53,9 +53,9 @@ def check_count(name, count):
         raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
 
 
-def some_rows(size, most):
+def some_rows(size, most, seed=0):
     """Return indices of random samples, `most` at most, in ascending order."""
-    return np.sort(np.random.default_rng(0).permutation(size)[:most])
+    return np.sort(np.random.default_rng(seed).permutation(size)[:most])
 
 
 def check_bytes(name, value):

@@ -102,7 +102,7 @@ def converge(
             gates or because labels are not hard, has logits for a block of samples at a time, as in `finish`; all else
             is refused where one copy in float64 is larger.
         batch_size: samples in one evaluation of arrays.
-        seed: integer for the gates that are added.
+        seed: integer for the gates that are added, and for which training inputs are anchors where some are.
         verbose: 0 for silence; else a bar for each pass over data, and a line for each point of the path.
 
     Returns:
@@ -138,7 +138,7 @@ def converge(
     rules += [Patience(patience)] if patience is not None else []
     path = Path(rules, path_table.show if verbose else None)
     samples = structure, loss, train, max_bytes, validation
-    task = _task(samples, path, still, minimizes=ridge is not None, adds_gates=gated is True)
+    task = _task(samples, path, still, seed, minimizes=ridge is not None, adds_gates=gated is True)
     tol = GAP * loss.unit(task.data.targets, train.weights) if tol is None else tol
     if gated is True and structure.place is None and not _fits(task):
         raise ValueError(f"The gated head is too large. Raise max_bytes. Received: {_size(task)}, {max_bytes=:,}")
@@ -151,13 +151,14 @@ def converge(
         return finished(task, **goal)  # so that a first interrupt loses nothing; a second one is obeyed
 
 
-def _task(samples, path, still, minimizes, adds_gates):
+def _task(samples, path, still, seed, minimizes, adds_gates):
     """Return the task of the own head; one block of samples at a time has logits where all would be too many.
 
     Args:
         samples: what `HeadData.of` takes.
         path: the `Path`.
         still: features of anchors, or None.
+        seed: as for `Task`.
         minimizes: whether a minimum is asked for, which can be found so, whatever the labels are.
         adds_gates: whether gates are to be added, beside which it cannot.
 
@@ -171,11 +172,11 @@ def _task(samples, path, still, minimizes, adds_gates):
         if structure.is_plain and not adds_gates and has_room(num_anchors, outputs, max_bytes):
             data = HeadData.of(*samples, lazy=True)
             if minimizes or not data.has_hard_labels:
-                return LBFGSTask(data, path, still)
+                return LBFGSTask(data, path, still, seed)
         blocks = structure.is_plain and minimizes and not adds_gates
         instead = "or fewer anchors" if blocks else "or a ridge= without gates"
         check_fits(num_rows, (structure.num_features, outputs), max_bytes, instead)
-    return SeparableTask(HeadData.of(*samples), path, still)
+    return SeparableTask(HeadData.of(*samples), path, still, seed)
 
 
 def _walked(own, gated, ridge, tol, add_gates, verbose):

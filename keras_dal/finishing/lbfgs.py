@@ -29,13 +29,13 @@ class LBFGSTask(Task):
 
     Args:
         data: the `HeadData`, with lazy targets.
-        path, anchors: as for `Task`.
+        path, anchors, seed: as for `Task`.
     """
 
     method = "L-BFGS"
 
-    def __init__(self, data, path, anchors=None):
-        super().__init__(data, path, anchors)
+    def __init__(self, data, path, anchors=None, seed=0):
+        super().__init__(data, path, anchors, seed)
         self._whitening = Whitening(self.still, self.samples)
         squares = sum(np.sum(np.square(logits, dtype=np.float64)) for _, logits in self._logits(data.theta))
         self.size = float(np.sqrt(squares / len(data.train)))

@@ -45,13 +45,13 @@ class NewtonTask(Task):
     """A `Task` whose logits are all in memory, by Newton's method.
 
     Args:
-        data, path, anchors: as for `Task`.
+        data, path, anchors, seed: as for `Task`.
     """
 
     method = "Newton's method"
 
-    def __init__(self, data, path, anchors=None):
-        super().__init__(data, path, anchors)
+    def __init__(self, data, path, anchors=None, seed=0):
+        super().__init__(data, path, anchors, seed)
         self.jacobian = self.samples if anchors is None else StackedJacobian([self.samples, self.still])
         self.start = self.jacobian.logits(self._where.single(data.theta))
 
@@ -81,7 +81,7 @@ class NewtonTask(Task):
 
     def with_head(self, structure):
         """Return the same task for the head of a copy of the model, on the same features."""
-        task = type(self)(self.data.of_other_head(structure), self.path, self._given_anchors)
+        task = type(self)(self.data.of_other_head(structure), self.path, self._given_anchors, self._seed)
         task.is_copy = True
         return task
 

@@ -147,7 +147,7 @@ class SeparableTask(NewtonTask):
         criterion, gaps = self._separation(start, _INTERPOLATED, self.data.targets)
         short = np.sum(self._margins(start) < criterion.delta)
         most = min(_HELD, short) if self.jacobian is self.samples else _HELD
-        held = self.still.part(0).restricted(some_rows(len(self.still), most))
+        held = self.still.part(0).restricted(some_rows(len(self.still), most, self._seed))
         moves = Moves(solver, held, criterion, self._margins, start, gaps, self._num_free)
         self.left = moves.left
         for _ in range(_ROUNDS):

@@ -16,7 +16,7 @@ OF_CURVATURE = 1 / 3  # the weight between them, in the mean curvature of the lo
 GAP = 1e-4  # in the unit of the loss, to which a minimum is proved to be reached, and a loss is wanted by default
 
 
-def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
+def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False, seed=0):
     """Solve for the linear parameters of a model on cached features, and write them into the model.
 
     A plain head minimizes `loss + weight_of_change(...) * change`, and its L2 penalty if it has one; there is one
@@ -34,6 +34,7 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
         max_bytes: as in `converge`; where ten copies of the logits of a plain head are larger, which Newton's method
             has, L-BFGS has logits for a block of samples at a time.
         verbose: whether to print the path.
+        seed: of the samples on which the change is measured, where these are some.
 
     Returns:
         A `Result`.
@@ -48,7 +49,7 @@ def solve_head(structure, loss, train, max_bytes=MAX_BYTES, verbose=False):
     path = Path(on_point=path_table.show if verbose else None)
     large = structure.is_plain and not has_room(len(samples), structure.num_outputs, max_bytes)
     data = HeadData.of(structure, loss, samples, max_bytes, lazy=large).centred()
-    task = LBFGSTask(data, path) if large else SeparableTask(data, path)
+    task = (LBFGSTask if large else SeparableTask)(data, path, seed=seed)
     gap = GAP * loss.unit(data.targets, samples.weights)
     try:
         wants_sides = structure.place is not None and data.has_hard_labels

@@ -17,6 +17,7 @@ class Task:
         data: the `HeadData`, which outlasts the task.
         path: the `Path` that sees every step.
         anchors: features of samples to be left alone, `(a, m)`, or None for training samples in their place.
+        seed: of the latter, where some are taken.
 
     Attributes:
         method: what solves it.
@@ -33,15 +34,15 @@ class Task:
     method: str
     size: Any
 
-    def __init__(self, data, path, anchors=None):
-        self.data, self.path, self._given_anchors = data, path, anchors
+    def __init__(self, data, path, anchors=None, seed=0):
+        self.data, self.path, self._given_anchors, self._seed = data, path, anchors, seed
         self.samples: Any = None
         self.samples = self.still = self._jacobian(data.train.features)
         if anchors is not None:
             self.anchors = len(data.train) + np.arange(len(anchors))
             self.still = self._jacobian(anchors)
         else:
-            self.anchors = some_rows(len(data.train), ANCHORS)
+            self.anchors = some_rows(len(data.train), ANCHORS, seed)
             if len(self.anchors) < len(data.train):
                 self.still = self.samples.restricted(self.anchors)
         self._of_validation = None if data.validation is None else self._jacobian(data.validation.features)

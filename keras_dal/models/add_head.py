@@ -1,6 +1,7 @@
 """Giving a model a gated head, sized so that the labels of its training samples are in the column space."""
 
 import math
+import os
 from typing import Any, Literal
 
 import keras
@@ -35,6 +36,7 @@ def add_gated_head(
     sharpness: float = 10.0,
     oversample: float = _OVERSAMPLE,
     loss: Any = None,
+    cache: str | os.PathLike[str] | None = None,
     max_bytes: int = MAX_BYTES,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -61,6 +63,7 @@ def add_gated_head(
         sharpness: as in `GatedDense`.
         oversample: parameters over labels, at least 1; with more, `converge` disturbs test images less.
         loss: as for `model.compile`; the compiled one by default. Softmax needs one output less before the last layer.
+        cache: directory in which features of arrays are kept and found again.
         max_bytes: memory for features, which are memory-mapped beyond it.
         batch_size: samples in one evaluation of arrays.
         seed: integer for the random numbers.
@@ -83,7 +86,8 @@ def add_gated_head(
     head = structure.layer
     if structure.place is not None:
         raise ValueError(f"The model has a gated head already. Received: layer {head.name!r} ({type(head).__name__})")
-    found = None if x is None else cached_features(structure, x, batch_size=batch_size, max_bytes=max_bytes)
+    kept = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes}
+    found = None if x is None else cached_features(structure, x, **kept)
     features = None if found is None else found.features
     n = len(features) if num_samples is None and features is not None else num_samples or 0
     directions = structure.num_features if found is None else found.num_independent(structure)

@@ -1,6 +1,7 @@
 """The second phase on data that are at hand: in a loop of one's own, or after `fit`."""
 
 import itertools
+import os
 from typing import Any
 
 from keras_dal._backend.arrays import MAX_BYTES
@@ -8,7 +9,7 @@ from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, batches, check_finite, first_inputs
 from keras_dal.features.cache import gathered
 from keras_dal.features.inputs import are_arrays
-from keras_dal.features.samples import check_bytes, check_labels
+from keras_dal.features.samples import check_bytes, check_labels, check_seed
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import are_finite, feature_array
 from keras_dal.finishing.result import Result
@@ -38,8 +39,10 @@ def finish(
     *,
     statistics_from: Any = None,
     loss: Any = None,
+    cache: str | os.PathLike[str] | None = None,
     max_bytes: int = MAX_BYTES,
     batch_size: int = BATCH_SIZE,
+    seed: int = 0,
     verbose: int = 1,
 ) -> Result:
     """Solve the convex second phase of a model: its linear parameters, on the features of these data.
@@ -68,10 +71,12 @@ def finish(
             short for moving averages. Where images are augmented outside of the model, give the augmented batches:
             statistics of other images than those that were trained on cost accuracy.
         loss: as for `model.compile`; the compiled one by default.
+        cache: directory in which features of arrays are kept and found again.
         max_bytes: memory for features, for what is computed from them once, and for ten copies of the logits of a plain
             head, each. Larger features are memory-mapped, and more logits exist for a block of samples at a time. A
             head with gates is refused where one copy of the logits in float64 is larger.
         batch_size: samples in one evaluation of arrays.
+        seed: integer for the random samples on which the change is measured, where there are more.
         verbose: whether to print which weights it takes, what it reads, with a progress bar for the features, and a
             line for each step of the solver.
 
@@ -84,6 +89,7 @@ def finish(
         MemoryError: logits of a head with gates that are larger than `max_bytes`.
     """
     check_bytes("max_bytes", max_bytes)
+    check_seed(seed)
     if verbose:
         say_how_inputs_are_taken(model)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
@@ -116,9 +122,9 @@ def finish(
             say(messages.renews_statistics(STEPS))
         if renews:
             _renew(statistics, structure, source, batch_size, "x" if statistics_from is None else "statistics_from")
-        options = {"batch_size": batch_size, "max_bytes": max_bytes, "labelled": True, "verbose": verbose}
-        train = gathered(structure, "training samples", x, y, sample_weight, **options)
-        result = solve_head(structure, loss, train, max_bytes, bool(verbose))
+        options = {"batch_size": batch_size, "directory": cache, "max_bytes": max_bytes, "verbose": verbose}
+        train = gathered(structure, "training samples", x, y, sample_weight, labelled=True, **options)
+        result = solve_head(structure, loss, train, max_bytes, bool(verbose), seed)
     except BaseException:
         before.restore()
         raise

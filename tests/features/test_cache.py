@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_dal
 from keras_dal.features import cache, store
 from keras_dal.features.cache import cached_features
 from keras_dal.features.fingerprint import fingerprint
@@ -618,3 +619,14 @@ def test_data_without_the_labels_that_are_needed_are_not_evaluated(structure, x,
     with pytest.raises(ValueError, match="Labels are needed.*Received"):
         cached_features(structure, data, on_batch=seen.append, labelled=True)
     assert not seen
+
+
+@pytest.mark.parametrize("function", [keras_dal.converge, keras_dal.finish, keras_dal.add_gated_head])
+def test_every_function_that_keeps_features_finds_those_of_another(function, tmp_path, monkeypatch):
+    x, labels = np.random.default_rng(0).standard_normal((50, 6)).astype("float32"), np.arange(50) % 2
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    cached_features(find_structure(model), x, directory=tmp_path)
+    monkeypatch.setattr(cache, "FeatureRows", None)  # which collects them anew
+    data = (x,) if function is keras_dal.add_gated_head else (x, labels)
+    function(model, *data, cache=tmp_path, verbose=0)
