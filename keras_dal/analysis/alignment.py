@@ -119,9 +119,10 @@ def alignment_of(
         seconds: of the solver that decides separability, None for none.
     """
     bar = progress_bar("samples", x) if verbose else None
-    with SpooledRows() as rows:
+    with SpooledRows(max_bytes) as kept:
+        rows = _Samples(kept, loss, structure.num_outputs)
         batches = feature_batches(structure, x, y, sample_weight, batch_size, labelled=True)
-        used, alike = _gather(rows, structure, loss, watched(batches, bar))
+        used, alike = _gather(rows, watched(batches, bar))
         if verbose:
             say(announced(np.count_nonzero(used), structure.head().num_parameters, seconds))
         measure = _measure_plain if structure.is_plain else _measure_gated
@@ -190,13 +191,40 @@ def _unknown(projection, of_labels, loss, eps):
     return (loss.quadratic * lost) | nothing
 
 
-def _gather(rows, structure, loss, batches):
+class _Samples:
+    """Features, targets and weights of batches; labels are kept, and targets made of them: there may be many classes.
+
+    Args:
+        rows: the `SpooledRows` that keep them.
+        loss: a `losses.Loss`.
+        num_outputs: C.
+    """
+
+    def __init__(self, rows, loss, num_outputs):
+        self._rows, self._loss, self._num_outputs = rows, loss, num_outputs
+
+    def append(self, features, labels, weight):
+        """Add a batch, whose labels are looked at.
+
+        Raises:
+            ValueError: as for `Loss.targets`.
+        """
+        targets = self._loss.targets(labels, self._num_outputs)
+        plain = np.asarray(labels).dtype.kind in "biuf"  # whose bytes are numbers
+        self._rows.append(features, np.asarray(labels, None if plain else targets.dtype), weight)
+
+    def __iter__(self):
+        for features, labels, weight in self._rows:
+            yield features, self._loss.targets(labels, self._num_outputs), weight
+
+
+def _gather(rows, batches):
     """Keeps samples that have a weight; returns which these are, and whether they weigh the same."""
     weights = []
     for features, y, weight in batches:
         kept = weight > 0
         if kept.any():
-            rows.append(features[kept], loss.targets(y[kept], structure.num_outputs), weight[kept])
+            rows.append(features[kept], y[kept], weight[kept])
         weights.append(weight)
     used, positives = positive(np.concatenate(weights))
     return used, bool(np.min(positives) == np.max(positives))

@@ -15,15 +15,21 @@ from keras_dal._backend.arrays import slices
 
 _FORMAT = 1  # of files that are kept
 _CHUNK = 2**24  # bytes that are read at a time
+_SPOOLED = 2**28  # bytes of rows in memory, at most, that are read once or twice more
 _PREFIX = "keras_dal-"  # of files that are being written
 _ABANDONED = 24 * 3600  # seconds without a write after which the partial file is one of a process that was killed
 
 
 class SpooledRows:
-    """Rows that are written once and read again, in memory up to a limit and in a temporary file beyond it."""
+    """Rows that are written once and read again, in memory up to a limit and in a temporary file beyond it.
 
-    def __init__(self, max_bytes=2**28):
-        self._file = tempfile.SpooledTemporaryFile(max_size=max_bytes)  # noqa: SIM115 (closed by __exit__)
+    Args:
+        max_bytes: the limit; 256 MiB is one in any case, as files are nearly as fast.
+    """
+
+    def __init__(self, max_bytes):
+        most = max(1, int(min(max_bytes, _SPOOLED)))  # for Python's 0 is none
+        self._file = tempfile.SpooledTemporaryFile(max_size=most)  # noqa: SIM115 (closed by __exit__)
         self._batches = []
 
     def __enter__(self):

@@ -16,6 +16,7 @@ from keras_dal.analysis import separability, width
 from keras_dal.analysis.certify import certify_head
 from keras_dal.analysis.misses import middles
 from keras_dal.analysis.widths import num_bytes
+from keras_dal.features import store
 from keras_dal.features.cache import CachedFeatures
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
@@ -98,7 +99,7 @@ def large_head():
 
 
 @pytest.mark.parametrize(("limit", "method"), [(2**30, "Cholesky"), (4 * N * N - 1, "LSQR")])
-def test_a_monitor_refuses_nothing_and_makes_no_factor_beyond_the_default(monkeypatch, limit, method):
+def test_a_monitor_without_a_limit_refuses_nothing_and_makes_no_factor_beyond_the_default(monkeypatch, limit, method):
     monkeypatch.setattr("keras_dal.features.samples.MAX_BYTES", limit)
     made, module = [], sys.modules["keras_dal.analysis.alignment"]
 
@@ -108,7 +109,8 @@ def test_a_monitor_refuses_nothing_and_makes_no_factor_beyond_the_default(monkey
 
     monkeypatch.setattr(module, "jacobian", kept)
     model, data = large_head(), (PLAIN.inputs(N), PLAIN.labels(N))
-    logs = model.fit(*data, callbacks=[keras_dal.AlignmentMonitor(data=data)], epochs=1, verbose=0).history
+    monitor = keras_dal.AlignmentMonitor(data=data, max_bytes=np.inf)
+    logs = model.fit(*data, callbacks=[monitor], epochs=1, verbose=0).history
     assert method in made[0].method
     monkeypatch.setattr(module, "jacobian", jacobian)
     exact = alignment(model, *data, verbose=0)
@@ -237,3 +239,24 @@ def test_a_certificate_looks_at_labels_within_its_own_limit():
         assert found.verdict == "aligned"
         assert sum(columns) == outputs
         assert max(columns) == min(outputs, max_bytes // (32 * n))
+
+
+@pytest.mark.parametrize("max_bytes", [0, 2**20, np.inf])
+def test_what_waits_keeps_to_the_limit_and_is_labels_not_targets(max_bytes, monkeypatch):
+    made, append, sizes = [], store.SpooledRows.append, []
+
+    def noted(self, *arrays):
+        append(self, *arrays)
+        made.append(self._file)
+        sizes.append(sum(array.nbytes for array in arrays))
+
+    monkeypatch.setattr(store.SpooledRows, "append", noted)
+    n, classes, x = 2_000, 50, np.ones((2_000, 3), "float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(classes)])
+    labels, loss = np.arange(n) % classes, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    options = {"decide_separability": False, "max_bytes": max_bytes, "batch_size": 100, "verbose": 0}
+    found = alignment(model, x, labels, loss=loss, **options)
+    np.testing.assert_allclose(found.residual_share, 1.0, atol=1e-6)
+    assert sizes == [100 * (4 * 3 + labels.itemsize + 8)] * 20
+    assert made[-1]._rolled == (max_bytes == 0)
+    assert made[-1]._max_size <= 2**28
