@@ -48,8 +48,8 @@ class FeatureFunction:
 def feature_function(model, layer):
     """Return the `FeatureFunction` of a model: the one that is kept with it, unless it may compute something else now.
 
-    Layers of Keras' own compute what their attributes say, but for those that are adapted to data or hold functions of
-    others. Where there are other layers nothing is kept.
+    Layers of Keras' own compute what their attributes say, but for those that hold functions of others or are adapted
+    to data, which of `Normalization` is in its attributes. Where there are other layers nothing is kept.
     """
     state = _state(model)
     if state is None:
@@ -103,7 +103,9 @@ def _contents(value):
 def _computes_more(layer):
     """Whether a layer may compute something else with the same attributes: it is not Keras', or adapted to data."""
     module = type(layer).__module__
-    adapts = hasattr(layer, "adapt") and not module.startswith("keras_dal.")  # gates are adapted in variables
+    in_attributes = type(layer) is keras.layers.Normalization  # tensors, and others when it is adapted again
+    in_attributes |= module.startswith("keras_dal.")  # gates: in variables
+    adapts = hasattr(layer, "adapt") and not in_attributes
     return _root(module) not in _LIBRARIES or adapts or "call" in vars(layer) or isinstance(layer, keras.layers.Lambda)
 
 

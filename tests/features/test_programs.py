@@ -1,6 +1,7 @@
 """A model is compiled for its features once, and anew where it may compute something else."""
 
 import copy
+import tempfile
 
 import keras
 import numpy as np
@@ -45,8 +46,9 @@ def check(model):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is compiled there")
-def test_public_functions_share_one_program_of_a_model(compilations):
-    model = made(keras.layers.BatchNormalization(), keras.layers.Dropout(0.5))
+@pytest.mark.parametrize("adapted", [False, True])
+def test_public_functions_share_one_program_of_a_model(compilations, adapted):
+    model = made(*[normalization()] * adapted, keras.layers.BatchNormalization(), keras.layers.Dropout(0.5))
     keras_dal.alignment(model, X, Y, verbose=0)
     first = len(compilations)
     keras_dal.alignment(model, X, Y, verbose=0)
@@ -72,6 +74,15 @@ def of_a_layer(model):
 
 def of_adapted(model):
     model.layers[0].adapt(3 * X + 1)
+
+
+def of_loaded(model):
+    other = made(normalization())
+    other.set_weights(model.get_weights())
+    other.layers[0].adapt(3 * X + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        other.save_weights(f"{folder}/other.weights.h5")
+        model.load_weights(f"{folder}/other.weights.h5")
 
 
 def of_a_call(model):
@@ -100,11 +111,12 @@ def normalization():
         (None, of_activation),
         (Shifted, of_a_layer),
         (normalization, of_adapted),
+        (normalization, of_loaded),
         (lambda: keras.layers.Lambda(lambda x: x * len(SCALES)), lambda model: SCALES.append(1)),
         (None, of_a_call),
         (None, of_the_layers),
     ],
-    ids=["activation", "attribute", "adapted", "lambda", "call", "layers"],
+    ids=["activation", "attribute", "adapted", "loaded", "lambda", "call", "layers"],
 )
 def test_a_model_that_computes_something_else_is_compiled_anew(layer, change):
     model = made(*([layer()] if layer else []))
