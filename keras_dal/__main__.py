@@ -10,7 +10,6 @@ import pathlib
 import re
 import sys
 import tempfile
-import time
 import warnings
 import zipfile
 import zlib
@@ -25,6 +24,7 @@ from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
 from keras_dal.features.samples import check_bytes, check_positive
+from keras_dal.features.store import abandoned
 from keras_dal.finishing.converge import check_options, converge
 from keras_dal.finishing.result_rows import WIDTH
 from keras_dal.solvers.duality import SECONDS
@@ -314,11 +314,9 @@ def _replace(model, path):
 
 def _remove_abandoned(path):
     """Remove what a process that was killed while it saved a model of this name has left: nothing else is in there."""
-    for folder in path.parent.glob(f"{glob.escape(path.stem)}-????????.partial"):
+    for folder in abandoned(path.parent, f"{glob.escape(path.stem)}-????????.partial", _ABANDONED):
         with contextlib.suppress(OSError):  # no folder, or another process was faster
-            parts = list(folder.iterdir())
-            written = max(part.stat().st_mtime for part in (folder, *parts))
-            if time.time() - written > _ABANDONED and all(part.name == path.name for part in parts):
+            if all(part.name == path.name for part in folder.iterdir()):
                 (folder / path.name).unlink(missing_ok=True)
                 folder.rmdir()
 

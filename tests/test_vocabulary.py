@@ -65,7 +65,7 @@ def test_a_shared_argument_has_one_default(name):
 
 
 @each_function
-@pytest.mark.parametrize("limit", [None, "4GB", -1])
+@pytest.mark.parametrize("limit", [None, "4GB", -1, True])
 def test_limits_of_memory_are_numbers(function, limit):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
     model.compile(loss="mse")
@@ -73,6 +73,16 @@ def test_limits_of_memory_are_numbers(function, limit):
         data = [np.ones((4, 2))] * (1 + ("y" in arguments(function)))
         with pytest.raises(ValueError, match=f"{name} must be a number of bytes.*Received"):
             function(model, *data, **{name: limit})
+
+
+@pytest.mark.parametrize("function", [each for each in FUNCTIONS if "batch_size" in arguments(each)])
+@pytest.mark.parametrize("size", [0, 2.5, True])
+def test_batches_have_a_whole_number_of_samples(function, size):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.compile(loss="mse")
+    data = [np.ones((4, 2))] * (1 + ("y" in arguments(function)))
+    with pytest.raises(ValueError, match=r"batch_size must be a positive integer.*Received: batch_size="):
+        function(model, *data, batch_size=size)
 
 
 @pytest.mark.parametrize("function", [each for each in FUNCTIONS if "time_limit" in arguments(each)])

@@ -49,7 +49,7 @@ def check_labels(labels, x):
 
 def check_count(name, count):
     """Raise a ValueError unless this is a positive integer."""
-    if not (isinstance(count, (int, np.integer)) and count > 0):
+    if not (isinstance(count, (int, np.integer)) and not isinstance(count, bool) and count > 0):
         raise ValueError(f"{name} must be a positive integer. Received: {name}={count!r}")
 
 
@@ -60,7 +60,7 @@ def some_rows(size, most, seed=0):
 
 def check_bytes(name, value):
     """Raise a ValueError unless this is a number of bytes."""
-    if not isinstance(value, (int, float, np.number)) or not value >= 0:
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not value >= 0:
         raise ValueError(f"{name} must be a number of bytes, not negative. Received: {name}={value!r}")
 
 

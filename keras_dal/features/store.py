@@ -1,5 +1,6 @@
 """Rows that may be larger than memory: kept in memory up to a limit, and on the disk beyond it."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -177,13 +178,25 @@ def checksum(path):
     return digest.hexdigest()
 
 
+def abandoned(directory, pattern, seconds):
+    """Yield files and folders to which nothing was written for so many seconds, contents of folders included.
+
+    Args:
+        directory: a `pathlib.Path`.
+        pattern: of their names, as for `glob`.
+        seconds: since the last write.
+    """
+    for partial in directory.glob(pattern):
+        with contextlib.suppress(OSError):  # another process was faster
+            parts = [partial, *(partial.iterdir() if partial.is_dir() else ())]
+            if time.time() - max(part.stat().st_mtime for part in parts) > seconds:
+                yield partial
+
+
 def _remove_abandoned(directory):
-    for partial in directory.glob(f"{_PREFIX}*.partial"):
-        try:
-            if time.time() - partial.stat().st_mtime > _ABANDONED:
-                partial.unlink()
-        except OSError:
-            continue  # another process was faster, or has it open
+    for partial in abandoned(directory, f"{_PREFIX}*.partial", _ABANDONED):
+        with contextlib.suppress(OSError):  # as above, or one that has it open
+            partial.unlink()
 
 
 def _write_atomically(path, text):
