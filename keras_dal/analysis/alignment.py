@@ -25,9 +25,7 @@ from keras_dal.features.precision import blocks_of, coarsest_eps, eps_of, eps_of
 from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_bytes, check_fits, kept_bytes, positive, seconds_of
 from keras_dal.features.store import SpooledRows
-from keras_dal.losses import loss_of
-from keras_dal.models.find_structure import find_structure
-from keras_dal.models.solvable import say_how_inputs_are_taken
+from keras_dal.models.understood import understood
 from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -86,11 +84,8 @@ def alignment(
     """
     check_bytes("max_bytes", max_bytes)
     seconds = seconds_of(time_limit)
-    if verbose:
-        say_how_inputs_are_taken(model)
     whole = isinstance(parameters, str) and parameters == "all"
-    structure = find_structure(model, first_inputs(x), "head" if whole else parameters)
-    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
+    structure, loss = understood(model, first_inputs(x), loss, "head" if whole else parameters, verbose)
     if whole:
         if verbose:
             say(f"at most {PRODUCTS} products with the Jacobian of the whole network")

@@ -24,10 +24,9 @@ from keras_dal.features.samples import (
     positive,
     seconds_of,
 )
-from keras_dal.losses import common_scale, loss_of
-from keras_dal.models.find_structure import find_structure
+from keras_dal.losses import common_scale
 from keras_dal.models.regularizers import l2_factors, penalty_at
-from keras_dal.models.solvable import say_how_inputs_are_taken
+from keras_dal.models.understood import understood
 from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import MAX_JACOBIAN_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -79,10 +78,7 @@ def certify(
     check_bytes("max_bytes", max_bytes)
     check_bytes("max_jacobian_bytes", max_jacobian_bytes)
     seconds = seconds_of(time_limit)
-    if verbose:
-        say_how_inputs_are_taken(model)
-    structure = find_structure(model, first_inputs(x), parameters)
-    resolved = loss_of(model, structure.activation, loss, structure.num_outputs)
+    structure, resolved = understood(model, first_inputs(x), loss, parameters, verbose)
     bar = progress_bar("samples", x) if verbose else None
     batches, count = [], 0
     for batch in watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar):

@@ -28,10 +28,9 @@ from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.features.samples import check_bytes, check_count, check_seed, seconds_of
 from keras_dal.heads import DenseHead, SumHead
 from keras_dal.heads.array_backend import Host
-from keras_dal.losses import common_scale, loss_of
-from keras_dal.models.find_structure import find_structure
+from keras_dal.losses import common_scale
 from keras_dal.models.gated_layers import GatedBranch
-from keras_dal.models.solvable import say_how_inputs_are_taken
+from keras_dal.models.understood import understood
 from keras_dal.solvers.duality import SECONDS, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
@@ -95,17 +94,14 @@ def width_curve(
     check_widths(widths)
     check_count("draws", draws)
     seconds = seconds_of(time_limit)
-    if verbose:
-        say_how_inputs_are_taken(model)
     check_seed(seed)
     check_bytes("max_bytes", max_bytes)
-    structure = find_structure(model, first_inputs(x))
+    structure, loss = understood(model, first_inputs(x), loss, verbose=verbose)
     if not structure.has_dense_part:
         raise ValueError(
             "The gates counted here stand beside the head, and this head comes after gated units. Pass the model that "
             f"it was made from. Received: layer {structure.layer.name!r} ({type(structure.layer).__name__})"
         )
-    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
     data = cached_features(structure, x, y, sample_weight, batch_size, cache, max_bytes, labelled=True).weighted
     widths = affordable(widths, len(data), structure.num_features, structure.num_outputs, max_bytes)
     problem = _problem(structure, loss, data)

@@ -23,15 +23,9 @@ from keras_dal.finishing.result import Result, finished
 from keras_dal.finishing.separating import SeparableTask
 from keras_dal.finishing.solve import GAP
 from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit, Tolerance
-from keras_dal.losses import loss_of
 from keras_dal.models.add_head import num_gated_parameters, num_gates, what_was_added, with_gates_beside
-from keras_dal.models.find_structure import find_structure
-from keras_dal.models.solvable import (
-    check_solvable,
-    say_how_inputs_are_taken,
-    warn_of_precision,
-    warn_of_what_is_not_solved,
-)
+from keras_dal.models.solvable import check_solvable, warn_of_precision, warn_of_what_is_not_solved
+from keras_dal.models.understood import understood
 
 
 def converge(
@@ -117,12 +111,9 @@ def converge(
     check_bytes("max_bytes", max_bytes)
     check_seed(seed)
     gated = check_options(tol, gated, ridge, patience, time_limit, validation_data)
-    if verbose:
-        say_how_inputs_are_taken(model)
     inputs = first_inputs(x)
-    structure = find_structure(model, inputs)
+    structure, loss = understood(model, inputs, loss, verbose=verbose)
     check_solvable(structure)
-    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
     warn_of_precision(structure)
     warn_of_what_is_not_solved(structure, knows_penalties=False)
     if inputs is not None:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_dal import _keras
-from keras_dal._backend.warning import say, warn
+from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import HALVES
 from keras_dal.models.regularizers import l2_factors
 
@@ -87,12 +87,6 @@ def warn_of_what_is_not_solved(structure, knows_penalties=True):
             f"The last layer is solved for the compiled loss alone, without what the {what} adds to it: with "
             f"Wrap(finish='descend') it is trained with all of it. Received: model {structure.model.name!r}"
         )
-
-
-def say_how_inputs_are_taken(model):
-    """Says that inputs are not prepared, where the model's evaluation may do so."""
-    if _keras.has_own_test_step(model):
-        say("x goes to the model as it is: where the model's test_step prepares inputs, pass them prepared")
 
 
 def _adding(structure):

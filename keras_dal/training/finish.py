@@ -14,14 +14,8 @@ from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import are_finite, feature_array
 from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
-from keras_dal.losses import loss_of
-from keras_dal.models.find_structure import find_structure
-from keras_dal.models.solvable import (
-    check_solvable,
-    say_how_inputs_are_taken,
-    warn_of_precision,
-    warn_of_what_is_not_solved,
-)
+from keras_dal.models.solvable import check_solvable, warn_of_precision, warn_of_what_is_not_solved
+from keras_dal.models.understood import understood
 from keras_dal.training import messages
 from keras_dal.training.checks import check_same_model
 from keras_dal.training.frozen import Snapshot
@@ -90,11 +84,8 @@ def finish(
     """
     check_bytes("max_bytes", max_bytes)
     check_seed(seed)
-    if verbose:
-        say_how_inputs_are_taken(model)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
-    structure = find_structure(model, inputs, parameters_of(wrap))
-    loss = loss_of(model, structure.activation, loss, structure.num_outputs)
+    structure, loss = understood(model, inputs, loss, parameters_of(wrap), verbose)
     check_solvable(structure)
     if wrap is not None:
         check_same_model(wrap, model, structure.linear_parameters)

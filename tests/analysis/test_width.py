@@ -434,3 +434,15 @@ def test_the_infimum_of_wide_heads_is_in_the_unit_of_the_weights(unit, monkeypat
         for each in (1.0, unit)
     )
     np.testing.assert_allclose([upper / unit for _, upper in scaled], [upper for _, upper in usual], rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"max_bytes": "4GB"}])
+def test_nothing_is_said_before_arguments_are_checked(wrong, capsys):
+    class Prepares(keras.Sequential):
+        def test_step(self, data):
+            return super().test_step(data)
+
+    model = Prepares([keras.Input((2,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="Received"):
+        width_curve(model, np.ones((4, 2)), np.ones((4, 2)), loss="mse", **wrong)
+    assert not capsys.readouterr().out
