@@ -32,7 +32,7 @@ class Moves:
         self._num_free = num_free
         self._delta, self._wanted = criterion.delta, criterion.nearest(start)
         self._square, self._dear = square, _DEAR * square / len(start)
-        self.left = np.zeros(len(start), bool)
+        self.spared = np.zeros(len(start), bool)
         self._begin()
 
     def _begin(self):
@@ -42,7 +42,7 @@ class Moves:
 
     def are_made(self, logits):
         """Return whether every sample, those that are left aside, keeps a part of its margin."""
-        return np.min(self._margins(logits), initial=np.inf, where=~self.left) >= _KEPT * self._delta
+        return np.min(self._margins(logits), initial=np.inf, where=~self.spared) >= _KEPT * self._delta
 
     def change(self, logits):
         """Return the change `(P,)` that moves what has come to these logits to where it should be.
@@ -54,7 +54,7 @@ class Moves:
             np.linalg.LinAlgError: as for `Interpolation.extend`.
         """
         enough = self._delta if len(self.solver.chosen) == 0 else _JOINED * self._delta
-        short = np.flatnonzero((self._margins(logits) < enough) & ~self.left)
+        short = np.flatnonzero((self._margins(logits) < enough) & ~self.spared)
         self.solver.extend(np.setdiff1d(short, self.solver.chosen))
         chosen = self.solver.chosen
         change, multipliers = self.solver.change((self._wanted - logits)[chosen])
@@ -62,7 +62,7 @@ class Moves:
         contradicting = self._contradicting()
         if not contradicting.any():
             return change
-        self.left |= contradicting
+        self.spared |= contradicting
         self._dear *= _CHEAPER
         self._begin()
         return None
@@ -70,8 +70,8 @@ class Moves:
     def _contradicting(self):
         """Return which samples cost too much, of those that were wrong at the start."""
         if not 0 < len(self.solver.chosen) <= self._num_free:
-            return np.zeros_like(self.left)  # it is the mixture that is too small
+            return np.zeros_like(self.spared)  # it is the mixture that is too small
         costs = np.sum((self._wanted - self._start) * self._multipliers, axis=1)
         if np.sum(costs) <= _GENEROUS * self._square:
-            return np.zeros_like(self.left)
+            return np.zeros_like(self.spared)
         return (costs > self._dear) & (self._margins(self._start) <= 0)

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from keras_dal.finishing.history import Point
 from keras_dal.finishing.newton import RIDGES
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Ending, Gap, MaxSteps, Progress, ending_by
-from keras_dal.finishing.task import Task
+from keras_dal.finishing.task import CLOSE, Task
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.models.regularizers import penalty_in_solve
@@ -59,7 +58,7 @@ class LBFGSTask(Task):
         phi, ending = None, None
         for ridge in ridges:
             is_proved = ridge == ridges[-1] and ridge > 0 and self._given_anchors is None
-            goal = _Goal(1e-2 * tol, is_proved, (*enough, MaxSteps(_STEPS)))
+            goal = _Goal(CLOSE * tol, is_proved, (*enough, MaxSteps(_STEPS)))
             phi, ending = self._minimize(Quadratic(self._whitening, ridge), goal, phi)
             if ending.is_enough:
                 break
@@ -118,17 +117,6 @@ class LBFGSTask(Task):
             return reached or ending
         self.proof = prove(self, step.point.ridge, self._whitening, goal.gap)
         return self.proof.ending if self.proof else ending
-
-    def _validated(self, theta):
-        """Return the value on the validation data, None without them."""
-        if self._of_validation is None:
-            return None
-        total, loss = 0.0, self.data.loss
-        for rows, block in self._of_validation.blocks():
-            logits, targets = self._of_validation.of_block(block, theta), self.data.validation_targets[rows]
-            margins = loss.margins(logits, targets)
-            total += np.sum(loss.values(logits, targets) if margins is None else margins > 0)
-        return float(total / len(self._of_validation))
 
     def _logits(self, theta):
         """Yield slices of the samples and their logits, float32."""
@@ -189,14 +177,13 @@ class _Pass:
             ridge, gap: as of the `Point`.
         """
         size, has_sides = len(self._task.data.train), self._task.data.loss.has_sides
-        return Point(
-            seconds=self._task.path.elapsed(),
-            ridge=ridge,
+        return self._task._point_of(
+            self._theta,
+            ridge,
+            gap,
+            moved,
             loss=float(self._loss / size),
             accuracy=self._right / size if has_sides else None,
             margin=float(self._margin) if has_sides else None,
-            moved=float(np.sqrt(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))),
-            gap=gap,
             validation=None,
-            theta=self._theta,
         )

@@ -6,10 +6,9 @@ import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal._backend.threads import threads_for
-from keras_dal.finishing.history import Point
 from keras_dal.finishing.proof import prove
 from keras_dal.finishing.stopping import Gap, MaxSteps, Progress, Stall, ending_by
-from keras_dal.finishing.task import Task
+from keras_dal.finishing.task import CLOSE, Task
 from keras_dal.heads.array_backend import Host
 from keras_dal.heads.cached_jacobian import CachedJacobian, StackedJacobian
 from keras_dal.models.regularizers import penalty_in_solve
@@ -103,13 +102,13 @@ class NewtonTask(Task):
         self.num_steps, phi, problem, ending = 0, None, None, None
         for ridge in ridges:
             problem = self._problem(self._whole_loss(), ridge, weights=self.data.train.weights)
-            step, _, ending = self._minimize(problem, 1e-2 * tol, enough, phi)
+            step, _, ending = self._minimize(problem, CLOSE * tol, enough, phi)
             if ending.is_enough:
                 break
             phi = step.phi
         self.path.end(ending)
         if not ending.is_enough and problem.ridge and self.jacobian is self.samples and self.data.head.is_plain:
-            self._prove(problem, 1e-2 * tol)
+            self._prove(problem, CLOSE * tol)
 
     @with_few_threads
     def minimize_to(self, ridge, gap):
@@ -203,21 +202,14 @@ class NewtonTask(Task):
         values, margins = self.data.loss.values(logits, targets), self.data.loss.margins(logits, targets)
         margins = None if margins is None else xp.numpy(margins)
         start = self.start if xp is self._where else self._where.numpy(self.start)
-        moved = xp.numpy(xp.rows(all_logits, self.anchors) - xp.rows(start, self.anchors))
-        return Point(
-            seconds=self.path.elapsed(),
-            ridge=ridge,
+        return self._point_of(
+            theta,
+            ridge,
+            gap,
+            xp.numpy(xp.rows(all_logits, self.anchors) - xp.rows(start, self.anchors)),
             loss=float(np.mean(self.data.train.weights * xp.numpy(values))),
             accuracy=None if margins is None else float(np.mean(margins > 0)),
             margin=None if margins is None else float(np.min(margins)),
-            moved=float(np.sqrt(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1)))),
-            gap=gap,
-            validation=None if self.data.validation is None else self._validated(theta),
-            theta=theta,
+            validation=self._validated(theta),
             violation=violation,
         )
-
-    def _validated(self, theta):
-        logits, targets = self._of_validation.logits(theta), self.data.validation_targets
-        margins = self.data.loss.margins(logits, targets)
-        return float(np.mean(self.data.loss.values(logits, targets) if margins is None else margins > 0))

@@ -286,7 +286,7 @@ def finished(task, tol, scaled_to):
     data.structure.assign(result._theta)  # when all else is done
     if len(result.left) and path.stopped_by == Ending.SEPARATED:
         equal = data.train.rows[contradicted(data.train.features, data.targets)]
-        warn_of_wrong(result.left, data.train.rows[task.left], len(data.train), result.accuracy, equal)
+        warn_of_wrong(result.left, data.train.rows[task.spared], len(data.train), result.accuracy, equal)
     return result
 
 

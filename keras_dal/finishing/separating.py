@@ -10,6 +10,7 @@ from keras_dal.features.samples import some_rows
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.newton import RIDGES, STEPS, NewtonTask, with_few_threads
 from keras_dal.finishing.stopping import Ending, Tolerance
+from keras_dal.finishing.task import CLOSE
 from keras_dal.heads.array_backend import is_out_of_memory
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT
@@ -88,7 +89,7 @@ class SeparableTask(NewtonTask):
         """Finish the head beside the mixture, then move what is wrong by the least change of the mixture.
 
         Returns:
-            Whether every sample is on its right side, but for those that are left, which `self.left` tells.
+            Whether every sample is on its right side, but for those that are left, which `self.spared` tells.
         """
         if np.min(self._margins(self._where.numpy(self.start))) > 0:
             self.path.add(self.unchanged())
@@ -104,7 +105,7 @@ class SeparableTask(NewtonTask):
             if not (isinstance(error, np.linalg.LinAlgError) or is_out_of_memory(error)):
                 raise
             reason = str(error).rstrip(".") or type(error).__name__
-        if np.any((self._margins(logits) <= 0) & ~self.left):
+        if np.any((self._margins(logits) <= 0) & ~self.spared):
             warn(
                 "Interpolation did not separate the samples, and Newton's method goes on, which can take long "
                 "(time_limit of converge ends it). Where gates were added for fewer samples, use "
@@ -124,7 +125,7 @@ class SeparableTask(NewtonTask):
         nothing, step, point = self._loss_of_nothing(), None, None
         for ridge in [ridge for ridge in RIDGES if ridge <= _GENTLE]:
             finished = self._problem(self._whole_loss(), ridge, part=1)
-            step, point, _ = self._minimize(finished, 1e-2 * _NEARLY, [enough], step and step.phi)
+            step, point, _ = self._minimize(finished, CLOSE * _NEARLY, [enough], step and step.phi)
             if point.loss <= nothing:
                 break
         return point, self._where.numpy(step.logits)
@@ -149,7 +150,7 @@ class SeparableTask(NewtonTask):
         most = min(_HELD, short) if self.jacobian is self.samples else _HELD
         held = self.still.part(0).restricted(some_rows(len(self.still), most, self._seed))
         moves = Moves(solver, held, criterion, self._margins, start, gaps, self._num_free)
-        self.left = moves.left
+        self.spared = moves.spared
         for _ in range(_ROUNDS):
             if moves.are_made(logits[:size]):
                 return

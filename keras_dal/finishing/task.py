@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 
 from keras_dal.features.samples import some_rows
+from keras_dal.finishing.history import Point
 from keras_dal.finishing.stopping import Progress, ending_by
 
+CLOSE = 1e-2  # of a tolerance, as a gap at which a minimum counts as reached
 ANCHORS = 10_000  # of the training samples, where no anchors are given
 
 
@@ -27,7 +29,7 @@ class Task:
         proof: the `Proof` of the last point of the path, None where there is none.
         penalty: L2 factors `(P,)` of what is minimized beside the loss, None for none.
         num_steps: how many the minimization took that ended last, for all its weights of the change.
-        left: which samples a separation leaves on their wrong side, `(n,)`.
+        spared: which samples a separation leaves on their wrong side, `(n,)`.
         is_copy: whether the head is that of a copy of the model that was given.
     """
 
@@ -49,11 +51,32 @@ class Task:
         self.proof: Any = None
         self.penalty: Any = None
         self.num_steps, self.is_copy = 0, False
-        self.left = np.zeros(len(data.train), bool)
+        self.spared = np.zeros(len(data.train), bool)
 
     def _jacobian(self, features) -> Any:
         """Return J_S of some features, for the samples first."""
         raise NotImplementedError
+
+    def _point_of(self, theta, ridge, gap, moved, **seen):
+        """Return the point at parameters.
+
+        Args:
+            theta, ridge, gap: of the `Point`, as are all other fields that are `seen` there.
+            moved: change of the logits of the anchors, `(a, C)`.
+        """
+        moved = float(np.sqrt(np.mean(np.sum(np.square(moved, dtype=np.float64), axis=1))))
+        return Point(seconds=self.path.elapsed(), ridge=ridge, moved=moved, gap=gap, theta=theta, **seen)
+
+    def _validated(self, theta):
+        """Return the value on the validation data, None without them."""
+        if self._of_validation is None:
+            return None
+        total, loss = 0.0, self.data.loss
+        for rows, block in self._of_validation.blocks():
+            logits, targets = self._of_validation.of_block(block, theta), self.data.validation_targets[rows]
+            margins = loss.margins(logits, targets)
+            total += np.sum(loss.values(logits, targets) if margins is None else margins > 0)
+        return float(total / len(self._of_validation))
 
     def unchanged(self):
         """Return the point at which every path begins."""
@@ -81,7 +104,7 @@ class Task:
 
         Args:
             ridges: the weights, in the unit of the loss.
-            tol: a hundred times the gap at which a minimum counts as reached.
+            tol: a loss, of which the gap at which a minimum counts as reached is `CLOSE`.
             enough: rules of `stopping` that end it for all weights, as `Tolerance` does.
         """
         raise NotImplementedError

@@ -38,12 +38,12 @@ def moves(cost):
 def test_the_cost_of_a_sample_is_that_of_all_rounds():
     made = moves(cost=2.0)  # times the way to the wanted margin, which is 3: ten are dear
     assert made.change(START) is not None
-    assert not made.left.any()
+    assert not made.spared.any()
     assert made.change(START) is None
-    np.testing.assert_array_equal(made.left, [True, False, False])
+    np.testing.assert_array_equal(made.spared, [True, False, False])
 
 
 def test_samples_that_were_right_at_the_start_are_never_left():
     made = moves(cost=20.0)  # the others have a way of one to go
     assert made.change(START) is None
-    np.testing.assert_array_equal(made.left, [True, False, False])
+    np.testing.assert_array_equal(made.spared, [True, False, False])
