@@ -105,7 +105,7 @@ def test_none_is_no_limit_of_time(function):
     def is_found(limit):
         model, years = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), itertools.count(0.0, 3.2e7)
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        with mock.patch("time.monotonic", side_effect=years), mock.patch("time.perf_counter", side_effect=years):
+        with mock.patch("time.perf_counter", side_effect=years):
             found = function(model, x, y, time_limit=limit, verbose=0, **options)
         if function is keras_dal.converge:
             return found.stopped_by != "the time limit"

@@ -44,7 +44,7 @@ class Objective:
         penalty: L2 factors, a number or an array `(P,)`.
     """
 
-    def __init__(self, jacobian, loss, targets, weights, penalty: Any = 0.0):
+    def __init__(self, jacobian, loss, targets, weights, penalty: Any):
         self.jacobian, self.loss, self.targets, self.weights = jacobian, loss, targets, weights
         self.penalty, self.hard = penalty, loss.are_hard(targets)
         self.floor = loss.floor(targets, weights)

@@ -73,7 +73,7 @@ def hidden(share):
     )
 
 
-def any_missed(head, loss, rows, theta, eps, max_bytes=MAX_BYTES):
+def any_missed(head, loss, rows, theta, eps, max_bytes):
     """Return whether theta may miss labels, as `are_missed` says, by more than rounding of features and labels.
 
     What evaluating it in float64 may hide counts as missed.
@@ -283,7 +283,7 @@ def _found_neither(enclosure):
     return found if enclosure.out_of_time is None else f"{found} within {enclosure.out_of_time:g} seconds"
 
 
-def finding_of(found, share, witnessed, objective, scale, v, max_bytes=MAX_BYTES):
+def finding_of(found, share, witnessed, objective, scale, v, max_bytes):
     """Return the `Finding` of a certificate.
 
     Args:

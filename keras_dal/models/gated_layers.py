@@ -188,6 +188,9 @@ class GatedDense(Gated):
     def linear_head(self, output_layer: Any) -> Any:
         """Return the head that this layer and a `Dense` layer after it make, with the gates as they are now.
 
+        Args:
+            output_layer: that `Dense` layer, built.
+
         Returns:
             A `heads.GatedHead`, and the variables it is linear in, in the order of its shapes.
         """

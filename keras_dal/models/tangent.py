@@ -39,9 +39,9 @@ def tangent_operator(
         x: inputs of shape `(n, ...)`, or several such arrays in the structure that the model takes.
         parameters: `"head"`, `"all"` trainable ones, or layers, names or a regular expression as in `find_structure`,
             which need not be linear here.
-        batch_size: samples in one product of automatic differentiation.
         max_bytes: limit of the memory that the operator and a Krylov method with it need; a larger one is refused
             before anything is computed.
+        batch_size: samples in one product of automatic differentiation.
 
     Returns:
         A `HeadOperator` or an `AutodiffOperator`: a `scipy.sparse.linalg.LinearOperator` of shape `(n C, P)` and dtype

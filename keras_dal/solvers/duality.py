@@ -154,7 +154,7 @@ class _Search:
         self.best, self.separated = np.zeros(jacobian.size), False
         self._last = None, None
         self._tries, self._pause = 0, 0
-        self.out_of_time, self._seconds, self._end = False, seconds, time.monotonic() + seconds
+        self.out_of_time, self._seconds, self._end = False, seconds, time.perf_counter() + seconds
         self.steepest = np.linalg.norm(self.gradient(self.best))
 
     def run(self):
@@ -198,7 +198,7 @@ class _Search:
         return self.jacobian.correlate(self.scale * self.loss.gradient(logits, self.targets))
 
     def _check_time(self):
-        if time.monotonic() > self._end and self._last[0] is not None:
+        if time.perf_counter() > self._end and self._last[0] is not None:
             self.out_of_time = True
             raise _OutOfTime
 
@@ -280,12 +280,12 @@ class _Search:
         The tries end as the search does, after as many seconds once more, and so does a linear program after them. Its
         point is far from the minimum: a bound that may be far below it, but above 0.
         """
-        wrong, end = self.sides.wrong(logits), time.monotonic() + self._seconds
+        wrong, end = self.sides.wrong(logits), time.perf_counter() + self._seconds
         for negligible, by_pair in itertools.product(sorted(_NEGLIGIBLE + _LAST), (False, True)):
             bound, _ = self._bound_without(wrong, negligible, by_pair)
             if bound > 0:
                 return bound
-            if time.monotonic() > end:
+            if time.perf_counter() > end:
                 self.out_of_time = True
                 break
         shares, part, ended_early = sparse_dual(self.jacobian, self.sides, wrong, self.weights, self._seconds)

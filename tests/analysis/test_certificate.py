@@ -153,7 +153,7 @@ def test_the_curvature_of_a_penalty_is_twice_its_largest_factor():
 
 def test_points_between_theta_and_a_witness_have_the_errors_of_both(monkeypatch):
     head, z, targets, loss = make_problem(0)
-    objective = Objective(jacobian(head, z), loss, targets, np.ones(len(z)))
+    objective = Objective(jacobian(head, z), loss, targets, np.ones(len(z)), penalty=0.0)
     theta, witness = np.random.default_rng(0).normal(size=(2, head.num_parameters))
     off = {id(theta): 0.1, id(witness): -0.1}
     monkeypatch.setattr(
