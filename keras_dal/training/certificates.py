@@ -3,10 +3,11 @@
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
+from keras_dal.features.variables import checksum
 
 
 class Certificates(dict[str, Certificate]):
-    """Certificates by moment; that at the `"end"` is made when it is asked for, of the weights there are then.
+    """Certificates by moment; that at the `"end"` is of the weights that there are when it is asked for.
 
     Args:
         model: the model that is trained.
@@ -17,6 +18,7 @@ class Certificates(dict[str, Certificate]):
     def __init__(self, model, data, parameters, max_bytes=MAX_BYTES):
         super().__init__()
         self._model, self._data, self._options = model, data, {"parameters": parameters, "max_bytes": max_bytes}
+        self._weights: int | None = None  # a checksum of those that the certificate at the end is of
 
     def renew(self, moment):
         """Make the certificate of a moment, of the weights as they are now."""
@@ -30,7 +32,10 @@ class Certificates(dict[str, Certificate]):
             self.renew(moment)
         return self[moment]
 
-    def __missing__(self, moment):
-        if moment != "end":
-            raise KeyError(moment)
-        return self.at(moment)
+    def __getitem__(self, moment):
+        if moment == "end":
+            weights = None if self._data is None else checksum(self._model.weights)
+            if moment not in self or weights != self._weights:
+                self.renew(moment)
+                self._weights = weights
+        return super().__getitem__(moment)

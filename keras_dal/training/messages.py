@@ -94,11 +94,14 @@ def explores_on(alignment, epoch, schedule):
 def descends(epoch, epochs, structure, loss, report, certificate):
     """Return what is trained, frozen and minimized from the switch on."""
     trained, frozen = structure.linear_parameters, structure.nonlinear_parameters
-    measured = "not measured yet" if report is None else report.summary().removesuffix(", undecided")
+    summary = "not measured yet" if report is None else report.summary().removesuffix(", undecided")
+    measured = (
+        [f"  labels in the column space of the head: {summary}"] if certificate is None else []
+    )  # which has its own
     penalties = ["its regularizers"] if any(v.regularizer is not None for v in trained) else []
     lines = [
         f"exploitation begins at epoch {epoch + 1} of {epochs}",
-        f"  labels in the column space of the head: {measured}",
+        *measured,
         f"  trained:   {', '.join(v.path for v in trained)} ({num_entries(trained):,} parameters)",
         f"  frozen:    {len(frozen)} variables, {num_entries(frozen):,} parameters, batch statistics and dropout too",
         f"  minimized: {' plus '.join([loss.name, *penalties])}, convex in what is trained",

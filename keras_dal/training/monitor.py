@@ -50,7 +50,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
     Attributes:
         result: the `Result` of the solved head, None before; with a warning where the model has other weights by now.
         certificates: with data, the `Certificate` at `"switch"` (where the second phase descends) and at `"end"`, made
-            when it is first asked for, of the weights the model has then. A fit that begins in the second phase has
+            when it is asked for, of the weights the model has then. A fit that begins in the second phase has
             none at the switch, or with `exploit_learning_rate="auto"` one of the weights that it begins with.
 
     Raises:

@@ -181,7 +181,7 @@ class TwoPhases(OnePhase):
         self._state.auto.value = self._schedule.resume(epoch, self._state.auto.value)
         if self._explores and self._schedule.is_due(epoch) and not self._state.has_trained:
             warn(messages.trains_nothing(wrap, epoch, self._epochs))
-        descends_at_once = epoch == 0 and not self._explores and not self._state.solves
+        descends_at_once = epoch == 0 and wrap.explore is not None and not self._explores and not self._state.solves
         is_forgotten = self.is_over or descends_at_once  # perhaps, as where folds share an optimizer
         say = self._announcer.insist if is_forgotten else self._announcer.say
         say(messages.begins, self._model, wrap, self._schedule, epoch, self._epochs)

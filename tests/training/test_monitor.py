@@ -79,6 +79,20 @@ def test_data_of_every_kind_are_measured_and_certified_as_arrays_are(make):
         assert others.loss == pytest.approx(arrays.loss, rel=1e-5)
 
 
+def test_a_certificate_of_the_end_is_of_the_weights_that_there_are_whenever_it_was_asked_for():
+    (x, y), seen = images(), []
+    monitor = keras_dal.AlignmentMonitor(data=(x, y), verbose=0)
+    ask = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(monitor.certificates["end"].loss))
+    model = compiled(keras_dal.Wrap("sgd", explore=2))
+    fit(model, 4, [monitor, ask])
+    assert seen[0] != seen[-1]
+    for scale in (1.0, 0.5):
+        model.get_layer("logits").kernel.assign(scale * model.get_layer("logits").kernel)
+        loss = model.evaluate(x, y, verbose=0)[0]
+        assert monitor.certificates["end"].loss == pytest.approx(loss, rel=1e-4)
+    assert monitor.certificates["end"] is monitor.certificates["end"]  # not made anew for nothing
+
+
 def test_what_flows_through_fit_is_exact_once_features_are_constant():
     x, y = images()
     model = compiled(keras_dal.Wrap("sgd", explore=1))
