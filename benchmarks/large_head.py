@@ -1,4 +1,4 @@
-"""Memory and time of the convex phase where the logits do not fit into memory, by the number of samples.
+"""Memory and time of the second phase where the logits do not fit into memory, by the number of samples.
 
     python benchmarks/large_head.py --samples 20000 40000 80000
 

@@ -31,6 +31,9 @@ Files `*.npz` in a command are features of trained networks, `cifar10_0.npz` tho
 
     python benchmarks/converge_features.py --name SET --samples N --seed S --data-dir DIR --output FILE
     python benchmarks/converge_features.py --name digits --samples 1000 --unlabelled 300 --epochs 40 --output digits.npz
+
+In files and tables *wrapped* is a training with the two lines, *base* or *bare* the same optimizer alone, *explore* the
+first phase and *exploit* the second.
 """
 
 
@@ -66,7 +69,7 @@ def benchmark_section(path):
     """Return the section of one benchmark: the numbers at the top levels of its file."""
     result = json.loads(path.read_text())
     commands, machines = (dict.fromkeys(map(show, _found(result, name))) for name, show in _SHOWN.items())
-    lines = [f"## {path.stem.replace('_', ' ')}", "", *_asked(next(iter(commands), "")), ""]
+    lines = [*_heading(path.stem, re.search(r"benchmarks/\w+\.py", next(iter(commands)))[0]), ""]
     lines += [*(f"    {command}" for command in commands), ""] if commands else []
     lines += [f"{described}.\n" for described in machines]
     groups = {"": result} | {name: values for name, values in result.items() if isinstance(values, dict)}
@@ -91,10 +94,11 @@ def _readable(name):
     return re.sub(r"\w+_\w+", r"`\g<0>`", name) if " " in name else name.replace("_", " ")
 
 
-def _asked(command):
-    """Yield what the benchmark of a command asks: the first line of its docstring."""
-    for name in re.findall(r"benchmarks/\w+\.py", command):
-        yield ast.get_docstring(ast.parse((DOCS.parent / name).read_text())).splitlines()[0]
+def _heading(stem, script):
+    """Return the lines that head a section: an anchor, and what the script asks, the first line of its docstring."""
+    asked = ast.get_docstring(ast.parse((DOCS.parent / script).read_text())).splitlines()[0].removesuffix(".")
+    of_several = stem.removeprefix(Path(script).stem).replace("_", " ").strip()
+    return [f"({stem.replace('_', '-')})=", f"## {asked}" + f" ({of_several})" * bool(of_several)]
 
 
 def rows_section(path):
@@ -108,9 +112,7 @@ def rows_section(path):
     script = f"benchmarks/{_SCRIPTS.get(path.stem, path.stem)}.py"
     return "\n".join(
         [
-            f"## {path.stem.replace('_', ' ')}",
-            "",
-            *_asked(script),
+            *_heading(path.stem, script),
             "",
             f"By `{script}`, which says how it is run; shown in [{page}]({page}).",
             "",

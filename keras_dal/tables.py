@@ -110,5 +110,6 @@ def _kept(rows, title=None):
 
 def _row(row, cell):
     name, value = (html.escape(str(part)) for part in row)
-    left = ' style="text-align: left"'
-    return f'<tr><th scope="row"{left}>{name}</th><{cell}{left}>{value}</{cell}></tr>'
+    left = "text-align: left"
+    value = f'<{cell} style="{left}">{value}</{cell}>'
+    return f'<tr><th scope="row" style="{left}; white-space: nowrap">{name}</th>{value}</tr>'

@@ -63,8 +63,8 @@ def certify(
         parameters: as in `find_structure`.
         max_bytes: of features, and of logits, in float64, of each of which several arrays are needed; more are refused
             as soon as they are seen. Of the gates and the factor of a head with gates, too, which are done without
-            beyond it; infinity refuses nothing, and is the default for these. Labels are copied for as many outputs at
-            a time as it has room for.
+            beyond it. Infinity refuses nothing; gates and factor then have the default limit. Labels are copied for as
+            many outputs at a time as it has room for.
         batch_size: samples in one evaluation of arrays.
         verbose: 0 for silence; else what is done, and a progress bar for the features.
 

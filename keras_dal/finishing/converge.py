@@ -50,8 +50,8 @@ def converge(
 ) -> Result:
     """Finish the last layer of a model, in seconds, on features that are computed once.
 
-    Classifiers: the head is changed until every training sample is on its right side, and predictions elsewhere change
-    little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
+    Features are computed once. Classifiers with hard labels: the head is changed until every training sample is on its
+    right side, and predictions elsewhere change little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
     falling `ridge` up to the first point where all are right. Where it is not found to separate the samples a gated
     branch is added, whose own part is finished gently, and the samples that are still wrong are moved by interpolation,
     while anchors are held. Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves

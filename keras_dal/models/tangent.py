@@ -44,8 +44,8 @@ def tangent_operator(
         batch_size: samples in one product of automatic differentiation.
 
     Returns:
-        A `HeadOperator` or an `AutodiffOperator`: a `scipy.sparse.linalg.LinearOperator` of shape `(n C, P)` and dtype
-        float64, with `num_bytes` of memory and `seconds_per_product`, measured on one product.
+        A `scipy.sparse.linalg.LinearOperator` of shape `(n C, P)` and dtype float64, a `HeadOperator` or an
+        `AutodiffOperator`, with `num_bytes` of memory and `seconds_per_product`, measured on one product.
 
     Raises:
         MemoryError: the estimate is above `max_bytes`.

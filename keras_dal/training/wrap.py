@@ -40,8 +40,8 @@ class Wrap(Delegating):
         average: share of the exploration, counted from its end, over whose steps the weights are averaged; 0 for none.
             In whole epochs of `fit`, at least one, and only with `finish="solve"`. An inner optimizer with `use_ema`
             brings averages of its own, and those are taken.
-        finish: `"solve"`, or `"descend"`, which a learning rate after the switch implies: the inner optimizer goes on
-            with gradient steps for the linear parameters, from the last weights, until the epochs are over.
+        finish: `"solve"`, or `"descend"`: the inner optimizer goes on with gradient steps for the linear parameters,
+            from the last weights, until the epochs are over. None: `"solve"`, or `"descend"` with a learning rate.
         noise: standard deviation of the noise that learned gates get at the switch, relative to their own.
         exploit_learning_rate: None for the inner optimizer's own, a float, a Keras schedule counted from the switch, or
             `"auto"` for plain gradient descent with the step 1/beta, beta being the smoothness of the loss: the
@@ -119,7 +119,7 @@ class Wrap(Delegating):
             learning_rate: step size 1/beta, needed with `exploit_learning_rate="auto"` and refused without.
 
         Returns:
-            The `Structure` of the model: its linear parameters and its head.
+            The `Structure` of the model, with its linear parameters and its head.
 
         Raises:
             ValueError: no linear head, linear parameters that are not trainable, or a learning rate that is missing or

@@ -40,9 +40,10 @@ def files_of_git():
 
 
 def slugs(page):
-    """Return the anchors that Sphinx and GitHub give to the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", shown(page), flags=re.DOTALL | re.MULTILINE), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """Return the anchors that Sphinx and GitHub give to the headings of a page, and those that it names itself."""
+    text = re.sub(r"^```.*?^```", "", shown(page), flags=re.DOTALL | re.MULTILINE)
+    headings, named = (re.findall(pattern, text, re.MULTILINE) for pattern in (r"^#+ (.+)$", r"^\((\S+)\)=$"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(named)
 
 
 @each_page
