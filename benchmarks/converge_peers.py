@@ -214,8 +214,6 @@ def times(row):
 def table(results):
     """Return the Markdown page of the results."""
     start = results["start"]
-    heads = {name.split(": ")[0] for name in results["rows"]}
-    kind = f"{heads.pop()} " if len(heads) == 1 else ""
     repeated = any(row.get("runs", 1) > 1 for row in results["rows"].values())
     exception = (
         " scikit-learn starts from zero and runs to its default tolerance, whatever the limit; its loss is noted at "

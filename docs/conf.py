@@ -42,9 +42,6 @@ html_math_renderer = "mathml"
 html_show_sourcelink = False
 
 
-highlight_language = "none"  # what is printed is no code
-
-
 def _inline_math(translator, node):
     translator.body.append(tex2mathml(node.astext()))
     _skip()

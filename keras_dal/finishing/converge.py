@@ -50,14 +50,15 @@ def converge(
 ) -> Result:
     """Finish the last layer of a model, in seconds, on features that are computed once.
 
-    Features are computed once. Classifiers with hard labels: the head is changed until every training sample is on its
-    right side, and predictions elsewhere change little. The model's own head is tried first, `min mean_i sum_j max(0, delta - gap_ij)^2 + ridge ||change||^2` for
-    falling `ridge` up to the first point where all are right. Where it is not found to separate the samples a gated
-    branch is added, whose own part is finished gently, and the samples that are still wrong are moved by interpolation,
-    while anchors are held. Multiplying theta_S by `Result.scale` then brings the cross-entropy to `tol`, which proves
-    that its infimum is 0; the model keeps the scale, and so the confidence, that it had. Samples whose labels
-    contradict those of nearly equal ones are left wrong, with a warning, where moving them would cost more than all
-    others (`Result.left`). Where a gated branch is not wanted the loss itself is minimized.
+    Classifiers with hard labels: the head is changed until every training sample is on its
+    right side, and predictions elsewhere change little. The model's own head is tried first, `min mean_i sum_j max(0,
+    delta - gap_ij)^2 + ridge ||change||^2` for falling `ridge` up to the first point where all are right. Where it is
+    not found to separate the samples a gated branch is added, whose own part is finished gently, and the samples that
+    are still wrong are moved by interpolation, while anchors are held. Multiplying theta_S by `Result.scale` then
+    brings the cross-entropy to `tol`, which proves that its infimum is 0; the model keeps the scale, and so the
+    confidence, that it had. Samples whose labels contradict those of nearly equal ones are left wrong, with a warning,
+    where moving them would cost more than all others (`Result.left`). Where a gated branch is not wanted the loss
+    itself is minimized.
     Soft labels, smoothed or mixed, are not separated: the loss itself is minimized, down to their mean entropy at best.
     Regressors: the squared error is minimized with the same measure of change until it is at most `tol`, or at its
     minimum. Our derivation from the framework of Kawaguchi, Zhang and Deng (2022).
