@@ -1,5 +1,6 @@
 """Sphinx settings of the site: everything it shows is built here, and nothing is fetched when it is read."""
 
+import dataclasses
 import inspect
 import os
 import re
@@ -70,6 +71,8 @@ def _public_signature(app, what, name, obj, options, signature, return_annotatio
     if issubclass(obj, keras.layers.Layer):
         found = inspect.signature(obj.__init__)
         kept = [each for each in found.parameters.values() if each.name != "self"]
+    elif not dataclasses.is_dataclass(obj):
+        return None
     else:
         found = inspect.signature(obj)
         kept = [each for each in found.parameters.values() if not each.name.startswith("_")]
