@@ -94,7 +94,18 @@ class SeparableTask(NewtonTask):
         if np.min(self._margins(self._where.numpy(self.start))) > 0:
             self.path.add(self.unchanged())
             return True
-        point, logits = self._head_finished()
+        found, point = self._interpolated(self._even_weights)
+        if found and self.spared.any() and np.ptp(self.data.train.weights):  # light samples began far on a wrong side
+            spared = self.spared
+            again, _ = self._interpolated(np.ones(len(spared)))
+            if not again or np.sum(self.spared) >= np.sum(spared):
+                self.spared = spared
+                self.path.add(point)
+        return found
+
+    def _interpolated(self, weights):
+        """Return whether samples were separated, after the head was finished with these weights, and the last point."""
+        point, logits = self._head_finished(weights)
         solver = Interpolation(self.samples.part(0), self.still.part(0), self.data.max_bytes)
         reason = f"{_ROUNDS} rounds left some"
         try:
@@ -112,11 +123,14 @@ class SeparableTask(NewtonTask):
                 f"add_gated_head(num_samples={len(self.data.train)}). Received: {reason}; {len(solver.chosen)} samples "
                 f"moved or held, training accuracy {point.accuracy}"
             )
-            return False
-        return True
+            return False, point
+        return True, point
 
-    def _head_finished(self):
+    def _head_finished(self, weights):
         """Finish the head beside the mixture, with a small change, unless more is wrong then than without a head.
+
+        Args:
+            weights: of the samples, of mean one.
 
         Returns:
             Its point and the logits of all rows.
@@ -124,7 +138,7 @@ class SeparableTask(NewtonTask):
         enough = Tolerance(_NEARLY * self.data.mean_weight, self.data.floor)
         nothing, step, point = self._loss_of_nothing(), None, None
         for ridge in [ridge for ridge in RIDGES if ridge <= _GENTLE]:
-            finished = self._problem(self._whole_loss(), ridge, part=1)
+            finished = self._problem(self._whole_loss(), ridge, part=1, weights=weights)
             step, point, _ = self._minimize(finished, CLOSE * _NEARLY, [enough], step and step.phi)
             if point.loss <= nothing:
                 break

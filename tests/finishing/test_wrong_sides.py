@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_dal
 from keras_dal import converge
 from keras_dal.finishing.wrong_sides import contradicted, warn_of_wrong
 
@@ -48,3 +49,19 @@ def test_inputs_that_are_all_equal_are_said_to_be_inseparable():
     y = np.arange(60) % 3
     with pytest.warns(UserWarning, match=r"^40 of 60 samples stay on their wrong side, because samples with equal"):
         converge(model, np.ones((60, 6), "float32"), y, verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore:.* of 200 samples stay on their wrong side")
+@pytest.mark.parametrize("seed", [5, 13, 15])
+def test_light_samples_are_not_left_for_their_weight(seed):
+    data, generator = np.random.default_rng(0), np.random.default_rng(seed)
+    x = data.standard_normal((200, 4)).astype("float32")
+    y = (x @ data.standard_normal((4, 3)) + data.standard_normal((200, 3))).argmax(axis=1)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    shapes = (4, 8), (8,), (8, 3), (3,)
+    hidden, bias, head, zeros = (generator.standard_normal(shape).astype("float32") for shape in shapes)
+    model.set_weights([hidden, 0.1 * bias, 3 * head, 0 * zeros])
+    model = keras_dal.add_gated_head(model, x, verbose=0)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = keras_dal.finish(model, x, y, np.choose(y, [1.0, 5.0, 0.01]), verbose=0)
+    assert len(result.left) <= 10  # 25 to 60 where they begin as far on their wrong side as the weights let them
