@@ -376,6 +376,56 @@ def test_the_steps_that_a_fit_was_given_are_known_inside_of_it(net):
     assert [*seen, _keras.steps_per_epoch(net)] == [3, None, None]
 
 
+def test_calls_of_fit_are_known_from_inside_of_it(net):
+    x, y, seen = np.ones((8, 3)), np.ones((8, 2)), []
+
+    class Ask(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((_keras.running(), _keras.calling_list(), _keras.steps_in_fit(net)))
+            net.train_on_batch(x, y)
+
+    class Asking(keras.optimizers.SGD):
+        def apply(self, *args, **kwargs):
+            seen.append((_keras.running(), _keras.calling_list(), _keras.steps_in_fit(net)))
+            return super().apply(*args, **kwargs)
+
+    ask = Ask()
+    net.compile(Asking(0.1), "mse", run_eagerly=keras.backend.backend() != "jax")
+    net.fit(x, y, callbacks=[ask], verbose=0)
+    (fit, *of_step), (outer, listed, _), *others = seen
+    assert fit == outer
+    assert of_step == [None, False]
+    assert ask in listed.callbacks
+    for running, its_list, is_nested in others:  # a step that was traced before asks no more
+        assert running != fit
+        assert its_list is listed
+        assert is_nested
+    assert (_keras.running(), _keras.calling_list(), _keras.steps_in_fit(net)) == (None, None, False)
+
+
+def test_a_test_step_of_the_users_own_is_known(net):
+    class Prepared(Net):
+        def test_step(self, *args):
+            return super().test_step(*args)
+
+    assert _keras.has_own_test_step(Prepared())
+    assert not _keras.has_own_test_step(net)
+
+
+def test_every_function_that_knows_keras_is_tested_by_name():
+    tree = ast.parse(pathlib.Path(_keras.__file__).read_text())
+    public = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
+    named = {
+        node.attr for node in ast.walk(ast.parse(pathlib.Path(__file__).read_text())) if isinstance(node, ast.Attribute)
+    }
+    assert public - named == set()
+
+
+def test_no_module_is_long():
+    folder = pathlib.Path(_keras.__file__).parent
+    assert [path.name for path in folder.rglob("*.py") if len(path.read_text().splitlines()) > 350] == []
+
+
 def test_the_function_of_a_loss_and_its_options_are_what_it_computes():
     function, options = _keras.loss_function(keras.losses.CategoricalCrossentropy(label_smoothing=0.3))
     assert function is keras.losses.categorical_crossentropy
