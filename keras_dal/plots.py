@@ -60,10 +60,7 @@ def curves(histories: Any, path: Any = None, *, ax: Any = None, title: str = "",
         axis.set(xlabel="epoch", ylabel=label, title=f"{label} by epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses = [value for run in runs.values() for key in ("loss", "val_loss") for value in run.history.get(key, ())]
-    positive = [value for value in losses if 0 < value < np.inf]
-    is_wide = bool(positive) and max(positive) > _DECADE * min(positive)
-    if is_wide and not any(value < 0 for value in losses):  # as of counts
-        axes[0].set_yscale("log")
+    _scale(axes[0], losses)
     if axes[0].lines:
         axes[0].legend(frameon=False, fontsize="small")
     return _written(figure, axes, path)
@@ -134,9 +131,10 @@ def bound(
     axis.plot(steps, [certificate.bound(t) for t in steps.tolist()], "--", color=_RED, label="certified bound")
     if certificate.infimum[0] > 0:
         axis.axhline(certificate.infimum[0], color=_BLACK, linewidth=0.8, label="no lower than this")
-    axis.set(xscale="log", yscale="log", xlabel="gradient descent steps after the switch", ylabel="loss")
+    _scale(axis, np.concatenate([line.get_ydata() for line in axis.lines]))
+    axis.set(xscale="log", xlabel="gradient descent steps after the switch", ylabel="loss")
     axis.set_title(f"{certificate.verdict}: {certificate.decided_by}", fontsize="small", wrap=True)
-    axis.legend(frameon=False, loc="lower left")
+    axis.legend(framealpha=1, edgecolor="none", fontsize="small", loc="best")  # over whatever it cannot avoid
     if accuracies is not None:
         other = axis.twinx()
         other.plot(steps, accuracies[1:], "-.", color=_GREEN)
@@ -180,7 +178,8 @@ def solution(result: Result, path: Any = None, *, ax: Any = None, title: str = "
         validation = [point.validation for point in points]
         axes[0].plot(steps, validation, "s:", color=_RED, markersize=4, label="validation")
     if classifies:
-        axes[1].axhline(0, color=_RED, linewidth=0.8)
+        axes[1].axhline(0, color=_RED, linewidth=0.8, label="right above")
+        axes[1].legend(frameon=False, fontsize="small")
     axes[0].legend(frameon=False, fontsize="small")
     return _written(figure, axes, path)
 
@@ -288,6 +287,14 @@ def _draw(axis, run, key, name, color, marker):
     if switch:
         axis.axvspan(switch[0] - 0.5, epochs[-1] + 0.5, color=color, alpha=0.08, linewidth=0)
         axis.axvline(switch[0] - 0.5, color=color, linewidth=0.8, linestyle="--", label=f"{name}, switch")
+
+
+def _scale(axis, losses):
+    """Make an axis of losses logarithmic where they span a decade, and none is below 0, as those of counts may be."""
+    positive = [value for value in losses if 0 < value < np.inf]
+    is_wide = bool(positive) and max(positive) > _DECADE * min(positive)
+    if is_wide and not any(value < 0 for value in losses):
+        axis.set_yscale("log")
 
 
 def _written(figure, axes, path):
