@@ -46,7 +46,7 @@ class Measurement:
     def __init__(self, structure, loss):
         self._structure, self._loss = structure, loss
         self._kernel_change: Any = None
-        self._said = False
+        self._said: set[str] = set()
         self.report: Any = None
 
     def begin(self, epoch, now=False, once=False):
@@ -112,8 +112,10 @@ class Measurement:
         )
 
     def _warn_once(self, text, cause=None):
-        if not self._said:
-            self._said = True
+        """Warn of each matter once in a fit, whatever the numbers are that were received."""
+        matter = text.partition("Received:")[0]
+        if matter not in self._said:
+            self._said.add(matter)
             warn(text, cause)
 
 
@@ -185,7 +187,7 @@ class OnStream(Measurement):
         try:
             sums, count = self.moments.read(self._sums_up)
         except BadLabels as error:
-            warn(str(error), error)
+            self._warn_once(str(error), error)
             return self.unknown()
         if self.moments.has_failed:  # which has been said
             return self._nothing()
