@@ -37,6 +37,20 @@ first phase and *exploit* the second.
 """
 
 
+_CURVES = (
+    "The picture shows each run epoch by epoch, training as a solid line and test as a dotted one. The second phase "
+    "of the wrapped run is shaded, and its alignment is drawn where it was measured."
+)
+_PICTURES = {
+    "certified_cifar": "The training loss stays below the bound that the certificate gave before the first step. The "
+    "certificate's step is small, and so is what these steps change.",
+    "certified_cifar_path": "From step to step `converge` puts every training sample on its right side: the smallest "
+    "margin passes zero, and the accuracy on the test images, which are the validation here, does not fall.",
+    "converge_scaling": "The time of an iteration grows as samples and as gates do, that of an interpolation as the "
+    "third power of the samples it moves: the dashed lines are these powers through the last point; small ones take longer.",
+}
+
+
 def run_section(path):
     """Return the section of one run of an example."""
     run = json.loads(path.read_text())
@@ -50,6 +64,8 @@ def run_section(path):
         run.get("remark", ""),
         "",
         f"![loss, accuracy and alignment over the epochs](runs/{path.stem}.png)",
+        "",
+        _CURVES,
     ]
     return "\n".join(lines)
 
@@ -83,7 +99,7 @@ def benchmark_section(path):
     if numbers:
         lines += ["| | |", "|---|---:|", *(f"| {name} | {_written(value)} |" for name, value in numbers), ""]
     for picture in sorted(DOCS.glob(f"{path.stem}*.png")):
-        lines += [f"![{picture.stem.replace('_', ' ')}]({picture.name})", ""]
+        lines += [f"![{picture.stem.replace('_', ' ')}]({picture.name})", "", _PICTURES[picture.stem], ""]
     if (DOCS / f"{path.stem}.md").exists():
         lines += [f"Written up in [{path.stem}.md]({path.stem}.md)", ""]
     return "\n".join([*lines, f"All figures: [{path.name}](../benchmarks/results/{path.name})"])

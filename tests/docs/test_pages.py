@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import itertools
 import json
 import re
 import runpy
@@ -219,6 +220,14 @@ def test_pages_are_those_of_the_committed_figures(script, monkeypatch):
     assert written
     for page, text in written.items():
         assert page.read_text() == text, f"run python {script}"
+
+
+def test_every_picture_of_the_results_has_a_sentence_below_it():
+    blocks = (ROOT / "docs" / "results.md").read_text().split("\n\n")
+    below = [after for block, after in itertools.pairwise(blocks) if block.startswith("![")]
+    assert below
+    for text in below:
+        assert re.match(r"(?!All figures)[A-Z].*\.$", text), text
 
 
 def test_tables_of_the_recipes_are_those_of_the_committed_figures(monkeypatch):
