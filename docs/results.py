@@ -47,7 +47,8 @@ _PICTURES = {
     "certified_cifar_path": "From step to step `converge` puts every training sample on its right side: the smallest "
     "margin passes zero, and the accuracy on the test images, which are the validation here, does not fall.",
     "converge_scaling": "The time of an iteration grows as samples and as gates do, that of an interpolation as the "
-    "third power of the samples it moves: the dashed lines are these powers through the last point; small ones take longer.",
+    "third power of the samples it moves: the dashed lines are these powers through the last point; small ones take "
+    "longer.",
 }
 
 
