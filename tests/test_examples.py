@@ -14,7 +14,7 @@ import cases
 import keras
 import numpy as np
 import pytest
-from run_example import EXAMPLES, small_network
+from run_example import EXAMPLES
 
 import keras_dal
 
@@ -375,25 +375,12 @@ def test_no_two_scripts_share_a_name():
 
 @pytest.mark.parametrize("name", ["long_tail", "shortcut", "new_class", "pretrained", "calibration", "suspect_labels"])
 def test_a_recipe_compares_its_ways(name, monkeypatch):
-    def network(depth, num_classes, input_shape):
-        sequential = small_network("resnet", depth, num_classes, np.empty((0, *input_shape)))
-        return keras.Model(sequential.inputs[0], sequential.outputs[0])  # whose layers have inputs of their own
-
     monkeypatch.syspath_prepend(EXAMPLES / "recipes")
-    monkeypatch.setattr("common.resnet", network)
     check_rows(importlib.import_module(name).run(num_train=600, epochs=2))
 
 
 def test_a_recipe_with_a_backbone_of_keras_compares_its_ways(monkeypatch):
-    whole_network = keras.applications.MobileNet
-
-    def first_blocks(*arguments, **options):  # two of thirteen: all of them would be traced a dozen times
-        whole = whole_network(*arguments, **options)
-        features = whole.get_layer("conv_pw_2_relu").output
-        return keras.Model(whole.input, keras.layers.GlobalAveragePooling2D()(features))
-
     monkeypatch.syspath_prepend(EXAMPLES / "recipes")
-    monkeypatch.setattr(keras.applications, "MobileNet", first_blocks)
     generator = np.random.default_rng(0)
     train, test = ((generator.integers(0, 256, (n, 8, 8, 3)), np.arange(n) % 4) for n in (24, 12))
     rows = importlib.import_module("imagenet").run(images=(train, test), epochs=1, weights=None)
