@@ -167,7 +167,7 @@ def draw(results):
         axis.loglog(sizes, times, "o-", label="measured")
         axis.loglog(sizes, times[-1] * (sizes / sizes[-1]) ** power, "--", color="0.6", label=f"power {power}")
         axis.set(xlabel=label, ylabel="seconds per " + ("interpolation" if name == "moved" else "iteration"))
-        axis.set_title(f"time by {label.rstrip(' nK')}")
+        axis.set_title(f"time by {'moved samples' if name == 'moved' else name}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(frameon=False)
     figure.savefig(PICTURE, dpi=120)

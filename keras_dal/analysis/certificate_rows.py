@@ -51,5 +51,5 @@ def _after_steps(certificate):
     now, *bounds = (at_most(certificate.bound(t), 4) for t in (0, *_STEPS))
     said = [f"{bound} after {t:,}" for t, bound in zip(_STEPS, bounds, strict=True) if bound != now]
     if not said:
-        return f"{now}, as now: no decrease is proved within {_STEPS[-1]:,} steps of plain gradient descent"
+        return f"{now}, as now: no decrease that shows is proved within {_STEPS[-1]:,} steps of plain gradient descent"
     return f"{', '.join(said)} steps of plain gradient descent"

@@ -207,11 +207,8 @@ def ends(phase, result, epoch, epochs, validates):
     if result.penalty and not result.penalized:
         lines.append("  left out:   the regularizer of the head: it is in the logged loss, and was not minimized")
     read = "what this epoch read" + (" with a weight" if samples < len(phase.train) else "")  # perhaps augmented
-    right = (
-        ""
-        if result.accuracy is None
-        else f"{percent(result.accuracy)} of {read} is right{in_outputs(phase.loss, structure.num_outputs)}, "
-    )
+    of_all = in_outputs(phase.loss, structure.num_outputs)
+    right = "" if result.accuracy is None else f"{percent(result.accuracy)} of {read} is right{of_all}, "
     weight = _keras.loss_weight(structure.model)
     logged = f", {weight * result.loss:.4g} with its loss weight" if weight != 1 else ""
     lines.append(f"  training:   {right}loss {result.loss:.4g}{logged}")
