@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend
-from keras_dal._backend.warning import described
+from keras_dal._backend.warning import described, warn
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.training import checks, messages
@@ -180,6 +180,11 @@ class Fit:
             return
         self._hooks.remove()
         self._phases.end()
+
+    def check_weights(self):
+        """Warn where a callback put other weights in the place of those that were solved, when all callbacks ended."""
+        if self._phases is not None and self._phases.is_over and self._outcome.was_replaced:
+            warn(messages.put_back(self._model))
 
 
 def _build(model, arguments):

@@ -30,9 +30,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
 
     With `Wrap(finish="solve")` the epoch of the switch trains nothing: it reads the data once, for the batch statistics
     of the averaged weights and for features; the head is solved on these, and training ends as `EarlyStopping` ends it.
-    What puts other weights back when training ends, as `EarlyStopping(restore_best_weights=True)` does, undoes that. A
-    warning says so: when training ends, if that callback comes before this one, and otherwise when `result` is asked
-    for. Whatever fails there is said in a warning, the weights from before are put back, and exploration goes on.
+    What puts other weights back when training ends, as `EarlyStopping(restore_best_weights=True)` does, undoes that,
+    and a warning says so. Whatever fails there is said in a warning, the weights from before are put back, and exploration goes on.
 
     Without data it measures what flows through `fit`, with no second pass. That is an estimate: the features are those
     of the training step, of a model that still changes while they are summed up. With data it measures exactly, in
@@ -91,6 +90,7 @@ class AlignmentMonitor(keras.callbacks.Callback):
         self._fit = Fit(model, self._wrap, rows, self.params, *kept, Announcer(model, self.verbose), self.max_bytes)
         if (callbacks := _keras.calling_list()) is not None:
             weakref.finalize(callbacks, _let_go, weakref.ref(self._fit)).atexit = False
+            callbacks.callbacks.append(_AfterAll(self._fit))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._fit.begin_epoch(epoch)
@@ -119,6 +119,19 @@ class AlignmentMonitor(keras.callbacks.Callback):
     def __setstate__(self, state):
         vars(self).update(state)
         self._wrap = find_wrap(getattr(self.model, "optimizer", None))  # that of the model, which was copied with it
+
+
+class _AfterAll(keras.callbacks.Callback):
+    """Looks at what callbacks that come after the monitor leave of what a fit solved."""
+
+    def __init__(self, fit):
+        super().__init__()
+        self._fit = fit
+
+    def on_train_end(self, logs=None):
+        if self._fit is not None:
+            self._fit.check_weights()
+        self._fit = None  # a list of the caller's own outlasts its fit
 
 
 def _let_go(fit):

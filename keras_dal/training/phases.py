@@ -338,5 +338,3 @@ class TwoPhases(OnePhase):
             self._announcer.say(messages.ended_early, self._model, self._schedule, self._wrap)
         if self._state.was_switched_alone:
             self._announcer.say(messages.solves_nothing, self._structure)
-        if self.is_over and self._outcome.was_replaced:
-            warn(messages.put_back(self._model))

@@ -214,13 +214,16 @@ def test_the_certificate_at_the_end_is_of_the_weights_that_are_left():
     monitor = keras_dal.AlignmentMonitor(data=(x, y), verbose=False)
     restore = keras.callbacks.EarlyStopping("loss", mode="max", patience=99, restore_best_weights=True)
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=2))
-    fit(model, 5, [monitor, restore])
+    with pytest.warns(UserWarning, match="a callback put others back when training ended"):
+        fit(model, 5, [monitor, restore])
     assert monitor.certificates["end"].loss == pytest.approx(model.evaluate(x, y, verbose=0)[0], rel=1e-4)
 
 
 def test_a_result_says_when_the_weights_it_speaks_of_are_gone():
     monitor = keras_dal.AlignmentMonitor(verbose=False)
-    fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3)), 6, [monitor, Restore()])
+    model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3))
+    fit(model, 6, [monitor])
+    model.layers[-1].kernel.assign(0 * model.layers[-1].kernel)
     with pytest.warns(UserWarning, match="no longer has the weights that were solved"):
         assert monitor.result is not None
 
@@ -257,10 +260,12 @@ def test_one_output_for_several_classes_is_refused_by_every_function_before_it_b
             call()
 
 
-def test_weights_that_a_callback_before_the_monitor_put_back_are_said_when_training_ends():
+@pytest.mark.parametrize("comes_first", [True, False])
+def test_weights_that_a_callback_put_back_are_said_when_training_ends_wherever_it_is_listed(comes_first):
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.5), explore=3))
+    callbacks = [Restore(), keras_dal.AlignmentMonitor(verbose=False)]
     with pytest.warns(UserWarning, match="a callback put others back when training ended"):
-        fit(model, 6, [Restore(), keras_dal.AlignmentMonitor(verbose=False)])
+        fit(model, 6, callbacks if comes_first else callbacks[::-1])
 
 
 @pytest.mark.parametrize("again", [keras_dal.finish, functools.partial(keras_dal.converge, gated=False)])
