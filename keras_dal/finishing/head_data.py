@@ -93,6 +93,13 @@ class HeadData:
         return sum(floors) / len(self.train)
 
     @functools.cached_property
+    def loss_of_nothing(self):
+        """Training loss of outputs that are the same for all samples: logits of zero, or numbers of no mean error."""
+        if self.loss.quadratic:
+            return self.loss.unit(self.targets, self.train.weights)
+        return self.fitted(self.theta).mean_loss(0.0)
+
+    @functools.cached_property
     def has_hard_labels(self):
         """Whether samples have right sides on which the loss goes to 0: labels that are hard, of classes."""
         return all(self.loss.are_hard(self.targets[rows]) for rows in self._blocks())

@@ -136,18 +136,13 @@ class SeparableTask(NewtonTask):
             Its point and the logits of all rows.
         """
         enough = Tolerance(_NEARLY * self.data.mean_weight, self.data.floor)
-        nothing, step, point = self._loss_of_nothing(), None, None
+        step = point = None
         for ridge in [ridge for ridge in RIDGES if ridge <= _GENTLE]:
             finished = self._problem(self._whole_loss(), ridge, part=1, weights=weights)
             step, point, _ = self._minimize(finished, CLOSE * _NEARLY, [enough], step and step.phi)
-            if point.loss <= nothing:
+            if point.loss <= self.data.loss_of_nothing:
                 break
         return point, self._where.numpy(step.logits)
-
-    def _loss_of_nothing(self):
-        """Return the loss where all logits are zero."""
-        logits = np.zeros((len(self.data.train), self.data.structure.num_outputs), np.float32)
-        return float(np.mean(self.data.train.weights * self.data.loss.values(logits, self.data.targets)))
 
     def _rounds(self, solver, theta, logits):
         """Yield the point after each round of interpolation, and the logits of all rows there.

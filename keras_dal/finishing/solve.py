@@ -65,11 +65,14 @@ def weight_of_change(data):
     """Return the weight of the change for a head before it is solved: a third of the mean curvature of the loss.
 
     So the change weighs about as much against the loss, however well samples are fitted, and however many classes share
-    what curvature there is. From 0.003 to 0.01 times the mean sample weight, the range in which it was measured.
+    what curvature there is. From 0.003 to 0.01 times the mean sample weight, the range in which it was measured; less
+    where the loss is above that of a head that tells nothing: a way back to that costs no more than for one as good.
 
     Args:
         data: the `HeadData`.
     """
-    wanted = OF_CURVATURE * data.fitted(data.theta).mean_curvature() / data.mean_weight
-    weight = min(max(LEAST, wanted), MOST)
+    fitted = data.fitted(data.theta)
+    wanted = OF_CURVATURE * fitted.mean_curvature() / data.mean_weight
+    worse = max(fitted.mean_loss() / data.loss_of_nothing, 1.0)
+    weight = min(max(LEAST, wanted), MOST) / worse ** (1 if data.loss.quadratic else 2)  # both grow as a square does
     return float(f"{weight:.1e}") * data.mean_weight  # two digits, which are printed

@@ -31,7 +31,8 @@ class AlignmentMonitor(keras.callbacks.Callback):
     With `Wrap(finish="solve")` the epoch of the switch trains nothing: it reads the data once, for the batch statistics
     of the averaged weights and for features; the head is solved on these, and training ends as `EarlyStopping` ends it.
     What puts other weights back when training ends, as `EarlyStopping(restore_best_weights=True)` does, undoes that,
-    and a warning says so. Whatever fails there is said in a warning, the weights from before are put back, and exploration goes on.
+    and a warning says so. Whatever fails there is said in a warning, the weights from before are put back, and
+    exploration goes on.
 
     Without data it measures what flows through `fit`, with no second pass. That is an estimate: the features are those
     of the training step, of a model that still changes while they are summed up. With data it measures exactly, in

@@ -86,7 +86,28 @@ def test_it_stays_in_the_range_that_was_measured(confidence, expected):
 
 
 def test_a_constant_curvature_gives_the_largest():
-    assert solved(1.0, "mse", "linear")[0].path[-1].ridge == 0.01
+    assert solved(0.1, "mse", "linear")[0].path[-1].ridge == 0.01
+
+
+@pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])
+@pytest.mark.parametrize("far", [10.0, 25.0])
+@pytest.mark.parametrize("is_regressor", [False, True])
+def test_a_head_that_is_worse_than_none_is_not_held_where_it_is(is_regressor, far, max_bytes):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((N, M)).astype("float32")
+    classes = x[:, 0] + 0.5 * generator.standard_normal(N) > 0
+    y, least = (x[:, :1] + 0.5 * generator.standard_normal((N, 1)), 0.25) if is_regressor else (classes, np.log(2))
+    model = keras.Sequential([keras.Input((M,)), keras.layers.Dense(1 if is_regressor else 2)])
+    loss = "mse" if is_regressor else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    kernel, bias = model.get_weights()
+    model.set_weights([far * generator.standard_normal(kernel.shape), bias])
+    structure = find_structure(model)
+    train = CachedFeatures(x, np.asarray(y, "float32" if is_regressor else int), np.ones(N), np.arange(N))
+    result = solve_head(structure, loss_of(model, structure.activation), train, max_bytes)
+    assert result.path[0].loss > 3.0
+    assert result.loss < least * 1.1
+    assert "proved:     at most" in next(result.proof())
 
 
 @pytest.mark.parametrize("max_bytes", [100, 2**32], ids=["block by block", "whole"])
