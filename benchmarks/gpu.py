@@ -265,7 +265,7 @@ class Epochs(keras.callbacks.Callback):
         self.began = self.began or self.started
 
     def on_epoch_end(self, epoch, logs=None):
-        phase = "read" if logs.get("phase") == 2 else self.phase
+        phase = "read" if logs.get("phase") else self.phase
         seconds, compiled = time.perf_counter() - self.started, self.compiling.since(self.before)
         self.rows.append({"phase": phase, "epoch": seconds, "compiling": compiled})
 

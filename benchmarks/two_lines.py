@@ -228,7 +228,7 @@ class Parts(keras.callbacks.Callback):
         self._started, self.switch, self.seconds, self.alignment = time.perf_counter(), None, 0.0, None
 
     def on_epoch_end(self, epoch, logs=None):
-        if logs["phase"] == 1:
+        if not logs["phase"]:
             self.switch, self.seconds = epoch + 1, time.perf_counter() - self._started
             self.alignment = round(float(logs["alignment"]), 4)
 

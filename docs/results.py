@@ -56,7 +56,7 @@ def run_section(path):
     """Return the section of one run of an example."""
     run = json.loads(path.read_text())
     curves = run["curves"].values()
-    switch = next((history["phase"].index(2.0) for history in curves if 2.0 in history.get("phase", [])), None)
+    switch = next((history["phase"].index(1.0) for history in curves if 1.0 in history.get("phase", [])), None)
     lines = [f"## {run['title']}", "", f"    {run['command']}", "", machine_line(run["machine"]) + ".", ""]
     lines += ["```", summarize(run["rows"]), "```", ""]
     lines += [f"The switch came after epoch {switch}."] if switch is not None else []

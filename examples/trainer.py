@@ -101,7 +101,7 @@ class Job:
         callbacks = [keras_dal.AlignmentMonitor()] if name == "wrapped" else []
         if self.devices.is_chief:
             callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
-        has_ended = 2 in history.history.get("phase", ())  # of the two lines, before its last epoch
+        has_ended = 1 in history.history.get("phase", ())  # of the two lines, before its last epoch
         if first_epoch < self.settings.epochs and not has_ended:
             model.fit(
                 data.training_batches(
@@ -127,7 +127,7 @@ class Job:
             self.write(self.folder / f"{name}-{seed}", model, report)
         rates, phases = (
             np.array(history["images_per_second"]),
-            np.array(history.get("phase", [1] * len(history["loss"]))),
+            np.array(history.get("phase", [0] * len(history["loss"]))),
         )
         return {
             "name": name,
@@ -135,8 +135,8 @@ class Job:
             **measured,
             "test_accuracy": history["val_accuracy"][-1],
             "seconds": sum(history["seconds"]),
-            "explore_images_per_second": _median(rates[phases == 1]),
-            "exploit_images_per_second": _median(rates[phases == 2]),
+            "explore_images_per_second": _median(rates[phases == 0]),
+            "exploit_images_per_second": _median(rates[phases == 1]),
             "history": history,
         }
 

@@ -16,7 +16,7 @@ from keras_dal._backend.warning import warn
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.finishing.result import Result
-from keras_dal.training.logs import ALIGNMENT, EXPLOITS, PHASE
+from keras_dal.training.logs import ALIGNMENT, PHASE
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _BLUE, _RED, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#767676"
@@ -283,7 +283,7 @@ def _draw(axis, run, key, name, color, marker):
     axis.plot(np.array(epochs)[: len(values)][drawn], values[drawn], **style, label=f"{name}, training")
     if values := run.validation(key):
         axis.plot(run.validated, values, **style, linestyle=":", label=f"{name}, validation")
-    switch = [epoch for epoch, phase in zip(epochs, history.get(PHASE, []), strict=False) if phase == EXPLOITS]
+    switch = [epoch for epoch, phase in zip(epochs, history.get(PHASE, []), strict=False) if phase]
     if switch:
         axis.axvspan(switch[0] - 0.5, epochs[-1] + 0.5, color=color, alpha=0.08, linewidth=0)
         axis.axvline(switch[0] - 0.5, color=color, linewidth=0.8, linestyle="--", label=f"{name}, switch")

@@ -214,7 +214,7 @@ def check(cell, folder):
     keep, monitor = Keep(paths), keras_dal.AlignmentMonitor(verbose=False)
     history = trained(cell, wrapped, EPOCHS, [monitor, keep])
     exploited = 1 if cell.finish == "solve" else EPOCHS - EXPLORED
-    assert history["phase"] == [1.0] * EXPLORED + [2.0] * exploited
+    assert history["phase"] == [0.0] * EXPLORED + [1.0] * exploited
     _assert_equal(keep.weights[:EXPLORED], alone.weights, "explored otherwise than the bare optimizer")
     head = {id(v) for v in wrapped.layers[-1].weights}
     frozen = [index for index, v in enumerate(wrapped.weights) if id(v) not in head]

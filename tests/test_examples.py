@@ -122,7 +122,7 @@ def assert_close(run, other):
         rtol = 1e-4 if expected[key].shape in ((4, 10), (10,)) else 0
         np.testing.assert_allclose(values[key], expected[key], rtol=rtol, atol=1e-5, err_msg=key)
     np.testing.assert_allclose(history["alignment"], expected_history["alignment"], atol=1e-4)
-    assert history["phase"] == expected_history["phase"] == [1] * EXPLORED + [2] * (EPOCHS - EXPLORED)
+    assert history["phase"] == expected_history["phase"] == [0] * EXPLORED + [1] * (EPOCHS - EXPLORED)
     assert run.output.count("exploration is over") == 1
 
 

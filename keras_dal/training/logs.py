@@ -3,7 +3,6 @@
 import numpy as np
 
 ALIGNMENT, PHASE = "alignment", "phase"
-EXPLORES, EXPLOITS = 1.0, 2.0  # numbers of the phases: Keras prints a zero as 0.0000e+00
 
 
 def as_alignment(report=None):
@@ -20,5 +19,5 @@ def as_change(value=np.nan):
 
 
 def as_phase(explores):
-    """Return which phase it is: the first while exploring, the second after the switch."""
-    return {PHASE: EXPLORES if explores else EXPLOITS}
+    """Return which phase it is: 0 while exploring, 1 after the switch."""
+    return {PHASE: float(not explores)}

@@ -23,7 +23,7 @@ from keras_dal.training.wrap import find_wrap
 class AlignmentMonitor(keras.callbacks.Callback):
     """Measures how far the labels are in the column space of the Jacobian, each epoch, and drives `Wrap`.
 
-    Every epoch it adds to `logs`: `alignment` in [0, 1], `alignment_rank`, `phase` (1 while exploring, 2 after the
+    Every epoch it adds to `logs`: `alignment` in [0, 1], `alignment_rank`, `phase` (0 while exploring, 1 after the
     switch) and `kernel_change`, the relative change of the feature kernel since the start of this `fit`; the last value
     again, or NaN, where measuring would take more than half a percent of training. Callbacks that read them (CSVLogger,
     TensorBoard) come after it in the list.

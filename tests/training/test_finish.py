@@ -53,7 +53,7 @@ def ended(optimizer=None, epochs=9, model=None, callbacks=(), data=None, **optio
 def test_training_ends_one_epoch_after_the_switch_with_a_complete_history(tmp_path):
     log, seen = tmp_path / "log.csv", images(seed=1)
     model, monitor, history = ended(callbacks=[keras.callbacks.CSVLogger(str(log))], validation_data=seen)
-    assert history["phase"] == [1, 1, 1, 2]
+    assert history["phase"] == [0, 0, 0, 1]
     assert {len(values) for values in history.values()} == {4}
     for name, data in (("val_", seen), ("", images())):
         for metric, value in model.evaluate(*data, verbose=0, return_dict=True).items():
@@ -279,7 +279,7 @@ def test_eager_and_several_steps_per_execution_end_at_the_same_head(options):
         pytest.skip("Keras itself does not support steps_per_execution on torch")
     expected, _, _ = ended(shuffle=False)
     model, monitor, history = ended(compile_options=options, shuffle=False)
-    assert history["phase"] == [1, 1, 1, 2]
+    assert history["phase"] == [0, 0, 0, 1]
     assert len(monitor.result._data.train.features) == 96
     if "steps_per_execution" in options:
         for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
@@ -301,7 +301,7 @@ def test_a_gated_head_ends_with_every_sample_right_and_leaves_exploration_alone(
     explored = {re_named(path): value for path, value in snapshots.taken[0].items()}
     for path, value in snapshot(plain).items():
         assert value.tobytes() == explored[path].tobytes(), path
-    assert history["phase"] == [1, 1, 1, 2]
+    assert history["phase"] == [0, 0, 0, 1]
     assert history["accuracy"][-1] == 1.0
     assert gated.evaluate(x, y, verbose=0)[1] == 1.0
     assert monitor.result.scaled_loss <= 1e-4
@@ -334,7 +334,7 @@ def test_what_fails_at_the_switch_is_said_and_exploration_goes_on(monkeypatch):
     with pytest.warns(UserWarning, match="exploration goes on with the weights from before.*no features today"):
         _, monitor, history = ended(epochs=6, callbacks=[snapshots])
     assert len(history["phase"]) == 6
-    assert history["phase"][-1] == 1
+    assert history["phase"][-1] == 0
     assert monitor.result is None
     assert "conv/kernel" in moved(snapshots.taken[4], snapshots.taken[5])
 
@@ -460,7 +460,7 @@ def test_a_head_that_diverged_alone_is_not_taken_for_solved():
 
     with pytest.warns(UserWarning, match="exploration goes on.*Weights are not finite.*logits.bias"):
         model, monitor, history = ended(average=0, epochs=SWITCH + 1, callbacks=[Spoil()])
-    assert history["phase"][-1] == 1
+    assert history["phase"][-1] == 0
     assert model.optimizer.phase == "explore"
     assert monitor.result is None
 
@@ -480,7 +480,7 @@ def test_a_trunk_that_diverged_is_named():
 def test_a_fit_in_the_second_phase_says_so_solves_and_ends(capsys):
     model, monitor = switched(), keras_dal.AlignmentMonitor()
     capsys.readouterr()
-    assert fit(model, 9, [monitor], initial_epoch=4)["phase"] == [2]
+    assert fit(model, 9, [monitor], initial_epoch=4)["phase"] == [1]
     assert "begins in the second phase" in capsys.readouterr().out
     assert list(monitor.result.proof())
 
@@ -490,7 +490,7 @@ def test_what_is_solved_is_not_solved_again(capsys, tmp_path):
     model.save(tmp_path / "model.keras")
     for again in (model, keras.saving.load_model(tmp_path / "model.keras")):
         before, monitor = snapshot(again), keras_dal.AlignmentMonitor()
-        assert fit(again, 9, [monitor], initial_epoch=4)["phase"] == [2]
+        assert fit(again, 9, [monitor], initial_epoch=4)["phase"] == [1]
         assert "was solved, and it ends at once" in capsys.readouterr().out
         assert monitor.result is None
         assert moved(before, snapshot(again)) == set()
@@ -627,7 +627,7 @@ def test_restart_goes_back_to_the_first_phase():
     model, _, _ = ended()
     model.optimizer.restart()
     before = snapshot(model)
-    assert fit(model, 2)["phase"] == [1, 1]
+    assert fit(model, 2)["phase"] == [0, 0]
     assert {"conv/kernel", "norm/moving_mean"} <= moved(before, snapshot(model))
 
 
@@ -1006,7 +1006,7 @@ def test_a_callback_that_takes_the_stop_back_finds_the_solved_head_unmoved():
             self.model.stop_training = False
 
     model, monitor, history = ended(callbacks=[GoesOn()], epochs=6)
-    assert history["phase"] == [1, 1, 1, 2, 2, 2]
+    assert history["phase"] == [0, 0, 0, 1, 1, 1]
     assert {len(values) for values in history.values()} == {6}
     assert history["alignment"][3] > 0
     for name in ("loss", "accuracy"):
@@ -1029,7 +1029,7 @@ def test_an_epoch_whose_reading_is_stopped_is_one_of_exploration_and_finish_take
     model = compiled(keras_dal.Wrap("sgd", explore=SWITCH))
     with pytest.warns(UserWarning, match="stops training before the head is solved.*stopped by another callback"):
         history = fit(model, SWITCH + 2, [keras_dal.AlignmentMonitor(verbose=0), StopsTheReading()])
-    assert history["phase"] == [1] * (SWITCH + 1)
+    assert history["phase"] == [0] * (SWITCH + 1)
     assert model.optimizer.phase == "explore"
     expected = state_of(model.optimizer).averages.own.values()
     result = keras_dal.finish(model, *images(), verbose=0)

@@ -217,7 +217,7 @@ def test_labels_of_its_own_data_that_no_loss_takes_are_refused_before_the_first_
     assert not moved(before, snapshot(model))
     of_no_weight = (np.arange(len(y)) != 90).astype("float32")
     history = fit(model, 2, [keras_dal.AlignmentMonitor(data=(x, wrong, of_no_weight), verbose=0)])
-    assert history["phase"] == [1, 2]
+    assert history["phase"] == [0, 1]
 
 
 def test_with_a_plain_optimizer_it_only_measures():
@@ -225,7 +225,7 @@ def test_with_a_plain_optimizer_it_only_measures():
     fit(plain, 2, callbacks=[])
     history = fit(measured, 2)
     assert not moved(snapshot(plain), snapshot(measured))
-    assert history["phase"] == [1, 1]
+    assert history["phase"] == [0, 0]
     assert len(history["alignment"]) == 2
 
 
@@ -303,13 +303,13 @@ def test_after_an_exception_elsewhere_the_next_fit_is_an_ordinary_one():
 @pytest.mark.parametrize("explore", [0.5, 2])
 def test_the_switch_counts_epochs_from_zero(explore):
     model = compiled(keras_dal.Wrap("sgd", explore=explore, finish="descend"))
-    assert fit(model, 4, initial_epoch=1)["phase"] == [1, 2, 2]
+    assert fit(model, 4, initial_epoch=1)["phase"] == [0, 1, 1]
 
 
 def test_an_int_may_be_reached_by_a_later_fit():
     model = compiled(keras_dal.Wrap("sgd", explore=3, finish="descend"))
-    assert fit(model, 2)["phase"] == [1, 1]
-    assert fit(model, 5, initial_epoch=2)["phase"] == [1, 2, 2]
+    assert fit(model, 2)["phase"] == [0, 0]
+    assert fit(model, 5, initial_epoch=2)["phase"] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("explore", [0.5, "auto"])
@@ -321,9 +321,9 @@ def test_too_few_epochs_for_two_phases_are_refused(explore):
 
 def test_fits_of_ones_own_switching(tmp_path):
     model = compiled(keras_dal.Wrap("sgd", explore=None))
-    assert fit(model, 2)["phase"] == [1, 1]
+    assert fit(model, 2)["phase"] == [0, 0]
     model.optimizer.switch(model)
-    assert fit(model, 2)["phase"] == [2, 2]
+    assert fit(model, 2)["phase"] == [1, 1]
 
 
 def test_a_fit_after_ones_own_switch_trains_the_head_alone_without_the_monitor_too():
@@ -341,7 +341,7 @@ def test_the_automatic_step_is_there_in_a_fit_that_begins_after_the_switch():
     monitor = keras_dal.AlignmentMonitor(data=images(), verbose=False)
     fit(model, 2, [monitor], batch_size=96)
     rate = float(model.optimizer.learning_rate)
-    assert fit(model, 5, [monitor], batch_size=96, initial_epoch=2)["phase"] == [2, 2, 2]
+    assert fit(model, 5, [monitor], batch_size=96, initial_epoch=2)["phase"] == [1, 1, 1]
     assert float(model.optimizer.learning_rate) == pytest.approx(rate, rel=1e-5)
 
 
@@ -367,7 +367,7 @@ def test_a_model_may_leave_the_size_of_its_images_open():
     inputs = keras.Input((None, None, 2))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(inputs))
     model = compiled(keras_dal.Wrap("sgd", explore=1), keras.Model(inputs, layers.Dense(3)(x)))
-    assert fit(model, 2)["phase"] == [1, 2]
+    assert fit(model, 2)["phase"] == [0, 1]
 
 
 def test_gradient_descent_with_the_automatic_step_against_numpy():
@@ -418,7 +418,7 @@ def test_what_cannot_be_measured_does_not_end_a_training(monkeypatch, error):
         history = fit(compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=3)), 5)
     assert len([warning for warning in said if "could not be measured" in str(warning.message)]) == 1
     assert np.isnan(history["alignment"][:3]).all()
-    assert history["phase"][-1] == 2
+    assert history["phase"][-1] == 1
 
 
 @pytest.mark.parametrize("own_data", [False, True])
@@ -441,7 +441,7 @@ def test_an_alignment_is_known_where_the_kernel_change_is_not(monkeypatch, own_d
     np.testing.assert_allclose(now["alignment"], before["alignment"], rtol=1e-5)
     assert np.isfinite(before["kernel_change"]).all()
     assert np.isnan(now["kernel_change"]).all()
-    assert now["phase"] == before["phase"] == [1.0] * 8 + [2.0]
+    assert now["phase"] == before["phase"] == [0.0] * 8 + [1.0]
 
 
 def test_a_message_that_cannot_be_made_does_not_end_a_training(monkeypatch, capsys):

@@ -32,7 +32,7 @@ def ended(model, x, y, loss="sparse", epochs=3, explore=2, data=None, **options)
     model.compile(keras_dal.Wrap("adam", explore=explore), loss)
     monitor = keras_dal.AlignmentMonitor(data=data, verbose=False)
     history = model.fit(x, y, epochs=epochs, verbose=0, callbacks=[monitor], **options).history
-    assert history["phase"][-1] == 2
+    assert history["phase"][-1] == 1
     assert monitor.result.point.gap <= 1e-4
     return monitor, history
 
@@ -174,7 +174,7 @@ def test_a_head_that_is_not_trained_is_refused_before_training(whole, finish):
 def test_a_head_may_stand_still_where_nobody_switches():
     model = small_model()
     model.get_layer("logits").trainable = False
-    assert fit(compiled(keras_dal.Wrap("sgd", explore=None), model), 1)["phase"] == [1]
+    assert fit(compiled(keras_dal.Wrap("sgd", explore=None), model), 1)["phase"] == [0]
 
 
 def test_an_optimizer_of_another_model_is_refused_before_training():
@@ -378,7 +378,7 @@ def test_some_features_are_measured_every_so_many_epochs(capsys):
     interval = int(re.search(r"measured every (\d+) epochs", capsys.readouterr().out)[1])
     assert 1 < interval < 10
     assert measured[0] == 0
-    explored = np.array(history["alignment"][: history["phase"].index(2)])[measured[0] :]
+    explored = np.array(history["alignment"][: history["phase"].index(1)])[measured[0] :]
     assert len(set(explored)) - -(-len(explored) // interval) in (0, 1)  # and once where the schedule looks at it
 
 
@@ -700,7 +700,7 @@ def test_all_variables_have_paths_of_their_own_while_a_model_of_two_inputs_is_tr
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     model.compile(keras_dal.Wrap("sgd", explore=1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit([x, x], y, epochs=2, verbose=0, callbacks=[monitor, saved]).history
-    assert history["phase"] == [1, 2]
+    assert history["phase"] == [0, 1]
 
 
 def test_samples_without_weight_are_not_counted_among_those_the_head_is_solved_on(capsys):
@@ -986,7 +986,7 @@ def test_another_callback_may_let_the_train_function_be_made_anew(finish):
         model.compile(keras_dal.Wrap("adam", explore=3, finish=finish), loss)
         callbacks = [MadeAnew(before), keras_dal.AlignmentMonitor(verbose=False), MadeAnew(after)]
         history = model.fit(x, y, epochs=5, verbose=0, callbacks=callbacks).history
-        assert history["phase"][-1] == 2
+        assert history["phase"][-1] == 1
         assert np.isfinite(history["alignment"]).all()
         weights.append(model.get_weights())
     for value, expected in zip(*weights, strict=True):
@@ -995,7 +995,7 @@ def test_another_callback_may_let_the_train_function_be_made_anew(finish):
 
 class Interrupts(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
-        if logs.get("phase") == 2:
+        if logs.get("phase") == 1:
             raise KeyboardInterrupt
 
 

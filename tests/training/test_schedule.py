@@ -45,7 +45,7 @@ def trained(model, data, initial_epoch=0, callbacks=(), verbose=False, monitor_f
 def test_exploration_is_longer_where_little_of_the_labels_is_in_the_column_space(data, end, capsys):
     kept = Kept()
     history = trained(wrapped(), data, callbacks=[kept], verbose=True)
-    assert history["phase"].index(2) == end
+    assert history["phase"].index(1) == end
     assert (history["alignment"][LOOK - 1] < ENOUGH) == (end == LATE)
     assert ("which is little: exploration goes on to the end of epoch 18" in capsys.readouterr().out) == (end == LATE)
     window = 1  # 7 % of 16 and of 18 epochs, rounded
@@ -99,7 +99,7 @@ def test_a_new_optimizer_counts_from_the_epoch_it_begins_with_and_is_resumed_so(
     """As where a second stage of training begins with initial_epoch."""
     model, kept = wrapped(), Kept(tmp_path, [14])
     history = trained(model, CLEAR, initial_epoch=10, callbacks=[kept])
-    assert history["phase"] == [1] * 9 + [2]  # 71 % of the twelve that are left
+    assert history["phase"] == [0] * 9 + [1]  # 71 % of the twelve that are left
     assert kept.averaged[:9] == [0] * 8 + [3]
     resumed = keras.saving.load_model(tmp_path / "14.keras")
     assert trained(resumed, CLEAR, 14)["phase"] == history["phase"][4:]
@@ -115,13 +115,13 @@ def test_a_new_optimizer_counts_from_the_epoch_it_begins_with_and_is_resumed_so(
 
 def test_a_training_that_goes_on_after_restart_explores_as_one_that_begins_there():
     model = wrapped()
-    assert trained(model, RANDOM)["phase"].index(2) == LATE
+    assert trained(model, RANDOM)["phase"].index(1) == LATE
     model.optimizer.restart()
     assert state_of(model.optimizer).auto.value == Decision.NONE
     options = {"initial_epoch": EPOCHS, "epochs": EPOCHS + 10, "verbose": 0}
     more = model.fit(*CLEAR, callbacks=[keras_dal.AlignmentMonitor(verbose=0)], **options).history
     assert len(more["phase"]) - 1 in (7, 8)  # 71 or 80 % of the ten, whatever was decided before
-    assert more["phase"][-2:] == [1, 2]
+    assert more["phase"][-2:] == [0, 1]
 
 
 def test_a_decision_moves_no_switch_of_a_fit_that_has_none_to_take():
@@ -141,7 +141,7 @@ def test_what_a_fit_has_decided_holds_for_none_that_begins_before_it_would_decid
 def test_one_epoch_that_is_left_is_the_second_phase():
     model = wrapped()
     with pytest.warns(UserWarning, match="has taken no step.*one epoch is left, and each phase needs one"):
-        assert trained(model, CLEAR, initial_epoch=EPOCHS - 1)["phase"] == [2]
+        assert trained(model, CLEAR, initial_epoch=EPOCHS - 1)["phase"] == [1]
 
 
 @pytest.mark.parametrize("explore", [0.25, 3])
@@ -158,14 +158,14 @@ def test_where_the_alignment_is_not_known_exploration_ends_at_its_earliest():
     model = compiled(keras_dal.Wrap("sgd", finish="descend"), keras.Model(inputs, outputs))
     history = trained(model, RANDOM)
     assert "alignment" not in history
-    assert history["phase"].index(2) == EARLY
+    assert history["phase"].index(1) == EARLY
 
 
 @pytest.mark.parametrize("explore", ["auto", 0.01, 0.75, 0.99])
 def test_shares_of_few_epochs_leave_one_to_each_phase(explore):
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=explore))
     history = model.fit(*RANDOM, epochs=2, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)]).history
-    assert history["phase"] == [1, 2]
+    assert history["phase"] == [0, 1]
 
 
 class Counts(keras.callbacks.Callback):
@@ -176,7 +176,7 @@ class Counts(keras.callbacks.Callback):
         self.interrupts, self.averaged = interrupts, []
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch == 1 and (logs or {}).get("phase") == 2 and self.interrupts:
+        if batch == 1 and (logs or {}).get("phase") == 1 and self.interrupts:
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):

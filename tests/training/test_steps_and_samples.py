@@ -154,5 +154,5 @@ def test_a_fit_whose_outputs_are_masked_goes_on_exploring_and_says_so():
     monitor = keras_dal.AlignmentMonitor(verbose=False)
     with pytest.warns(UserWarning, match="could not begin.*some samples only"):
         history = model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor]).history
-    assert history["phase"] == [1.0] * 4
+    assert history["phase"] == [0.0] * 4
     assert monitor.result is None

@@ -14,7 +14,7 @@ def test_two_lines(capsys):
     taken = snapshots.taken
     assert {"conv/kernel", "norm/moving_mean", "logits/kernel"} <= moved(taken[0], taken[2])
     assert moved(taken[2], taken[4]) == {"logits/kernel", "logits/bias"}
-    assert history["phase"] == [1, 1, 2, 2]
+    assert history["phase"] == [0, 0, 1, 1]
     assert all(0 <= value <= 1 for value in history["alignment"])
     assert history["alignment_rank"] == [14] * 4  # six features and a bias, for three outputs less a constant for all
     assert history["kernel_change"][0] > 0

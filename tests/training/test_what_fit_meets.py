@@ -567,7 +567,7 @@ def test_epochs_that_never_read_everything_are_trained(monkeypatch):
     told = "reads them again.*call keras_dal.finish after training"
     with pytest.warns(UserWarning, match=told), pytest.warns(UserWarning, match="exploration goes on"):
         phases = fit(model, 6, [monitor])["phase"]
-    assert phases == [1.0] * 6
+    assert phases == [0.0] * 6
     assert monitor.result is None
 
 
@@ -816,7 +816,7 @@ def test_a_fit_that_a_callback_switches_logs_what_its_steps_did_and_says_that_no
     monitor = keras_dal.AlignmentMonitor()
     callbacks = [monitor, Switches()] if monitor_first else [Switches(), monitor]
     history = model.fit(ROWS, LABELS, epochs=4, verbose=0, callbacks=callbacks).history
-    assert history["phase"] == [1, 1, 2, 2]
+    assert history["phase"] == [0, 0, 1, 1]
     assert monitor.result is None
     said = capsys.readouterr().out
     assert said.count("nothing was solved, as with explore=None") == (finish is None)
