@@ -234,17 +234,23 @@ class TwoPhases(OnePhase):
         self._convex_phase = ConvexPhase(self._wrap, self._structure, self._loss, self._max_bytes)
         if self._state.has_average:
             self._unknown.warn()
-        elif (few := self._measurement.samples()) is not None:
-            with contextlib.suppress(Exception):  # advice alone: the head is solved all the same
-                warn_of_statistics(self._model, few, "Leave average as it is, and the end of fit renews them")
+        else:
+            self._warn_of_statistics("average as it is")
         is_said = epoch == self._began and not (self._explores and epoch == self._schedule.switch)  # as the fit began
         self._convex_phase.begin(self._state.statistics_before)
         self._stage = Stage.READS
         if not is_said:
             self._announcer.say(messages.reads, self._convex_phase, epoch, self._epochs)
 
+    def _warn_of_statistics(self, way):
+        """Warn where those that nothing renews have not settled; with the way to have them renewed."""
+        if (few := self._measurement.samples()) is not None:
+            with contextlib.suppress(Exception):  # advice alone: the second phase begins all the same
+                warn_of_statistics(self._model, few, f"Leave {way}, and the end of fit renews them")
+
     def _descend_next(self, epoch):
         report = self._measurement.report
+        self._warn_of_statistics("finish and exploit_learning_rate as they are")
         self._descent.begin(report, needed=epoch != self._began)
         found = report, self._descent.certificate
         self._announcer.say(messages.descends, epoch, self._epochs, self._structure, self._loss, *found)

@@ -120,6 +120,7 @@ def test_a_proved_point_says_what_its_parameters_do_once_they_are_those_of_the_m
     x, y = data
     x = (x + 30.0).astype("float16").astype("float32")
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, dtype="float16")])
+    model.set_weights([0.05 * np.random.default_rng(1).standard_normal((8, 3)), np.zeros(3)])
     train = CachedFeatures(x, y, np.ones(len(y)), np.arange(len(y)))
     structure = find_structure(model)
     first = np.column_stack([x, np.ones(len(x))]).astype("float64") @ structure.theta().reshape(9, 3)
