@@ -18,7 +18,7 @@ from scipy import optimize
 from keras_dal import heads, losses
 from keras_dal.analysis.alignment import projected
 from keras_dal.analysis.certify import certify_head
-from keras_dal.analysis.separability import decide
+from keras_dal.analysis.separability import Search
 from keras_dal.solvers import duality
 from keras_dal.solvers.least_squares import StreamedQR
 
@@ -59,9 +59,10 @@ class Problem:
         return qr.project(self.eps)
 
     def verdicts(self):
-        """Return what `decide` and `certify_head` say."""
+        """Return what `Search` and `certify_head` say."""
         fit, start = projected(self.loss, self.projection(), self.eps), np.zeros(self.head.num_parameters)
-        finding = decide(self.head, self.loss, [(self.features, self.targets, self.weights)], fit, duality.SECONDS)
+        rows = [(self.features, self.targets, self.weights)]
+        finding = Search(self.head, self.loss, rows, fit, duality.SECONDS).finding()
         certificate = certify_head(self.head, self.features, self.targets, self.loss, start, self.weights)
         return finding, certificate
 

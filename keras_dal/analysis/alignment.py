@@ -11,15 +11,8 @@ from keras_dal._backend.arrays import EPS, MAX_BYTES
 from keras_dal._backend.warning import say
 from keras_dal.analysis.network import PRODUCTS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
-from keras_dal.analysis.separability import (
-    Finding,
-    LeastSquares,
-    Verdict,
-    announced,
-    decide,
-    decisive_share,
-    joined_rows,
-)
+from keras_dal.analysis.separability import LeastSquares, Search, announced, joined_rows
+from keras_dal.analysis.verdict import Finding, Verdict, decisive_share
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import blocks_of, coarsest_eps, eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
@@ -233,7 +226,7 @@ def _measure_plain(structure, loss, rows, used, alike, seconds, max_bytes):
     projection = qr.project(eps)
     fit = projected(loss, projection, eps)
     per_sample, _ = _residual_squares(head, loss, rows, used, fit.theta)
-    finding = decide(head, loss, rows, fit, seconds, used.mean(), max_bytes)
+    finding = Search(head, loss, rows, fit, seconds, used.mean(), max_bytes).finding()
     return _report_projection(
         structure,
         loss,
@@ -269,7 +262,7 @@ def _measure_gated(structure, loss, rows, used, alike, seconds, max_bytes):
         structure,
         loss,
         len(features),
-        decide(head, loss, rows, fit, seconds, used.mean(), max_bytes),
+        Search(head, loss, rows, fit, seconds, used.mean(), max_bytes).finding(),
         **shares(per_sample, per_class, squares),
         rank=columns.rank,
         tolerance=columns.tolerance,

@@ -11,7 +11,9 @@ from keras_dal._backend.warning import say
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.descent_bound import Objective
-from keras_dal.analysis.separability import announced, decisive_share, finding_of
+from keras_dal.analysis.misses import any_missed
+from keras_dal.analysis.separability import announced
+from keras_dal.analysis.verdict import ABOVE, Evidence, by_bounds, decisive_share, too_large
 from keras_dal.features.batches import BATCH_SIZE, feature_batches, first_inputs
 from keras_dal.features.precision import eps_of, eps_of_features
 from keras_dal.features.progress_bar import progress_bar, watched
@@ -30,6 +32,7 @@ from keras_dal.models.understood import understood
 from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import MAX_JACOBIAN_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
+from keras_dal.tables import apart
 
 
 def certify(
@@ -170,7 +173,7 @@ def certify_head(
     v = scale * v if scale is not None and np.isfinite(scale) else v
     found = objective.infimum((theta, v), seconds)
     share, witnessed = (decisive_share(loss, each, squares) for each in left)
-    finding = finding_of(found, share, witnessed, objective, scale, v, max_bytes)
+    finding = _Enclosed(found, share, witnessed, objective, scale, v, max_bytes).finding()
     residual_share = min(1.0, float(squares.share(left[0].sum())))
     beta = objective.smoothness() if np.isfinite(theta).all() else None  # from there no step leads anywhere
     of_labels = assumptions.of_labels(loss, targets, scale, found.lower > objective.floor)
@@ -207,3 +210,63 @@ def _left(jac, matrix, v, weights):
     """Return squares of what of Y_l the columns that count do not reach, where known, and v does not, evaluated."""
     missed = matrix - jac.logits(v)
     return [weights @ jac.seen(each) ** 2 for each in (jac.left_of(matrix) if jac.factorized else missed, missed)]
+
+
+class _Enclosed(Evidence):
+    """What a witness and an enclosure of the infimum prove.
+
+    Args:
+        found: the `Enclosure`.
+        share: what least squares leaves of the labels, as `decisive_share` returns it.
+        witnessed: what v leaves, evaluated.
+        objective: the `Objective`.
+        scale: as for `Evidence`.
+        v: the witness of least squares, times the scale where that is finite.
+        max_bytes: memory for labels, of some outputs at a time.
+    """
+
+    def __init__(self, found, share, witnessed, objective, scale, v, max_bytes):
+        self._found, self._witnessed, self._objective = found, witnessed, objective
+        self.scale, self._v, self._max_bytes = scale, v, max_bytes
+        self.share = max(share, witnessed)  # beside an offset a witness may differ by less than it can show
+
+    def reaches_all(self):
+        if np.isinf(self.scale):  # margins tell
+            return self._found.margin is None or self._found.margin > 0
+        jac, objective = self._objective.jacobian, self._objective
+        rows = [(jac.features, objective.targets, objective.weights)]
+        missed = any_missed(jac.head, objective.loss, rows, self._v / self.scale, jac.eps, self._max_bytes)
+        return not missed and not self._is_above_rounding()
+
+    def _is_above_rounding(self):
+        """Whether a quadratic loss is above what features and labels that were rounded may leave of aligned ones."""
+        jac, targets, loss = self._objective.jacobian, self._objective.targets, self._objective.loss
+        if not loss.quadratic or self._found.lower <= self._objective.floor:
+            return False
+        size = jac.head.magnitudes(jac.features, np.abs(self._v)) + np.abs(targets)
+        return self._found.lower > self._objective.loss_of(targets + jac.eps * size)
+
+    def of_aligned(self):
+        at = f", and the loss is least at {self.scale:.3g} v" if self.scale not in (1.0, np.inf) else ""
+        return f"J v = Y_l up to a residual share of {self._witnessed:.1e}, v evaluated in float64{at}"
+
+    def by_infimum(self):
+        objective = self._objective
+        return by_bounds(self._found, self.scale, objective.jacobian, objective.floor, np.mean(objective.weights))
+
+    def exclusion(self):
+        objective, lower = self._objective, self._found.lower
+        above = ABOVE * np.mean(objective.weights) * (not objective.loss.quadratic)
+        if not objective.jacobian.factorized or lower <= objective.floor + above:
+            return None
+        return f"no parameters have a loss below {apart(lower, objective.floor, 3)[0]}, and {self._remains}"
+
+    @property
+    def _remains(self):
+        return f"least squares leaves a residual share of {self.share:.2e}"
+
+    def of_undecided(self):
+        jac = self._objective.jacobian
+        if not jac.factorized:
+            return too_large(jac)
+        return f"{self._remains}, and nothing shows that directions that count as rounding do not reach the labels"

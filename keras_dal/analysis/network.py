@@ -7,7 +7,7 @@ from scipy.sparse.linalg import lsqr
 from keras_dal import _backend
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import report, shares
-from keras_dal.analysis.separability import OF_MIXED_LABELS, Verdict, by_residual, decisive_share, hidden
+from keras_dal.analysis.verdict import OF_MIXED_LABELS, Evidence, decisive_share
 from keras_dal.features.batches import in_one_array
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import common_scale
@@ -34,7 +34,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_
     y, sample_weight = in_one_array("labels", y), in_one_array("sample weights", sample_weight)
     check_labels(y, x)
     targets = loss.targets(y, structure.num_outputs)
-    mixed, targets = common_scale(loss.scales(targets)) is None, loss.seen(loss.label_matrix(targets))
+    scale, targets = common_scale(loss.scales(targets)), loss.seen(loss.label_matrix(targets))
     weights = checked_weight(sample_weight, len(targets))
     (used, _), bias = positive(weights), _has_bias(operator, structure)
     centred = targets - safe_mean(targets, weights) if bias else targets
@@ -55,20 +55,43 @@ def alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_
     residual = (unit * residual * (1 + rounding / (norm(residual) or 1.0))).reshape(targets.shape)
     left = residual**2
     squares = centred_total(targets[used], weights[used], bias)
-    share = decisive_share(loss, left.sum(axis=0), squares)
-    found = OF_MIXED_LABELS if mixed else by_residual(share, Verdict.UNDECIDED, _LSQR)
     fitted = centred[used] - residual[used] / roots[used]
-    if found.verdict == Verdict.ALIGNED and misses_some(centred[used], fitted, 0.0, bias):
-        found = hidden(share)
+    found = _Fitted(scale, decisive_share(loss, left.sum(axis=0), squares), centred[used], fitted, bias)
     return report(
         structure,
         loss,
         int(np.sum(used)),
-        found,
+        found.finding(),
         **shares(left.sum(axis=1), left.sum(axis=0), squares),
         num_parameters=operator.shape[1],
         lower_bound=True,
     )
+
+
+class _Fitted(Evidence):
+    """What LSQR reaches of labels: a bound from below only.
+
+    Args:
+        scale, share: as for `Evidence`.
+        labels: centred, `(n, C)`.
+        fitted: what stands for them, `(n, C)`.
+        use_bias: whether a constant of each output is free.
+    """
+
+    def __init__(self, scale, share, labels, fitted, use_bias):
+        self.scale, self.share, self._compared = scale, share, (labels, fitted, 0.0, use_bias)
+
+    def reaches_all(self):
+        return not misses_some(*self._compared)
+
+    def by_infimum(self):
+        return OF_MIXED_LABELS if self.scale is None else self.unproved()
+
+    def exclusion(self):
+        return None
+
+    def of_undecided(self):
+        return f"{_LSQR}, with a residual share of {self.share:.1e}"
 
 
 def _power_method(operator, start):

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_dal.analysis.separability import ALIGNED, Verdict, below_one
+from keras_dal.analysis.verdict import ALIGNED, Verdict, below_one
 from keras_dal.tables import as_html, as_text, at_least, at_most, counted, known_decimals, one_number
 
 _NEXT: dict[str, str] = {  # for whoever has the report of a head

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_dal.analysis.separability import ALIGNED, decisive_share
+from keras_dal.analysis.verdict import ALIGNED, decisive_share
 from keras_dal.solvers.least_squares import StreamedQR
 
 

@@ -20,7 +20,7 @@ from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import WidthCurve
 from keras_dal.analysis.samples_fitted import samples_fitted
-from keras_dal.analysis.separability import ALIGNED, decisive_share
+from keras_dal.analysis.verdict import ALIGNED, decisive_share
 from keras_dal.analysis.widths import affordable, check_widths, num_columns
 from keras_dal.features.batches import BATCH_SIZE, first_inputs
 from keras_dal.features.cache import cached_features

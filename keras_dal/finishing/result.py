@@ -11,7 +11,7 @@ import numpy as np
 from keras_dal import _keras
 from keras_dal.analysis.assumptions import OF_ROUNDED, ROUNDED, TO_FLOAT32, clipped, clips_probabilities
 from keras_dal.analysis.certificate import Certificate
-from keras_dal.analysis.separability import Verdict
+from keras_dal.analysis.verdict import Verdict
 from keras_dal.features.samples import check_positive
 from keras_dal.features.tracing import held_dtype
 from keras_dal.finishing.evaluation import Quality, least_scale, logits_of

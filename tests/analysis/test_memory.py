@@ -12,7 +12,7 @@ import pytest
 
 import keras_dal
 from keras_dal import alignment, certify
-from keras_dal.analysis import separability, width
+from keras_dal.analysis import misses, width
 from keras_dal.analysis.certify import certify_head
 from keras_dal.analysis.misses import middles
 from keras_dal.analysis.widths import num_bytes
@@ -223,7 +223,7 @@ def test_labels_are_looked_at_some_outputs_at_a_time_with_the_same_answer(missed
     labels[7, 3] += 0.5 * missed
     rows = [(features[some], labels[some], np.ones(len(features[some]))) for some in (slice(0, 20), slice(20, 30))]
     for max_bytes in (1, 2 * 32 * 30, 2**20):
-        assert separability.any_missed(head, loss, rows, theta, 1e-7, max_bytes) == missed
+        assert misses.any_missed(head, loss, rows, theta, 1e-7, max_bytes) == missed
 
 
 def test_a_certificate_looks_at_labels_within_its_own_limit():
@@ -233,9 +233,9 @@ def test_a_certificate_looks_at_labels_within_its_own_limit():
     features, theta = generator.standard_normal((n, 3)), generator.standard_normal(head.num_parameters)
     labels = head.logits(features, theta)
     for max_bytes in (2**20, 2**30):
-        with mock.patch.object(separability, "middles", wraps=middles):
+        with mock.patch.object(misses, "middles", wraps=middles):
             found = certify_head(head, features, labels, loss, theta, max_bytes=max_bytes)
-            columns = [call.args[0].shape[1] for call in separability.middles.call_args_list]
+            columns = [call.args[0].shape[1] for call in misses.middles.call_args_list]
         assert found.verdict == "aligned"
         assert sum(columns) == outputs
         assert max(columns) == min(outputs, max_bytes // (32 * n))
