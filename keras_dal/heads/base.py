@@ -16,12 +16,6 @@ from keras_dal.heads.cached_jacobian import CachedJacobian
 _ENTRIES = 2**22  # hidden values in float64 that exist at a time
 
 
-def split(theta, shapes):
-    """Return the views of a flat theta that have these shapes, one after another."""
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(theta, ends), shapes, strict=True)]
-
-
 class Head:
     """What `f(z) = sum_k theta_k df(z)/dtheta_k` looks like from outside."""
 
@@ -70,11 +64,6 @@ class Head:
         """Return a bound `(n, C)` of the errors float64 makes in `logits`, with gates and inputs taken as computed."""
         num_terms = 8 + sum(sum(shape) for shape in self.shapes)  # of the longest sum, at most
         return EPS * num_terms * self.magnitudes(features, np.abs(theta))
-
-    @staticmethod
-    def join(arrays):
-        """Return the flat theta of a list of arrays, float64."""
-        return np.concatenate([np.asarray(array, np.float64).ravel() for array in arrays])
 
     def _exact(self, features):
         parts = self.products(Host(np.float64))  # made anew: their products write into memory that no thread may share

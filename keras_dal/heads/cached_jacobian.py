@@ -10,6 +10,7 @@ import numpy as np
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.heads import array_backend
+from keras_dal.heads.parameters import join, split
 
 
 class CachedJacobian:
@@ -132,17 +133,12 @@ class CachedJacobian:
             for index, (part, (inputs, gates)) in enumerate(zip(self.parts, block, strict=True)):
                 product = part.transposed(inputs, gates, cotangent)
                 totals[index] += self.on.numpy(product) if xp is arrays.NUMPY else product
-        return xp.concatenate([part.flat(total) for part, total in zip(self.parts, totals, strict=True)])
+        return join([part.in_order(total) for part, total in zip(self.parts, totals, strict=True)])
 
     def split(self, theta):
         """Return a flat theta as one matrix for each part."""
-        xp, start, pieces = arrays.of(theta), 0, []
-        theta = np.asarray(theta, self.on.dtype) if xp is arrays.NUMPY else xp.single(theta)
-        for part in self.parts:
-            stop = start + part.num_parameters
-            pieces.append(xp.reshape(theta[start:stop], part.shape))
-            start = stop
-        return pieces
+        xp = arrays.of(theta)
+        return split(np.asarray(theta, self.on.dtype) if xp is arrays.NUMPY else xp.single(theta), self.parts)
 
     def blocks(self):
         """Yield slices of the samples, and for each of them the inputs and gates of every part."""

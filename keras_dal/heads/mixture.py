@@ -59,8 +59,8 @@ class MixturePart(WithGates):
     def factor(self, weight):
         return self.on.array(self._exchanged(weight) if self._gates_first else weight)
 
-    def flat(self, total):
-        return super().flat(self._exchanged(total) if self._gates_first else total)
+    def in_order(self, total):
+        return self._exchanged(total) if self._gates_first else total
 
     def _exchanged(self, matrix):
         """Return `(b, a C)` for a matrix `(a, b C)`."""

@@ -54,9 +54,9 @@ class Part:
         """Return the matrix of parameters as `apply` takes it."""
         return self.on.array(weight)
 
-    def flat(self, total):
+    def in_order(self, total):
         """Return a sum of what `transposed` returned, in the order of theta."""
-        return arrays.of(total).reshape(total, (-1,))
+        return total
 
 
 class WithGates(Part):

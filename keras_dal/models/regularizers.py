@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_dal import _keras
 from keras_dal.features.tracing import to_numpy
-from keras_dal.heads.base import split
+from keras_dal.heads.parameters import join, split
 
 
 def l2_factors(variables):
@@ -20,8 +20,8 @@ def l2_factors(variables):
         squares = type(regularizer) in (keras.regularizers.L2, keras.regularizers.L1L2)
         if (regularizer is not None and not squares) or getattr(regularizer, "l1", 0.0) or variable.constraint:
             return None
-        factors.append(np.full(int(np.prod(variable.shape)), float(getattr(regularizer, "l2", 0.0))))
-    return np.concatenate(factors)
+        factors.append(np.full(variable.shape, float(getattr(regularizer, "l2", 0.0))))
+    return join(factors)
 
 
 def l2_of(factors, theta):
@@ -40,7 +40,7 @@ def penalty_at(variables, factors, theta):
     """
     if factors is not None:
         return l2_of(factors, theta)
-    parts = zip(variables, split(theta, [variable.shape for variable in variables]), strict=True)
+    parts = zip(variables, split(theta, variables), strict=True)
     tensors = [(v, ops.convert_to_tensor(part.astype("float32"))) for v, part in parts if v.regularizer]
     return float(sum(to_numpy(v.regularizer(tensor)).item() for v, tensor in tensors))
 

@@ -11,7 +11,7 @@ from keras_dal.features.programs import feature_function
 from keras_dal.features.tracing import evaluate, to_numpy
 from keras_dal.features.variables import assign_all, checksum
 from keras_dal.heads import Head
-from keras_dal.heads.base import split
+from keras_dal.heads.parameters import join, split
 from keras_dal.models import linearity
 from keras_dal.models.gated_layers import Gated
 from keras_dal.models.linear_layers import has_bias, is_plain, linear_head
@@ -93,7 +93,7 @@ class Structure:
 
     def theta(self) -> np.ndarray:
         """Return theta_S, flat and float64."""
-        return Head.join([to_numpy(variable) for variable in self.linear_parameters])
+        return join([to_numpy(variable) for variable in self.linear_parameters])
 
     def assign(self, theta: np.ndarray) -> None:
         """Writes a flat theta_S into the model.
@@ -107,7 +107,7 @@ class Structure:
         """Return a flat theta_S as the model's variables would hold it, float64; what its layers lose is infinite."""
         parts = zip(self.split(theta), self.linear_parameters, strict=True)
         with np.errstate(over="ignore"):  # infinite then, which whoever writes it refuses
-            held = Head.join([part.astype(np.dtype(tracing.held_dtype(variable.dtype))) for part, variable in parts])
+            held = join([part.astype(np.dtype(tracing.held_dtype(variable.dtype))) for part, variable in parts])
             for layer in (self.layer, self.output_layer):  # which may compute in less than their variables hold
                 computed = held.astype(np.dtype(tracing.held_dtype(layer.compute_dtype)))
                 held = np.where(np.isfinite(computed), held, np.inf)
@@ -122,7 +122,7 @@ class Structure:
         Returns:
             A list of views of it that have the shapes of `linear_parameters`.
         """
-        return split(np.asarray(theta), [variable.shape for variable in self.linear_parameters])
+        return split(np.asarray(theta), self.linear_parameters)
 
     @property
     def nonlinear_parameters(self) -> list[Any]:
@@ -170,7 +170,7 @@ class Structure:
         """
         head, variables = linear_head(self.output_layer, self.output_layer)
         features = np.asarray(evaluate(self.model, self.output_layer, x)[0], np.float64)
-        return head.logits(features, Head.join([to_numpy(v) for v in variables]))
+        return head.logits(features, join([to_numpy(v) for v in variables]))
 
 
 def structure_of(model, layer, output_layer, activation, num_features, num_outputs, adds_losses=()):

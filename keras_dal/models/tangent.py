@@ -22,7 +22,7 @@ from keras_dal.features.batches import BATCH_SIZE, batches, feature_batches
 from keras_dal.features.inputs import num_samples, sample_inputs
 from keras_dal.features.samples import check_bytes
 from keras_dal.features.variables import num_entries
-from keras_dal.heads.base import split
+from keras_dal.heads.parameters import join, split
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.linear_layers import named_variables
 
@@ -139,21 +139,17 @@ class AutodiffOperator(_Operator):
 
     def _try(self):
         first = next(batches(self._x, batch_size=self._batch_size))[0]
-        _flat(self._jvp(first, self._tangents(np.zeros(self.shape[1]))))
+        _joined([self._jvp(first, self._tangents(np.zeros(self.shape[1])))])
         return math.ceil(num_samples(self._x) / self._batch_size)
 
     def _tangents(self, theta):
-        parts = split(np.ravel(theta), [variable.shape for variable in self.variables])
-        return [
-            keras.ops.convert_to_tensor(part, dtype=variable.dtype)
-            for part, variable in zip(parts, self.variables, strict=True)
-        ]
+        pairs = zip(split(np.ravel(theta), self.variables), self.variables, strict=True)
+        return [keras.ops.convert_to_tensor(part, dtype=variable.dtype) for part, variable in pairs]
 
     def _matvec(self, x):
         tangents = self._tangents(x)
-        return np.concatenate(
-            [_flat(self._jvp(batch, tangents)) for batch, _, _ in batches(self._x, batch_size=self._batch_size)]
-        )
+        rows = batches(self._x, batch_size=self._batch_size)
+        return _joined(self._jvp(batch, tangents) for batch, _, _ in rows)
 
     def _rmatvec(self, x):
         total, start = np.zeros(self.shape[1]), 0
@@ -161,13 +157,13 @@ class AutodiffOperator(_Operator):
         for batch, _, _ in batches(self._x, batch_size=self._batch_size):
             rows = cotangent[start : start + num_samples(batch)]
             gradients = self._vjp(batch, keras.ops.convert_to_tensor(rows, dtype=self._logits_dtype))
-            total += np.concatenate([_flat(gradient) for gradient in gradients])
+            total += _joined(gradients)
             start += len(rows)
         return total
 
 
-def _flat(tensor):
-    return tracing.to_numpy(tensor).astype(np.float64).ravel()
+def _joined(tensors):
+    return join([tracing.to_numpy(tensor) for tensor in tensors])
 
 
 def _bytes_per_sample(model, sample):

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import MAX_BYTES
+from keras_dal.heads.parameters import join
 from keras_dal.solvers.whitening import Whitening
 
 _JITTER, _LARGEST = 1e-6, 1e-3  # of the diagonal: what float32 needs to factorize, and what it gets at most
@@ -107,7 +108,7 @@ class Interpolation:
                 pulled_back = part.transposed(panel.inputs[rows], panel.gates[rows], alpha[rows])
                 total = total + self._on.numpy(pulled_back).astype(np.float64)
         multipliers = np.concatenate([self._on.numpy(alpha) for alpha in alphas])[self._held :]
-        return self._whitening.theta(part.flat(total)), multipliers
+        return self._whitening.theta(join([part.in_order(total)])), multipliers
 
     def _solve(self, moves):
         """Return alpha in panels."""

@@ -7,6 +7,7 @@ from scipy import linalg
 
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS
+from keras_dal.heads.parameters import join
 
 _RIDGE = 1e-2  # relative: directions the anchors hardly see are not free
 _FULL = 4096  # gates or units up to which their moments are factorized whole, which takes the cube of their number
@@ -88,10 +89,9 @@ class Whitening:
     def _mapped(self, theta, maps):
         pieces = zip(self._split(theta), maps, strict=True)
         products = [left(right(self._on.array(piece))) for piece, (left, right) in pieces]
-        xp = arrays.of(theta)
-        if xp is arrays.NUMPY:
+        if arrays.of(theta) is arrays.NUMPY:
             products = [self._on.numpy(product) for product in products]
-        return xp.concatenate([xp.reshape(product, (-1,)) for product in products])
+        return join(products, np.float32)
 
 
 def _moments(inputs, on):
