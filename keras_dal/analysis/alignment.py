@@ -165,7 +165,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None, eps_
         num_samples,
         Finding(Verdict.UNDECIDED, "nothing: sums alone are no witness"),
         num_features=len(moments) - c - 1,
-        lower_bound=structure.place == "beside" or (eps > EPS and not projection.complete),
+        exact=structure.place != "beside" and (eps <= EPS or projection.complete),
     )
 
 
@@ -271,7 +271,7 @@ def _measure_gated(structure, loss, rows, used, alike, seconds, max_bytes):
         alike=alike,
         share_error=columns.share_error(squares.share(per_sample.sum())),
         num_parameters=head.num_parameters,
-        lower_bound=not columns.factorized,
+        exact=columns.factorized,
     )
 
 

@@ -64,7 +64,7 @@ def alignment_of_network(structure, loss, x, y, sample_weight, max_bytes, batch_
         found.finding(),
         **shares(left.sum(axis=1), left.sum(axis=0), squares),
         num_parameters=operator.shape[1],
-        lower_bound=True,
+        exact=False,
     )
 
 

@@ -33,6 +33,7 @@ class AlignmentReport:
     Attributes:
         residual_share: `||(I - P) vec(Yc)||^2 / ||vec(Yc)||^2`, with column means removed where the head has a bias.
         residual_share_per_class: the same for each column of the labels, `(C,)`.
+        loss_name: which loss.
         residual_share_per_sample: what each sample adds to `residual_share`, `(n,)`; None from moments.
         full_rank: the rank at which every labelling is aligned: n C, or n (C - 1) where the loss sees no constants per
             sample.
@@ -49,8 +50,8 @@ class AlignmentReport:
         verdict: `"aligned"`, `"separable"`, `"not separable"`, `"not aligned"` (squared error, soft labels) or
             `"undecided"`.
         decided_by: how the verdict was reached.
-        lower_bound: whether an iterative method bounds the alignment from below only; with a whole network up to
-            rounding, which is estimated.
+        exact: whether `residual_share` is the minimum; otherwise it is an upper bound, as of an iterative method; with
+            a whole network up to rounding, which is estimated.
         chance: about the alignment that labels drawn at random would have; None where there is no rank, or samples
             weigh differently: heavy ones are fitted more easily.
         share_error: about how far rounding in float64 may have moved `residual_share`: much only where columns depend
@@ -66,12 +67,13 @@ class AlignmentReport:
     full_rank: int
     verdict: str
     decided_by: str
+    loss_name: str
     residual_share_per_sample: np.ndarray | None = None
     rank: int | None = None
     tolerance: float | None = None
     singular_values: np.ndarray | None = None
     sigma_max: float | None = None
-    lower_bound: bool = False
+    exact: bool = True
     chance: float | None = None
     share_error: float = 0.0
 
@@ -90,9 +92,9 @@ class AlignmentReport:
         return rank_among(self.rank, self.full_rank)
 
     def _shown(self):
-        if self.lower_bound or self.verdict != Verdict.ALIGNED:
+        if not self.exact or self.verdict != Verdict.ALIGNED:
             shown = below_one(self.alignment, self.verdict)
-            return "at least " * self.lower_bound + at_least(shown, known_decimals(self.share_error, 6), "f")
+            return "at least " * (not self.exact) + at_least(shown, known_decimals(self.share_error, 6), "f")
         return f"{self.alignment:.6f}"
 
     def _by_chance(self):
@@ -213,7 +215,7 @@ def report(structure, loss, num_samples, finding, rank=None, alike=False, **fiel
     chance = _chance(rank, num_samples * seen, seen * structure.use_bias) if alike and rank is not None else None
     named = {"verdict": finding.verdict, "decided_by": finding.decided_by, "rank": rank, "chance": chance}
     sizes["full_rank"] = num_samples * seen
-    return AlignmentReport(num_samples=num_samples, **named, **{**sizes, **fields})
+    return AlignmentReport(num_samples=num_samples, loss_name=loss.name, **named, **{**sizes, **fields})
 
 
 def _chance(rank, full_rank, means):

@@ -164,29 +164,30 @@ def test_a_bound_of_an_alignment_below_one_is_not_printed_as_one():
         "num_parameters": 3,
         "full_rank": 4,
         "decided_by": "LSQR",
+        "loss_name": "squared error",
     }
-    report = AlignmentReport(4e-7, np.array([4e-7]), verdict="undecided", lower_bound=True, **fields)
+    report = AlignmentReport(4e-7, np.array([4e-7]), verdict="undecided", exact=False, **fields)
     assert "at least 0.999999," in report.summary()
     assert "at least 0.999999<" in report._repr_html_()
     assert (at_least(0.99, 6, "f"), at_most(0.1234561, 6, "f")) == ("0.990000", "0.123457")
 
 
 @pytest.mark.parametrize("share", [1e-8, 1e-12, 1e-17, 0.0])
-@pytest.mark.parametrize("lower_bound", [False, True])
-def test_an_alignment_is_printed_as_one_only_where_labels_are_aligned(share, lower_bound):
+@pytest.mark.parametrize("exact", [False, True])
+def test_an_alignment_is_printed_as_one_only_where_labels_are_aligned(share, exact):
     """Of all labels together next to nothing may be left where some are missed."""
     sizes = {"num_samples": 4, "num_features": 2, "num_outputs": 1, "num_parameters": 3, "full_rank": 4}
     sure = keras_dal.certify(head(1, 1, "mse"), np.array([[-1.0], [1.0]]), np.array([[0.0], [2.0]]), verbose=0)
     assert sure.verdict == "aligned"
     for verdict in ("aligned", "undecided", "not aligned", "separable"):
-        fields = {"verdict": verdict, "decided_by": "", "lower_bound": lower_bound, **sizes}
+        fields = {"verdict": verdict, "decided_by": "", "loss_name": "squared error", "exact": exact, **sizes}
         report = AlignmentReport(share, np.array([share]), **fields)
-        certificate = dataclasses.replace(sure, residual_share=share, verdict=verdict, exact=not lower_bound)
-        printed = report.summary().split()[1 + 2 * lower_bound].strip(",")
+        certificate = dataclasses.replace(sure, residual_share=share, verdict=verdict, exact=exact)
+        printed = report.summary().split()[1 if exact else 3].strip(",")
         row = re.search(r"\nalignment +(?:at least )?(\S+) ", str(certificate))[1]
         for number in (printed, row):
             assert 0.99999 <= float(number) <= (1 if verdict == "aligned" else 0.99999999)
-            if verdict == "aligned" and share <= (0 if lower_bound else 1e-12):
+            if verdict == "aligned" and share <= (1e-12 if exact else 0):
                 assert float(number) == 1
 
 
@@ -304,9 +305,9 @@ def test_a_regressor_is_told_that_gates_may_fit_noise():
 
 def test_as_many_parameters_as_labels_may_be_aligned_by_chance():
     fields = {"verdict": "aligned", "decided_by": "", "residual_share_per_class": np.zeros(1), "full_rank": 40}
-    sizes = {"num_samples": 40, "num_features": 3, "num_outputs": 1}
+    sizes = {"num_samples": 40, "num_features": 3, "num_outputs": 1, "loss_name": "squared error"}
     for number, is_said in ((39, False), (40, True)):
-        report = AlignmentReport(0.0, num_parameters=number, lower_bound=True, **fields, **sizes)
+        report = AlignmentReport(0.0, num_parameters=number, exact=False, **fields, **sizes)
         assert ("by chance   perhaps 1: 40 parameters may reach any labels of 40 numbers" in str(report)) == is_said
 
 
