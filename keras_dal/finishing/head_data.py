@@ -13,6 +13,7 @@ from keras_dal.features.precision import blocks_of, eps_of_features
 from keras_dal.features.samples import check_fits
 from keras_dal.finishing.evaluation import FittedHead, Logits, quality
 from keras_dal.losses.lazy_targets import LazyTargets
+from keras_dal.losses.squared_error import moments
 from keras_dal.models.regularizers import l2_factors
 
 
@@ -120,12 +121,7 @@ class HeadData:
     @property
     def deviation(self):
         """Root mean square distance of the targets of a sample from their mean."""
-        shares, first = self.train.weights / np.sum(self.train.weights), self.targets[:1]
-        sums = np.zeros((2, first.shape[1]))
-        for rows in self._blocks():
-            some = self.targets[rows] - first
-            sums += shares[rows] @ some, shares[rows] @ some**2
-        return float(np.sum(np.maximum(sums[1] - sums[0] ** 2, 0.0)) ** 0.5)
+        return float(np.sum(moments(self.targets, self.train.weights)[0]) ** 0.5)
 
     def gap_above_floor(self, gap, value):
         """Return a gap that is no larger than what an objective of some value has above its floor.

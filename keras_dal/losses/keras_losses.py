@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import numpy as np
 
 from keras_dal import _keras
 from keras_dal.losses.base import REGISTERED
@@ -65,6 +66,11 @@ def loss_of(model, activation, given=None, num_outputs=None):
     if num_outputs is not None:
         resolved.check_outputs(num_outputs)
     return resolved
+
+
+def clipped(values):
+    """Return losses `(n,)` of probabilities as Keras computes them: it clips these at `keras.config.epsilon()`."""
+    return np.minimum(values, -np.log(keras.config.epsilon()))
 
 
 def _kinds():

@@ -56,13 +56,8 @@ class SquaredError(Loss):
 
     def unit(self, targets, weights):
         """Return the mean sample weight times the variance of the labels, or times 1 where that is only rounding."""
-        shares, first = weights / np.sum(weights), targets[:1]  # distances to it are zero where labels are constant
-        sums, in_float32 = np.zeros((3, first.shape[1])), True
-        for rows in arrays.slices(len(weights)):
-            some, share = targets[rows], shares[rows]
-            in_float32 = in_float32 and _are_in_float32(some)
-            sums += share @ (some - first), share @ (some - first) ** 2, share @ some**2
-        variance, size = float(np.mean(sums[1] - sums[0] ** 2)), float(np.mean(sums[2]))
+        variance, size = (float(np.mean(each)) for each in moments(targets, weights))
+        in_float32 = all(_are_in_float32(targets[rows]) for rows in arrays.slices(len(weights)))
         spread = _SPREAD_OF_FLOAT32 if in_float32 else SPREAD
         return super().unit(targets, weights) * (variance if variance > spread**2 * size else 1.0)
 
@@ -71,6 +66,16 @@ class SquaredError(Loss):
 
     def conjugate(self, slopes, targets):
         return np.sum(slopes * targets + 0.25 * targets.shape[1] * slopes**2, axis=1)
+
+
+def moments(targets, weights):
+    """Return variance and mean square of the labels of each output, `(C,)` each, for targets as `Loss.unit` takes."""
+    shares, first = weights / np.sum(weights), targets[:1]  # distances to it are zero where labels are constant
+    sums = np.zeros((3, first.shape[1]))
+    for rows in arrays.slices(len(weights)):
+        some, share = targets[rows], shares[rows]
+        sums += share @ (some - first), share @ (some - first) ** 2, share @ some**2
+    return np.maximum(sums[1] - sums[0] ** 2, 0.0), sums[2]
 
 
 def _are_in_float32(targets):

@@ -13,6 +13,7 @@ from keras_dal.analysis.alignment import alignment_of_cached
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import Kept, are_equal, values_of
 from keras_dal.finishing.solve import solve_head
+from keras_dal.losses.keras_losses import clipped
 from keras_dal.losses.lazy_targets import LazyTargets
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering, evaluated_once
@@ -160,10 +161,11 @@ class ConvexPhase:
     def _shown_start(self, result):
         """Return the loss before the solve as `fit` shows it at most: Keras clips the probabilities it is given."""
         train, head, targets = self.train.weighted, self.structure.head(), self.targets(self.train.weighted)
-        most, total = -np.log(keras.config.epsilon()) if self.structure.gives_probabilities else np.inf, 0.0
+        total = 0.0
         for rows in arrays.slices(len(train)):
             logits = head.logits(np.asarray(train.features[rows], np.float64), result.path[0].theta)
-            total += train.weights[rows] @ np.minimum(self.loss.values(logits, targets[rows]), most)
+            values = self.loss.values(logits, targets[rows])
+            total += train.weights[rows] @ (clipped(values) if self.structure.gives_probabilities else values)
         return self._weight * total / len(train)
 
     def _advice(self):
