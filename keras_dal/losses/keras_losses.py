@@ -54,7 +54,7 @@ def loss_of(model, activation, given=None, num_outputs=None):
         num_outputs: of the model, checked where it is given.
 
     Raises:
-        ValueError: neither is there, or as in `resolve_loss`, or the loss needs more outputs.
+        ValueError: neither is there, it is that of another output, or as in `resolve_loss`, or it needs more outputs.
     """
     loss = getattr(model, "loss", None) if given is None else given
     if loss is None:
@@ -62,10 +62,24 @@ def loss_of(model, activation, given=None, num_outputs=None):
             "Compile the model with a loss; functions that take loss= can be given one instead. Received: model "
             f"{model.name!r} without a loss"
         )
+    _check_names(loss, model)
     resolved = resolve_loss(loss, activation)
     if num_outputs is not None:
         resolved.check_outputs(num_outputs)
     return resolved
+
+
+def _check_names(loss, model):
+    """Raise a ValueError where a loss is given by a name that no output of the model is known by to Keras."""
+    outputs = getattr(model, "output", None)  # None of a subclassed model, before a call tells
+    if not isinstance(loss, dict) or outputs is None:
+        return
+    names = list(outputs) if isinstance(outputs, dict) else getattr(model, "output_names", None) or []
+    if not loss.keys() <= set(names):
+        raise ValueError(
+            "No output of the model has the name that its loss is given by: give the loss alone. Received: "
+            f"loss={loss!r}, and outputs named {names}"
+        )
 
 
 def clipped(values):

@@ -15,7 +15,7 @@ from keras_dal.features.inputs import sample_inputs
 from keras_dal.features.samples import check_bytes, check_count, check_seed
 from keras_dal.features.tracing import evaluate, recorded_calls
 from keras_dal.features.variables import num_entries
-from keras_dal.losses import REGISTERED, resolve_loss
+from keras_dal.losses import loss_of
 from keras_dal.models.cloning import assign_variables, compile_alike, copy_with_replacement
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpness
@@ -96,7 +96,7 @@ def add_gated_head(
         count = num_gates(n, directions, oversample)
         copy = with_gates_beside(structure, count, samples, features, **options).model
     else:
-        outputs = _loss_of(model, loss, structure.activation).num_seen(structure.num_outputs)
+        outputs = _num_seen(model, loss, structure)
         count = max(num_gates(n * outputs, directions, oversample), outputs)
         replacement = _before(head, structure.num_features, features, count, {"gates": gates, **options})
         copy = _copy_with(structure, replacement, sample_inputs(model, samples))
@@ -169,12 +169,11 @@ def _check(x, num_samples, place, gates, oversample):
         raise ValueError(f"oversample must be a finite number of at least 1. Received: oversample={oversample!r}")
 
 
-def _loss_of(model, loss, activation):
-    """Return the loss that a head will have: the given one, the compiled one, or else that of its activation."""
-    given = loss or getattr(model, "loss", None)
-    if given is not None:
-        return resolve_loss(given, activation)
-    return next(kind() for kind in REGISTERED.values() if kind.activation == activation)
+def _num_seen(model, loss, structure):
+    """Return how many outputs the loss sees: without one all, but for the constants that no softmax sees."""
+    if loss is None and getattr(model, "loss", None) is None:
+        return structure.num_outputs - (structure.activation == "softmax")
+    return loss_of(model, structure.activation, loss).num_seen(structure.num_outputs)
 
 
 def _beside(head, width, features, num_gates, options):

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_dal.losses import REGISTERED, SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError, register, resolve_loss
+import keras_dal
+from keras_dal.losses import (
+    REGISTERED,
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    loss_of,
+    register,
+    resolve_loss,
+)
 
 C = 4
 LOSSES = [SquaredError(), SoftmaxCrossEntropy(), SigmoidCrossEntropy()]
@@ -296,3 +305,32 @@ def test_a_loss_with_sides_that_does_not_say_all_of_them_is_refused():
     with pytest.raises(TypeError, match=r"write these, too. Received: OneSided without at_margin, sides, confidence$"):
         register(OneSided)
     assert "one-sided" not in REGISTERED
+
+
+def named(outputs=lambda out: out):
+    """Return a model of one output, from a layer named "out"."""
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, outputs(keras.layers.Dense(C, name="out")(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (named, "nonsense"),
+        (lambda: named(lambda out: {"key": out}), "out"),
+        (lambda: keras.Sequential([keras.Input((3,)), keras.layers.Dense(C, name="out")]), "out"),
+    ],
+    ids=["functional", "dict", "sequential"],
+)
+def test_a_loss_of_an_output_that_the_model_does_not_have_is_refused_as_keras_does(model, name):
+    model, x, y = model(), np.ones((2, 3)), np.ones((2, C))
+    model.compile("sgd", loss={name: "mse"})
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        model.fit(x, y, verbose=0)
+    with pytest.raises(ValueError, match=f"No output of the model has the name .*{name!r}"):
+        keras_dal.certify(model, x, y, verbose=0)
+
+
+@pytest.mark.parametrize(("outputs", "name"), [(lambda out: out, "out"), (lambda out: {"key": out}, "key")])
+def test_a_loss_by_the_name_of_the_output_is_that_of_the_model(outputs, name):
+    assert isinstance(loss_of(named(outputs), "linear", {name: "mse"}), SquaredError)
