@@ -3,15 +3,8 @@
 import numpy as np
 from scipy import special
 
-from keras_dal.features.tracing import computed_dtype
-
-ACTIVATIONS = ("linear", "softmax", "sigmoid")
-_ROUNDED = {  # what rounding may do to probabilities: near zero, and as a share of them
-    "float64": (1e-9, 1e-9),
-    "float32": (3e-7, 1e-5),
-    "float16": (4e-3, 4e-3),
-    "bfloat16": (3e-2, 3e-2),
-}
+OF_PROBABILITIES = ("softmax", "sigmoid")
+ACTIVATIONS = ("linear", *OF_PROBABILITIES)
 
 
 def are_made(activation, logits, outputs, slack, rounding):
@@ -38,9 +31,3 @@ def _log_odds(logits):
         beside = np.take_along_axis(logits, largest, axis=1) - special.logsumexp(others, axis=1, keepdims=True)
     np.put_along_axis(odds, largest, beside, axis=1)
     return odds
-
-
-def rounding_of(form, outputs):
-    """Return what rounding may do to probabilities that arrive in a dtype, or in a finer one than their layer has."""
-    dtypes = str(outputs.dtype), computed_dtype(form.output_layer.compute_dtype)
-    return np.max([_ROUNDED.get(dtype, (0.0, 0.0)) for dtype in dtypes], axis=0)

@@ -14,19 +14,12 @@ from keras import tree
 from keras_dal.features.inputs import num_samples
 from keras_dal.features.tracing import computed_dtype, to_numpy
 from keras_dal.features.variables import assign_all, is_real, values_of
-from keras_dal.models.activations import are_made, rounding_of
+from keras_dal.models import rounding
+from keras_dal.models.activations import are_made
 
-# What rounding may do to logits of size one. Float32 leaves room for GPUs, which multiply in TF32.
-_TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 6e-2}
-_FLOORS = {"float64": 1e-11, "float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}  # for a feature beside the largest
 _ROOM = 64  # of the largest number of a dtype, for sums
 _SIZES = (1.0, 30.0, 1e3, 1.0)  # of logits that are tried: a limit shows in large ones only
 _AWAKENING = (1.0, 1.0, 1.0, 3.0, 10.0, 30.0)  # of moves, each beside the spread of a parameter
-
-
-def tolerance(values):
-    """Return what rounding may do to values of size one in their dtype."""
-    return _TOLERANCES[str(values.dtype)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +78,7 @@ def check_samples_are_apart(form, features, others, again):
         others: of the second one.
         again: a function without arguments that evaluates those of the first once more.
     """
-    bounds = _bounds(features)
+    bounds = rounding.of_features(features)
     first, second = in_both(features, others)
     if (np.abs(first - second) <= bounds).all():
         return
@@ -110,7 +103,7 @@ def probes(form, evaluate):
     """
     generator = np.random.default_rng(0)
     features, outputs = evaluate()
-    bound = tolerance(features)
+    bound = rounding.of_dtype(features.dtype).logits
     lost = np.sum(~np.isfinite(features))
     if lost:
         raise ValueError(
@@ -143,9 +136,10 @@ def probes(form, evaluate):
 
 def _probe(form, features, outputs, bound, reason=None):
     logits = form.head().logits(np.asarray(features, np.float64), form.theta())
-    bound = max(bound, _TOLERANCES.get(str(outputs.dtype), 0.0))  # an activation may be computed in a coarser dtype
+    bound = max(bound, rounding.of_dtype(outputs.dtype).logits)  # an activation may be computed in a coarser dtype
     slack = bound * max(1.0, np.abs(logits).max())
-    return Probe(logits, np.asarray(outputs, np.float64), slack, rounding_of(form, outputs), reason)
+    of_outputs = rounding.of_probabilities(form, outputs)
+    return Probe(logits, np.asarray(outputs, np.float64), slack, of_outputs, reason)
 
 
 class OutputCheck:
@@ -170,12 +164,12 @@ class OutputCheck:
         read = sample_weight > 0
         if not read.all():
             features, outputs = features[read], outputs[read]
-        values, share = np.asarray(features, np.float64), max(_tolerances(self._form, features, outputs))
-        logits, rounding = self._head.logits(values, self._theta), rounding_of(self._form, outputs)
+        values, share = np.asarray(features, np.float64), rounding.of_logits(self._form, features, outputs)
+        logits, rounded = self._head.logits(values, self._theta), rounding.of_probabilities(self._form, outputs)
 
         def follow(rows, size):
             slack = share * size[:, None]
-            return are_made(self._form.activation, logits[rows], outputs[rows], slack, rounding).all(axis=1)
+            return are_made(self._form.activation, logits[rows], outputs[rows], slack, rounded).all(axis=1)
 
         near = follow(slice(None), np.abs(logits).max(axis=1, initial=self._least))
         doubtful = np.flatnonzero(~near & np.isfinite(logits).all(axis=1))
@@ -191,13 +185,6 @@ class OutputCheck:
     def _products(self, values):
         """Return the largest sum of products of each sample, `(k,)`: they may cancel in its logits."""
         return self._head.magnitudes(values, np.abs(self._theta)).max(axis=1, initial=self._least)
-
-
-def _tolerances(form, features, outputs):
-    """Yield what rounding may do in each dtype on the way from features to outputs; some arrive in a finer one."""
-    yield from (tolerance(features), tolerance(outputs))
-    for layer in (form.layer, form.output_layer):
-        yield _TOLERANCES[computed_dtype(layer.compute_dtype)]
 
 
 def defect(variables, evaluate):
@@ -221,7 +208,7 @@ def defect(variables, evaluate):
     zero, first, second = at([0 * part for part in a]), at(a), at(b)
     both = at([one + other for one, other in zip(a, b, strict=True)])
     scale = max(np.abs(logits).max() for logits in (zero, first, second, both))
-    bound = 10 * scale * _TOLERANCES[computed_dtype(variables[0].dtype)]
+    bound = 10 * scale * rounding.of_computed(variables[0].dtype).logits
     if np.abs(both - first - second + zero).max() > bound:
         return "not linear"
     return "linear up to a constant, not linear," if np.abs(zero).max() > bound else None
@@ -256,15 +243,9 @@ def _largest(form, variable):
     return min(float(ml_dtypes.finfo(dtype).max) for dtype in dtypes) / _ROOM
 
 
-def _bounds(features):
-    """Return what rounding may do to each feature, `(m,)`: a large one does not hide what becomes of the others."""
-    size = np.abs(features).max(axis=0).astype(np.float64)
-    return tolerance(features) * size + _FLOORS[str(features.dtype)] * size.max()
-
-
 def _change(before, after, evaluate):
     """Return why features changed with theta_S, or None where they did not."""
-    bounds = _bounds(before)
+    bounds = rounding.of_features(before)
     if (np.abs(after - before) <= bounds).all():
         return None
     if (np.abs(evaluate()[0] - after) > bounds).any():

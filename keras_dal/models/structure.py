@@ -13,6 +13,7 @@ from keras_dal.features.variables import assign_all, checksum
 from keras_dal.heads import Head
 from keras_dal.heads.parameters import join, split
 from keras_dal.models import linearity
+from keras_dal.models.activations import OF_PROBABILITIES
 from keras_dal.models.gated_layers import Gated
 from keras_dal.models.linear_layers import has_bias, is_plain, linear_head
 
@@ -80,7 +81,7 @@ class Structure:
     @property
     def gives_probabilities(self) -> bool:
         """Whether the outputs are probabilities, which Keras' losses may clip."""
-        return self.activation in ("softmax", "sigmoid")
+        return self.activation in OF_PROBABILITIES
 
     @property
     def use_bias(self) -> bool:
