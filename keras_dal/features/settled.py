@@ -48,9 +48,12 @@ def warn_of_statistics(model, inputs, advice=_ADVICE):
 
 
 def _steps(model):
-    """Return the number of steps since statistics began to move, 0 where it is not known or they were renewed."""
+    """Return the number of steps since statistics began to move, 0 where it is not known or they were renewed.
+
+    An optimizer that renews them says so by an attribute `has_renewed_statistics`, as `Wrap` does.
+    """
     optimizers = list(_keras.optimizers(getattr(model, "optimizer", None)))
-    if not optimizers or any(getattr(each, "_has_renewed_statistics", False) for each in optimizers):
+    if not optimizers or any(getattr(each, "has_renewed_statistics", False) for each in optimizers):
         return 0
     return int(to_numpy(_keras.step_count(optimizers[-1])))  # not `iterations`: those of accumulation move them, too
 

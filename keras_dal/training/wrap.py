@@ -186,7 +186,8 @@ class Wrap(Delegating):
         self._state.rates.set(value)
 
     @property
-    def _has_renewed_statistics(self):  # what looks at batch statistics asks any optimizer for it
+    def has_renewed_statistics(self) -> bool:
+        """Whether the head was solved on batch statistics that were made anew: these are no longer moving ones."""
         return self._state.progress.has_renewed_statistics
 
     def build(self, var_list: Any) -> None:
