@@ -71,10 +71,10 @@ def loss_of(model, activation, given=None, num_outputs=None):
 
 def _check_names(loss, model):
     """Raise a ValueError where a loss is given by a name that no output of the model is known by to Keras."""
-    outputs = getattr(model, "output", None)  # None of a subclassed model, before a call tells
-    if not isinstance(loss, dict) or outputs is None:
-        return
-    names = list(outputs) if isinstance(outputs, dict) else getattr(model, "output_names", None) or []
+    if not isinstance(loss, dict) or getattr(model, "outputs", None) is None:
+        return  # only a call tells what a subclassed model returns
+    output = getattr(model, "output", None)
+    names = list(output) if isinstance(output, dict) else getattr(model, "output_names", None) or []
     if not loss.keys() <= set(names):
         raise ValueError(
             "No output of the model has the name that its loss is given by: give the loss alone. Received: "
