@@ -78,7 +78,8 @@ def alignment(
     check_bytes("max_bytes", max_bytes)
     seconds = seconds_of(time_limit)
     whole = isinstance(parameters, str) and parameters == "all"
-    structure, loss = understood(model, first_inputs(x), loss, "head" if whole else parameters, verbose)
+    of_head = "head" if whole else parameters
+    structure, loss = understood(model, first_inputs(x), loss, (x, y, sample_weight), of_head, verbose)
     if whole:
         if verbose:
             say(f"at most {PRODUCTS} products with the Jacobian of the whole network")

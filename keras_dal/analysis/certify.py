@@ -81,7 +81,7 @@ def certify(
     check_bytes("max_bytes", max_bytes)
     check_bytes("max_jacobian_bytes", max_jacobian_bytes)
     seconds = seconds_of(time_limit)
-    structure, resolved = understood(model, first_inputs(x), loss, parameters, verbose)
+    structure, resolved = understood(model, first_inputs(x), loss, (x, y, sample_weight), parameters, verbose)
     bar = progress_bar("samples", x) if verbose else None
     batches, count = [], 0
     for batch in watched(feature_batches(structure, x, y, sample_weight, batch_size, labelled=True), bar):

@@ -90,13 +90,13 @@ def width_curve(
         MemoryError: the columns of the widths need more than `max_bytes`.
         ValueError: no linear head, or one after gated units; an unsupported loss, bad data or bad arguments.
     """
-    widths = None if widths is None else tuple(widths)
     check_widths(widths)
+    widths = None if widths is None else tuple(widths)
     check_count("draws", draws)
     seconds = seconds_of(time_limit)
     check_seed(seed)
     check_bytes("max_bytes", max_bytes)
-    structure, loss = understood(model, first_inputs(x), loss, verbose=verbose)
+    structure, loss = understood(model, first_inputs(x), loss, (x, y, sample_weight), verbose=verbose)
     if not structure.has_dense_part:
         raise ValueError(
             "The gates counted here stand beside the head, and this head comes after gated units. Pass the model that "

@@ -15,7 +15,7 @@ _THETAS = 32  # the same of that of the coefficients: L-BFGS keeps ten steps and
 
 def check_widths(widths):
     """Raise a ValueError unless these are ascending numbers of gates, or None."""
-    given = (0,) if widths is None else widths
+    given = (0,) if widths is None else tuple(widths) if np.iterable(widths) else ()
     whole = all(isinstance(width, (int, np.integer)) and width >= 0 for width in given)
     if not given or not whole or any(after <= before for before, after in itertools.pairwise(given)):
         raise ValueError(f"widths must be ascending integers, not negative. Received: widths={widths!r}")

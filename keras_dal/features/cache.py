@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from typing import Any
 
@@ -117,6 +118,17 @@ def gathered(structure, name, x, y=None, sample_weight=None, *, verbose, **optio
     return found
 
 
+def _folder(directory):
+    """Return a directory as a path, None where there is none or an empty name; a ValueError says that it cannot be."""
+    if directory is None or directory == "":  # as of a variable that a script has not set
+        return None
+    if not isinstance(directory, (str, os.PathLike)) or (
+        pathlib.Path(directory).exists() and not os.path.isdir(directory)
+    ):
+        raise ValueError(f"cache must be a directory, which need not exist yet. Received: cache={directory!r}")
+    return pathlib.Path(directory)
+
+
 def cached_features(
     structure,
     x,
@@ -156,14 +168,14 @@ def cached_features(
         ValueError: as `feature_batches`, or features that float32 does not hold.
         OSError: the features do not fit on the disk; nothing is left behind.
     """
-    path = None
+    path, directory = None, _folder(directory)
     if directory is not None and not are_arrays(x):
         warn(
             "Features of a dataset are not kept: only arrays can be recognized. Received: "
             f"{name} of type {type(x).__name__}"
         )
     elif directory is not None:
-        path, *others = _paths(pathlib.Path(directory), structure, x, sample_weight)
+        path, *others = _paths(directory, structure, x, sample_weight)
         found = (_valid_file(each, structure, x, max_bytes, batch_size) for each in (path, *others))
         features = next((rows for rows in found if rows is not None), None)
         if features is not None:

@@ -26,7 +26,10 @@ def are_arrays(x):
 
 def num_samples(x):
     """Return how many samples there are in inputs, an array or a structure of arrays."""
-    return np.shape(tree.flatten(x)[0])[0]
+    shape = next((np.shape(part) for part in tree.flatten(x)), ())
+    if not shape:
+        raise ValueError(f"Inputs must be arrays with an axis of samples. Received: x of type {type(x).__name__}")
+    return shape[0]
 
 
 def spread(x, count):

@@ -7,6 +7,8 @@ import numpy as np
 
 from keras_dal._backend.arrays import MAX_BYTES
 
+_TINY = np.finfo(np.float64).tiny / np.finfo(np.float64).eps  # of a mean weight: shares of less lose digits
+
 
 def checked_weight(weight, size):
     """Return weights as float64 `(size,)`, ones for None; raises a ValueError where they cannot be weights."""
@@ -17,6 +19,13 @@ def checked_weight(weight, size):
         raise ValueError(
             "Sample weights must be finite and not negative, one per sample. "
             f"Received: {len(weight)} weights for {size} samples, the smallest {weight.min(initial=np.inf)}"
+        )
+    with np.errstate(over="ignore"):
+        total = np.sum(weight)
+    if not np.isfinite(total) or 0 < total < len(weight) * _TINY:
+        raise ValueError(
+            "Sample weights must have a sum that float64 holds: divide them by a number, the largest say. "
+            f"Received: {len(weight)} weights, the largest {weight.max()}"
         )
     return weight
 

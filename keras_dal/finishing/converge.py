@@ -113,7 +113,7 @@ def converge(
     check_seed(seed)
     gated = check_options(tol, gated, ridge, patience, time_limit, validation_data)
     inputs = first_inputs(x)
-    structure, loss = understood(model, inputs, loss, verbose=verbose)
+    structure, loss = understood(model, inputs, loss, (x, y, sample_weight), verbose=verbose)
     check_solvable(structure)
     warn_of_precision(structure)
     warn_of_what_is_not_solved(structure, knows_penalties=False)

@@ -80,8 +80,8 @@ def check_samples_are_apart(form, features, others, again):
     """
     bounds = rounding.of_features(features)
     first, second = in_both(features, others)
-    if (np.abs(first - second) <= bounds).all():
-        return
+    if not np.isfinite(features).all() or (np.abs(first - second) <= bounds).all():
+        return  # what is not finite is refused by what follows
     if (np.abs(again() - features) <= bounds).all():  # random features are refused by what follows
         raise ValueError(
             "The features of a sample must not depend on the other samples of its batch. Call BatchNormalization "
@@ -107,8 +107,8 @@ def probes(form, evaluate):
     lost = np.sum(~np.isfinite(features))
     if lost:
         raise ValueError(
-            "The features must be finite: look for NaN in the inputs and the model's weights, or pass "
-            "samples where the model cannot take random inputs (in fit, AlignmentMonitor(data=(x, y))). Received: "
+            "The features must be finite: look for NaN in the inputs and the model's weights. Where there are no "
+            "inputs yet, as in fit, random ones were tried: AlignmentMonitor(data=(x, y)) has others. Received: "
             f"{lost} values that are not, among {features.size} inputs of layer {form.layer.name!r}"
         )
     if not features.any():

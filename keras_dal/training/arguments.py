@@ -4,9 +4,34 @@ import math
 import re
 
 import keras
+import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_dal import _keras
+
 FINISHES = ("solve", "descend")
+
+
+def plain(value):
+    """Return a number of NumPy as one of Python, and anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_built_for(optimizer, variables):
+    """Raise a ValueError where an optimizer was built before, and does not know all of these variables.
+
+    Args:
+        optimizer: that which has the state, inside all others.
+        variables: what it is to train.
+    """
+    known = {id(variable) for variable in _keras.optimized(optimizer)} if optimizer.built else set()
+    new = [variable.path for variable in variables if id(variable) not in known]
+    if optimizer.built and new:
+        raise ValueError(
+            "The optimizer inside Wrap was built for other variables, of another model or before layers were made "
+            "trainable: compile with a new Wrap of a new optimizer. Received: an optimizer of class "
+            f"{type(optimizer).__name__} that does not know {', '.join(new)}"
+        )
 
 
 def check_explore(explore):

@@ -1,14 +1,10 @@
 """What the monitor refuses: as training begins, or where `fit` builds the model at its first step."""
 
 import keras
-import numpy as np
 
 from keras_dal import _keras
-from keras_dal._backend import arrays
-from keras_dal.features.batches import batches, in_one_array
-from keras_dal.features.inputs import are_arrays, input_specs, num_samples
-from keras_dal.features.samples import checked_weight
-from keras_dal.features.tracing import as_numpy
+from keras_dal.features.batches import batches
+from keras_dal.features.inputs import are_arrays, input_specs
 from keras_dal.models.regularizers import l2_factors
 from keras_dal.models.solvable import check_solvable, check_trained, warn_of_what_is_not_solved
 from keras_dal.training.moments import sums_fit
@@ -59,23 +55,6 @@ def check_rows(rows):
     """
     if rows is not None and (len(rows) > 1 or are_arrays(rows[0])):
         next(batches(*rows, labelled=True), None)
-
-
-def check_targets(loss, rows, num_outputs):
-    """Raise a ValueError for labels in arrays that the loss cannot take, but for samples of weight 0.
-
-    Args:
-        loss: a `losses.Loss`.
-        rows: as for `check_rows`.
-        num_outputs: C.
-    """
-    if rows is None or not are_arrays(rows[0]):
-        return
-    x, y, weights = (*rows, None)[:3]
-    labels = as_numpy(in_one_array("labels", y))
-    counted = np.flatnonzero(checked_weight(in_one_array("sample weights", weights), num_samples(x)) > 0)
-    for block in arrays.slices(len(counted)):
-        loss.targets(labels[counted[block]], num_outputs)
 
 
 def check_inputs(model):

@@ -8,7 +8,7 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, batches, check_finite, first_inputs
 from keras_dal.features.cache import gathered
-from keras_dal.features.inputs import are_arrays
+from keras_dal.features.inputs import are_arrays, check_alike
 from keras_dal.features.samples import check_bytes, check_labels, check_seed
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.tracing import are_finite, feature_array
@@ -23,6 +23,8 @@ from keras_dal.training.inner import parameters_of
 from keras_dal.training.state import state_of
 from keras_dal.training.statistics import STEPS, BatchStatistics, have_moved
 from keras_dal.training.wrap import find_wrap
+
+_LEAST = 32  # samples of a batch of arrays whose statistics count: those of a few mislead a deep network
 
 
 def finish(
@@ -69,7 +71,7 @@ def finish(
         max_bytes: memory for features, for what is computed from them once, and for ten copies of the logits of a plain
             head, each. Larger features are memory-mapped, and more logits exist for a block of samples at a time. A
             head with gates is refused where one copy of the logits in float64 is larger.
-        batch_size: samples in one evaluation of arrays.
+        batch_size: samples in one evaluation of arrays; batch statistics are of batches of 32 at least.
         seed: integer for the random samples on which the change is measured, where there are more.
         verbose: whether to print which weights it takes, what it reads, with a progress bar for the features, and a
             line for each step of the solver.
@@ -85,7 +87,7 @@ def finish(
     check_bytes("max_bytes", max_bytes)
     check_seed(seed)
     wrap, inputs = find_wrap(getattr(model, "optimizer", None)), first_inputs(x)
-    structure, loss = understood(model, inputs, loss, parameters_of(wrap), verbose)
+    structure, loss = understood(model, inputs, loss, (x, y, sample_weight), parameters_of(wrap), verbose)
     check_solvable(structure)
     if wrap is not None:
         check_same_model(wrap, model, structure.linear_parameters)
@@ -93,6 +95,8 @@ def finish(
             state_of(wrap).progress.check_is_of(structure)
     warn_of_precision(structure)
     warn_of_what_is_not_solved(structure)
+    if inputs is not None and are_arrays(statistics_from):
+        check_alike("statistics_from", model, inputs, statistics_from)
     averaged = wrap is not None and state_of(wrap).has_average
     source, statistics = x if statistics_from is None else statistics_from, BatchStatistics(model)
     since = state_of(wrap).statistics_before if averaged else None
@@ -126,13 +130,15 @@ def finish(
 
 def _renew(statistics, structure, source, batch_size, name):
     """Set `BatchStatistics` to the means over the first batches of some inputs."""
-    for inputs, _, _ in itertools.islice(batches(source, batch_size=batch_size, name=name), STEPS):
+    size = max(batch_size, _LEAST) if isinstance(batch_size, int) else batch_size
+    for inputs, _, _ in itertools.islice(batches(source, batch_size=size, name=name), STEPS):
         if not are_finite(inputs):  # which the means need not show
             check_finite(feature_array(structure.feature_function(inputs, fused=False)[0]), structure.layer)
         statistics.add((inputs,))
     if not statistics.count:
         raise ValueError(f"There are no samples to renew batch statistics on. Received: {type(source).__name__}")
     statistics.settle()
+    statistics.warn()
 
 
 def _say_weights(model, wrap, averaged, verbose):

@@ -8,6 +8,7 @@ from keras_dal import _backend
 from keras_dal._backend.warning import described, warn
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
+from keras_dal.models.understood import check_targets
 from keras_dal.training import checks, messages
 from keras_dal.training.descent import Descent
 from keras_dal.training.inner import innermost, parameters_of
@@ -65,7 +66,8 @@ class Fit:
         samples = None if self._data is None else some_samples(self._data[0])
         structure = find_structure(model, samples, parameters_of(wrap))
         loss = loss_of(model, structure.activation, num_outputs=structure.num_outputs)
-        checks.check_targets(loss, self._data, structure.num_outputs)
+        if self._data is not None:
+            check_targets(loss, self._data, structure.num_outputs)
         checks.check_second_phase(wrap, structure, loss, self._data)
         self._measurement = measurement_of(structure, loss, self._data, self.params["epochs"], self._max_bytes)
         driver = state_of(wrap).driver if wrap is not None and wrap.explore is not None else None

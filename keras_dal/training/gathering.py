@@ -76,6 +76,7 @@ class Gathering:
     def _settle(self):
         """Go on to features, with the statistics so far."""
         self._statistics.settle()
+        self._statistics.warn()
         self.steps_of_statistics, self._statistics = len(self._waiting), None
         while self._waiting:
             self._keep(self._waiting.pop(0))

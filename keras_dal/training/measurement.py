@@ -197,7 +197,7 @@ class OnStream(Measurement):
         if self._counts:
             self._count = count
         if sums is not None and not np.isfinite(sums).all():
-            warn(
+            self._warn_once(
                 "The alignment is not a number: the features or the labels of this epoch are not finite. Lower the "
                 "learning rate, or look for NaN in the data. Received: inputs of layer "
                 f"{self._structure.layer.name!r}"

@@ -201,7 +201,8 @@ def ends(phase, result, epoch, epochs, validates):
     lines.append(
         f"  solved:     {num_entries(structure.linear_parameters):,} parameters on {count}, {result.seconds:.2f} s"
     )
-    lines += [f"  {line}" for line in result.proof()] or list(_not_proved(result))
+    lines += [f"  {line}" for line in result.proof()]
+    lines += _not_proved(result)
     if (dtype := structure.output_layer.compute_dtype) in HALVES:
         lines.append(f"  rounding:   the model computes its logits in {dtype}: this is of the head in float64")
     if result.penalty and not result.penalized:
@@ -226,7 +227,7 @@ def ends(phase, result, epoch, epochs, validates):
 def _not_proved(result):
     known = result.stopped_by.is_of_a_minimum and np.isfinite(result.point.gap)
     gap = f", at most about {result.point.gap:.2g} above the minimum" if known else ""
-    if result.stopped_by != Ending.SEPARATED:
+    if result.stopped_by not in (Ending.SEPARATED, Ending.CERTIFIED):
         yield f"  not proved: the solver was ended by {result.stopped_by}{gap}"
 
 

@@ -101,6 +101,17 @@ class BatchStatistics:
             for variable, total in zip(self._variables, self._sums, strict=True):
                 variable.assign((total / self.count).astype(variable.dtype))
 
+    def warn(self):
+        """Warn of variances that are zero: those of batches of one sample, which features are divided by later."""
+        pairs = zip(self._variables, self._sums, strict=True)
+        constant = [v.path for v, total in pairs if v.name == "moving_variance" and not total.any()]
+        if constant:
+            warn(
+                "Batch statistics have no spread, and other samples will be far from them: they are those of batches "
+                "of one sample, or all that a layer normalizes is constant. Have them taken over larger batches. "
+                f"Received: zeros only in {', '.join(constant)}"
+            )
+
 
 def have_moved(model, since=None):
     """Return whether training moves the batch statistics of a model.

@@ -70,6 +70,7 @@ class Wrap(Delegating):
                 "Wrap has no such arguments: set them on the optimizer it wraps. "
                 f"Received: {', '.join(f'{key}={value!r}' for key, value in kwargs.items())}"
             )
+        explore, exploit_learning_rate = arguments.plain(explore), arguments.plain(exploit_learning_rate)
         arguments.check_explore(explore)
         arguments.check_exploit(exploit)
         arguments.check_average(average)
@@ -194,6 +195,7 @@ class Wrap(Delegating):
         if self.built:
             return
         var_list = list(var_list)
+        arguments.check_built_for(innermost(self.inner_optimizer), var_list)
         self._state.progress.build(len(var_list))
         self._state.auto.build()
         if not self.inner_optimizer.built:

@@ -608,3 +608,27 @@ class TestBadInput:
         x[21, 0] = np.nan  # not among the samples that `find_structure` looks at
         with pytest.raises(ValueError, match=r"features must be finite.*Received: 4 such values"):
             alignment(case.build(), x, case.labels(N), loss=case.loss)
+
+
+@pytest.mark.parametrize("call", [keras_dal.alignment, keras_dal.certify, keras_dal.converge, keras_dal.finish])
+def test_labels_that_a_loss_does_not_take_are_refused_before_any_pass_over_the_data(call, monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = np.random.default_rng(0).standard_normal((600, 4)).astype("float32"), np.arange(600) % 4
+    calls, predicted = [], model.call
+    monkeypatch.setattr(model, "call", lambda *args, **kwargs: calls.append(args) or predicted(*args, **kwargs))
+    keras_dal.find_structure(model, x[:300])
+    looks = len(calls)
+    with pytest.raises(ValueError, match="Received"):
+        call(model, x, y, verbose=0)
+    assert len(calls) <= 2 * looks
+
+
+@pytest.mark.parametrize("weights", [np.full(60, 5e-324), np.r_[np.full(30, 1e308), np.ones(30)]])
+@pytest.mark.parametrize("call", [keras_dal.certify, keras_dal.converge])
+def test_weights_whose_sum_no_number_holds_are_refused(call, weights):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.random.default_rng(0).standard_normal((60, 4)).astype("float32")
+    with pytest.raises(ValueError, match="Sample weights must have a sum that float64 holds"):
+        call(model, x, np.arange(60) % 3, weights, verbose=0)

@@ -630,3 +630,17 @@ def test_every_function_that_keeps_features_finds_those_of_another(function, tmp
     monkeypatch.setattr(cache, "FeatureRows", None)  # which collects them anew
     data = (x,) if function is keras_dal.add_gated_head else (x, labels)
     function(model, *data, cache=tmp_path, verbose=0)
+
+
+@pytest.mark.parametrize("directory", [3, "file"])
+def test_what_is_no_directory_is_refused_before_features_are_computed(directory, structure, x, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="cache must be a directory, which need not exist yet. Received: cache="):
+        cached_features(structure, x, directory=directory)
+
+
+def test_an_empty_name_is_no_directory(structure, x, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cached_features(structure, x, directory="")
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 from scipy import special
 
+import keras_dal
 from keras_dal.features import tracing
 from keras_dal.features.programs import FeatureFunction
 from keras_dal.features.tracing import tap, to_numpy
@@ -641,3 +642,21 @@ def test_probabilities_of_logits_within_their_error_follow_from_them(activation)
     logits = generator.standard_normal((50, 4))
     moved = function(logits + np.array([0.1, 0.0, 0.0, 0.0]))
     assert not are_made(activation, logits, moved, 0.01, (1e-15, 1e-12))[:, 0].any()
+
+
+@pytest.mark.parametrize("call", [keras_dal.converge, keras_dal.certify, keras_dal.width_curve])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_among_the_first_samples_are_named(value, call):
+    x = np.random.default_rng(0).standard_normal((60, 12)).astype("float32")
+    x[0, 0] = value
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(16, "relu"), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="must be finite"):
+        call(model, x, np.arange(60) % 3, verbose=0)
+
+
+def test_no_arrays_are_no_samples():
+    model = keras.Sequential([layers.Input((12,)), layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="Inputs must be arrays with an axis of samples. Received: x of type list"):
+        keras_dal.converge(model, [])

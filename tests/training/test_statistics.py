@@ -167,3 +167,38 @@ def test_buffers_that_a_module_gives_another_tensor_are_put_back():
     before = module.total.clone()
     means(model, X)
     assert torch.equal(module.total, before)
+
+
+def finished(batch_size, **options):
+    """Return a small averaged model after `finish` on flat features, and what it warned of."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).standard_normal((96, 6)).astype("float32")
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.BatchNormalization(), layers.Dense(2)])
+    wrap = keras_dal.Wrap(keras.optimizers.SGD(0.05), explore=None)
+    model.compile(wrap, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, x[:, 0] > 0, verbose=0)
+    wrap.begin_average()
+    model.fit(x, x[:, 0] > 0, verbose=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        keras_dal.finish(model, x, (x[:, 0] > 0).astype(int), batch_size=batch_size, verbose=0, **options)
+    return model, [str(each.message) for each in said if "no spread" in str(each.message)]
+
+
+def test_few_samples_in_an_evaluation_are_no_reason_for_statistics_of_few():
+    (few, said), (many, _) = finished(1), finished(32)
+    assert not said
+    for variable, expected in zip(statistics_of(few), statistics_of(many), strict=True):
+        np.testing.assert_allclose(to_numpy(variable), to_numpy(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_one_sample_are_warned_of():
+    sample = np.ones((1, 6), "float32")
+    _, said = finished(32, statistics_from=sample)
+    assert len(said) == 1
+    assert "moving_variance" in said[0]
+
+
+def test_inputs_for_statistics_are_of_the_kind_of_the_others():
+    with pytest.raises(ValueError, match="statistics_from must have shapes .*as x has"):
+        finished(32, statistics_from=np.zeros(96))

@@ -404,6 +404,7 @@ def test_a_layer_that_became_trainable_is_named():
         fit(model, 2)
 
 
+@pytest.mark.filterwarnings("ignore:Batch statistics have not settled")  # of few steps, which descend
 def test_a_schedule_is_not_heard_where_the_step_is_proven():
     wrap = keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1, exploit_learning_rate="auto")
     callbacks = [keras_dal.AlignmentMonitor(verbose=False), keras.callbacks.LearningRateScheduler(lambda epoch: 7.0)]
@@ -459,4 +460,28 @@ def test_what_a_wrap_shows_beside_an_optimizer_is_documented():
     shown = {name for name in dir(keras_dal.Wrap("sgd")) if not name.startswith("_")} - set(dir(keras.optimizers.SGD()))
     options = {"explore", "exploit", "average", "finish", "noise", "exploit_learning_rate", "inner_optimizer"}
     phases = {"phase", "switch", "restart", "begin_average", "drop_average", "is_averaging", "averaged_steps"}
-    assert shown == options | phases | {"synchronize"}
+    assert shown == options | phases | {"synchronize", "has_renewed_statistics"}
+
+
+def test_an_optimizer_inside_that_was_built_for_another_model_is_refused_before_any_step():
+    inner = keras.optimizers.Adam(0.01)
+    fit(compiled(inner), 1, [])
+    other = compiled(keras_dal.Wrap(inner))
+    before = other.get_weights()
+    with pytest.raises(ValueError, match="inside Wrap was built for other variables.*Adam that does not know conv"):
+        fit(other, 3)
+    for value, expected in zip(other.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_an_optimizer_that_has_trained_a_model_may_be_wrapped_for_it():
+    inner = keras.optimizers.Adam(0.01)
+    model = compiled(inner)
+    fit(model, 1, [])
+    assert fit(compiled(keras_dal.Wrap(inner, explore=1), model), 2)["phase"] == [0, 1]
+
+
+@pytest.mark.parametrize(("explore", "plain"), [(np.int64(3), 3), (np.float32(0.5), 0.5)])
+def test_numbers_of_numpy_are_numbers(explore, plain):
+    wrap = keras_dal.Wrap("sgd", explore=explore)
+    assert wrap.get_config()["explore"] == plain
