@@ -125,11 +125,11 @@ def alignment_of_cached(structure, loss, data, targets):
         features = np.asarray(data.features[rows], np.float64)
         columns = np.hstack([features, np.ones((len(features), 1)), loss.label_matrix(targets[rows])])
         moments = moments + columns.T @ (columns * data.weights[rows, None])
-    eps_of_rows = eps_of_features(structure, blocks_of(data.features))
-    return alignment_from_moments(moments, len(data), structure, loss, EPS, eps_of_rows)
+    eps = eps_of_features(structure, blocks_of(data.features))
+    return alignment_from_moments(moments, len(data), structure, loss, EPS, eps)
 
 
-def alignment_from_moments(moments, num_samples, structure, loss, eps=None, eps_of_rows=None):
+def alignment_from_moments(moments, num_samples, structure, loss, eps=None, eps_of_features=None):
     """Measure the alignment of a plain head from sums that were gathered elsewhere.
 
     Args:
@@ -139,7 +139,7 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None, eps_
         structure: the `Structure` they come from.
         loss: the `losses.Loss` that made the targets Y.
         eps: spacing at one of the numbers that were summed up; by default those of the statistics of a training step.
-        eps_of_rows: the same of the numbers that the features were computed in; by default what the head takes.
+        eps_of_features: the same of the numbers that the features were computed in; by default what the head takes.
 
     Returns:
         An `AlignmentReport`; for a gated branch that of the plain head in it, a lower bound, as in float32 without the
@@ -154,8 +154,8 @@ def alignment_from_moments(moments, num_samples, structure, loss, eps=None, eps_
         moments[-c:] -= moments[-c:].mean(axis=0)
         moments[:, -c:] -= moments[:, -c:].mean(axis=1, keepdims=True)
     eps = eps_of(_backend.statistics_dtype()) if eps is None else eps
-    eps_of_rows = coarsest_eps(structure, []) if eps_of_rows is None else eps_of_rows
-    projection = project_moments(moments, c, structure.use_bias, eps, num_samples, eps_of_rows)
+    eps_of_features = coarsest_eps(structure, []) if eps_of_features is None else eps_of_features
+    projection = project_moments(moments, c, structure.use_bias, eps, num_samples, eps_of_features)
     unknown = _unknown(projection, moments[-c:], loss, eps)
     if unknown.any():
         projection = dataclasses.replace(projection, residual=np.where(unknown, np.nan, projection.residual))

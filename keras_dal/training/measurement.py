@@ -210,7 +210,7 @@ class OnStream(Measurement):
         if self._sums_up and self._is_due(epoch, self._count):
             with threads_for((self._structure.num_features + 1) ** 3):
                 eps = coarsest_eps(self._structure, self.moments.dtypes())
-                self.report = alignment_from_moments(sums, count, self._structure, self._loss, eps_of_rows=eps)
+                self.report = alignment_from_moments(sums, count, self._structure, self._loss, eps_of_features=eps)
             self._alignment.set(as_alignment(self.report), epoch)
         return self._alignment.value | change
 
