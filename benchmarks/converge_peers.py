@@ -156,7 +156,9 @@ def scikit_learn(solver):
     def solve(data, gated, limit):
         model = head_model(data, gated)
         structure, clock = find_structure(model), Clock(limit, data["least"][gated])
-        columns = structure.head().columns(data["z"])  # the outputs share them, so this is a regression on columns
+        columns = structure.head().kronecker_factor(
+            data["z"]
+        )  # the outputs share them, so this is a regression on columns
         penalty = np.inf if solver == "lbfgs" else 1e6
         found = LogisticRegression(C=penalty, solver=solver, max_iter=1000, fit_intercept=False)
         found.fit(columns, data["y"])

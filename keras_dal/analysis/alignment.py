@@ -251,28 +251,28 @@ def _measure_gated(structure, loss, rows, used, alike, seconds, max_bytes):
     check_fits(int(used.sum()), (structure.num_features, structure.num_outputs), max_bytes)
     features, targets, weights = joined_rows(rows)
     eps = _eps(structure, rows)
-    columns = jacobian(head, features, weights, loss.shift_invariant, eps=eps, max_bytes=kept_bytes(max_bytes))
+    jac = jacobian(head, features, weights, loss.shift_invariant, eps=eps, max_bytes=kept_bytes(max_bytes))
     matrix = loss.label_matrix(targets)
-    theta = columns.refined(matrix)
+    theta = jac.refined(matrix)
     squares = centred_total(loss.seen(matrix), weights, structure.use_bias)
     per_sample, per_class = _residual_squares(head, loss, rows, used, theta)
     share = decisive_share(loss, per_class, squares)
-    least = decisive_share(loss, columns.least_left(matrix), squares) if columns.factorized else share
-    fit = LeastSquares(theta, share, least, eps, columns=columns)
+    least = decisive_share(loss, jac.least_left(matrix), squares) if jac.factorized else share
+    fit = LeastSquares(theta, share, least, eps, jac=jac)
     return report(
         structure,
         loss,
         len(features),
         Search(head, loss, rows, fit, seconds, used.mean(), max_bytes).finding(),
         **shares(per_sample, per_class, squares),
-        rank=columns.rank,
-        tolerance=columns.tolerance,
-        singular_values=columns.values,
-        sigma_max=columns.sigma_max,
+        rank=jac.rank,
+        tolerance=jac.tolerance,
+        singular_values=jac.values,
+        sigma_max=jac.sigma_max,
         alike=alike,
-        share_error=columns.share_error(squares.share(per_sample.sum())),
+        share_error=jac.share_error(squares.share(per_sample.sum())),
         num_parameters=head.num_parameters,
-        exact=columns.factorized,
+        exact=jac.factorized,
     )
 
 

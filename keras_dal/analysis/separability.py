@@ -46,7 +46,7 @@ class LeastSquares:
         least: the share that all directions leave that float64 can tell from rounding.
         eps: spacing at one of the numbers that the features were computed in.
         complete: whether it is known that there are no other directions.
-        columns: the `Jacobian`, where there is one already.
+        jac: the `Jacobian`, where there is one already.
     """
 
     theta: np.ndarray
@@ -54,7 +54,7 @@ class LeastSquares:
     least: float
     eps: float
     complete: bool = False
-    columns: Any = None
+    jac: Any = None
 
 
 class Search(Evidence):
@@ -98,16 +98,16 @@ class Search(Evidence):
     def exclusion(self):
         if self.share <= ALIGNED:
             return None
-        columns, least, complete = self._fit.columns, self._fit.least, self._fit.complete
-        if columns is None and self._seconds is not None and not complete and self._num_bytes <= self._max_bytes:
-            columns, least = self._factorized()
-        complete = complete or (columns is not None and columns.is_complete())
+        jac, least, complete = self._fit.jac, self._fit.least, self._fit.complete
+        if jac is None and self._seconds is not None and not complete and self._num_bytes <= self._max_bytes:
+            jac, least = self._factorized()
+        complete = complete or (jac is not None and jac.is_complete())
         return None if least <= ALIGNED or not complete else self._of_least_squares("least squares")
 
     def of_undecided(self):
-        columns = self._fit.columns
-        if columns is not None and not columns.factorized:
-            return self._of_least_squares(f"{columns.method}, which bounds the alignment from below")
+        jac = self._fit.jac
+        if jac is not None and not jac.factorized:
+            return self._of_least_squares(f"{jac.method}, which bounds the alignment from below")
         return self._of_least_squares("least squares, where what counts as rounding may reach the labels")
 
     def _of_least_squares(self, reason):
@@ -116,9 +116,9 @@ class Search(Evidence):
     def _factorized(self):
         """Return the `Jacobian` on all rows and a lower bound of the share it leaves."""
         head, loss, (features, targets, weights) = self._head, self._loss, joined_rows(self._rows)
-        columns, matrix = jacobian(head, features, weights, loss.shift_invariant), loss.label_matrix(targets)
+        jac, matrix = jacobian(head, features, weights, loss.shift_invariant), loss.label_matrix(targets)
         squares = centred_total(loss.seen(matrix), weights, head.use_bias)
-        return columns, decisive_share(loss, columns.least_left(matrix), squares)
+        return jac, decisive_share(loss, jac.least_left(matrix), squares)
 
     def by_infimum(self):
         if self.scale is not None and self._margin > 0:
@@ -133,13 +133,13 @@ class Search(Evidence):
         if (size := self._num_bytes) > (max_bytes := self._max_bytes):
             reason = f"least squares alone, because a solver may need {size:,} bytes, above {max_bytes=:,}"
             return Finding(Verdict.UNDECIDED, reason)
-        loss, columns, (features, targets, weights) = self._loss, self._fit.columns, joined_rows(self._rows)
-        if columns is None:
-            columns = jacobian(self._head, features, weights, loss.shift_invariant, eps=self._fit.eps)
-        if not columns.factorized:
-            return Finding(Verdict.UNDECIDED, too_large(columns))
-        found = duality.enclose_infimum(columns, loss, targets, weights, seconds=self._seconds)
-        return by_bounds(found, self.scale, columns, loss.floor(targets, weights), np.mean(weights), self._used)
+        loss, jac, (features, targets, weights) = self._loss, self._fit.jac, joined_rows(self._rows)
+        if jac is None:
+            jac = jacobian(self._head, features, weights, loss.shift_invariant, eps=self._fit.eps)
+        if not jac.factorized:
+            return Finding(Verdict.UNDECIDED, too_large(jac))
+        found = duality.enclose_infimum(jac, loss, targets, weights, seconds=self._seconds)
+        return by_bounds(found, self.scale, jac, loss.floor(targets, weights), np.mean(weights), self._used)
 
     @property
     def _num_bytes(self):

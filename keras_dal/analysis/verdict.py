@@ -92,13 +92,13 @@ class Evidence(abc.ABC):
         """Return what was found where much is left and nothing is proved."""
 
 
-def by_bounds(found, scale, columns, floor, weight, used=1.0):
+def by_bounds(found, scale, jac, floor, weight, used=1.0):
     """Return the `Finding` for hard or mixed labels whose infimum is enclosed.
 
     Args:
         found: the `Enclosure`.
         scale: the `common_scale` of the labels.
-        columns: the `Jacobian`.
+        jac: the `Jacobian`.
         floor: least loss of any model.
         weight: mean weight of the samples.
         used: share of all samples that they are, for means over these.
@@ -114,7 +114,7 @@ def by_bounds(found, scale, columns, floor, weight, used=1.0):
     if found.lower > floor:
         least = at_least(used * found.lower, 4, "e")
         return Finding(Verdict.NOT_SEPARABLE, f"a dual point: no parameters have a loss below {least}")
-    return Finding(Verdict.UNDECIDED, _of_search(found) if columns.factorized else too_large(columns))
+    return Finding(Verdict.UNDECIDED, _of_search(found) if jac.factorized else too_large(jac))
 
 
 def _of_search(found):
@@ -122,9 +122,9 @@ def _of_search(found):
     return reason if found.out_of_time is None else f"{reason} within {found.out_of_time:g} seconds"
 
 
-def too_large(columns):
+def too_large(jac):
     """Return why only least squares decide where a `Jacobian` is not factorized."""
-    return f"least squares alone, because the head is too large to factorize ({columns.method})"
+    return f"least squares alone, because the head is too large to factorize ({jac.method})"
 
 
 def below_one(alignment, verdict):

@@ -298,5 +298,5 @@ def _enclosed(problem, mixture, width, seconds):
     head = DenseHead(m, outputs, problem.use_bias)
     if width:
         head = SumHead([mixture.first(width), head])
-    columns = jacobian(head, problem.features, problem.weights, problem.loss.shift_invariant, eps=problem.eps)
-    return enclose_infimum(columns, problem.loss, problem.targets, problem.weights, seconds)
+    jac = jacobian(head, problem.features, problem.weights, problem.loss.shift_invariant, eps=problem.eps)
+    return enclose_infimum(jac, problem.loss, problem.targets, problem.weights, seconds)

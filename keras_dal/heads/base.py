@@ -45,7 +45,7 @@ class Head:
         """Return the `part.Part` of each summand, which multiplies features on an `array_backend`."""
         raise NotImplementedError
 
-    def columns(self, features) -> np.ndarray | None:
+    def kronecker_factor(self, features) -> np.ndarray | None:
         """Return A, shape `(k, P / C)`, where the Jacobian is `A kron I_C`; None where outputs share no such factor."""
 
     def spectral_norm_bound(self, features, weights, shift_invariant=False) -> float:

@@ -20,11 +20,11 @@ class DenseHead(Head):
     def products(self, on):
         return [DensePart(self.shapes[0][0], self.num_outputs, self.use_bias, on)]
 
-    def columns(self, features):
+    def kronecker_factor(self, features):
         return np.column_stack([features, np.ones(len(features))]) if self.use_bias else features
 
     def spectral_norm_bound(self, features, weights, shift_invariant=False):
-        return sigma_max_bound(self.columns(features) * np.sqrt(weights)[:, None])
+        return sigma_max_bound(self.kronecker_factor(features) * np.sqrt(weights)[:, None])
 
 
 class DensePart(Part):

@@ -34,7 +34,7 @@ class MixtureHead(Gates):
     def products(self, on):
         return [MixturePart(self, on)]
 
-    def columns(self, features):
+    def kronecker_factor(self, features):
         inputs, gates = self.standardize(features), self.gates(features)
         return np.hstack([(inputs[:, :, None] * gates[:, None, :]).reshape(len(features), -1), gates])
 

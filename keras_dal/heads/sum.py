@@ -18,9 +18,9 @@ class SumHead(Head):
     def products(self, on):
         return [part for each in self.parts for part in each.products(on)]
 
-    def columns(self, features):
-        columns = [part.columns(features) for part in self.parts]
-        return None if any(each is None for each in columns) else np.hstack(columns)
+    def kronecker_factor(self, features):
+        factors = [part.kronecker_factor(features) for part in self.parts]
+        return None if any(each is None for each in factors) else np.hstack(factors)
 
     def spectral_norm_bound(self, features, weights, shift_invariant=False):
         return np.sqrt(sum(part.spectral_norm_bound(features, weights, shift_invariant) ** 2 for part in self.parts))

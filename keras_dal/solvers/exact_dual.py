@@ -162,7 +162,7 @@ def _by_output(jacobian, sides, shares, weights, negligible):
 def _shared(jacobian, index, signs, own, shares, weights):
     """Return an index into the shares and the block of it, for outputs that share their columns."""
     rows = index[0].ravel()
-    columns, magnitude = (matrix[rows, 0] for matrix in (jacobian.columns, jacobian.magnitude))
+    columns, magnitude = (matrix[rows, 0] for matrix in (jacobian.centred, jacobian.magnitude))
 
     def residues(prime):
         return residues_modulo(jacobian.matrix(jacobian.features[rows])[:, 0], prime)
@@ -182,10 +182,10 @@ def _of_pairs(jacobian, sides, pairs, mass):
     """Return the block of pairs, each with a mass by itself."""
     i, j = pairs
     signs = np.ones(len(i)) if sides.exclusive else -sides.targets[pairs]
-    columns, magnitude = (jacobian.rows(matrix, i, j) for matrix in (jacobian.columns, jacobian.magnitude))
+    columns, magnitude = (jacobian.rows(matrix, i, j) for matrix in (jacobian.centred, jacobian.magnitude))
     right = np.argmax(sides.targets, axis=1)[i]
     if sides.exclusive:
-        columns = columns - jacobian.rows(jacobian.columns, i, right)
+        columns = columns - jacobian.rows(jacobian.centred, i, right)
         magnitude = magnitude + np.abs(jacobian.rows(jacobian.magnitude, i, right))
 
     def residues(prime):

@@ -23,7 +23,7 @@ class FactorizedJacobian(Jacobian):
 
     Attributes:
         size: number of basis coefficients: all directions that float64 can tell from rounding.
-        columns: the centred matrix, `(n, rows, p)`, every entry with a relative error of one rounding.
+        centred: the centred matrix, `(n, rows, p)`, every entry with a relative error of one rounding.
     """
 
     copies: int
@@ -38,8 +38,8 @@ class FactorizedJacobian(Jacobian):
         self._shift, free = np.zeros(matrix.shape[1:]), width - self._num_biases
         if self._num_biases:
             self._shift[:, :free] = safe_mean(matrix[:, :, :free], weights)
-        self.columns = matrix - self._shift
-        weighted = self._weighted(self.columns)
+        self.centred = matrix - self._shift
+        weighted = self._weighted(self.centred)
         self._scale = nonzero(sizes_of_columns(before, column_norms(weighted), eps))
         left, self.values, right = linalg.svd(
             weighted / self._scale, full_matrices=False, lapack_driver="gesdd", check_finite=False
@@ -114,14 +114,14 @@ class FactorizedJacobian(Jacobian):
         They are those of a theta in real numbers: where offsets are large, float64 may not hold one as good.
         """
         theta = self._scaled(coefficients)
-        logits, size = self.columns @ theta, self.magnitude @ np.abs(theta)
+        logits, size = self.centred @ theta, self.magnitude @ np.abs(theta)
         error = EPS * (len(theta) + 4) * size
         return logits.reshape(len(self.roots), -1), error.reshape(len(self.roots), -1)
 
     @property
     def magnitude(self):
         """What the error of each entry of the columns is relative to: products were rounded before they are centred."""
-        size = np.abs(self.columns)
+        size = np.abs(self.centred)
         return size if self.head.is_plain else size + np.abs(self._shift)
 
     @property
@@ -130,8 +130,8 @@ class FactorizedJacobian(Jacobian):
         if not len(self._right):
             return 0.0  # nothing is reached, and exactly so
         smallest = self.values[len(self._right) - 1] / self.values[0]
-        sizes = column_norms((self.magnitude * self.roots[:, :, None]).reshape(-1, self.columns.shape[2]))
-        varying = self.columns.any(axis=(0, 1))
+        sizes = column_norms((self.magnitude * self.roots[:, :, None]).reshape(-1, self.centred.shape[2]))
+        varying = self.centred.any(axis=(0, 1))
         rounded = max(1.0, np.max(sizes[varying] / self._scale[varying], initial=0.0))
         return 10 * sum(self._left.shape) * EPS * rounded / smallest
 
@@ -142,7 +142,7 @@ class FactorizedJacobian(Jacobian):
     @functools.cached_property
     def exact_rank(self):
         """Rank of the matrix as the loss sees it in exact arithmetic, None where that takes too long."""
-        n, rows, width = self.columns.shape
+        n, rows, width = self.centred.shape
 
         def residues(prime):
             found = residues_modulo(self.matrix(self.features).reshape(n * rows, width), prime)
@@ -156,7 +156,7 @@ class FactorizedJacobian(Jacobian):
 
     def is_complete(self):
         """Whether the columns that were left out of the basis depend on the others exactly, not up to rounding."""
-        varying = np.count_nonzero(self.columns.any(axis=(0, 1)))
+        varying = np.count_nonzero(self.centred.any(axis=(0, 1)))
         return len(self._right) in (len(self._left), varying) or len(self._right) == self.exact_rank
 
     def _counting(self, targets):
@@ -184,7 +184,7 @@ class FactorizedJacobian(Jacobian):
 
     def solve(self, targets):
         theta = self.theta(self._counting(targets))
-        if self._counted == self.columns.shape[2]:
+        if self._counted == self.centred.shape[2]:
             return theta
         return (self._row_space @ (self._row_space.T @ theta.reshape(-1, self.copies))).ravel()
 
@@ -207,11 +207,11 @@ class KroneckerJacobian(FactorizedJacobian):
         return self.head.num_outputs
 
     def matrix(self, features):
-        return self.head.columns(features)[:, None, :]
+        return self.head.kronecker_factor(features)[:, None, :]
 
     @property
     def num_directions(self):
-        return self.columns.shape[2] * (self.copies - self.shift_invariant)
+        return self.centred.shape[2] * (self.copies - self.shift_invariant)
 
     def rows(self, matrix, samples, outputs):
         rows = np.zeros((len(samples), self.copies, matrix.shape[2]), matrix.dtype)
@@ -227,7 +227,7 @@ class DenseJacobian(FactorizedJacobian):
 
     @property
     def num_directions(self):
-        return self.columns.shape[2]
+        return self.centred.shape[2]
 
     def rows(self, matrix, samples, outputs):
         return matrix[samples, outputs]

@@ -143,7 +143,7 @@ class ProximalLoss:
         """Return the sum over some rows of the outer products of the inputs, each times its factor."""
         total = 0.0
         for some in arrays.slices(len(rows)):
-            columns = self.head.columns(np.asarray(self.features[rows[some]], np.float64))
+            columns = self.head.kronecker_factor(np.asarray(self.features[rows[some]], np.float64))
             total = total + columns.T @ (factors[some, None] * columns)
         return total
 

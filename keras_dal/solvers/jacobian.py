@@ -32,7 +32,7 @@ def jacobian(
     Returns:
         A `Jacobian`.
     """
-    shared = head.columns(features[:1]) is not None
+    shared = head.kronecker_factor(features[:1]) is not None
     size = 8 * len(features) * head.num_parameters * (1 / head.num_outputs if shared else head.num_outputs)
     weights = np.ones(len(features)) if weights is None else weights
     if size > max_jacobian_bytes and not head.is_plain:

@@ -513,7 +513,7 @@ def test_errors_of_logits_count_that_products_are_rounded_before_they_are_centre
 def test_errors_of_nested_fits_count_that_products_are_rounded_before_they_are_centred():
     z, head, products = products_of_moved_inputs()
     columns, y = NestedColumns(16, np.ones(30), True, 2.0**-23), np.random.default_rng(1).standard_normal((30, 1))
-    columns.append(head.columns(z), products=True)
+    columns.append(head.kronecker_factor(z), products=True)
     columns.solve(y)
     found = columns.descend(losses.SquaredError(), y)
     theta = np.vectorize(Fraction)(found.theta[:, 0] / np.linalg.norm(products.astype(float), axis=0))

@@ -73,7 +73,7 @@ def test_columns_are_the_factor_that_all_outputs_share(kind):
     head = make(kind, np.random.default_rng(0))
     z = np.random.default_rng(1).standard_normal((6, M))
     jacobian = cases.head_jacobian(head, z).reshape(6 * C, -1)
-    columns = head.columns(z)
+    columns = head.kronecker_factor(z)
     assert (columns is None) == any(isinstance(part, GatedHead) for part in getattr(head, "parts", [head]))
     if columns is not None:
         np.testing.assert_allclose(np.kron(columns, np.eye(C)), jacobian, atol=1e-12)
