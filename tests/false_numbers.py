@@ -40,7 +40,7 @@ def _certified(problem):
     head = problem.head
     with mock.patch.object(Objective, "infimum", recorded):
         start = np.zeros(head.num_parameters)
-        certificate = certify_head(head, problem.features, problem.targets, problem.loss, start, problem.weights)
+        certificate = certify_head(head, problem.loss, problem.features, problem.targets, start, problem.weights)
     return certificate, found[0].theta
 
 

@@ -39,7 +39,7 @@ def certificate():
     generator = np.random.default_rng(0)
     features, labels = generator.standard_normal((20, 6)), generator.integers(0, 3, 20)
     loss = SoftmaxCrossEntropy()
-    return certify_head(DenseHead(6, 3), features, loss.targets(labels, 3), loss, np.zeros(21))
+    return certify_head(DenseHead(6, 3), loss, features, loss.targets(labels, 3), np.zeros(21))
 
 
 def line(axis, label):

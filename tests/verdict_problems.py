@@ -63,7 +63,7 @@ class Problem:
         fit, start = projected(self.loss, self.projection(), self.eps), np.zeros(self.head.num_parameters)
         rows = [(self.features, self.targets, self.weights)]
         finding = Search(self.head, self.loss, rows, fit, duality.SECONDS).finding()
-        certificate = certify_head(self.head, self.features, self.targets, self.loss, start, self.weights)
+        certificate = certify_head(self.head, self.loss, self.features, self.targets, start, self.weights)
         return finding, certificate
 
     def false_statements(self):

@@ -98,9 +98,9 @@ def certify(
     theta, factors = structure.theta(), l2_factors(structure.linear_parameters)
     found = certify_head(
         head,
+        resolved,
         features,
         targets,
-        resolved,
         theta,
         weights,
         penalty=factors,
@@ -132,9 +132,9 @@ def of_model(certificate, structure, factors, theta):
 
 def certify_head(
     head,
+    loss,
     features,
     targets,
-    loss,
     theta,
     weights=None,
     *,
@@ -148,9 +148,9 @@ def certify_head(
 
     Args:
         head: a `heads.Head` with P parameters and C outputs.
+        loss: a `losses.Loss`.
         features: array `(n, m)`, whose dtype says how precise it is.
         targets: from `loss.targets`, shape `(n, C)`.
-        loss: a `losses.Loss`.
         theta: theta_S now, shape `(P,)`.
         weights: sample weights `(n,)`, not negative, ones by default.
         penalty: L2 factors of theta_S, a number or an array `(P,)`, none by default.

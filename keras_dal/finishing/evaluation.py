@@ -61,12 +61,12 @@ class FittedHead:
         loss: a `losses.Loss`.
         features: `(n, m)`.
         targets: of the loss.
-        weights: of the samples, `(n,)`.
         theta: the parameters, `(P,)`.
+        weights: of the samples, `(n,)`.
         max_bytes: up to which logits are kept.
     """
 
-    def __init__(self, head, loss, features, targets, weights, theta, max_bytes):
+    def __init__(self, head, loss, features, targets, theta, weights, max_bytes):
         self._head, self._loss, self._theta = head, loss, theta
         self._features, self._targets, self._weights = features, targets, weights
         self._logits = Logits(head, features, theta, max_bytes)

@@ -134,8 +134,8 @@ class HeadData:
 
     def fitted(self, theta):
         """Return the head with these parameters on the training samples."""
-        samples = self.train.features, self.targets, self.train.weights
-        return FittedHead(self.head, self.loss, *samples, theta, self.max_bytes)
+        train = self.train
+        return FittedHead(self.head, self.loss, train.features, self.targets, theta, train.weights, self.max_bytes)
 
     def qualities(self, theta, scale):
         """Return the `Quality` on the validation data before, with these parameters and with them times a factor."""
@@ -154,8 +154,9 @@ class HeadData:
         """
         check_fits(len(self.train), (self.train.features.shape[1], self.head.num_outputs), self.max_bytes)
         train, eps = self.train, eps_of_features(self.structure, blocks_of(self.train.features))
-        samples = train.features, self.targets[:], self.loss, theta, train.weights
-        found = certify_head(self.head, *samples, penalty=self.factors, max_bytes=self.max_bytes, eps=eps)
+        samples = train.features, self.targets[:], theta, train.weights
+        options = {"penalty": self.factors, "max_bytes": self.max_bytes, "eps": eps}
+        found = certify_head(self.head, self.loss, *samples, **options)
         return of_model(found, self.structure, self.factors, theta)
 
 

@@ -88,7 +88,7 @@ def oracle_rank_and_share(head, z, targets, loss):
 
 
 def certified(head, z, targets, loss, **kwargs):
-    return certify_head(head, z, targets, loss, np.zeros(head.num_parameters), **kwargs)
+    return certify_head(head, loss, z, targets, np.zeros(head.num_parameters), **kwargs)
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -134,7 +134,7 @@ def test_gradient_descent_stays_below_the_bound_at_every_step(kind, name, penalt
         loss, head = LOSSES[name], make_head(kind, rng, m, 26, outputs)
         targets = loss.targets(y if name == "softmax" else np.eye(outputs)[y], outputs)
         theta = 0.3 * seed * rng.normal(size=head.num_parameters)
-        certificate = certify_head(head, z, targets, loss, theta, penalty=penalty)
+        certificate = certify_head(head, loss, z, targets, theta, penalty=penalty)
         matrix = dense_jacobian(head, z).reshape(n * outputs, -1)
         for t in range(400):
             value, gradient = loss_and_gradient(name, (matrix @ theta).reshape(n, outputs), targets)
@@ -185,7 +185,7 @@ def test_keras_training_stays_below_the_bound(name):
 def test_fewer_points_of_comparison_loosen_the_bound_and_nothing_else(monkeypatch):
     rng = np.random.default_rng(0)
     head, z = make_head("dense", rng, 6, 26, 3), rng.normal(size=(40, 6))
-    samples = z, LOSSES["softmax"].targets(rng.integers(0, 3, 40), 3), LOSSES["softmax"], rng.normal(size=21)
+    samples = LOSSES["softmax"], z, LOSSES["softmax"].targets(rng.integers(0, 3, 40), 3), rng.normal(size=21)
     whole = certify_head(head, *samples)
     monkeypatch.setattr("keras_dal.analysis.descent_bound._ENTRIES", 1)
     fewer = certify_head(head, *samples)
@@ -264,7 +264,7 @@ def test_loss_at_scale_bounds_the_loss_of_the_scaled_witness():
     z, head = rng.normal(size=(40, 5)), heads.DenseHead(5, 3)
     theta = rng.normal(size=head.num_parameters)
     y = np.argmax(head.logits(z, theta), axis=1)
-    certificate = certify_head(head, z, np.eye(3)[y], LOSSES["softmax"], theta)
+    certificate = certify_head(head, LOSSES["softmax"], z, np.eye(3)[y], theta)
     assert certificate.witness_norm == pytest.approx(np.linalg.norm(theta))  # theta itself separates
     for scale in (1.0, 5.0, 50.0):
         assert np.mean(special.logsumexp(scale * head.logits(z, theta), axis=1)) - scale * np.mean(
@@ -400,7 +400,7 @@ def test_json_keeps_a_certificate_whose_numbers_float64_hardly_holds():
     rng = np.random.default_rng(0)
     z, classes, loss = 1e-200 * rng.normal(size=(20, 3)), rng.integers(0, 3, 20), losses.SoftmaxCrossEntropy()
     for theta in (np.zeros(12), np.full(12, 1e300)):
-        certificate = certify_head(heads.DenseHead(3, 3), z, loss.targets(classes, 3), loss, theta)
+        certificate = certify_head(heads.DenseHead(3, 3), loss, z, loss.targets(classes, 3), theta)
         again = Certificate.from_json(certificate.to_json())
         assert again.to_json() == certificate.to_json()
         assert (again.margin, again.comparisons) == (certificate.margin, certificate.comparisons)
@@ -667,7 +667,7 @@ def test_bad_input_gets_one_clear_sentence():
         certificate.bound(-1)
     with pytest.raises(ValueError, match="positive weight.*Received"):
         certify_head(
-            heads.DenseHead(6, 3), x.astype(float), np.eye(3)[y], LOSSES["softmax"], np.zeros(21), np.zeros(50)
+            heads.DenseHead(6, 3), LOSSES["softmax"], x.astype(float), np.eye(3)[y], np.zeros(21), np.zeros(50)
         )
 
 
@@ -734,7 +734,7 @@ def test_a_bound_counts_what_rounding_does_to_the_objective():
     z = np.array([[2.0**30, 129.0, 2.0**30, -200.0]])
     theta = np.array([2.0**30, 1.0, -(2.0**30), 1.0, 0.0])
     logits = heads.DenseHead(4, 1).logits(z, theta)
-    certificate = certify_head(heads.DenseHead(4, 1), z, logits, losses.SquaredError(), theta)
+    certificate = certify_head(heads.DenseHead(4, 1), losses.SquaredError(), z, logits, theta)
     assert certificate.objective == 0.0
     exact = sum(int(a) * int(b) for a, b in zip(z[0], theta[:4], strict=True))
     assert certificate.bound(0) >= 0.5 * (exact - logits.item()) ** 2
@@ -744,7 +744,7 @@ def test_a_bound_counts_what_rounding_does_to_the_objective():
 def test_a_negative_scale_is_no_scale():
     with pytest.raises(ValueError, match="must not be negative. Received: scale=-1"):
         certify_head(
-            heads.DenseHead(1, 1), np.ones((2, 1)), np.ones((2, 1)), losses.SquaredError(), np.zeros(2)
+            heads.DenseHead(1, 1), losses.SquaredError(), np.ones((2, 1)), np.ones((2, 1)), np.zeros(2)
         ).loss_at_scale(-1)
 
 
@@ -766,7 +766,7 @@ def test_a_penalty_that_is_not_l2_is_in_the_objective_all_the_same():
 def test_an_offset_hides_nothing_of_what_is_left(bent):
     z = np.array([[0.0], [1.0], [2.0], [3.0 + bent]])
     labels = 1e12 + 2.0**-13 * np.array([[0.0], [80.0], [160.0], [240.0]])
-    certificate = certify_head(heads.DenseHead(1, 1), z, labels, losses.SquaredError(), np.zeros(2))
+    certificate = certify_head(heads.DenseHead(1, 1), losses.SquaredError(), z, labels, np.zeros(2))
     columns = np.hstack([z, np.ones((4, 1))])
     small = labels - 1e12
     left = small - columns @ np.linalg.lstsq(columns, small)[0]

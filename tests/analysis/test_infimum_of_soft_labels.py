@@ -119,7 +119,7 @@ def least(loss, y, head, x, weights):
 
 
 def certified(loss, y, head, x, weights=None, **more):
-    return certify_head(head, x, loss.targets(y, C), loss, np.zeros(head.num_parameters), weights, **more)
+    return certify_head(head, loss, x, loss.targets(y, C), np.zeros(head.num_parameters), weights, **more)
 
 
 @pytest.mark.parametrize("width", [5, 30, 80])
@@ -155,8 +155,8 @@ def test_separable_samples_with_smoothed_labels_are_not_called_separable(name):
     y = np.eye(C)[np.argmax(x @ truth, axis=1)] if loss.activation == "softmax" else (x @ truth > 0).astype(float)
     theta = np.concatenate([truth.ravel(), np.zeros(C)])
     head, hard = heads.DenseHead(6, C), type(loss)()
-    assert certify_head(head, x, hard.targets(y, C), hard, theta).verdict == "separable"
-    smoothed = certify_head(head, x, loss.targets(y, C), loss, theta)
+    assert certify_head(head, hard, x, hard.targets(y, C), theta).verdict == "separable"
+    smoothed = certify_head(head, loss, x, loss.targets(y, C), theta)
     assert smoothed.verdict == "not aligned"
     assert smoothed.infimum[0] > smoothed.floor + 1e-3
 
@@ -178,7 +178,7 @@ def test_an_iterative_certificate_of_mixed_labels_has_the_entropy_below():
     loss, y = CASES["mixed classes"]
     head = cases.HEADS["mixture"](np.random.default_rng(0), 5, 40, C)
     x, theta = inputs(5).astype(float), np.zeros(head.num_parameters)
-    certificate = certify_head(head, x, loss.targets(y, C), loss, theta, max_jacobian_bytes=1)
+    certificate = certify_head(head, loss, x, loss.targets(y, C), theta, max_jacobian_bytes=1)
     assert not certificate.exact
     assert certificate.infimum[0] == certificate.floor > 0
     assert certificate.infimum[1] <= certificate.loss

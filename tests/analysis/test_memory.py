@@ -234,7 +234,7 @@ def test_a_certificate_looks_at_labels_within_its_own_limit():
     labels = head.logits(features, theta)
     for max_bytes in (2**20, 2**30):
         with mock.patch.object(misses, "middles", wraps=middles):
-            found = certify_head(head, features, labels, loss, theta, max_bytes=max_bytes)
+            found = certify_head(head, loss, features, labels, theta, max_bytes=max_bytes)
             columns = [call.args[0].shape[1] for call in misses.middles.call_args_list]
         assert found.verdict == "aligned"
         assert sum(columns) == outputs

@@ -233,7 +233,7 @@ def test_an_alignment_is_printed_as_one_only_where_labels_are_aligned():
 
 def test_one_probability_of_a_softmax_depends_on_nothing():
     x = np.random.default_rng(0).standard_normal((10, 3)).astype("float32")
-    certificate = certify_head(DenseHead(3, 1), x, np.ones((10, 1)), SoftmaxCrossEntropy(), np.zeros(4))
+    certificate = certify_head(DenseHead(3, 1), SoftmaxCrossEntropy(), x, np.ones((10, 1)), np.zeros(4))
     assert (certificate.rank, certificate.full_rank) == (0, 0)
 
 

@@ -137,7 +137,7 @@ def test_means_are_free_only_where_a_whole_network_trains_a_bias(trainable):
 def test_labels_of_zeros_are_reached_without_a_bias():
     head = heads.DenseHead(M, 1, use_bias=False)
     zeros = np.zeros((N, 1))
-    certificate = certify_head(head, inputs(), zeros, losses.SquaredError(), np.ones(M))
+    certificate = certify_head(head, losses.SquaredError(), inputs(), zeros, np.ones(M))
     assert (certificate.verdict, certificate.residual_share) == ("aligned", 0.0)
 
 

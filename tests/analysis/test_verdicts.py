@@ -112,7 +112,7 @@ def test_even_noise_that_is_small_beside_all_labels_is_none_of_these(n):
     generator = np.random.default_rng(n)
     z, noise = generator.standard_normal((n, 3)), generator.standard_normal((n, 1))
     y = z @ np.ones((3, 1)) + 1e-4 * noise
-    certificate = certify_head(heads.DenseHead(3, 1), z, y, losses.SquaredError(), np.zeros(4))
+    certificate = certify_head(heads.DenseHead(3, 1), losses.SquaredError(), z, y, np.zeros(4))
     assert 1e-9 < certificate.residual_share < 1e-8
     assert "missed" not in certificate.decided_by
 
@@ -125,7 +125,7 @@ def test_an_output_whose_labels_are_all_equal_is_reached(offset, smoothing):
     y = np.column_stack([generator.integers(0, 2, 8), np.ones(8)]).astype(float)
     loss = losses.SigmoidCrossEntropy(label_smoothing=0.1) if smoothing else losses.SquaredError()
     head = heads.DenseHead(12, 2)
-    certificate = certify_head(head, z, loss.targets(y, 2), loss, np.zeros(head.num_parameters))
+    certificate = certify_head(head, loss, z, loss.targets(y, 2), np.zeros(head.num_parameters))
     assert certificate.verdict == "aligned"
 
 
@@ -162,7 +162,7 @@ def test_weights_add_nothing_to_a_rank():
     weights = np.array([1, 1, 1e4, 1e4, 1])
     problem = verdict_problems.Regression(z, y, weights, 2, True, losses.SquaredError(), False)
     projection = problem.projection()
-    certificate = certify_head(problem.head, z, problem.targets, problem.loss, np.zeros(8), weights)
+    certificate = certify_head(problem.head, problem.loss, z, problem.targets, np.zeros(8), weights)
     assert 2 * projection.rank == certificate.rank == 4
     assert projection.residual_share == pytest.approx(certificate.residual_share, rel=1e-9)
 
@@ -235,7 +235,7 @@ def test_units_change_nothing(scale):
     generator = np.random.default_rng(1)
     z, y = generator.standard_normal((50, 4)), generator.integers(0, 3, 50)
     head, units = heads.DenseHead(4, 3), np.array([scale, 1.0, 1.0, 1.0])
-    plain, scaled = (certify_head(head, each, np.eye(3)[y], SOFTMAX, np.zeros(15)) for each in (z, z * units))
+    plain, scaled = (certify_head(head, SOFTMAX, each, np.eye(3)[y], np.zeros(15)) for each in (z, z * units))
     assert plain.verdict == scaled.verdict == "not separable"
     assert scaled.rank == plain.rank
     assert scaled.residual_share == pytest.approx(plain.residual_share, rel=1e-9)
@@ -247,7 +247,7 @@ def test_columns_that_depend_on_each_other_exactly_do_not_prevent_a_proof():
     groups = np.eye(3)[generator.integers(0, 3, 60)]  # sums to one, as the bias is
     z = np.column_stack([groups, generator.integers(-3, 4, (60, 2)), np.full(60, 0.1), np.zeros(60)])
     y = generator.integers(0, 2, 60)
-    certificate = certify_head(heads.DenseHead(7, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(16))
+    certificate = certify_head(heads.DenseHead(7, 2), SOFTMAX, z, np.eye(2)[y], np.zeros(16))
     assert certificate.verdict == "not separable"
     assert certificate.infimum[1] - certificate.infimum[0] < 1e-6
 
@@ -257,7 +257,7 @@ def test_a_direction_that_rounding_may_have_made_is_not_ruled_out():
     generator = np.random.default_rng(3)
     first, y = generator.uniform(1.0, 2.0, 80), generator.integers(0, 2, 80)
     z = np.column_stack([first, np.where(y == 1, np.nextafter(first, 3.0), first)])
-    certificate = certify_head(heads.DenseHead(2, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(6))
+    certificate = certify_head(heads.DenseHead(2, 2), SOFTMAX, z, np.eye(2)[y], np.zeros(6))
     assert certificate.verdict in ("undecided", "separable")
     assert certificate.infimum[0] == 0.0
 
@@ -268,7 +268,7 @@ def test_samples_that_contradict_each_other_are_proved_to():
     z[:2] = [0.0, 0.3, 0.7]  # twice, on the border between the others
     y = (z[:, 0] > 0).astype(int)
     y[1] = 1
-    certificate = certify_head(heads.DenseHead(3, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(8))
+    certificate = certify_head(heads.DenseHead(3, 2), SOFTMAX, z, np.eye(2)[y], np.zeros(8))
     assert certificate.verdict == "not separable"
     assert certificate.infimum[0] == pytest.approx(2 * np.log(2) / 40, abs=1e-6)
 
@@ -278,7 +278,7 @@ def test_samples_that_contradict_each_other_are_proved_to():
 def test_labels_of_one_class_are_separable(n, use_bias):
     z = np.random.default_rng(5).uniform(0.1, 1.0, (n, 2))
     head = heads.DenseHead(2, 3, use_bias)
-    certificate = certify_head(head, z, np.eye(3)[np.ones(n, int)], SOFTMAX, np.zeros(head.num_parameters))
+    certificate = certify_head(head, SOFTMAX, z, np.eye(3)[np.ones(n, int)], np.zeros(head.num_parameters))
     assert certificate.verdict in ("aligned", "separable")
     assert certificate.infimum == (0.0, 0.0)
 
@@ -286,7 +286,7 @@ def test_labels_of_one_class_are_separable(n, use_bias):
 def test_a_class_without_samples_is_separated_from_the_others():
     generator = np.random.default_rng(6)
     z, y = generator.standard_normal((60, 2)), generator.integers(0, 2, 60)
-    two, three = (certify_head(heads.DenseHead(2, c), z, np.eye(c)[y], SOFTMAX, np.zeros(3 * c)) for c in (2, 3))
+    two, three = (certify_head(heads.DenseHead(2, c), SOFTMAX, z, np.eye(c)[y], np.zeros(3 * c)) for c in (2, 3))
     assert two.verdict == three.verdict == "not separable"
     assert three.infimum == pytest.approx(two.infimum, abs=1e-6)
 
@@ -295,7 +295,7 @@ def test_a_direction_near_the_rounding_may_explain_a_squared_error():
     generator = np.random.default_rng(12)
     first, second = generator.integers(-3, 4, (2, 40)).astype(float)
     z = np.column_stack([first, first + 2.0**-48 * second])  # exactly; their difference is the target
-    certificate = certify_head(heads.DenseHead(2, 1), z, second[:, None], losses.SquaredError(), np.zeros(3))
+    certificate = certify_head(heads.DenseHead(2, 1), losses.SquaredError(), z, second[:, None], np.zeros(3))
     assert certificate.infimum[0] < 1e-6
 
 
@@ -317,7 +317,7 @@ def test_a_gated_head_is_factorized_once(name, monkeypatch):
 def test_faint_samples_count_as_much_for_what_is_separable():
     z = np.array([[0.0], [1.0], [0.5], [0.5]])
     targets, weights = np.eye(2)[[0, 1, 0, 1]], np.array([1.0, 1.0, 1e-12, 1e-12])
-    certificate = certify_head(heads.DenseHead(1, 2), z, targets, SOFTMAX, np.zeros(4), weights)
+    certificate = certify_head(heads.DenseHead(1, 2), SOFTMAX, z, targets, np.zeros(4), weights)
     assert certificate.verdict == "not separable"
     assert 0 < certificate.infimum[0] <= 2e-12 * np.log(2) / 4
 
@@ -327,7 +327,7 @@ def test_a_search_that_runs_out_of_time_says_so(monkeypatch):
     z = generator.standard_normal((200, 30))
     y = (z @ generator.standard_normal(30) + 0.1 * generator.standard_normal(200) ** 3 > 0).astype(int)
     monkeypatch.setattr(duality._Search, "_last_bound", lambda self, logits: 0.0)
-    certificate = certify_head(heads.DenseHead(30, 2), z, np.eye(2)[y], SOFTMAX, np.zeros(62), seconds=1e-9)
+    certificate = certify_head(heads.DenseHead(30, 2), SOFTMAX, z, np.eye(2)[y], np.zeros(62), seconds=1e-9)
     assert certificate.verdict == "undecided"
     assert "within 1e-09 seconds" in certificate.decided_by
 
@@ -403,7 +403,7 @@ def test_a_bound_of_a_norm_has_room_for_the_rounding_of_every_product_that_is_su
 def test_one_number_is_printed_where_both_bounds_read_the_same():
     generator = np.random.default_rng(11)
     z, y = generator.standard_normal((50, 2)), generator.integers(0, 3, 50)
-    certificate = certify_head(heads.DenseHead(2, 3), z, np.eye(3)[y], SOFTMAX, np.zeros(9))
+    certificate = certify_head(heads.DenseHead(2, 3), SOFTMAX, z, np.eye(3)[y], np.zeros(9))
     low, high = (f"{each:.6g}" for each in certificate.infimum)
     assert certificate.infimum[0] < certificate.infimum[1]
     assert ("between" in str(certificate)) == (low != high)
@@ -434,7 +434,7 @@ def test_labels_that_a_faint_direction_reaches_are_not_called_out_of_reach(smoot
 def test_labels_beside_a_large_offset_of_the_features_are_not_called_out_of_reach():
     f = 1e12 + np.random.default_rng(0).random((50, 1))
     y = 0.3 * (f - 1e12)
-    certificate = certify_head(heads.DenseHead(1, 1), f, y, losses.SquaredError(), np.zeros(2))
+    certificate = certify_head(heads.DenseHead(1, 1), losses.SquaredError(), f, y, np.zeros(2))
     assert certificate.verdict in ("aligned", "undecided")
     assert certificate.infimum[0] == 0.0
 
@@ -444,7 +444,7 @@ def test_labels_out_of_reach_are_still_called_so(use_bias):
     """By hand: the columns are equal, so that the least squares are those of the mean of each pair of samples."""
     z = np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 2.0]])
     y = np.array([[0.0], [1.0], [1.0]])
-    certificate = certify_head(heads.DenseHead(2, 1, use_bias), z, y, losses.SquaredError(), np.zeros(2 + use_bias))
+    certificate = certify_head(heads.DenseHead(2, 1, use_bias), losses.SquaredError(), z, y, np.zeros(2 + use_bias))
     assert certificate.verdict == "not aligned"
     kernel = 0.5 if not use_bias else None  # sum z y / sum z z = 3 / 6
     least = np.mean((np.array([0.0, 1.0, 1.0]) - kernel * z[:, 0]) ** 2) if kernel else 0.5 / 3

@@ -114,7 +114,7 @@ def test_numbers_that_are_infinite_where_the_head_computes_do_not_reach_the_mode
 
 def fitted(features, targets, kernel, logits):
     """Return a biasless head with these features, whose logits are those of a sum from left to right."""
-    head = FittedHead(DenseHead(4, 1, use_bias=False), SigmoidCrossEntropy(), features, targets, np.ones(2), kernel, 0)
+    head = FittedHead(DenseHead(4, 1, use_bias=False), SigmoidCrossEntropy(), features, targets, kernel, np.ones(2), 0)
     head._logits = [(slice(index, index + 1), np.array([[value]])) for index, value in enumerate(logits)]
     return head
 
