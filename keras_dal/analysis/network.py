@@ -7,7 +7,7 @@ from scipy.sparse.linalg import lsqr
 from keras_dal import _backend
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import report, shares
-from keras_dal.analysis.verdict import OF_MIXED_LABELS, Evidence, decisive_share
+from keras_dal.analysis.verdict import Evidence, decisive_share
 from keras_dal.features.batches import in_one_array
 from keras_dal.features.samples import check_labels, checked_weight, positive
 from keras_dal.losses import common_scale
@@ -83,12 +83,6 @@ class _Fitted(Evidence):
 
     def reaches_all(self):
         return not misses_some(*self._compared)
-
-    def by_infimum(self):
-        return OF_MIXED_LABELS if self.scale is None else self.unproved()
-
-    def exclusion(self):
-        return None
 
     def of_undecided(self):
         return f"{_LSQR}, with a residual share of {self.share:.1e}"

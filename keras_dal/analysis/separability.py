@@ -10,7 +10,6 @@ from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal.analysis.misses import any_missed
 from keras_dal.analysis.verdict import (
     ALIGNED,
-    OF_MIXED_LABELS,
     Evidence,
     Finding,
     Verdict,
@@ -127,7 +126,7 @@ class Search(Evidence):
         if self._seconds is not None:
             return self._solved()
         reason = self._of_least_squares("least squares, which do not separate the samples")
-        return OF_MIXED_LABELS if self.scale is None else Finding(Verdict.UNDECIDED, reason)
+        return super().by_infimum() if self.scale is None else Finding(Verdict.UNDECIDED, reason)
 
     def _solved(self):
         if (size := self._num_bytes) > (max_bytes := self._max_bytes):

@@ -42,7 +42,7 @@ class Finding:
     decided_by: str
 
 
-OF_MIXED_LABELS = Finding(Verdict.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
+_OF_MIXED_LABELS = Finding(Verdict.UNDECIDED, f"nothing: {NO_SCALE_OF_MIXED}")
 
 
 class Evidence(abc.ABC):
@@ -79,13 +79,13 @@ class Evidence(abc.ABC):
         """Return what shows that labels are aligned."""
         return f"a residual share of {self.share:.1e}, at most {ALIGNED:.0e}"
 
-    @abc.abstractmethod
     def by_infimum(self):
-        """Return the `Finding` for hard or mixed labels that are not aligned, as far as is known."""
+        """Return the `Finding` for hard or mixed labels that are not known to be aligned."""
+        return _OF_MIXED_LABELS if self.scale is None else self.unproved()
 
-    @abc.abstractmethod
     def exclusion(self) -> str | None:
         """Return what shows that no parameters attain the infimum, None where nothing does."""
+        return None
 
     @abc.abstractmethod
     def of_undecided(self) -> str:
