@@ -1,6 +1,6 @@
 """How a `Certificate` reads, row by row."""
 
-from keras_dal.analysis.reports import loss_named, rank_among
+from keras_dal.analysis.reports import NEXT, loss_named, rank_among
 from keras_dal.analysis.verdict import ALIGNED, Verdict, below_one
 from keras_dal.tables import at_least, at_most, known_decimals, one_number
 
@@ -42,6 +42,8 @@ def rows_of(certificate):
     if certificate.beta:
         yield "smoothness beta, step", f"{at_most(certificate.beta, 4)}, {at_least(certificate.step, 4)}"
         yield "objective at most", _after_steps(certificate)
+    if certificate.verdict in (Verdict.NOT_SEPARABLE, Verdict.NOT_ALIGNED):
+        yield "next", NEXT[certificate.verdict]
     for sentence in certificate.not_covered:
         yield "not covered", sentence
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras_dal.analysis.verdict import ALIGNED, Verdict, below_one
 from keras_dal.tables import as_html, as_text, at_least, at_most, counted, known_decimals, one_number
 
-_NEXT: dict[str, str] = {  # for whoever has the report of a head
+NEXT: dict[str, str] = {  # for whoever has the report of a head
     Verdict.ALIGNED: "converge(model, x, y) comes to within tol of the least loss of any model",
     Verdict.SEPARABLE: "converge(model, x, y) puts every sample on its right side with this head",
     Verdict.NOT_SEPARABLE: "gates, which converge adds to a plain head, separate samples that do not contradict others",
@@ -116,7 +116,7 @@ class AlignmentReport:
         known = self.rank is not None
         yield "by chance", self._by_chance()
         yield "decided by", self.decided_by
-        yield "next", _NEXT[self.verdict] if known else None
+        yield "next", NEXT[self.verdict] if known else None
         yield (
             "counted",
             f"singular values above {self.tolerance:.0e} of the largest, columns of norm one" if known else None,

@@ -327,3 +327,17 @@ def test_the_change_of_a_regressor_stands_beside_the_deviation_of_its_labels():
     assert "where labels deviate by 0 (" in str(
         keras_dal.finish(head(2, 2, "mse"), x, np.full((40, 2), 7.0), verbose=0)
     )
+
+
+@pytest.mark.parametrize(("labels", "advises"), [("contradicting", True), ("separated", False)])
+def test_a_certificate_says_what_may_help_where_labels_are_out_of_reach(labels, advises):
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype("float32")
+    y = (x[:, 0] > 0).astype(int)
+    if labels == "contradicting":
+        x[20:], y[20:] = x[:20], 1 - y[:20]
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    certificate = keras_dal.certify(model, x, y, verbose=0)
+    row = "next                        gates, which converge adds to a plain head"
+    assert (row in str(certificate)) == advises
+    assert ("gates, which converge adds" in certificate._repr_html_()) == advises
