@@ -19,7 +19,6 @@ import numpy as np
 
 from keras_dal import __version__
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import described, say
 from keras_dal.analysis.alignment import alignment
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.certify import certify
@@ -27,8 +26,9 @@ from keras_dal.features.samples import check_bytes, check_positive
 from keras_dal.features.store import abandoned
 from keras_dal.finishing.converge import check_options, converge
 from keras_dal.finishing.result_rows import WIDTH
+from keras_dal.output.tables import as_text, plain
+from keras_dal.output.warning import described, say
 from keras_dal.solvers.duality import SECONDS
-from keras_dal.tables import as_text, plain
 from keras_dal.training.finish import finish
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no window, and the user's own backend stays as it is
 from matplotlib.ticker import MaxNLocator
 
-from keras_dal._backend.warning import warn
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.reports import AlignmentReport, WidthCurve
 from keras_dal.finishing.result import Result
+from keras_dal.output.warning import warn
 from keras_dal.training.logs import ALIGNMENT, PHASE
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

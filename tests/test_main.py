@@ -18,7 +18,7 @@ import pytest
 
 import keras_dal
 from keras_dal.__main__ import _parser, main
-from keras_dal.tables import plain
+from keras_dal.output.tables import plain
 
 
 @pytest.fixture

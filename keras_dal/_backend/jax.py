@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_dal import _keras
 from keras_dal._backend import _shared
-from keras_dal._backend.warning import warn
+from keras_dal.output.warning import warn
 
 COMPILES_SHAPES = True  # each operation, for each shape of its arguments: about 0.25 s on a GPU
 COMPILED_MAY_ASSIGN = False

@@ -8,7 +8,6 @@ import numpy as np
 from keras_dal import _backend
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import EPS, MAX_BYTES
-from keras_dal._backend.warning import say
 from keras_dal.analysis.network import PRODUCTS, alignment_of_network
 from keras_dal.analysis.reports import AlignmentReport, report, shares
 from keras_dal.analysis.separability import LeastSquares, Search, announced, joined_rows
@@ -19,6 +18,7 @@ from keras_dal.features.progress_bar import progress_bar, watched
 from keras_dal.features.samples import check_bytes, check_fits, kept_bytes, positive, seconds_of
 from keras_dal.features.store import SpooledRows
 from keras_dal.models.understood import understood
+from keras_dal.output.warning import say
 from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total

@@ -7,8 +7,8 @@ from typing import Any
 
 from keras_dal.analysis.certificate_rows import rows_of
 from keras_dal.losses import REGISTERED
+from keras_dal.output.tables import as_html, as_text, plain
 from keras_dal.solvers.rounded import ROUNDING
-from keras_dal.tables import as_html, as_text, plain
 
 _ROUNDED = 1e-9  # relative, of an objective that is reached as it is
 

@@ -2,7 +2,7 @@
 
 from keras_dal.analysis.reports import NEXT, loss_named, rank_among
 from keras_dal.analysis.verdict import ALIGNED, Verdict, below_one
-from keras_dal.tables import at_least, at_most, known_decimals, one_number
+from keras_dal.output.tables import at_least, at_most, known_decimals, one_number
 
 _STEPS = (100, 10_000, 1_000_000)  # of gradient descent, after which a bound is printed if it says anything
 

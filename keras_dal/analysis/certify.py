@@ -7,7 +7,6 @@ import numpy as np
 from scipy import linalg
 
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import say
 from keras_dal.analysis import assumptions
 from keras_dal.analysis.certificate import Certificate
 from keras_dal.analysis.descent_bound import Objective
@@ -29,10 +28,11 @@ from keras_dal.features.samples import (
 from keras_dal.losses import common_scale
 from keras_dal.models.regularizers import l2_factors, penalty_at
 from keras_dal.models.understood import understood
+from keras_dal.output.tables import apart
+from keras_dal.output.warning import say
 from keras_dal.solvers.duality import SECONDS
 from keras_dal.solvers.jacobian import MAX_JACOBIAN_BYTES, jacobian
 from keras_dal.solvers.label_squares import centred_total
-from keras_dal.tables import apart
 
 
 def certify(

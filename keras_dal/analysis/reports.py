@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_dal.analysis.verdict import ALIGNED, Verdict, below_one
-from keras_dal.tables import as_html, as_text, at_least, at_most, counted, known_decimals, one_number
+from keras_dal.output.tables import as_html, as_text, at_least, at_most, counted, known_decimals, one_number
 
 NEXT: dict[str, str] = {  # for whoever has the report of a head
     Verdict.ALIGNED: "converge(model, x, y) comes to within tol of the least loss of any model",

@@ -18,11 +18,11 @@ from keras_dal.analysis.verdict import (
     too_large,
 )
 from keras_dal.losses import common_scale
+from keras_dal.output.tables import at_least
 from keras_dal.solvers import duality
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total
 from keras_dal.solvers.rounded import smallest_margin
-from keras_dal.tables import at_least
 
 _ARRAYS = 16  # of the size of features, or logits, in float64 that a solver of separability may need
 

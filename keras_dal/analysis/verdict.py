@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_dal.analysis.assumptions import NO_SCALE, NO_SCALE_OF_MIXED
-from keras_dal.tables import apart, at_least
+from keras_dal.output.tables import apart, at_least
 
 ALIGNED = 1e-8  # largest residual share that still counts as aligned; the share itself is always reported
 ABOVE = 1e-7  # by which a dual point must exceed the least loss of any model to prove something, for weights of one

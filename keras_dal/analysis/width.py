@@ -15,7 +15,6 @@ from scipy import optimize
 from keras_dal._backend import arrays
 from keras_dal._backend.arrays import MAX_BYTES
 from keras_dal._backend.threads import threads_for
-from keras_dal._backend.warning import say
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.analysis.misses import misses_some
 from keras_dal.analysis.reports import WidthCurve
@@ -31,6 +30,7 @@ from keras_dal.heads.array_backend import Host
 from keras_dal.losses import common_scale
 from keras_dal.models.gated_layers import GatedBranch
 from keras_dal.models.understood import understood
+from keras_dal.output.warning import say
 from keras_dal.solvers.duality import SECONDS, enclose_infimum
 from keras_dal.solvers.jacobian import jacobian
 from keras_dal.solvers.label_squares import centred_total

@@ -10,7 +10,6 @@ import numpy as np
 from keras import tree
 
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import warn
 from keras_dal.features.batches import BATCH_SIZE, batches, feature_batches, in_one_array
 from keras_dal.features.columns import num_independent
 from keras_dal.features.fingerprint import fingerprint, name_of
@@ -20,6 +19,7 @@ from keras_dal.features.progress_bar import complete, progress_bar
 from keras_dal.features.samples import checked_weight, joined, positive
 from keras_dal.features.store import RowWriter, rows_of_file, rows_where
 from keras_dal.features.tracing import as_numpy, computed_dtype, feature_array
+from keras_dal.output.warning import warn
 
 _AGREEMENT = 1e-4  # of recomputed rows with kept ones: float32 in batches of another size
 _EPS = eps_of("float32")

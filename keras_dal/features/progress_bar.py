@@ -4,8 +4,8 @@ import sys
 
 import keras
 
-from keras_dal._backend.warning import say
 from keras_dal.features.inputs import are_arrays, num_samples
+from keras_dal.output.warning import say
 
 
 def progress_bar(of, x):

@@ -6,11 +6,11 @@ import numpy as np
 from keras import ops
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.inputs import num_samples, spread
 from keras_dal.features.moving_statistics import at_first, moving_of, with_statistics
 from keras_dal.features.tracing import inference, recorded, takes_training, to_numpy
 from keras_dal.features.variables import are_equal
+from keras_dal.output.warning import warn
 
 _START = 0.05  # share of where they began, from which moving statistics may mislead
 _SHIFT, _SPREAD = 0.1, 0.5  # of means in variances, and of variances in logarithms: what one batch explains is less

@@ -8,7 +8,6 @@ import numpy as np
 from keras import tree
 
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import described, say, warn
 from keras_dal.features.batches import BATCH_SIZE, as_arguments, first_inputs
 from keras_dal.features.cache import gathered
 from keras_dal.features.inputs import check_alike
@@ -26,6 +25,7 @@ from keras_dal.finishing.stopping import Ending, Patience, Stopped, TimeLimit, T
 from keras_dal.models.add_head import num_gated_parameters, num_gates, what_was_added, with_gates_beside
 from keras_dal.models.solvable import check_solvable, warn_of_precision, warn_of_what_is_not_solved
 from keras_dal.models.understood import understood
+from keras_dal.output.warning import described, say, warn
 
 
 def converge(

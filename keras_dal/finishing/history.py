@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from keras_dal.finishing.stopping import Ending, Stopped, ending_by
-from keras_dal.tables import NOT_PLAIN
+from keras_dal.output.tables import NOT_PLAIN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

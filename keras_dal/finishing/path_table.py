@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_dal.tables import percent
+from keras_dal.output.tables import percent
 
 
 def show(number, point, refined=False):

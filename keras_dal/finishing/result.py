@@ -22,7 +22,7 @@ from keras_dal.finishing.result_rows import WIDTH, rows_of
 from keras_dal.finishing.stopping import Ending
 from keras_dal.finishing.wrong_sides import contradicted, warn_of_wrong
 from keras_dal.models.regularizers import penalty_at
-from keras_dal.tables import NOT_PLAIN, as_html, as_text, at_least, at_most
+from keras_dal.output.tables import NOT_PLAIN, as_html, as_text, at_least, at_most
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -6,7 +6,7 @@ from keras_dal import _keras
 from keras_dal.analysis.assumptions import ROUNDED
 from keras_dal.analysis.reports import in_outputs, loss_named
 from keras_dal.finishing.stopping import Ending
-from keras_dal.tables import at_most, counted, percent
+from keras_dal.output.tables import at_most, counted, percent
 
 WIDTH = 18  # of the names: the longest of them, whatever rows there are
 _WORSE = 0.01  # of the validation accuracy, or of its loss as a share, that a reader should know of

@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 
 from keras_dal._backend import arrays
-from keras_dal._backend.warning import warn
 from keras_dal.features.samples import some_rows
 from keras_dal.finishing.contradictions import Moves
 from keras_dal.finishing.newton import RIDGES, STEPS, NewtonTask, with_few_threads
 from keras_dal.finishing.stopping import Ending, Tolerance
 from keras_dal.finishing.task import CLOSE
 from keras_dal.heads.array_backend import is_out_of_memory
+from keras_dal.output.warning import warn
 from keras_dal.solvers.min_norm_interpolation import Interpolation
 from keras_dal.solvers.newton_cg import INEXACT
 from keras_dal.solvers.objectives import Separation

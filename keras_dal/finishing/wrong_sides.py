@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_dal._backend.warning import warn
+from keras_dal.output.tables import percent
+from keras_dal.output.warning import warn
 from keras_dal.solvers.equal_features import groups_of_equal
-from keras_dal.tables import percent
 
 
 def contradicted(features, targets):

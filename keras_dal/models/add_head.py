@@ -8,7 +8,6 @@ import keras
 import numpy as np
 
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, first_inputs
 from keras_dal.features.cache import cached_features
 from keras_dal.features.inputs import sample_inputs
@@ -21,6 +20,7 @@ from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import GatedBranch, GatedDense, check_sharpness
 from keras_dal.models.linear_layers import as_dense
 from keras_dal.models.structure import structure_of
+from keras_dal.output.warning import say, warn
 
 _OVERSAMPLE = 4.0
 _PLACES = ("beside", "before")

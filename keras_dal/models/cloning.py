@@ -10,9 +10,9 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _keras
-from keras_dal._backend.warning import described, warn
 from keras_dal.features.tracing import inference, recorded, replaced, to_numpy
 from keras_dal.features.variables import assign_all, is_real, restored, values_of
+from keras_dal.output.warning import described, warn
 
 _BASE_CONFIG = ("name", "trainable", "dtype")  # Keras adds them, and many subclassed models do not take them
 _LOOKUPS = (keras.layers.TextVectorization, keras.layers.StringLookup, keras.layers.IntegerLookup)

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 
 from keras_dal import _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import HALVES
 from keras_dal.models.regularizers import l2_factors
+from keras_dal.output.warning import warn
 
 
 def check_trained(untrained):

@@ -4,13 +4,13 @@ import numpy as np
 
 from keras_dal import _keras
 from keras_dal._backend import arrays
-from keras_dal._backend.warning import say
 from keras_dal.features.batches import batches, in_one_array
 from keras_dal.features.inputs import are_arrays, num_samples
 from keras_dal.features.samples import checked_weight
 from keras_dal.features.tracing import as_numpy
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
+from keras_dal.output.warning import say
 
 
 def understood(model, inputs, loss, data, parameters="head", verbose=0):

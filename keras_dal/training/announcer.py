@@ -1,7 +1,7 @@
 """When the monitor's messages are printed: never on a line that Keras still writes, nor at the price of a training."""
 
 from keras_dal import _backend
-from keras_dal._backend.warning import described, say, warn
+from keras_dal.output.warning import described, say, warn
 
 
 class Announcer:

@@ -8,13 +8,13 @@ from keras import ops
 
 from keras_dal import _backend, _keras
 from keras_dal._backend import arrays
-from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_of_cached
 from keras_dal.features.tracing import to_numpy
 from keras_dal.features.variables import Kept, are_equal, values_of
 from keras_dal.finishing.solve import solve_head
 from keras_dal.losses.keras_losses import clipped
 from keras_dal.losses.lazy_targets import LazyTargets
+from keras_dal.output.warning import described, warn
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.gathering import Gathering, evaluated_once
 from keras_dal.training.logs import as_alignment, as_phase

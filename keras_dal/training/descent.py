@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from keras_dal._backend.warning import described, warn
+from keras_dal.output.warning import described, warn
 from keras_dal.training.frozen import Snapshot
 from keras_dal.training.state import state_of
 from keras_dal.training.step_size import step_size

@@ -5,7 +5,6 @@ import os
 from typing import Any
 
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import say, warn
 from keras_dal.features.batches import BATCH_SIZE, batches, check_finite, first_inputs
 from keras_dal.features.cache import gathered
 from keras_dal.features.inputs import are_arrays, check_alike
@@ -16,6 +15,7 @@ from keras_dal.finishing.result import Result
 from keras_dal.finishing.solve import solve_head
 from keras_dal.models.solvable import check_solvable, warn_of_precision, warn_of_what_is_not_solved
 from keras_dal.models.understood import understood
+from keras_dal.output.warning import say, warn
 from keras_dal.training import messages
 from keras_dal.training.checks import check_same_model
 from keras_dal.training.frozen import Snapshot

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from keras_dal import _backend
-from keras_dal._backend.warning import described, warn
 from keras_dal.losses import loss_of
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.understood import check_targets
+from keras_dal.output.warning import described, warn
 from keras_dal.training import checks, messages
 from keras_dal.training.descent import Descent
 from keras_dal.training.inner import innermost, parameters_of

@@ -1,7 +1,7 @@
 """What is to stand still while only the linear parameters are trained, whether it did, and what there was before."""
 
-from keras_dal._backend.warning import warn
 from keras_dal.features.variables import Kept, assign_all, values_of
+from keras_dal.output.warning import warn
 from keras_dal.training.state import state_of
 
 

@@ -5,10 +5,10 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import described, warn
 from keras_dal.features.batches import BatchCheck
 from keras_dal.features.cache import FeatureRows
 from keras_dal.features.tracing import features_and_outputs, inference
+from keras_dal.output.warning import described, warn
 from keras_dal.training.evaluated import evaluated
 from keras_dal.training.statistics import STEPS, BatchStatistics
 

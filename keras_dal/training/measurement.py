@@ -6,10 +6,10 @@ import numpy as np
 
 from keras_dal import _backend
 from keras_dal._backend.threads import threads_for
-from keras_dal._backend.warning import described, warn
 from keras_dal.analysis.alignment import alignment_from_moments, alignment_of
 from keras_dal.features.inputs import input_specs
 from keras_dal.features.precision import coarsest_eps, halves_in
+from keras_dal.output.warning import described, warn
 from keras_dal.training.budget import SHARE, Budget
 from keras_dal.training.kernel_change import KernelChange, some_samples
 from keras_dal.training.logs import as_alignment, as_change

@@ -3,7 +3,6 @@
 import numpy as np
 
 from keras_dal import _keras
-from keras_dal._backend.warning import described
 from keras_dal.analysis.assumptions import TO_FLOAT32
 from keras_dal.analysis.conflicts import num_conflicting
 from keras_dal.analysis.reports import in_outputs
@@ -11,7 +10,8 @@ from keras_dal.features.tracing import HALVES, to_numpy
 from keras_dal.features.variables import num_entries
 from keras_dal.finishing.stopping import Ending
 from keras_dal.models.add_head import num_gated_parameters
-from keras_dal.tables import counted, percent
+from keras_dal.output.tables import counted, percent
+from keras_dal.output.warning import described
 from keras_dal.training.inner import path_to
 from keras_dal.training.state import state_of
 from keras_dal.training.statistics import have_moved

@@ -7,10 +7,10 @@ import keras
 
 from keras_dal import _keras
 from keras_dal._backend.arrays import MAX_BYTES
-from keras_dal._backend.warning import warn
 from keras_dal.features.batches import as_arguments
 from keras_dal.features.samples import check_bytes
 from keras_dal.finishing.result import Result
+from keras_dal.output.warning import warn
 from keras_dal.training import checks, messages
 from keras_dal.training.announcer import Announcer
 from keras_dal.training.certificates import Certificates

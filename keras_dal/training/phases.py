@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.settled import warn_of_statistics
 from keras_dal.features.variables import values_of
+from keras_dal.output.warning import warn
 from keras_dal.training import messages
 from keras_dal.training.convex_phase import ConvexPhase, Incomplete
 from keras_dal.training.frozen import FrozenState

@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
+from keras_dal.output.warning import warn
 from keras_dal.training.schedule import Decision
 from keras_dal.training.train_step import is_hooked
 

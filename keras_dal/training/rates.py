@@ -3,8 +3,8 @@
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_dal import _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import to_numpy
+from keras_dal.output.warning import warn
 
 
 class Rates:

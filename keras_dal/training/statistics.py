@@ -8,10 +8,10 @@ import numpy as np
 from keras import tree
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.moving_statistics import at_first, moving_of, statistics_of, with_statistics
 from keras_dal.features.tracing import recorded, replaced, takes_training
 from keras_dal.features.variables import Kept, are_equal, assign_all, values_of
+from keras_dal.output.warning import warn
 
 STEPS = 100  # of a stream that give its batch statistics, at most
 

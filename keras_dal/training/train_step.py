@@ -8,9 +8,9 @@ from typing import Any
 from keras import ops, tree
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import described, warn
 from keras_dal.features.tracing import Swap, pooled, recorded, replaced
 from keras_dal.models.gated_layers import GatedBranch
+from keras_dal.output.warning import described, warn
 from keras_dal.training.evaluated import loss_arguments
 from keras_dal.training.moments import StepMoments
 

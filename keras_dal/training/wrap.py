@@ -7,11 +7,11 @@ from typing import Any
 import keras
 
 from keras_dal import _backend, _keras
-from keras_dal._backend.warning import warn
 from keras_dal.features.tracing import replaced
 from keras_dal.models.find_structure import find_structure
 from keras_dal.models.gated_layers import is_held_while_exploring
 from keras_dal.models.structure import Structure
+from keras_dal.output.warning import warn
 from keras_dal.training import arguments, checks
 from keras_dal.training.inner import Delegating, averaging_only, innermost
 from keras_dal.training.loss_scale import unscaled

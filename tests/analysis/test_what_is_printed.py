@@ -20,8 +20,8 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.heads import DenseHead
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from keras_dal.models.find_structure import find_structure
+from keras_dal.output.tables import at_least, at_most, percent
 from keras_dal.solvers.nested_columns import NestedColumns
-from keras_dal.tables import at_least, at_most, percent
 
 CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SIDES = keras.losses.BinaryCrossentropy(from_logits=True)

@@ -24,7 +24,7 @@ from keras_dal.finishing.stopping import Ending
 from keras_dal.heads.cached_jacobian import CachedJacobian
 from keras_dal.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from keras_dal.models.find_structure import find_structure
-from keras_dal.tables import at_most
+from keras_dal.output.tables import at_most
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from fits import compiled, images
 
 import keras_dal
-from keras_dal._backend.warning import warn
+from keras_dal.output.warning import warn
 from keras_dal.training import checks
 
 

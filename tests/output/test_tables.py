@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_dal
-from keras_dal.tables import apart, as_html, as_text, counted, known_decimals
+from keras_dal.output.tables import apart, as_html, as_text, counted, known_decimals
 
 ROWS = [("loss", 0.5), ("penalty", None), ("training accuracy", "<b>100 %</b> & more"), ("left", 0)]
 

@@ -1,0 +1,1 @@
+"""How things are said: tables as text and HTML, lines and warnings."""
