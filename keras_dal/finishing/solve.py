@@ -73,6 +73,7 @@ def weight_of_change(data):
     """
     fitted = data.fitted(data.theta)
     wanted = OF_CURVATURE * fitted.mean_curvature() / data.mean_weight
-    worse = max(fitted.mean_loss() / data.loss_of_nothing, 1.0)
+    above, most = (value - data.floor for value in (fitted.mean_loss(), data.loss_of_nothing))
+    worse = max(above / most, 1.0) if most > 0 else 1.0
     weight = min(max(LEAST, wanted), MOST) / worse ** (1 if data.loss.quadratic else 2)  # both grow as a square does
     return float(f"{weight:.1e}") * data.mean_weight  # two digits, which are printed
