@@ -48,7 +48,8 @@ def check_targets(loss, data, num_outputs):
         return
     next(batches(*data, labelled=True), None)  # of one length
     x, y, weights = (*data, None)[:3]
-    labels = as_numpy(in_one_array("labels", y))
-    counted = np.flatnonzero(checked_weight(in_one_array("sample weights", weights), num_samples(x)) > 0)
+    labels, weights = as_numpy(in_one_array("labels", y)), in_one_array("sample weights", weights)
+    weights = checked_weight(None if weights is None else as_numpy(weights), num_samples(x))
+    counted = np.flatnonzero(weights > 0)
     for block in arrays.slices(len(counted)):
         loss.targets(labels[counted[block]], num_outputs)
