@@ -355,6 +355,7 @@ def test_a_residual_that_was_not_refined_bounds_the_least_one_all_the_same(monke
     ("options", "message"),
     [
         ({"widths": [2, 1]}, "ascending integers.*Received: widths=.2, 1"),
+        ({"widths": 5}, "ascending integers.*Received: widths=5"),
         ({"widths": [-1]}, "not negative"),
         ({"widths": []}, "widths"),
         ({"widths": [0.5]}, "integers"),

@@ -487,3 +487,11 @@ def test_after_a_fit_the_optimizer_does_not_hold_the_monitor():
 def test_evaluate_takes_a_monitor_that_has_not_trained():
     model = compiled(keras_dal.Wrap(keras.optimizers.SGD(0.1), explore=1))
     assert model.evaluate(*images(), verbose=0, callbacks=[keras_dal.AlignmentMonitor()])
+
+
+def test_an_alignment_that_is_no_number_is_said_once_in_a_fit(recwarn):
+    x, y = images()
+    x[0] = np.nan
+    model = compiled("sgd")
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[keras_dal.AlignmentMonitor(verbose=False)])
+    assert len([each for each in recwarn if "The alignment is not a number" in str(each.message)]) == 1
